@@ -1,0 +1,310 @@
+r"""The random choices an operator may make, as Pyro distributions over a batch of rows.
+
+A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class answers three
+questions about one law: draw a value (``sample``, by keyed randomness), how likely is a value (``log_prob``), and which
+values are possible (``fork``, which is how the theory enumerates a program).
+
+Sites that were not chosen cost nothing: their value is fixed, their logits are never read, their log-probability is 0.
+"""
+
+import itertools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from discdiff.kernels import dispatch as kernels
+
+__all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "Subset", "Tokens"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where randomness is used: the value of a choice is a function of the key and nothing else."""
+
+    seed: int
+    rows: Int[Tensor, " B"]  # ids that travel with the rows
+    step: int = 0  # step and slot, packed (Run.counter)
+    tag: int = 0
+    # On a GPU a bad row is noted here instead of raised at once: raising would stop the device at every draw.
+    faults: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def fresh(cls, batch: int, device: torch.device) -> "Key":
+        """A key from torch's global generator, for draws made outside a sampler."""
+        return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
+
+    def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        """Two float64 uniforms for each position of each row."""
+        positions = torch.arange(length, device=self.rows.device)
+        return kernels.uniforms(
+            seed=self.seed, rows=self.rows[:, None], positions=positions, step=self.step, tag=self.tag
+        )
+
+
+class Choice(TorchDistribution):
+    """A law over one value a row. Subclasses give ``_draw``, ``_log_prob`` and ``fork``."""
+
+    arg_constraints: dict = {}
+    has_enumerate_support = True
+
+    def __init__(self, batch: int, event: tuple[int, ...], device: torch.device) -> None:
+        super().__init__(torch.Size([batch]), torch.Size(event), validate_args=False)
+        self.key: Key | None = None
+        self.device = device
+
+    @abstractmethod
+    def _draw(self, key: Key) -> Tensor: ...
+
+    @abstractmethod
+    def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
+        """Every possible value of every row: (row it belongs to, value, log-probability), impossible ones left out."""
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by the key that was attached, or by a fresh one from torch's global generator."""
+        batch = self.batch_shape[0]
+        if not sample_shape:
+            return self._draw(self.key or Key.fresh(batch, self.device))
+        draws = [self._draw(Key.fresh(batch, self.device)) for _ in range(math.prod(sample_shape))]
+        return torch.stack(draws).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """The possible values of a single row, (M, 1, *event), as Pyro's own enumeration wants them."""
+        if self.batch_shape != (1,):
+            raise ValueError(f"enumerate_support: one row at a time, got {self.batch_shape[0]}; use fork for many")
+        return self.fork()[1][:, None]
+
+
+class _SiteWise(Choice):
+    """Independent choices at the positions: subclasses tabulate each site's categories."""
+
+    @abstractmethod
+    def _table(self) -> tuple[Float[Tensor, "B L K"], Tensor]:
+        """Log-probability and value of each category of each site, both (B, L, K)."""
+
+    def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
+        log_p, value = self._table()
+        batch, length, _ = log_p.shape
+        _refuse_nan(log_p.sum(-1).isnan(), type(self).__name__)
+        parent = torch.arange(batch, device=log_p.device)
+        values, total = value.new_empty(batch, 0), log_p.new_zeros(batch)
+        for site in range(length):
+            row, category = (log_p[parent, site] > -torch.inf).nonzero(as_tuple=True)
+            parent = parent[row]
+            values = torch.cat([values[row], value[parent, site, category][:, None]], -1)
+            total = total[row] + log_p[parent, site, category]
+        return parent, values, total
+
+
+class Coins(_SiteWise):
+    """An independent coin at each position: True with probability ``probs``.
+
+    Raises:
+        ValueError: when drawn with a probability that is NaN or outside [0, 1], naming the site.
+    """
+
+    def __init__(self, probs: Float[Tensor, "B L"]) -> None:
+        super().__init__(probs.shape[0], (probs.shape[1],), probs.device)
+        self.probs = probs
+
+    def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
+        wrong = ~((self.probs >= 0) & (self.probs <= 1 + 1e-9))
+        _report(key, wrong, "a probability that is not in [0, 1]: are there NaNs in the logits?")
+        return key.uniforms(self.probs.shape[1])[0] < self.probs
+
+    def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        return torch.where(value, self.probs, 1 - self.probs).log().sum(-1)
+
+    def _table(self) -> tuple[Tensor, Tensor]:
+        log_p = torch.stack([1 - self.probs, self.probs], -1).log()
+        return log_p, torch.tensor([False, True], device=log_p.device).expand_as(log_p)
+
+
+class Tokens(_SiteWise):
+    r"""A token at each chosen position, from the softmax of that site's logits; other positions keep theirs.
+
+    Args:
+        rows: called with the chosen sites, a (B, L) mask with N sites set; returns their logits (N, V), unnormalised,
+            in row-major order of the sites. It is not called before something must be read.
+        where: (B, L) the chosen sites.
+        keep: (B, L) the tokens of the others.
+
+    Raises:
+        ValueError: when read, if a chosen site's logits have no mass or a NaN, naming the site.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[Bool[Tensor, "B L"]], Float[Tensor, "N V"]],
+        where: Bool[Tensor, "B L"],
+        keep: Int[Tensor, "B L"],
+    ) -> None:
+        super().__init__(where.shape[0], (where.shape[1],), where.device)
+        self.rows, self.where, self.keep = rows, where, keep
+
+    def _draw(self, key: Key) -> Int[Tensor, "B L"]:
+        row, position = self.where.nonzero(as_tuple=True)
+        drawn = kernels.draw(
+            self.rows(self.where), seed=key.seed, rows=key.rows[row], positions=position, step=key.step, tag=key.tag
+        )
+        _report(key, self.where.masked_scatter(self.where, drawn < 0), "logits without mass, or with a NaN or +inf")
+        return self.keep.masked_scatter(self.where, drawn)
+
+    def log_prob(self, value: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        # Gathered before it is normalised: an unchosen site would contribute NaN gradients.
+        logits = self.rows(self.where)
+        chosen = value[self.where]
+        known = (chosen >= 0) & (chosen < logits.shape[-1])
+        log_p = logits.log_softmax(-1).gather(-1, chosen.where(known, 0)[:, None])[:, 0]
+        log_p = log_p.masked_fill(~known, -torch.inf)
+        fixed = torch.where(value == self.keep, 0.0, -torch.inf).to(log_p.dtype)
+        return fixed.masked_scatter(self.where, log_p).sum(-1)
+
+    def _table(self) -> tuple[Tensor, Tensor]:
+        logits = self.rows(self.where)
+        log_p = logits.new_full((*self.where.shape, logits.shape[-1]), -torch.inf)
+        log_p[..., 0] = 0
+        log_p[self.where] = logits.log_softmax(-1)
+        category = torch.arange(logits.shape[-1], device=log_p.device).expand(log_p.shape)
+        return log_p, torch.where(self.where[..., None], category, self.keep[..., None])
+
+
+class PointMixture(_SiteWise):
+    r"""At each position one of a few given tokens, or a token from the noise law pi:
+
+        P(v) = sum_k w_k 1(v = points_k) + (1 - sum_k w_k) pi(v).
+
+    Forward marginals (one point, x0), bridges of rank-one processes (two points, x_t and x_0) and priors (none) are all
+    of this form, so none of them builds a V-wide row to be drawn.
+
+    Args:
+        pi: (S,) float64 noise law.
+        points: K tensors (B, L) of tokens.
+        weights: K tensors (B, L) of probabilities with sum at most 1.
+        shape: (B, L), needed where there are no points.
+    """
+
+    def __init__(
+        self,
+        pi: Float[Tensor, " S"],
+        points: Sequence[Int[Tensor, "B L"]],
+        weights: Sequence[Float[Tensor, "B L"]],
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        batch, length = points[0].shape if shape is None else shape
+        device = pi.device if not points else points[0].device
+        super().__init__(batch, (length,), device)
+        self.pi, self.points, self.weights = pi.to(device), tuple(points), tuple(weights)
+
+    def _draw(self, key: Key) -> Int[Tensor, "B L"]:
+        length = self.event_shape[0]
+        u, v = key.uniforms(length)
+        cumulative = self.pi.cumsum(0)
+        # The last state with mass ends the scale, so that rounding can never pick a state of probability 0.
+        last = int(self.pi.nonzero()[-1])
+        value = torch.searchsorted(cumulative[:last], v, right=True)
+        threshold = torch.zeros_like(u)
+        for point, weight in zip(self.points, self.weights, strict=True):
+            value = torch.where((threshold <= u) & (u < threshold + weight), point, value)
+            threshold = threshold + weight
+        return value
+
+    def _rest(self) -> Float[Tensor, "B L"]:
+        """The weight of the noise law: what the points leave."""
+        rest = torch.ones(*self.batch_shape, *self.event_shape, dtype=torch.float64, device=self.device)
+        for weight in self.weights:
+            rest = rest - weight
+        return rest.clamp(min=0)
+
+    def log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+        known = (value >= 0) & (value < self.pi.shape[0])
+        p = self.pi[value.where(known, 0)] * known
+        p = p * self._rest()
+        for point, weight in zip(self.points, self.weights, strict=True):
+            p = p + weight * (value == point)
+        return p.log().sum(-1)
+
+    def _table(self) -> tuple[Tensor, Tensor]:
+        states = torch.arange(self.pi.shape[0], device=self.device)
+        p = self._rest()[..., None] * self.pi
+        for point, weight in zip(self.points, self.weights, strict=True):
+            p = p + weight[..., None] * (point[..., None] == states)
+        return p.log(), states.expand_as(p)
+
+
+class Subset(Choice):
+    """A uniform subset of ``size`` of the free positions of each row (all of them where fewer are free), as a mask."""
+
+    def __init__(self, free: Bool[Tensor, "B L"], size: int) -> None:
+        super().__init__(free.shape[0], (free.shape[1],), free.device)
+        self.free, self.size = free, size
+
+    def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
+        u = key.uniforms(self.free.shape[1])[0].masked_fill(~self.free, 2.0)
+        order = u.argsort(dim=-1, stable=True)[:, : self.size]
+        return torch.zeros_like(self.free).scatter(-1, order, True) & self.free
+
+    def _count(self) -> Float[Tensor, " B"]:
+        """log of the number of subsets of each row."""
+        n = self.free.sum(-1).double()
+        k = n.clamp(max=self.size)
+        return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+    def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        right = (value.sum(-1) == self.free.sum(-1).clamp(max=self.size)) & ~(value & ~self.free).any(-1)
+        return torch.where(right, -self._count(), -torch.inf)
+
+    def fork(self) -> tuple[Tensor, Tensor, Tensor]:
+        patterns, kind = self.free.unique(dim=0, return_inverse=True)
+        parents, values = [], []
+        for index, pattern in enumerate(patterns):
+            free = pattern.nonzero()[:, 0].tolist()
+            subsets = torch.zeros(math.comb(len(free), min(self.size, len(free))), len(pattern), dtype=torch.bool)
+            for subset, chosen in zip(subsets, itertools.combinations(free, min(self.size, len(free))), strict=True):
+                subset[list(chosen)] = True
+            rows = (kind == index).nonzero()[:, 0]
+            parents.append(rows.repeat_interleave(len(subsets)))
+            values.append(subsets.to(self.free.device).repeat(len(rows), 1))
+        parent = torch.cat(parents)
+        return parent, torch.cat(values), -self._count()[parent]
+
+
+class Branch(Choice):
+    """One of K branches for each row, with probabilities ``weights``; the value is its index, event shape ()."""
+
+    def __init__(self, weights: Float[Tensor, " K"], batch: int) -> None:
+        super().__init__(batch, (), weights.device)
+        self.weights = weights
+
+    def _draw(self, key: Key) -> Int[Tensor, " B"]:
+        u = key.uniforms(1)[0][:, 0]
+        return torch.searchsorted(self.weights.cumsum(0)[:-1], u, right=True)
+
+    def log_prob(self, value: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return self.weights.log()[value]
+
+    def fork(self) -> tuple[Tensor, Tensor, Tensor]:
+        batch, possible = self.batch_shape[0], self.weights.nonzero()[:, 0]
+        parent = torch.arange(batch, device=self.device).repeat_interleave(len(possible))
+        value = possible.repeat(batch)
+        return parent, value, self.weights.log()[value]
+
+
+def _report(key: Key, wrong: Bool[Tensor, "B L"], what: str) -> None:
+    """Raise for the first wrong site; on a GPU only note it, and the sampler looks once at the end."""
+    if wrong.is_cuda:
+        key.faults.append(wrong.any())
+    elif bool(wrong.any()):
+        row, position = wrong.nonzero()[0].tolist()
+        raise ValueError(f"row {int(key.rows[row])}, position {position}: the denoiser gave {what}")
+
+
+def _refuse_nan(wrong: Bool[Tensor, "B L"], name: str) -> None:
+    if bool(wrong.any()):
+        row, position = wrong.nonzero()[0].tolist()
+        raise ValueError(f"row {row}, position {position}: {name} has a NaN probability")

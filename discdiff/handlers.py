@@ -1,0 +1,117 @@
+r"""The one door for randomness: ``choose``.
+
+An operator is a program whose every random choice is a Pyro site named "step.slot.name". What a site does depends on who listens:
+
+    nobody                  its value is drawn as a function of (seed, row, step, slot, name, position): the sampler
+    ``pyro.poutine.trace``  the value and its log-probability are kept; ``replay`` puts values back
+    ``theory.kernel``       every possible value is tried: the exact transition matrix
+
+The key of the randomness rides on the distribution, so nothing is on Pyro's global handler stack while sampling.
+"""
+
+import zlib
+from dataclasses import dataclass, field, replace
+
+import pyro
+from jaxtyping import Float
+from torch import Tensor
+
+from discdiff.denoiser import Counter, frozen_time
+from discdiff.distributions import Choice, Key
+from discdiff.kernels.dispatch import TAGS
+from discdiff.prediction import Prediction
+from discdiff.process import Process
+from discdiff.state import State
+
+__all__ = ["At", "Run", "choose"]
+
+_STEPS, _SLOTS = 1 << 20, 1 << 12
+
+
+@dataclass
+class Run:
+    """What belongs to one run of a program and to none of its operators: seed, counts and records.
+
+    Attributes:
+        seed: the 64-bit key of its randomness.
+        model: the counted denoiser.
+        log_prob: (B,) the summed log-probability of all choices made, or None if it is not kept.
+        faults: flags of bad rows on a GPU, looked at once, at the end.
+    """
+
+    seed: int
+    model: Counter
+    log_prob: Float[Tensor, " B"] | None = None
+    faults: list[Tensor] = field(default_factory=list)
+    _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step
+    _step: int = -1
+
+    def key(self, name: str, state: State, step: int, slot: int) -> Key:
+        """The key of a site, refusing a name that was used before in the same step and slot."""
+        if step >= _STEPS or slot >= _SLOTS:
+            raise ValueError(f"site {step}.{slot}.{name}: at most {_STEPS} steps and {_SLOTS} slots a step can be keyed")
+        if step != self._step:
+            self._names.clear()
+            self._step = step
+        tag = zlib.crc32(name.encode()) % TAGS
+        if (slot, tag) in self._names:
+            raise ValueError(
+                f"site {step}.{slot}.{name}: a site of this name, or of one that hashes alike, was already drawn in this slot; "
+                "give each choice of an operator its own name, and an operator with several slots a `width`"
+            )
+        self._names.add((slot, tag))
+        return Key(self.seed, state.rows, slot << 20 | step, tag, self.faults)
+
+
+@dataclass(frozen=True)
+class At:
+    """Where in a run an operator stands: the process, the interval t -> s, and the address (step, slot).
+
+    A predictor moves a state from ``t`` to ``s``; a corrector works at the time its state carries.
+    """
+
+    process: Process
+    run: Run
+    t: float
+    s: float
+    step: int
+    slot: int = 0
+
+    def predict(self, state: State) -> Prediction:
+        """Call the denoiser on a state, frozen sites at time 0. The call is counted."""
+        time = frozen_time(state.t, state.frozen, state.tokens.device)
+        return self.run.model(state.tokens, time, state.rows)
+
+    def alpha(self, time: float) -> float:
+        """alpha at a time, on the host in float64."""
+        return float(self.process.schedule.alpha(time))
+
+    def moved(self, slots: int) -> "At":
+        """The same place, ``slots`` further: where the next part of a composition stands."""
+        return replace(self, slot=self.slot + slots)
+
+
+def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
+    """Make one random choice for every row: the only way an operator may be random.
+
+    Args:
+        name: the choice's name, unique in its operator.
+        distribution: the law, batch shape (B,) equal to the rows of ``state``.
+        state: the state the choice is made in; its row ids key the randomness.
+        at: where the operator stands.
+
+    Returns:
+        The value, (B, *event).
+
+    Raises:
+        ValueError: if the batch shape is not the rows, or the name was used before in this step and slot.
+    """
+    rows = len(state.rows)
+    if distribution.batch_shape != (rows,):
+        raise ValueError(f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}")
+    distribution.key = at.run.key(name, state, at.step, at.slot)
+    value = pyro.sample(f"{at.step}.{at.slot}.{name}", distribution)
+    if at.run.log_prob is not None:
+        index = state.rows - at.run.model.first_row
+        at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)
+    return value

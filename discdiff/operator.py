@@ -1,0 +1,336 @@
+r"""Operators: Markov kernels written as programs, and how they compose.
+
+An operator maps a ``State`` to a ``State``, making its random choices through ``choose``. A *predictor* moves t -> s; a *corrector* stays
+at its time. The exact kernel is a homomorphism of the algebra (rows are laws, K[x, y] = P(y | x)):
+
+    kernel(A >> B)              = kernel(A) @ kernel(B)         A first, then B
+    kernel(C ** n)              = kernel(C)^n
+    kernel(mix({A: p, B: q}))   = p kernel(A) + q kernel(B)     one keyed coin a row
+    kernel(when(f, A, B))       = kernel(A) if f(t) else kernel(B)
+
+In ``A >> B`` whatever stands left of the predictor runs at t and whatever stands right of it at s; a step has exactly one predictor
+on every path, and two raise TypeError when they are composed.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from discdiff.distributions import Branch
+from discdiff.handlers import At, choose
+from discdiff.state import State
+
+__all__ = ["Corrector", "Invariance", "Mix", "Operator", "Predictor", "Repeat", "Then", "When", "mix", "when"]
+
+Invariance = Literal["exact", "approximate", "none"]
+_WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
+
+
+class Operator(ABC):
+    """A Markov kernel on states, as a program. Derive from ``Predictor`` or ``Corrector``, not from this.
+
+    What an operator declares is a claim that the test-suite checks against its exact law:
+
+    Attributes:
+        order: a predictor's order of convergence, in total variation of the terminal law, on an interior window with exact predictions.
+        invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
+        nfe: expected denoiser calls a step.
+        enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel`` refuses it by name.
+        width: how many slots of a step it takes; more than one only if it draws a name more than once.
+    """
+
+    @abstractmethod
+    def __call__(self, state: State, at: At) -> State: ...
+
+    @property
+    @abstractmethod
+    def moves(self) -> bool:
+        """True for a predictor, False for a corrector."""
+
+    @property
+    def order(self) -> float | None:
+        return None
+
+    @property
+    def invariant(self) -> Invariance | None:
+        return None
+
+    @property
+    def nfe(self) -> float | None:
+        return 1.0
+
+    @property
+    def enumerable(self) -> bool:
+        return True
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def __rshift__(self, other: "Operator") -> "Operator":
+        """This operator, then the other."""
+        return Then(self, _operator(other, ">>"))
+
+    def __pow__(self, n: int) -> "Operator":
+        """This corrector n times."""
+        return Repeat(self, n)
+
+
+class Predictor(Operator):
+    """A kernel t -> s. Its program returns a state at time ``at.s``."""
+
+    @property
+    def moves(self) -> bool:
+        return True
+
+
+class Corrector(Operator):
+    """A kernel at a fixed time, the one its state carries."""
+
+    @property
+    def moves(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Then(Operator):
+    """``left >> right``."""
+
+    left: Operator
+    right: Operator
+
+    def __post_init__(self) -> None:
+        if self.left.moves and self.right.moves:
+            raise TypeError(f"a step has one predictor; {self.left} >> {self.right} has two")
+
+    def __call__(self, state: State, at: At) -> State:
+        return self.right(self.left(state, at), at.moved(self.left.width))
+
+    @property
+    def moves(self) -> bool:
+        return self.left.moves or self.right.moves
+
+    @property
+    def order(self) -> float | None:
+        """The predictor's, as a lower bound, if every corrector beside it is exact."""
+        if not self.moves:
+            return None
+        predictor, corrector = (self.left, self.right) if self.left.moves else (self.right, self.left)
+        return predictor.order if corrector.invariant == "exact" else None
+
+    @property
+    def invariant(self) -> Invariance | None:
+        return None if self.moves else _worst(self.left, self.right)
+
+    @property
+    def nfe(self) -> float | None:
+        return _sum_nfe((1.0, self.left), (1.0, self.right))
+
+    @property
+    def enumerable(self) -> bool:
+        return self.left.enumerable and self.right.enumerable
+
+    @property
+    def width(self) -> int:
+        return self.left.width + self.right.width
+
+    def __repr__(self) -> str:
+        return f"{self.left} >> {self.right}"
+
+
+@dataclass(frozen=True)
+class Repeat(Operator):
+    """``operator ** times``, for correctors."""
+
+    operator: Operator
+    times: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.times, bool) or not isinstance(self.times, int):
+            raise TypeError(f"** takes a whole number of repetitions, got {self.times!r}")
+        if self.operator.moves:
+            raise TypeError(f"only a corrector can be repeated; {self.operator} moves t -> s")
+        if self.times < 0:
+            raise ValueError(f"** takes a number of repetitions >= 0, got {self.times}")
+
+    def __call__(self, state: State, at: At) -> State:
+        for n in range(self.times):
+            state = self.operator(state, at.moved(n * self.operator.width))
+        return state
+
+    @property
+    def moves(self) -> bool:
+        return False
+
+    @property
+    def invariant(self) -> Invariance | None:
+        return self.operator.invariant if self.times else "exact"
+
+    @property
+    def nfe(self) -> float | None:
+        return _sum_nfe((float(self.times), self.operator))
+
+    @property
+    def enumerable(self) -> bool:
+        return self.operator.enumerable
+
+    @property
+    def width(self) -> int:
+        return self.operator.width * self.times
+
+    def __repr__(self) -> str:
+        inner = f"({self.operator})" if isinstance(self.operator, Then | Repeat) else repr(self.operator)
+        return f"{inner} ** {self.times}"
+
+
+@dataclass(frozen=True)
+class Mix(Operator):
+    """A random choice among operators, made for each row on its own so that rows stay independent."""
+
+    operators: tuple[Operator, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, state: State, at: At) -> State:
+        branch = choose("branch", Branch(torch.tensor(self.weights, dtype=torch.float64), len(state.rows)), state, at)
+        tokens, time, slot = state.tokens.clone(), state.t, 1
+        for k, operator in enumerate(self.operators):
+            which = (branch == k).nonzero()[:, 0]
+            if len(which):
+                after = operator(state.select(which), at.moved(slot))
+                tokens[which], time = after.tokens, after.t
+            slot += operator.width
+        return state.at(tokens, time)
+
+    @property
+    def moves(self) -> bool:
+        return self.operators[0].moves
+
+    @property
+    def order(self) -> float | None:
+        return _least_order(*self.operators)
+
+    @property
+    def invariant(self) -> Invariance | None:
+        return None if self.moves else _worst(*self.operators)
+
+    @property
+    def nfe(self) -> float | None:
+        return _sum_nfe(*zip(self.weights, self.operators, strict=True))
+
+    @property
+    def enumerable(self) -> bool:
+        return all(operator.enumerable for operator in self.operators)
+
+    @property
+    def width(self) -> int:
+        return 1 + sum(operator.width for operator in self.operators)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{op}: {w:g}" for op, w in zip(self.operators, self.weights, strict=True))
+        return f"mix({{{inside}}})"
+
+
+@dataclass(frozen=True)
+class When(Operator):
+    """One of two operators, by the start time of the step."""
+
+    condition: Callable[[float], bool]
+    yes: Operator
+    no: Operator
+
+    def __call__(self, state: State, at: At) -> State:
+        return self.at(at.t)(state, at)
+
+    def at(self, t: float) -> Operator:
+        """The operator that a step starting at t runs."""
+        return self.yes if self.condition(t) else self.no
+
+    @property
+    def moves(self) -> bool:
+        return self.yes.moves
+
+    @property
+    def order(self) -> float | None:
+        return _least_order(self.yes, self.no)
+
+    @property
+    def invariant(self) -> Invariance | None:
+        return None if self.moves else _worst(self.yes, self.no)
+
+    @property
+    def nfe(self) -> float | None:
+        """Known only if both branches agree: how often the condition holds is the grid's affair."""
+        return self.yes.nfe if self.yes.nfe == self.no.nfe else None
+
+    @property
+    def enumerable(self) -> bool:
+        return self.yes.enumerable and self.no.enumerable
+
+    @property
+    def width(self) -> int:
+        return max(self.yes.width, self.no.width)
+
+    def __repr__(self) -> str:
+        return f"when({getattr(self.condition, '__name__', self.condition)}, {self.yes}, {self.no})"
+
+
+def mix(weighted: Mapping[Operator, float]) -> Operator:
+    """Run one of the operators, chosen for each row with the given probabilities.
+
+    Args:
+        weighted: operator -> probability; they sum to 1.
+
+    Raises:
+        TypeError: if predictors are mixed with correctors.
+        ValueError: if there is nothing to mix, or the weights are not probabilities.
+    """
+    operators, weights = tuple(weighted), tuple(float(w) for w in weighted.values())
+    if not operators or any(w < 0 for w in weights) or not math.isclose(sum(weights), 1, abs_tol=1e-9):
+        raise ValueError(f"mix: the weights must be probabilities that sum to 1, got {list(weights)}")
+    _same_kind("mix", *operators)
+    return Mix(operators, weights)
+
+
+def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Operator:
+    """Run ``yes`` in the steps whose start time satisfies the condition and ``no`` in the others.
+
+    Raises:
+        TypeError: if one is a predictor and the other a corrector, or the condition cannot be called.
+    """
+    if not callable(condition):
+        raise TypeError(f"when: the condition must be a function of the start time t, got {condition!r}")
+    _same_kind("when", yes, no)
+    return When(condition, yes, no)
+
+
+def _operator(candidate: object, where: str) -> Operator:
+    if not isinstance(candidate, Operator):
+        hint = "; it is a class: add ()" if isinstance(candidate, type) else ""
+        raise TypeError(f"{where} takes operators, got {candidate!r}{hint}")
+    return candidate
+
+
+def _same_kind(where: str, *operators: Operator) -> None:
+    kinds = {_operator(operator, where).moves for operator in operators}
+    if len(kinds) > 1:
+        raise TypeError(f"{where}: the branches must all be predictors or all correctors, got {', '.join(map(repr, operators))}")
+
+
+def _worst(*operators: Operator) -> Invariance | None:
+    claims = [operator.invariant for operator in operators]
+    known = [claim for claim in claims if claim is not None]
+    return min(known, key=_WORST.index) if len(known) == len(claims) else None
+
+
+def _least_order(*operators: Operator) -> float | None:
+    known = [operator.order for operator in operators if operator.order is not None]
+    return min(known) if len(known) == len(operators) else None
+
+
+def _sum_nfe(*weighted: tuple[float, Operator]) -> float | None:
+    known = [(weight, operator.nfe) for weight, operator in weighted]
+    return None if any(nfe is None for _, nfe in known) else sum(weight * (nfe or 0.0) for weight, nfe in known)

@@ -1,0 +1,256 @@
+r"""The one loop: a process, a denoiser, an operator and a grid of times."""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rich.console import Console
+from rich.progress import track
+
+from discdiff.denoiser import Counter, Denoiser
+from discdiff.handlers import At, Run, choose
+from discdiff.operator import Operator
+from discdiff.process import Process
+from discdiff.state import State
+
+__all__ = ["Sampler", "Samples"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        tokens: (B, L) int64 at the last time of the grid.
+        nfe: batched denoiser calls made.
+        nfe_rows: (B,) calls each row took part in.
+        seed: the seed that gives these tokens again.
+        trajectory: (N + 1, B, L) the tokens at every time of the grid, with ``record=True``.
+        log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    nfe: int
+    nfe_rows: Int[Tensor, " B"]
+    seed: int
+    trajectory: Int[Tensor, "N B L"] | None = None
+    log_prob: Float[Tensor, " B"] | None = None
+
+
+class Sampler:
+    """Run an operator over a grid of times.
+
+    Args:
+        process: the forward process.
+        model: a ``Denoiser`` for the same process.
+        operator: what a step does; it has exactly one predictor.
+        steps: N equal intervals of t from 1 to 0.
+        grid: instead of ``steps``, N + 1 decreasing times in [0, 1].
+
+    Raises:
+        TypeError: if the model is not a Denoiser or the operator does not move in time.
+        ValueError: if the processes differ, or the grid is not one.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        model: Denoiser,
+        operator: Operator,
+        *,
+        steps: int | None = None,
+        grid: Iterable[float] | None = None,
+    ) -> None:
+        check_model(process, model, "Sampler")
+        if not isinstance(operator, Operator):
+            raise TypeError(f"Sampler: operator must be one of discdiff.samplers or a composition, got {operator!r}")
+        if not operator.moves:
+            raise TypeError(f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects")
+        if (steps is None) == (grid is None):
+            raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
+        self.process, self.model, self.operator = process, model, operator
+        self.grid = _uniform_grid(steps) if steps is not None else _checked_grid(grid or ())
+
+    def on_grid(self, grid: Iterable[float]) -> "Sampler":
+        """The same sampler on another grid."""
+        return Sampler(self.process, self.model, self.operator, grid=grid)
+
+    def intervals(self) -> Iterator[tuple[int, float, float]]:
+        """(step number from 1, t, s) of every step."""
+        for step, (t, s) in enumerate(itertools.pairwise(self.grid), start=1):
+            yield step, t, s
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: int,
+        length: int | None = None,
+        *,
+        seed: int | None = None,
+        first_row: int = 0,
+        prompt: Tensor | Sequence[int] | None = None,
+        frozen: Tensor | Sequence[bool] | None = None,
+        initial: Tensor | None = None,
+        record: bool = False,
+        progress: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Samples:
+        r"""Draw samples.
+
+        The tokens of row b are a function of (seed, first_row + b) and the arguments, not of the batch it was drawn in.
+
+        Args:
+            batch: B.
+            length: L; may be left out where the model has just one.
+            seed: 64-bit key of the randomness; drawn from torch's global generator if None.
+            first_row: id of the first row.
+            prompt: tokens that are given: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used where it is True.
+            frozen: (L,) or (B, L), the sites that keep their prompt (or their ``initial`` token) and are shown to the denoiser as
+                clean, at time 0. An infill pattern.
+            initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
+            record: keep the trajectory and the log-probability.
+            progress: show a progress bar on standard error.
+            device: where to sample.
+
+        Raises:
+            ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits.
+        """
+        length = self._length(length)
+        if batch < 1:
+            raise ValueError(f"sample: batch must be at least 1, got {batch}")
+        if not 0 <= first_row <= 2**32 - batch:
+            raise ValueError(f"sample: row ids must lie in [0, 2**32), got first_row = {first_row} with batch = {batch}")
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
+        run = Run(seed, counter, torch.zeros(batch, dtype=torch.float64, device=device) if record else None)
+        at = At(self.process, run, self.grid[0], self.grid[0], step=0)
+
+        rows = torch.arange(first_row, first_row + batch, device=device)
+        state = State(torch.zeros(batch, length, dtype=torch.int64, device=device), self.grid[0], rows)
+        if initial is not None:
+            self._check_initial(initial, batch, length)
+            state = state.at(initial.to(device))
+        elif self.grid[0] == 1:
+            state = state.at(choose("prior", self.process.prior(batch, length, device), state, at))
+        else:
+            raise ValueError(f"sample: the grid starts at t = {self.grid[0]}, where the law is not the prior; give initial=")
+        fixed = self._fixed(batch, length, prompt, frozen, initial)
+        if fixed is not None:
+            given, where = (x.to(device) for x in fixed)
+            state = State(torch.where(where, given, state.tokens), state.t, rows, where)
+
+        trajectory = [state.tokens]
+        intervals = track(
+            self.intervals(), "sampling", len(self.grid) - 1, console=Console(stderr=True), disable=not progress
+        )
+        for step, t, s in intervals:
+            state = self.operator(state, At(self.process, run, t, s, step))
+            if record:
+                trajectory.append(state.tokens)
+        if run.faults and bool(torch.stack(run.faults).any()):
+            raise ValueError("sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site")
+        return Samples(
+            state.tokens, counter.nfe, counter.nfe_rows, seed, torch.stack(trajectory) if record else None, run.log_prob
+        )
+
+    def _length(self, length: int | None) -> int:
+        own = self.model.length
+        if length is None and own is None:
+            raise ValueError("sample: give length=, this model has none of its own")
+        if length is not None and own is not None and length != own:
+            raise ValueError(f"sample: length = {length}, but the model is for length {own}")
+        chosen = length if length is not None else own
+        if chosen is None or chosen < 1:
+            raise ValueError(f"sample: length must be at least 1, got {length}")
+        return chosen
+
+    def _check_initial(self, initial: Tensor, batch: int, length: int) -> None:
+        if tuple(initial.shape) != (batch, length):
+            raise ValueError(f"sample: initial must have shape ({batch}, {length}), got {tuple(initial.shape)}")
+        self.process.check_states(initial, "initial")
+
+    def _fixed(
+        self,
+        batch: int,
+        length: int,
+        prompt: Tensor | Sequence[int] | None,
+        frozen: Tensor | Sequence[bool] | None,
+        initial: Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The given tokens and the (B, L) mask of the sites they are given at."""
+        if prompt is None and frozen is None:
+            return None
+        if prompt is None and initial is None:
+            raise ValueError("sample: frozen= says which sites are given; prompt= or initial= must say what they hold")
+        given = torch.as_tensor(initial if prompt is None else prompt)
+        width = given.shape[-1] if given.ndim else 0
+        if given.ndim not in (1, 2) or width > length or (given.ndim == 2 and len(given) != batch):
+            raise ValueError(f"sample: prompt must be (P,) or ({batch}, P) with P <= {length}, got {tuple(given.shape)}")
+        if given.is_floating_point() or given.dtype == torch.bool:
+            raise ValueError(f"sample: prompt must hold token ids, got {given.dtype}")
+        if frozen is None:
+            where = (torch.arange(length) < width).expand(batch, length)
+            given = torch.nn.functional.pad(given, (0, length - width))
+        else:
+            where = torch.as_tensor(frozen)
+            if where.dtype != torch.bool or where.shape not in ((length,), (batch, length)):
+                raise ValueError(
+                    f"sample: frozen must be a bool mask ({length},) or ({batch}, {length}), got {where.dtype} {tuple(where.shape)}"
+                )
+            if width != length:
+                raise ValueError(f"sample: with frozen=, prompt must cover all {length} sites, got {width}")
+            where = where.expand(batch, length)
+        given = given.to(torch.int64).expand(batch, length).to(where.device)
+        if not bool(where.any()):
+            return None
+        # Sites that are not frozen hold anything; only what is given must be data.
+        self.process.check_data(given.where(where, self.process.data_tokens[0]), "prompt")
+        if self._infill_is_approximate():
+            warnings.warn(
+                "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, or one time "
+                "a row), and on a process that is not absorbing they then count as noisy",
+                stacklevel=3,
+            )
+        return given, where
+
+    def _infill_is_approximate(self) -> bool:
+        return not self.process.absorbing and not self.model.sees_site_times
+
+    def __repr__(self) -> str:
+        times = f"steps={len(self.grid) - 1}" if self.grid == _uniform_grid(len(self.grid) - 1) else f"grid={self.grid}"
+        note = "  # infill is approximate: the denoiser sees one time a row" if self._infill_is_approximate() else ""
+        return f"Sampler({self.process}, {self.model}, {self.operator}, {times}){note}"
+
+
+def check_model(process: Process, model: Denoiser, where: str) -> None:
+    """Raise unless ``model`` is a Denoiser for ``process``."""
+    if not isinstance(process, Process):
+        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
+    if not isinstance(model, Denoiser):
+        raise TypeError(
+            f"{where}: model must be a Denoiser, got {type(model).__name__}; wrap a function with Denoiser(fn, process, "
+            "predicts='denoiser' | 'loo' | 'ratio')"
+        )
+    if model.process != process:
+        raise ValueError(
+            f"{where}: the process is {process}, but the model is for {model.process}; model.with_schedule(s) re-times a model"
+        )
+
+
+def _uniform_grid(steps: int) -> tuple[float, ...]:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a positive whole number, got {steps!r}")
+    return tuple((steps - n) / steps for n in range(steps + 1))
+
+
+def _checked_grid(grid: Iterable[float]) -> tuple[float, ...]:
+    times = tuple(float(t) for t in grid)
+    falling = all(0 <= s < t <= 1 for t, s in itertools.pairwise(times))
+    if len(times) < 2 or not falling:
+        raise ValueError(f"grid must hold at least two strictly decreasing times in [0, 1], got {times}")
+    return times

@@ -1,0 +1,40 @@
+"""The state a sampler moves: tokens, their time, and which of them are fixed."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+__all__ = ["State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Noisy tokens of a batch of rows.
+
+    Attributes:
+        tokens: (B, L) int64 states.
+        t: the time of the sites that are not frozen.
+        rows: (B,) ids of the rows. Randomness is keyed by them, so they travel with a row into every sub-batch.
+        frozen: (B, L) sites that never change and are clean (a prompt), or None where there are none.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    t: float
+    rows: Int[Tensor, " B"]
+    frozen: Bool[Tensor, "B L"] | None = None
+
+    @property
+    def free(self) -> Bool[Tensor, "B L"]:
+        """The sites that may change."""
+        return torch.ones_like(self.tokens, dtype=torch.bool) if self.frozen is None else ~self.frozen
+
+    def at(self, tokens: Int[Tensor, "B L"], t: float | None = None) -> "State":
+        """The same rows with other tokens, and at another time if given."""
+        return replace(self, tokens=tokens, t=self.t if t is None else t)
+
+    def select(self, which: Int[Tensor, " R"]) -> "State":
+        """The sub-batch of the rows at these indices."""
+        frozen = None if self.frozen is None else self.frozen[which]
+        return replace(self, tokens=self.tokens[which], rows=self.rows[which], frozen=frozen)

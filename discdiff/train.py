@@ -1,0 +1,134 @@
+r"""Train the examples' denoisers: ``python -m discdiff.train digits masked`` and so on, four in all.
+
+One loss serves both processes: the cross-entropy of the denoiser that the prediction implies,
+
+    E_{t, x0, x_t}  -1/L sum_i log D_t(x0_i | x_t).
+
+On a masked process the network is the denoiser. On a uniform one it is the leave-one-out denoiser and ``Prediction`` adds the token's own
+evidence, a known scalar, before the loss; minimising a proper score of D over O finds O, since D and O determine each other. The network
+then never spends capacity on copying its input.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.data import _TEXT, ASSETS, GREY_LEVELS, digits, text, text_from_topics
+from discdiff.denoiser import Denoiser
+from discdiff.models import Card, build, save_trained
+
+__all__ = ["main", "train"]
+
+Batches = Callable[[torch.Generator], Int[Tensor, "B L"]]
+
+
+def digit_batches(size: int) -> tuple[Batches, int, int]:
+    """Batches of images, their vocabulary size and length."""
+    images = digits()
+
+    def draw(generator: torch.Generator) -> Int[Tensor, "B L"]:
+        batch = images[torch.randint(len(images), (size,), generator=generator)].view(size, 8, 8)
+        # Shift by at most a pixel: few images, and a digit stays a digit.
+        down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        return torch.nn.functional.pad(batch, (1, 1, 1, 1))[:, 1 + down : 9 + down, 1 + right : 9 + right].flatten(1)
+
+    return draw, GREY_LEVELS, 64
+
+
+def text_batches(size: int, length: int = 128) -> tuple[Batches, int, int]:
+    """Batches of windows of the text, their vocabulary size and length."""
+    tokens, vocabulary = text()
+
+    def draw(generator: torch.Generator) -> Int[Tensor, "B L"]:
+        start = torch.randint(len(tokens) - length, (size, 1), generator=generator)
+        return tokens[start + torch.arange(length)]
+
+    return draw, len(vocabulary), length
+
+
+def loss(model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, ""]:
+    """The loss of the module docstring on one batch; alpha is uniform, stratified over the batch."""
+    size = len(x0)
+    alpha = ((torch.rand((), generator=generator) + torch.arange(size) / size) % 1).double()
+    t = model.process.schedule.time(alpha)
+    assert isinstance(t, Tensor)
+    time = torch.where(_given(x0, generator), 0.0, t[:, None])
+    x_t = model.process.marginal(x0, time).sample()
+    return -model(x_t, time).denoiser.gather(-1, x0[..., None]).mean()
+
+
+def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "B L"]:
+    """Sites shown as a clean prompt: a prefix in a quarter of the rows, a scattered part in another, none in the rest."""
+    size, length = x0.shape
+    kind, share = torch.rand(2, size, 1, generator=generator)
+    prefix = torch.arange(length) < share * length
+    scattered = torch.rand(size, length, generator=generator) < share
+    return torch.where(kind < 0.25, prefix, (kind < 0.5) & scattered)
+
+
+def train(card: Card, batches: Batches, steps: int, seed: int, rate: float = 2e-3) -> tuple[torch.nn.Module, float]:
+    """Train a network with AdamW on a cosine schedule; returns the average of its last weights and its last loss."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network, model = build(card)
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
+    cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=rate * 0.02)
+    start, running = time.perf_counter(), 0.0
+    for step in range(1, steps + 1):
+        value = loss(model, batches(generator), generator)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        (warm if step < 100 else cool).step()
+        decay = min(0.998, step / (step + 10))
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        running = value.item() if step == 1 else 0.98 * running + 0.02 * value.item()
+        if step % 100 == 0:
+            print(f"step {step}/{steps}  loss {running:.4f}  {time.perf_counter() - start:.0f} s", flush=True)
+    return average, running
+
+
+def main() -> None:
+    """Train one of the four models and write its weights beside the data."""
+    parser = argparse.ArgumentParser(prog="python -m discdiff.train", description=__doc__)
+    parser.add_argument("data", choices=["digits", "text", "text-file"], help="text-file writes the text itself")
+    parser.add_argument("process", choices=["masked", "uniform"], nargs="?", default="masked")
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    ASSETS.mkdir(exist_ok=True)
+    if arguments.data == "text-file":
+        _TEXT.write_text(text_from_topics(), encoding="ascii")
+        return
+    on_digits = arguments.data == "digits"
+    batches, vocab_size, length = digit_batches(64) if on_digits else text_batches(32)
+    masked = arguments.process == "masked"
+    card = Card(
+        process=arguments.process,
+        vocab_size=vocab_size,
+        length=length,
+        width=96 if on_digits else 144,
+        depth=4,
+        heads=4,
+        predicts="denoiser" if masked else "loo",
+        time=None if masked else "alpha",
+    )
+    steps = arguments.steps or (12000 if on_digits else 12000)
+    network, last = train(card, batches, steps, arguments.seed)
+    path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
+    save_trained(path, network, card)
+    print(f"{path}: {sum(p.numel() for p in network.parameters())} weights, loss {last:.4f}")
+
+
+if __name__ == "__main__":
+    main()

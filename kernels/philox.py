@@ -1,0 +1,76 @@
+r"""Philox-4x32-10, the counter-based source of every random number (Salmon et al., 2011).
+
+A 64-bit seed is the key and four 32-bit words are the counter, so a random word is a *function* of where it is used and
+never of what was drawn before it:
+
+    c0 = kind (2 bits) | tag (10 bits) | column block (20 bits)
+    c1 = position in the sequence
+    c2 = slot in the step (12 bits) | step (20 bits)
+    c3 = row id, given by the caller and kept with the row
+
+One round, with ``hi`` and ``lo`` the halves of the 64-bit product:
+
+    c0' = hi(0xCD9E8D57 c2) ^ c1 ^ k0      c1' = lo(0xCD9E8D57 c2)
+    c2' = hi(0xD2511F53 c0) ^ c3 ^ k1      c3' = lo(0xD2511F53 c0)
+    k0 += 0x9E3779B9                       k1 += 0xBB67AE85
+
+The words equal Random123's and those of ``triton.language.philox`` bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCKS", "COIN", "GROUP", "TAGS", "WITHIN", "counter", "philox", "uniform53"]
+
+# Kinds: what a word is used for. Two uses of one (tag, position, step, row) never share a word.
+GROUP, WITHIN, COIN = 0, 1, 2
+TAGS, BLOCKS = 1 << 10, 1 << 20
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIER_0, _MULTIPLIER_2 = 0xD2511F53, 0xCD9E8D57
+_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox(
+    seed: int,
+    c0: int | Tensor,  # (...) each counter word, broadcast together
+    c1: int | Tensor,
+    c2: int | Tensor,
+    c3: int | Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit random words for each counter.
+
+    Args:
+        seed: the key; its low 64 bits are used.
+        c0, c1, c2, c3: counter words, integers or int64 tensors; their low 32 bits are used.
+
+    Returns:
+        Four int64 tensors of the broadcast shape with values in [0, 2**32).
+    """
+    words = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) & _LOW for c in _to_one_device(c0, c1, c2, c3)))
+    x0, x1, x2, x3 = words
+    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+    for _ in range(10):
+        # The product wraps modulo 2**64 in int64; both halves survive the wrap.
+        p0, p2 = x0 * _MULTIPLIER_0, x2 * _MULTIPLIER_2
+        x0, x1, x2, x3 = (p2 >> 32) & _LOW ^ x1 ^ k0, p2 & _LOW, (p0 >> 32) & _LOW ^ x3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _WEYL_0) & _LOW, (k1 + _WEYL_1) & _LOW
+    return x0, x1, x2, x3
+
+
+def counter(kind: int, tag: int, block: int | Tensor = 0) -> int | Tensor:
+    """The counter word c0 of a use: kind, tag and column block."""
+    return kind << 30 | tag << 20 | block
+
+
+def uniform53(high: Tensor, low: Tensor) -> Tensor:
+    """A float64 in (0, 1) from two words: (k + 1/2) / 2**53 with k their 53 leading bits."""
+    return ((high << 21 | low >> 11).to(torch.float64) + 0.5) * 2.0**-53
+
+
+def _to_one_device(*words: int | Tensor) -> tuple[int | Tensor, ...]:
+    """Integers stay integers next to CPU tensors and follow the tensors to their device otherwise."""
+    device = next((w.device for w in words if isinstance(w, Tensor)), None)
+    if device is None or device.type == "cpu":
+        return words
+    return tuple(w if isinstance(w, Tensor) else torch.tensor(w, device=device) for w in words)
