@@ -59,8 +59,9 @@ class Vocabulary:
 def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
     """The example text as one long row of ids, and its vocabulary.
 
-    It is the Python documentation that ``pydoc_data.topics`` held when the file was made (``python -m discdiff.train text-file``);
-    the standard library's own copy differs between Python versions, so ours is kept. The vocabulary is the set of its characters.
+    It is the Python documentation that ``pydoc_data.topics`` held when the file was made (``python -m discdiff.train
+    text-file``); the standard library's own copy differs between Python versions, so ours is kept. The vocabulary is
+    the set of its characters.
     """
     content = _TEXT.read_text(encoding="ascii").split("\n", 1)[1]
     vocabulary = Vocabulary(content)
@@ -68,11 +69,15 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
 
 
 def text_from_topics() -> str:
-    """This Python's ``pydoc_data.topics`` as prose: ASCII, runs of space joined, drawn lines left out; first line its SHA-256."""
+    """This Python's ``pydoc_data.topics`` as prose, after a line with its SHA-256: ASCII, runs of space joined, no drawn lines."""
     from pydoc_data.topics import topics
 
     source = "\n".join(topics[name] for name in sorted(topics))
-    ascii_only = unicodedata.normalize("NFKD", source.translate(str.maketrans("‘’“”–—…", "''\"\"--."))).encode("ascii", "ignore").decode()
+    ascii_only = (
+        unicodedata.normalize("NFKD", source.translate(str.maketrans("‘’“”–—…", "''\"\"--.")))
+        .encode("ascii", "ignore")
+        .decode()
+    )
     no_rules = re.sub(r"([*=\-+~^#\"])\1{3,}", " ", ascii_only)
     prose = re.sub(r"\s+", " ", no_rules).strip()
     digest = hashlib.sha256(source.encode()).hexdigest()

@@ -22,16 +22,17 @@ class Denoiser:
     """A model's function together with what it means.
 
     Args:
-        fn: called as fn(x, time) with x (B, L) int64 states, returning logits (B, L, V) (or log ratios, see ``Prediction``).
-            ``time`` is a tensor (B,), or (B, L) where sites differ, for instance next to a prompt; None for ``time=None``.
+        fn: called as fn(x, time) with x (B, L) int64 states, returning logits (B, L, V) (or log ratios, see
+            ``Prediction``). ``time`` is a tensor (B,), or (B, L) where sites differ, for instance next to a prompt;
+            None for ``time=None``.
         process: the forward process it was trained for.
         predicts: "denoiser" (trained by cross-entropy), "loo" (trained by the plug-in ELBO of a uniform process) or
             "ratio" (trained by score entropy).
         time: the time argument: "t", "sigma" (-log alpha), "alpha", or None.
         shift: whether the logits at position i speak of position i + 1, as in models made from autoregressive ones.
         suppress: ids that are never predicted.
-        scalar_time: whether fn takes one time a row only. Then frozen sites cannot be shown as clean: infill is approximate
-            unless the process is absorbing.
+        scalar_time: whether fn takes one time a row only. Then frozen sites cannot be shown as clean: infill is
+            approximate unless the process is absorbing.
         length: the sequence length, where the model has just one.
         time_dtype: dtype of the time argument; torch's default dtype if None.
         oracle: the exact law behind the model, where it is one (``theory`` sets it).

@@ -1,10 +1,12 @@
 r"""The random choices an operator may make, as Pyro distributions over a batch of rows.
 
 A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class answers three
-questions about one law: draw a value (``sample``, by keyed randomness), how likely is a value (``log_prob``), and which
+questions about one law: draw a value (``sample``, by keyed randomness), how likely is a value (``log_prob``), and
+    which
 values are possible (``fork``, which is how the theory enumerates a program).
 
-Sites that were not chosen cost nothing: their value is fixed, their logits are never read, their log-probability is 0.
+Sites that were not chosen cost nothing: their value is fixed, their logits are never read, their log-probability is
+    0.
 """
 
 import itertools
@@ -12,11 +14,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from discdiff.kernels import dispatch as kernels
 
@@ -50,7 +54,7 @@ class Key:
 class Choice(TorchDistribution):
     """A law over one value a row. Subclasses give ``_draw``, ``_log_prob`` and ``fork``."""
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_enumerate_support = True
 
     def __init__(self, batch: int, event: tuple[int, ...], device: torch.device) -> None:
@@ -179,8 +183,8 @@ class PointMixture(_SiteWise):
 
         P(v) = sum_k w_k 1(v = points_k) + (1 - sum_k w_k) pi(v).
 
-    Forward marginals (one point, x0), bridges of rank-one processes (two points, x_t and x_0) and priors (none) are all
-    of this form, so none of them builds a V-wide row to be drawn.
+    Forward marginals (one point, x0), bridges of rank-one processes (two points, x_t and x_0) and priors (none) are
+    all of this form, so none of them builds a V-wide row to be drawn.
 
     Args:
         pi: (S,) float64 noise law.

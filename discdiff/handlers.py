@@ -1,6 +1,7 @@
 r"""The one door for randomness: ``choose``.
 
-An operator is a program whose every random choice is a Pyro site named "step.slot.name". What a site does depends on who listens:
+An operator is a program whose every random choice is a Pyro site named "step.slot.name". What a site does depends on
+who listens:
 
     nobody                  its value is drawn as a function of (seed, row, step, slot, name, position): the sampler
     ``pyro.poutine.trace``  the value and its log-probability are kept; ``replay`` puts values back
@@ -49,15 +50,17 @@ class Run:
     def key(self, name: str, state: State, step: int, slot: int) -> Key:
         """The key of a site, refusing a name that was used before in the same step and slot."""
         if step >= _STEPS or slot >= _SLOTS:
-            raise ValueError(f"site {step}.{slot}.{name}: at most {_STEPS} steps and {_SLOTS} slots a step can be keyed")
+            raise ValueError(
+                f"site {step}.{slot}.{name}: at most {_STEPS} steps and {_SLOTS} slots a step can be keyed"
+            )
         if step != self._step:
             self._names.clear()
             self._step = step
         tag = zlib.crc32(name.encode()) % TAGS
         if (slot, tag) in self._names:
             raise ValueError(
-                f"site {step}.{slot}.{name}: a site of this name, or of one that hashes alike, was already drawn in this slot; "
-                "give each choice of an operator its own name, and an operator with several slots a `width`"
+                f"site {step}.{slot}.{name}: a site of this name, or of one that hashes alike, "
+                "was already drawn in this slot; give each choice of an operator its own name, and an operator with several slots a `width`"
             )
         self._names.add((slot, tag))
         return Key(self.seed, state.rows, slot << 20 | step, tag, self.faults)
@@ -108,7 +111,9 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
     """
     rows = len(state.rows)
     if distribution.batch_shape != (rows,):
-        raise ValueError(f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}")
+        raise ValueError(
+            f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
+        )
     distribution.key = at.run.key(name, state, at.step, at.slot)
     value = pyro.sample(f"{at.step}.{at.slot}.{name}", distribution)
     if at.run.log_prob is not None:

@@ -49,7 +49,9 @@ class Transformer(nn.Module):
         self.position = nn.Parameter(torch.randn(card.length, card.width) * 0.02)
         self.timed = card.time is not None
         if self.timed:
-            self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, card.width), nn.SiLU(), nn.Linear(card.width, card.width))
+            self.time = nn.Sequential(
+                nn.Linear(2 * _FREQUENCIES, card.width), nn.SiLU(), nn.Linear(card.width, card.width)
+            )
         self.blocks = nn.ModuleList(_Block(card.width, card.heads) for _ in range(card.depth))
         self.norm = nn.LayerNorm(card.width)
         self.head = nn.Linear(card.width, card.vocab_size)

@@ -1,15 +1,16 @@
 r"""Operators: Markov kernels written as programs, and how they compose.
 
-An operator maps a ``State`` to a ``State``, making its random choices through ``choose``. A *predictor* moves t -> s; a *corrector* stays
-at its time. The exact kernel is a homomorphism of the algebra (rows are laws, K[x, y] = P(y | x)):
+An operator maps a ``State`` to a ``State``, making its random choices through ``choose``. A *predictor* moves t ->
+s; a *corrector* stays at its time. The exact kernel is a homomorphism of the algebra (rows are laws, K[x, y] = P(y |
+x)):
 
     kernel(A >> B)              = kernel(A) @ kernel(B)         A first, then B
     kernel(C ** n)              = kernel(C)^n
     kernel(mix({A: p, B: q}))   = p kernel(A) + q kernel(B)     one keyed coin a row
     kernel(when(f, A, B))       = kernel(A) if f(t) else kernel(B)
 
-In ``A >> B`` whatever stands left of the predictor runs at t and whatever stands right of it at s; a step has exactly one predictor
-on every path, and two raise TypeError when they are composed.
+In ``A >> B`` whatever stands left of the predictor runs at t and whatever stands right of it at s; a step has
+exactly one predictor on every path, and two raise TypeError when they are composed.
 """
 
 import math
@@ -36,10 +37,12 @@ class Operator(ABC):
     What an operator declares is a claim that the test-suite checks against its exact law:
 
     Attributes:
-        order: a predictor's order of convergence, in total variation of the terminal law, on an interior window with exact predictions.
+        order: a predictor's order of convergence, in total variation of the terminal law, on an interior window with
+            exact predictions.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
         nfe: expected denoiser calls a step.
-        enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel`` refuses it by name.
+        enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``
+            refuses it by name.
         width: how many slots of a step it takes; more than one only if it draws a name more than once.
     """
 
@@ -317,7 +320,9 @@ def _operator(candidate: object, where: str) -> Operator:
 def _same_kind(where: str, *operators: Operator) -> None:
     kinds = {_operator(operator, where).moves for operator in operators}
     if len(kinds) > 1:
-        raise TypeError(f"{where}: the branches must all be predictors or all correctors, got {', '.join(map(repr, operators))}")
+        raise TypeError(
+            f"{where}: the branches must all be predictors or all correctors, got {', '.join(map(repr, operators))}"
+        )
 
 
 def _worst(*operators: Operator) -> Invariance | None:

@@ -10,7 +10,8 @@ Three objects describe the same belief about site i of z, and each converts to t
     r(v) = c(v) / c(z),   c = alpha O + (1 - alpha) pi
     O(v) = [r(v) / sum_u r(u) - (1 - alpha) pi(v)] / alpha
 
-The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the error does not
+The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the
+    error does not
 vanish with more steps. So operators take a ``Prediction`` and never a tensor of logits.
 
 References: Uniform Diffusion Models Revisited (2026); SEDD (Lou et al., 2024).
@@ -34,8 +35,8 @@ class Prediction:
     """A denoiser's output at noisy tokens, convertible between its three meanings.
 
     Args:
-        logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO; for "ratio" the log ratios (B, L, S),
-            or (B, L, V) on an absorbing process.
+        logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO; for "ratio" the log ratios (B,
+            L, S), or (B, L, V) on an absorbing process.
         predicts: which of the three they are.
         x: (B, L) the noisy tokens they were computed from.
         alpha: the survival at each site: float, (B, 1) or (B, L) float64.
@@ -75,7 +76,8 @@ class Prediction:
         """log O, (B, L, V).
 
         Raises:
-            ValueError: at a site where the prediction does not determine it (named), such as a revealed site of a masked process.
+            ValueError: at a site where the prediction does not determine it (named), such as a revealed site of a
+                masked process.
         """
         return self._everywhere(self.loo_rows).log_softmax(-1)
 
@@ -92,7 +94,7 @@ class Prediction:
         return log_c - log_c.gather(-1, self.x[..., None])
 
     def conditional(self, log_loo: Float[Tensor, "B L V"]) -> Float[Tensor, "B L S"]:
-        """log c of an LOO at this prediction's survival: p_t(z_i | rest) = alpha O + (1 - alpha) pi, over the S states."""
+        """log c = log(alpha O + (1 - alpha) pi), the conditional p_t(z_i | rest) over the S states, from an LOO."""
         log_pi = self.process.pi.to(log_loo.device).log()
         padding = self.process.states - self.process.vocab_size
         log_o = torch.nn.functional.pad(log_loo, (0, padding), value=-torch.inf)
@@ -170,8 +172,8 @@ class Prediction:
             row, site = where.nonzero()[wrong][0].tolist()
             state, alpha = int(self.x[row, site]), float(self.alpha[row, site])
             raise ValueError(
-                f"the leave-one-out prediction is undefined at row {row}, position {site} (state {state}, alpha {alpha:.6g}) "
-                f"of a model that predicts {self.predicts!r}: {why}"
+                f"the leave-one-out prediction is undefined at row {row}, position {site} "
+                f"(state {state}, alpha {alpha:.6g}) of a model that predicts {self.predicts!r}: {why}"
             )
 
     def __repr__(self) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.handlers import At, Run, choose
@@ -102,16 +101,18 @@ class Sampler:
     ) -> Samples:
         r"""Draw samples.
 
-        The tokens of row b are a function of (seed, first_row + b) and the arguments, not of the batch it was drawn in.
+        The tokens of row b are a function of (seed, first_row + b) and the arguments, not of the batch it was drawn
+        in.
 
         Args:
             batch: B.
             length: L; may be left out where the model has just one.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            prompt: tokens that are given: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used where it is True.
-            frozen: (L,) or (B, L), the sites that keep their prompt (or their ``initial`` token) and are shown to the denoiser as
-                clean, at time 0. An infill pattern.
+            prompt: tokens that are given: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used
+                where it is True.
+            frozen: (L,) or (B, L), the sites that keep their prompt (or their ``initial`` token) and are shown to
+                the denoiser as clean, at time 0. An infill pattern.
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
             record: keep the trajectory and the log-probability.
             progress: show a progress bar on standard error.
@@ -124,7 +125,9 @@ class Sampler:
         if batch < 1:
             raise ValueError(f"sample: batch must be at least 1, got {batch}")
         if not 0 <= first_row <= 2**32 - batch:
-            raise ValueError(f"sample: row ids must lie in [0, 2**32), got first_row = {first_row} with batch = {batch}")
+            raise ValueError(
+                f"sample: row ids must lie in [0, 2**32), got first_row = {first_row} with batch = {batch}"
+            )
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
         run = Run(seed, counter, torch.zeros(batch, dtype=torch.float64, device=device) if record else None)
@@ -138,7 +141,9 @@ class Sampler:
         elif self.grid[0] == 1:
             state = state.at(choose("prior", self.process.prior(batch, length, device), state, at))
         else:
-            raise ValueError(f"sample: the grid starts at t = {self.grid[0]}, where the law is not the prior; give initial=")
+            raise ValueError(
+                f"sample: the grid starts at t = {self.grid[0]}, where the law is not the prior; give initial="
+            )
         fixed = self._fixed(batch, length, prompt, frozen, initial)
         if fixed is not None:
             given, where = (x.to(device) for x in fixed)
@@ -153,7 +158,9 @@ class Sampler:
             if record:
                 trajectory.append(state.tokens)
         if run.faults and bool(torch.stack(run.faults).any()):
-            raise ValueError("sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site")
+            raise ValueError(
+                "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
+            )
         return Samples(
             state.tokens, counter.nfe, counter.nfe_rows, seed, torch.stack(trajectory) if record else None, run.log_prob
         )
@@ -190,7 +197,9 @@ class Sampler:
         given = torch.as_tensor(initial if prompt is None else prompt)
         width = given.shape[-1] if given.ndim else 0
         if given.ndim not in (1, 2) or width > length or (given.ndim == 2 and len(given) != batch):
-            raise ValueError(f"sample: prompt must be (P,) or ({batch}, P) with P <= {length}, got {tuple(given.shape)}")
+            raise ValueError(
+                f"sample: prompt must be (P,) or ({batch}, P) with P <= {length}, got {tuple(given.shape)}"
+            )
         if given.is_floating_point() or given.dtype == torch.bool:
             raise ValueError(f"sample: prompt must hold token ids, got {given.dtype}")
         if frozen is None:
@@ -200,7 +209,8 @@ class Sampler:
             where = torch.as_tensor(frozen)
             if where.dtype != torch.bool or where.shape not in ((length,), (batch, length)):
                 raise ValueError(
-                    f"sample: frozen must be a bool mask ({length},) or ({batch}, {length}), got {where.dtype} {tuple(where.shape)}"
+                    f"sample: frozen must be a bool mask ({length},) or ({batch}, {length}), "
+                    f"got {where.dtype} {tuple(where.shape)}"
                 )
             if width != length:
                 raise ValueError(f"sample: with frozen=, prompt must cover all {length} sites, got {width}")
@@ -212,8 +222,8 @@ class Sampler:
         self.process.check_data(given.where(where, self.process.data_tokens[0]), "prompt")
         if self._infill_is_approximate():
             warnings.warn(
-                "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, or one time "
-                "a row), and on a process that is not absorbing they then count as noisy",
+                "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, "
+                "or one time a row), and on a process that is not absorbing they then count as noisy",
                 stacklevel=3,
             )
         return given, where
@@ -233,12 +243,13 @@ def check_model(process: Process, model: Denoiser, where: str) -> None:
         raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
     if not isinstance(model, Denoiser):
         raise TypeError(
-            f"{where}: model must be a Denoiser, got {type(model).__name__}; wrap a function with Denoiser(fn, process, "
-            "predicts='denoiser' | 'loo' | 'ratio')"
+            f"{where}: model must be a Denoiser, got {type(model).__name__}; "
+            "wrap a function with Denoiser(fn, process, predicts='denoiser' | 'loo' | 'ratio')"
         )
     if model.process != process:
         raise ValueError(
-            f"{where}: the process is {process}, but the model is for {model.process}; model.with_schedule(s) re-times a model"
+            f"{where}: the process is {process}, but the model is for {model.process}; "
+            "model.with_schedule(s) re-times a model"
         )
 
 

@@ -8,7 +8,9 @@ Times and survivals are float64: a float goes in and comes out, or a tensor of a
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 __all__ = ["Cosine", "Linear", "LogLinear", "Schedule", "Time"]
 
 Time = float | Tensor
+T = TypeVar("T", float, Tensor)
 
 
 class Schedule(ABC):
@@ -33,7 +36,7 @@ class Schedule(ABC):
     @abstractmethod
     def _time(self, alpha: Tensor) -> Tensor: ...
 
-    def alpha(self, t: Time) -> Time:
+    def alpha(self, t: T) -> T:
         """alpha(t), the probability that a token is still clean at time t.
 
         Raises:
@@ -41,11 +44,11 @@ class Schedule(ABC):
         """
         return _apply(self._alpha, t, "time t", 0.0)
 
-    def alpha_derivative(self, t: Time) -> Time:
+    def alpha_derivative(self, t: T) -> T:
         """alpha'(t), per unit of time; negative."""
         return _apply(self._alpha_derivative, t, "time t", 0.0)
 
-    def time(self, alpha: Time) -> Time:
+    def time(self, alpha: T) -> T:
         """The t at which alpha(t) equals ``alpha``.
 
         Raises:
@@ -53,7 +56,7 @@ class Schedule(ABC):
         """
         return _apply(self._time, alpha, "alpha", float(self._alpha(torch.ones((), dtype=torch.float64))))
 
-    def sigma(self, t: Time) -> Time:
+    def sigma(self, t: T) -> T:
         """sigma(t) = -log alpha(t), the total noise; infinite where alpha is 0."""
         alpha = self.alpha(t)
         if isinstance(alpha, Tensor):
@@ -61,7 +64,7 @@ class Schedule(ABC):
         return -math.log(alpha) if alpha > 0 else math.inf
 
 
-def _apply(formula, x: Time, name: str, low: float) -> Time:  # noqa: ANN001
+def _apply(formula: Callable[[Tensor], Tensor], x: T, name: str, low: float) -> T:
     tensor = torch.as_tensor(x, dtype=torch.float64)
     # NaN fails both comparisons, so it is refused too.
     if not bool(((tensor >= low) & (tensor <= 1)).all()):

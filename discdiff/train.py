@@ -4,9 +4,9 @@ One loss serves both processes: the cross-entropy of the denoiser that the predi
 
     E_{t, x0, x_t}  -1/L sum_i log D_t(x0_i | x_t).
 
-On a masked process the network is the denoiser. On a uniform one it is the leave-one-out denoiser and ``Prediction`` adds the token's own
-evidence, a known scalar, before the loss; minimising a proper score of D over O finds O, since D and O determine each other. The network
-then never spends capacity on copying its input.
+On a masked process the network is the denoiser. On a uniform one it is the leave-one-out denoiser and ``Prediction``
+adds the token's own evidence, a known scalar, before the loss; minimising a proper score of D over O finds O, since
+D and O determine each other. The network then never spends capacity on copying its input.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def loss(model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator) ->
 
 
 def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "B L"]:
-    """Sites shown as a clean prompt: a prefix in a quarter of the rows, a scattered part in another, none in the rest."""
+    """Sites shown as a clean prompt: a prefix in a quarter of the rows, a scattered part in another."""
     size, length = x0.shape
     kind, share = torch.rand(2, size, 1, generator=generator)
     prefix = torch.arange(length) < share * length
@@ -123,7 +123,7 @@ def main() -> None:
         predicts="denoiser" if masked else "loo",
         time=None if masked else "alpha",
     )
-    steps = arguments.steps or (12000 if on_digits else 12000)
+    steps = arguments.steps or 4000
     network, last = train(card, batches, steps, arguments.seed)
     path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
     save_trained(path, network, card)

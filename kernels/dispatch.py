@@ -27,8 +27,8 @@ def draw(
 ) -> Tensor:
     r"""Draw one column of each row with probability softmax(logits), as a function of where the draw is used.
 
-    The token depends on (seed, row id, position, step, tag) and on the row of logits, not on N, on the order of the rows
-    or on other rows. The algorithm is the specification in ``kernels/reference.py``.
+    The token depends on (seed, row id, position, step, tag) and on the row of logits, not on N, on the order of the
+    rows or on other rows. The algorithm is the specification in ``kernels/reference.py``.
 
     Args:
         logits: (N, V) unnormalised natural-log weights in any floating dtype; -inf excludes a column.
@@ -46,13 +46,17 @@ def draw(
         ValueError: for wrong shapes, dtypes or ranges.
     """
     if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"draw: logits must be a floating (N, V) tensor, got {logits.dtype} of shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"draw: logits must be a floating (N, V) tensor, got {logits.dtype} of shape {tuple(logits.shape)}"
+        )
     n, width = logits.shape
     if width < 1 or width > _MAX_COLUMNS:
         raise ValueError(f"draw: V must lie in 1..{_MAX_COLUMNS}, got {width}")
     for name, ids in (("rows", rows), ("positions", positions)):
         if ids.shape != (n,) or ids.dtype != torch.int64:
-            raise ValueError(f"draw: {name} must be an int64 tensor of shape ({n},), got {ids.dtype} of {tuple(ids.shape)}")
+            raise ValueError(
+                f"draw: {name} must be an int64 tensor of shape ({n},), got {ids.dtype} of {tuple(ids.shape)}"
+            )
     _check_address(seed, step, tag)
     if backend == "auto":
         backend = "triton" if logits.is_cuda and importlib.util.find_spec("triton") else "torch"

@@ -1,7 +1,7 @@
 r"""Philox-4x32-10, the counter-based source of every random number (Salmon et al., 2011).
 
-A 64-bit seed is the key and four 32-bit words are the counter, so a random word is a *function* of where it is used and
-never of what was drawn before it:
+A 64-bit seed is the key and four 32-bit words are the counter, so a random word is a *function* of where it is used
+and never of what was drawn before it:
 
     c0 = kind (2 bits) | tag (10 bits) | column block (20 bits)
     c1 = position in the sequence
@@ -47,7 +47,9 @@ def philox(
     Returns:
         Four int64 tensors of the broadcast shape with values in [0, 2**32).
     """
-    words = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) & _LOW for c in _to_one_device(c0, c1, c2, c3)))
+    words = torch.broadcast_tensors(
+        *(torch.as_tensor(c, dtype=torch.int64) & _LOW for c in _to_one_device(c0, c1, c2, c3))
+    )
     x0, x1, x2, x3 = words
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):

@@ -7,10 +7,10 @@ specification: tokens depend on it. With m_g the largest logit of group g and s_
     column = the first c of the group with  sum_{c' <= c} exp(l_c' - m_g) > v * sum over the group
 
 which is an exact categorical draw that reads the row once (and 1/groups of it again). u_g is word g % 4 of the Philox
-call at column block g // 4, mapped to min((w + 1/2) / 2**32, 1 - 2**-24): the race is won by small u, and there the grid
-keeps its full relative precision. v has 53 bits. Group sums are float32 (float64 for float64 logits); keys and the sums
-inside the winning group are float64, because a float32 running sum loses every token below 6e-8 behind a likely one.
-Ties go to the lowest column.
+call at column block g // 4, mapped to min((w + 1/2) / 2**32, 1 - 2**-24): the race is won by small u, and there the
+grid keeps its full relative precision. v has 53 bits. Group sums are float32 (float64 for float64 logits); keys and
+the sums inside the winning group are float64, because a float32 running sum loses every token below 6e-8 behind a
+likely one. Ties go to the lowest column.
 """
 
 import torch

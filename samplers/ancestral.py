@@ -2,11 +2,13 @@ r"""Ancestral sampling: the exact one-site reverse marginal, at every site at on
 
     p(z_s^i | z_t) = q(z_t^i | z_s^i) (O Q_s)(z_s^i) / (O Q_t)(z_t^i)
 
-with O the leave-one-out denoiser: "keep z_t, or redraw from alpha_s O + (1 - alpha_s) pi". Where to redraw is decided first, by a bound that needs
-no logits, and then accepted against the true probability; on a masked process the bound is the probability. The error is that
-sites are moved independently: order 1 in total variation, none for one site.
+with O the leave-one-out denoiser: "keep z_t, or redraw from alpha_s O + (1 - alpha_s) pi". Where to redraw is
+decided first, by a bound that needs no logits, and then accepted against the true probability; on a masked process
+the bound is the probability. The error is that sites are moved independently: order 1 in total variation, none for
+one site.
 
-References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); Uniform Diffusion Models Revisited (2026).
+References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); Uniform Diffusion
+    Models Revisited (2026).
 """
 
 from dataclasses import dataclass

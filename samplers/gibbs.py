@@ -2,9 +2,9 @@ r"""The random-scan Gibbs corrector: redraw a few sites from their conditional g
 
     p_t(z_i | z_{-i}) = alpha_t O_i + (1 - alpha_t) pi
 
-needs only the leave-one-out prediction O. The sites are chosen uniformly and without looking at the tokens, which is what keeps p_t
-invariant; one site is exact, several in parallel are not. A uniform process gives O at every site in one call; an absorbing one hides it at a
-revealed site, so the chosen sites are masked before the call.
+needs only the leave-one-out prediction O. The sites are chosen uniformly and without looking at the tokens, which is
+what keeps p_t invariant; one site is exact, several in parallel are not. A uniform process gives O at every site in
+one call; an absorbing one hides it at a revealed site, so the chosen sites are masked before the call.
 
 References: Informed Correctors (Zhao et al., 2024); Uniform Diffusion Models Revisited (2026).
 """

@@ -1,7 +1,7 @@
 r"""The move that reverse steps and Gibbs correctors share: draw chosen sites from alpha O + (1 - alpha) pi.
 
-That mixture is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction. Drawn as "data or noise?" first and the token
-after, it is exact in float32 and reads logits only where the answer is "data".
+That mixture is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction. Drawn as "data or
+noise?" first and the token after, it is exact in float32 and reads logits only where the answer is "data".
 """
 
 from jaxtyping import Bool

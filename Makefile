@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all a fresh machine needs: Python 3.11 or newer and make.
+PYTHON ?= python3
+# Extra words for pip, for instance an index of CPU builds of torch.
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo
+	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
+	$(BIN)/discdiff sample text --steps 64 --seed 0 --batch 2 --prompt "The "
+
+test: .venv/test lint
+	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo: pyproject.toml .ci/constraints.txt | .venv/python
+	$(INSTALL) -e '.[demo,hf]'
+	touch $@
+
+.venv/test: pyproject.toml .ci/constraints.txt | .venv/python
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,153 @@
+"""The ``discdiff`` command."""
+
+import argparse
+import ast
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from rich.console import Console
+from torch import Tensor
+
+from discdiff import samplers
+from discdiff.data import ASSETS, GREY_LEVELS, SIDE, text
+from discdiff.models import load_trained
+from discdiff.operator import Operator
+from discdiff.sampler import Sampler, Samples
+
+__all__ = ["main", "parse_operator"]
+
+
+def parse_operator(expression: str) -> Operator:
+    """Read an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
+
+    Names are the classes of ``discdiff.samplers`` in snake case, with or without literal arguments, joined by >>, **
+    and parentheses. The text is parsed, never evaluated.
+
+    Raises:
+        ValueError: for anything else, saying what is accepted.
+        TypeError: for a composition that is ill-formed.
+    """
+    known = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): getattr(samplers, name) for name in samplers.__all__}
+
+    def refuse(node: ast.AST) -> ValueError:
+        part = ast.unparse(node)
+        return ValueError(
+            f"--sampler: cannot read {part!r} in {expression!r}; "
+            f"accepted: {', '.join(sorted(known))}, literal arguments, >>, ** n"
+        )
+
+    def build(node: ast.expr) -> Operator:
+        match node:
+            case ast.Name(id=name) if name in known:
+                return make(known[name], [], [])
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in known:
+                return make(known[name], args, keywords)
+            case ast.BinOp(left=left, op=ast.RShift(), right=right):
+                return build(left) >> build(right)
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(times))):
+                return build(left) ** times
+        raise refuse(node)
+
+    def make(kind: Callable[..., Operator], args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> Operator:
+        named = {}
+        for keyword in keywords:
+            if keyword.arg is None:
+                raise refuse(keyword.value)
+            named[keyword.arg] = ast.literal_eval(keyword.value)
+        try:
+            return kind(*(ast.literal_eval(arg) for arg in args), **named)
+        except TypeError as error:
+            raise ValueError(f"--sampler: {error} in {expression!r}") from error
+
+    try:
+        return build(ast.parse(expression.strip(), mode="eval").body)
+    except SyntaxError as error:
+        raise ValueError(f"--sampler: {expression!r} is not an expression: {error.msg}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="discdiff", description="Discrete diffusion samplers that are checked against exact laws."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    sample = commands.add_parser("sample", help="sample from one of the two trained examples")
+    data = sample.add_subparsers(dest="data", required=True)
+    for name, steps, batch in (("digits", 32, 40), ("text", 64, 4)):
+        one = data.add_parser(name, help=f"sample {name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        one.add_argument("--process", choices=["masked", "uniform"], default="masked", help="forward process")
+        one.add_argument(
+            "--sampler", default="ancestral", help='operator of a step, for instance "ancestral >> gibbs(sites=4)"'
+        )
+        one.add_argument("--steps", type=int, default=steps, help="equal steps of t from 1 to 0")
+        one.add_argument("--batch", type=int, default=batch, help="how many")
+        one.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples")
+    data.choices["digits"].add_argument("--out", type=Path, default=Path("digits.png"), help="picture to write")
+    data.choices["text"].add_argument("--length", type=int, default=128, help="characters, at most 128")
+    data.choices["text"].add_argument("--prompt", default="", help="text to begin with")
+    data.choices["text"].add_argument("--out", type=Path, default=None, help="file to write; otherwise print")
+    arguments = parser.parse_args(argv)
+    try:
+        (_digits if arguments.data == "digits" else _text)(arguments)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"discdiff: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _digits(arguments: argparse.Namespace) -> None:
+    try:
+        from matplotlib import image
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'discdiff[demo]'") from error
+    out: Path = arguments.out
+    if not out.parent.is_dir():  # found out before the work, not after it
+        raise ValueError(f"--out: there is no folder {out.parent}")
+    samples = _run(arguments, SIDE * SIDE, None)
+    image.imsave(out, picture(samples.tokens).numpy(), cmap="gray_r", vmin=0, vmax=GREY_LEVELS - 1)
+    print(f"wrote {out}")
+
+
+def picture(tokens: Int[Tensor, "B 64"], columns: int = 10, zoom: int = 6, gap: int = 1) -> Int[Tensor, "H W"]:
+    """Images in rows of ``columns``, pixels magnified, with a white gap between them."""
+    columns = min(columns, len(tokens))
+    rows = -(-len(tokens) // columns)
+    padded = torch.nn.functional.pad(tokens, (0, 0, 0, rows * columns - len(tokens)))
+    tiles = torch.nn.functional.pad(padded.view(-1, SIDE, SIDE), (gap, gap, gap, gap))
+    side = SIDE + 2 * gap
+    grid = tiles.view(rows, columns, side, side).transpose(1, 2).reshape(rows * side, columns * side)
+    return grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+
+
+def _text(arguments: argparse.Namespace) -> None:
+    _, vocabulary = text()
+    prompt = vocabulary.encode(arguments.prompt) if arguments.prompt else None
+    samples = _run(arguments, arguments.length, prompt)
+    lines = "\n\n".join(vocabulary.decode(row) for row in samples.tokens)
+    if arguments.out is None:
+        print(lines)
+    else:
+        arguments.out.write_text(lines + "\n", encoding="utf-8")
+        print(f"wrote {arguments.out}")
+
+
+def _run(arguments: argparse.Namespace, length: int, prompt: Tensor | None) -> Samples:
+    model = load_trained(ASSETS / f"{arguments.data}-{arguments.process}.safetensors")
+    sampler = Sampler(model.process, model, parse_operator(arguments.sampler), steps=arguments.steps)
+    console = Console(stderr=True)
+    console.print(repr(sampler), style="dim", highlight=False, markup=False)
+    start = time.perf_counter()
+    samples = sampler.sample(arguments.batch, length, seed=arguments.seed, prompt=prompt, progress=True)
+    seconds = time.perf_counter() - start
+    rate = samples.tokens.numel() / seconds
+    console.print(f"nfe {samples.nfe}, {seconds:.2f} s, {rate:,.0f} tokens/s", highlight=False)
+    return samples
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The exact world of a small law: every sequence of V^L is listed."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.process import Process
+from discdiff.theory.oracle import Oracle
+
+__all__ = ["Enumeration", "all_states", "state_index"]
+
+
+def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
+    """Every sequence over 0..states-1, first site slowest: row i holds the digits of i in base ``states``."""
+    return torch.cartesian_prod(*[torch.arange(states)] * length).view(-1, length)
+
+
+def state_index(tokens: Int[Tensor, "*B L"], states: int) -> Int[Tensor, "*B"]:
+    """The row of ``all_states`` that holds a sequence."""
+    return (tokens * states ** torch.arange(tokens.shape[-1] - 1, -1, -1)).sum(-1)
+
+
+class Enumeration(Oracle):
+    """A law on V^L given by its probabilities.
+
+    Args:
+        p0: (V**L,) probabilities, first site slowest.
+        vocab_size: V.
+        length: L.
+
+    Raises:
+        ValueError: if ``p0`` has another size or is not a law.
+    """
+
+    def __init__(self, p0: Float[Tensor, " N"], *, vocab_size: int, length: int) -> None:
+        p0 = torch.as_tensor(p0, dtype=torch.float64)
+        if p0.shape != (vocab_size**length,):
+            raise ValueError(f"p0 must have shape ({vocab_size**length},) = (V**L,), got {tuple(p0.shape)}")
+        if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-9:
+            raise ValueError(
+                f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
+            )
+        self.p0, self.alphabet, self.length = p0, vocab_size, length
+
+    def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+        return torch.stack([self._sum_out(evidence, site) for site in range(self.length)], 1)
+
+    def _sum_out(self, evidence: Tensor, kept: int | None) -> Tensor:
+        """sum over x of p0(x) prod_{j != kept} e_j(x_j), as a function of x_kept (of nothing if None)."""
+        total = self.p0.view(1, *[self.alphabet] * self.length)
+        axis = self.length
+        for site in reversed(range(self.length)):
+            if site != kept:
+                shape = [len(evidence), *[1] * (total.ndim - 1)]
+                shape[axis] = self.alphabet
+                total = (total * evidence[:, site].reshape(shape)).sum(axis)
+            axis -= 1
+        return total
+
+    def marginal(self, process: Process, t: float) -> Float[Tensor, " M"]:
+        """p_t over the S**L noisy states, first site slowest."""
+        law = self.p0.view([self.alphabet] * self.length)
+        forward = process.kernel(t)[process.data_tokens]
+        for _ in range(self.length):  # each turn takes the first axis and puts it last
+            law = torch.tensordot(law, forward, ([0], [0]))
+        return law.flatten()
+
+    def reachable(self, process: Process, t: float) -> Bool[Tensor, " M"]:
+        """Which of the S**L noisy states some data agrees with at time t; at alpha = 0 in the limit alpha -> 0+."""
+        z = all_states(process.states, self.length)
+        alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
+        return self._sum_out(process.evidence(z, alpha), None) > 0

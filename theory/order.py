@@ -1,0 +1,54 @@
+r"""Convergence order: how fast the exact law of a sampler approaches its target as the grid is refined."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from discdiff.sampler import Sampler
+from discdiff.theory.divergence import tv
+from discdiff.theory.enumeration import Enumeration
+from discdiff.theory.program import law
+
+__all__ = ["order"]
+
+
+def order(
+    steps: Sequence[int],
+    build: Callable[[int], Sampler],
+    *,
+    target: Float[Tensor, " N"] | None = None,
+    window: tuple[float, float] | None = None,
+) -> float:
+    r"""The slope of -log TV(law, target) against log n, fitted to the last three n.
+
+    Args:
+        steps: increasing numbers of steps, at least three.
+        build: n -> a sampler with n steps.
+        target: the law to be approached; by default the oracle's own at the last time.
+        window: (t, d) measures on an interior window instead: n equal steps from the exact p_t to d, where the
+            singular rates at the ends of [0, 1] play no part. This is what a declared order means.
+
+    Raises:
+        ValueError: with fewer than three step numbers, or without a target where the model is no oracle.
+    """
+    if len(steps) < 3:
+        raise ValueError(f"order: a slope is fitted to three numbers of steps or more, got {list(steps)}")
+    errors = []
+    for n in steps[-3:]:
+        sampler, initial, goal = build(n), None, target
+        oracle = sampler.model.oracle
+        if window is not None or goal is None:
+            if not isinstance(oracle, Enumeration):
+                raise ValueError("order: only the model of an Enumeration knows its p0 and p_t; give target=")
+            if window is not None:
+                begin, end = window
+                sampler = sampler.on_grid(np.linspace(begin, end, n + 1).tolist())
+                initial = oracle.marginal(sampler.process, begin)
+            if goal is None:
+                at_data = sampler.grid[-1] == 0
+                goal = oracle.p0 if at_data else oracle.marginal(sampler.process, sampler.grid[-1])
+        errors.append(tv(law(sampler, initial), goal))
+    slope, _ = np.polyfit(np.log(steps[-3:]), np.log(errors), 1)
+    return float(-slope)

@@ -1,0 +1,236 @@
+r"""The exact law of a program: every choice it could make, tried.
+
+``kernel`` runs the operator's own text with a batch whose rows are *prefixes of choices*. At the first choice that
+the prefixes do not cover, each row is forked into the possible values, and the program is run again on the longer
+prefixes; when it runs through, a row is a path, its start and end are an entry of the matrix and its weight is a
+product of the program's own probabilities. There is one run a site, a program may call the denoiser between its
+choices, and it never sees an impossible state.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from discdiff.denoiser import Counter, Denoiser
+from discdiff.distributions import Choice
+from discdiff.handlers import At, Run
+from discdiff.operator import Mix, Operator, Repeat, Then, When
+from discdiff.prediction import Prediction
+from discdiff.process import Process
+from discdiff.sampler import Sampler, check_model
+from discdiff.state import State
+from discdiff.theory.enumeration import all_states, state_index
+
+__all__ = ["kernel", "law"]
+
+_MOST_PATHS = 8_000_000
+
+
+class _Fork(Exception):
+    """A choice that the prefixes do not cover."""
+
+    def __init__(self, name: str, choice: Choice, rows: Tensor) -> None:
+        self.name, self.choice, self.rows = name, choice, rows
+
+
+class _Prefixes(Messenger):
+    """Answers each site from the prefixes of the rows that reach it."""
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.start = torch.arange(states)  # the row of the matrix each prefix belongs to
+        self.log_weight = torch.zeros(states, dtype=torch.float64)
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        rows = msg["fn"].key.rows
+        if msg["name"] not in self.values:
+            raise _Fork(msg["name"], msg["fn"], rows)
+        msg["value"], msg["done"], msg["stop"] = self.values[msg["name"]][rows], True, True
+
+    def extend(self, fork: _Fork) -> None:
+        """Replace each row that reached the site by one row for each value it may take."""
+        parent, value, log_p = fork.choice.fork()
+        elsewhere = torch.ones(len(self.start), dtype=torch.bool)
+        elsewhere[fork.rows] = False  # rows of a mix that took another branch
+        kept = elsewhere.nonzero()[:, 0]
+        source = torch.cat([kept, fork.rows[parent]])
+        if len(source) > _MOST_PATHS:
+            raise ValueError(f"site {fork.name}: more than {_MOST_PATHS} paths; use a smaller vocabulary or length")
+        self.start, self.log_weight = self.start[source], self.log_weight[source]
+        self.log_weight[len(kept) :] += log_p.double()
+        self.values = {name: old[source] for name, old in self.values.items()}
+        self.values[fork.name] = torch.cat([value.new_zeros(len(kept), *value.shape[1:]), value])
+
+
+@torch.no_grad()
+def kernel(
+    operator: Operator,
+    process: Process,
+    model: Denoiser,
+    t: float,
+    s: float | None = None,
+    *,
+    length: int | None = None,
+    frozen: Bool[Tensor, " L"] | None = None,
+    whole: bool = False,
+) -> Float[Tensor, "N N"]:
+    r"""The exact transition matrix of an operator, by enumeration of its program.
+
+    Args:
+        operator: a predictor (t -> s) or a corrector (at t).
+        process: the forward process; must be the model's.
+        model: the denoiser, an oracle or any other that is deterministic.
+        t, s: the interval; a corrector takes t alone.
+        length: L, needed where the model has none of its own.
+        frozen: (L,) sites that never change and are seen at time 0.
+        whole: enumerate a composition as one program instead of multiplying its parts' matrices. Slower, equal: the
+            test of the algebra.
+
+    Returns:
+        (S**L, S**L) float64, row = state before, column = state after, base-S indices with the first site slowest.
+        Rows sum to 1; where ``world.reachable`` is False they promise no more than that.
+
+    Raises:
+        TypeError: for an operator whose choices have no finite tree, or a model that is not a Denoiser.
+        ValueError: for times out of order, processes that differ, or too many paths.
+    """
+    check_model(process, model, "kernel")
+    if not isinstance(operator, Operator):
+        raise TypeError(f"kernel: operator must be an Operator, got {operator!r}")
+    if not operator.enumerable:
+        raise TypeError(f"{operator} makes an unbounded number of choices and cannot be enumerated")
+    if operator.moves and (s is None or not 0 <= s < t <= 1):
+        raise ValueError(f"kernel: {operator} is a predictor and needs 0 <= s < t <= 1, got t = {t}, s = {s}")
+    if not operator.moves and (s is not None or not 0 <= t <= 1):
+        raise ValueError(f"kernel: {operator} is a corrector and takes t in [0, 1] alone, got t = {t}, s = {s}")
+    size = length or model.length
+    if size is None or (model.length is not None and size != model.length):
+        raise ValueError(f"kernel: length= must say how many sites; the model's is {model.length}, got {length}")
+    if frozen is not None and frozen.shape != (size,):
+        raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(frozen.shape)}")
+    return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, frozen, whole), t)
+
+
+class _Distinct(Counter):
+    """Evaluates the denoiser once for each distinct state: thousands of paths pass through a few of them."""
+
+    def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
+        assert bool((time == time[:1]).all()), "every path has the same frozen sites"
+        states, length = self.denoiser.process.states, x.shape[1]
+        unique, index = state_index(x, states).unique(return_inverse=True)
+        few = self.denoiser.evaluate(all_states(states, length)[unique], time[:1].expand(len(unique), -1))
+        return Prediction(few.logits[index], few.predicts, x, few.alpha[index], few.process)
+
+
+class _Setting:
+    """What stays the same while a composition is taken apart."""
+
+    def __init__(
+        self, process: Process, model: Denoiser, t: float, s: float, length: int, frozen: Tensor | None, whole: bool
+    ) -> None:
+        self.process, self.model, self.t, self.s = process, model, t, s
+        self.length, self.frozen, self.whole = length, frozen, whole
+
+
+def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
+    """The matrix of a part that starts at time ``now``: t before the step's predictor, s after it."""
+    if setting.whole:
+        return _enumerate(operator, setting, now)
+    match operator:
+        case Then(left, right):
+            return _kernel(left, setting, now) @ _kernel(right, setting, setting.s if left.moves else now)
+        case Repeat(inner, times):
+            return torch.linalg.matrix_power(_kernel(inner, setting, now), times)
+        case Mix(operators, weights):
+            parts = (w * _kernel(part, setting, now) for part, w in zip(operators, weights, strict=True))
+            return torch.stack(list(parts)).sum(0)
+        case When():
+            return _kernel(operator.at(setting.t), setting, now)
+    return _enumerate(operator, setting, now)
+
+
+def _enumerate(operator: Operator, setting: _Setting, now: float) -> Tensor:
+    process = setting.process
+    states = all_states(process.states, setting.length)
+    prefixes = _Prefixes(len(states))
+    while True:
+        rows = len(prefixes.start)
+        run = Run(0, _Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)))
+        frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
+        state = State(states[prefixes.start], now, torch.arange(rows), frozen)
+        try:
+            with prefixes:
+                after = operator(state, At(process, run, setting.t, setting.s, step=1))
+        except _Fork as fork:
+            prefixes.extend(fork)
+            continue
+        matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
+        end = state_index(after.tokens, process.states)
+        return matrix.index_put_((prefixes.start, end), prefixes.log_weight.exp(), accumulate=True)
+
+
+@torch.no_grad()
+def law(
+    sampler: Sampler,
+    initial: Float[Tensor, " N"] | None = None,
+    *,
+    length: int | None = None,
+    prompt: Tensor | None = None,
+    frozen: Bool[Tensor, " L"] | None = None,
+) -> Float[Tensor, " M"]:
+    """The exact law of a sampler's output: the initial law times the kernel of every step.
+
+    Args:
+        sampler: what is judged.
+        initial: (S**L,) law of the state at the first time of the grid; by default the prior, for a grid that starts
+            at 1.
+        length: L, needed where the model has none of its own.
+        prompt, frozen: (L,) an infill pattern: sites that hold the prompt and never change.
+
+    Returns:
+        For a grid that ends at 0, (n**L,) over data sequences; else (S**L,) over noisy states. Sums to 1.
+
+    Raises:
+        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0.
+    """
+    process, model = sampler.process, sampler.model
+    size = length or model.length
+    if size is None:
+        raise ValueError("law: length= must say how many sites; this model has no length of its own")
+    if (prompt is None) != (frozen is None):
+        raise ValueError("law: prompt= and frozen= go together")
+    if initial is None:
+        if sampler.grid[0] != 1:
+            raise ValueError(f"law: the grid starts at t = {sampler.grid[0]}; give initial=, the law there")
+        initial = _prior(process, size, prompt, frozen)
+    current = torch.as_tensor(initial, dtype=torch.float64)
+    if current.shape != (process.states**size,):
+        raise ValueError(
+            f"law: initial must have shape ({process.states**size},) = (S**L,), got {tuple(current.shape)}"
+        )
+    for _, t, s in sampler.intervals():
+        current = current @ kernel(sampler.operator, process, model, t, s, length=size, frozen=frozen)
+    if sampler.grid[-1] > 0:
+        return current
+    data = process.data_tokens[all_states(len(process.data_tokens), size)]
+    on_data = current[state_index(data, process.states)]
+    if abs(float(on_data.sum()) - 1) > 1e-9:
+        raise ValueError(
+            f"law: mass {1 - float(on_data.sum()):.3g} is not on data at time 0; {sampler.operator} leaves masks"
+        )
+    return on_data
+
+
+def _prior(process: Process, length: int, prompt: Tensor | None, frozen: Tensor | None) -> Tensor:
+    result = torch.ones(1, dtype=torch.float64)
+    for site in range(length):
+        factor = process.pi
+        if prompt is not None and frozen is not None and frozen[site]:
+            factor = torch.zeros_like(factor)
+            factor[prompt[site]] = 1
+        result = torch.kron(result, factor)
+    return result
