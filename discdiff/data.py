@@ -69,7 +69,7 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
 
 
 def text_from_topics() -> str:
-    """This Python's ``pydoc_data.topics`` as prose, after a line with its SHA-256: ASCII, runs of space joined, no drawn lines."""
+    """This Python's ``pydoc_data.topics`` as prose in ASCII, after a line with its SHA-256."""
     from pydoc_data.topics import topics
 
     source = "\n".join(topics[name] for name in sorted(topics))

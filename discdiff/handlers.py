@@ -60,7 +60,8 @@ class Run:
         if (slot, tag) in self._names:
             raise ValueError(
                 f"site {step}.{slot}.{name}: a site of this name, or of one that hashes alike, "
-                "was already drawn in this slot; give each choice of an operator its own name, and an operator with several slots a `width`"
+                "was already drawn in this slot; give each choice its own name, "
+                "and an operator with several slots a `width`"
             )
         self._names.add((slot, tag))
         return Key(self.seed, state.rows, slot << 20 | step, tag, self.faults)

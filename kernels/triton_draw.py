@@ -63,7 +63,7 @@ def _draw_kernel(
         # tl.max drops NaN, so NaN is counted by itself
         bad += tl.sum((x != x).to(tl.int32), 0) + tl.sum((x == float("inf")).to(tl.int32), 0)
         peak = tl.max(x, 0)
-        if peak > float("-inf"):
+        if (peak > float("-inf")) & (peak < float("inf")):
             mass = tl.sum(tl.exp(x - peak), 0)
             c0 = (tag.to(tl.uint32) << 20) | (g // 4)
             w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
@@ -78,6 +78,7 @@ def _draw_kernel(
     here = best_group * SIZE + column
     x = tl.load(base + here.to(tl.int64) * stride_column, mask=here < width, other=float("-inf"))
     x = x.to(tl.float64 if DOUBLE else tl.float32)
+    x = tl.where(bad == 0, x, 0.0)  # whatever is computed of a bad row is thrown away
     weight = tl.exp(x - best_peak).to(tl.float64)
     total = tl.cumsum(weight, 0)
     whole = tl.max(total, 0)

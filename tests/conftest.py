@@ -1,0 +1,54 @@
+"""What every test shares: Triton in its interpreter, one thread, and one failure rate."""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+# Shapes and types are checked at every call. Triton compiles a kernel from its source, so those files are left out.
+_ROOT = Path(__file__).parent.parent
+jaxtyping.install_import_hook(
+    [
+        ".".join(("discdiff", *([] if folder == "discdiff" else [folder]), file.stem))
+        for folder in ("discdiff", "theory", "samplers", "kernels")
+        for file in (_ROOT / folder).glob("*.py")
+        if file.stem != "__init__" and not file.stem.startswith("triton_")
+    ],
+    "beartype.beartype",
+)
+
+# Every statistical check draws from a fixed seed and fails a correct program with this probability; with fewer than a
+# hundred of them the suite as a whole does so with less than 1e-4.
+FAILURE_RATE = 1e-6
+
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def failure_rate() -> float:
+    return FAILURE_RATE
+
+
+@pytest.fixture
+def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tests' own shape checker, so that bad input meets the errors that users see."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

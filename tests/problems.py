@@ -1,0 +1,79 @@
+"""The zoo: fixed small laws with everything known, and brute-force answers written from the definitions.
+
+Nothing here uses the library's formulas beyond ``process.kernel``, which test_process checks by itself.
+"""
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import discdiff as dd
+from discdiff import theory as T
+
+V = L = 3
+
+
+def dirichlet(concentration: float, seed: int, vocab_size: int = V, length: int = L) -> T.Enumeration:
+    """A random law on V^L. Fixed by its seed."""
+    p0 = np.random.default_rng(seed).dirichlet(np.full(vocab_size**length, concentration))
+    return T.Enumeration(torch.as_tensor(p0), vocab_size=vocab_size, length=length)
+
+
+def weak() -> T.Enumeration:
+    """Dirichlet(3), seed 7: full support, mildly correlated."""
+    return dirichlet(3.0, 7)
+
+
+def strong() -> T.Enumeration:
+    """0.05 uniform + 0.95 Dirichlet(1/2): strongly correlated; a product law would hide most faults."""
+    world = dirichlet(0.5, 3)
+    return T.Enumeration(0.05 / len(world.p0) + 0.95 * world.p0, vocab_size=V, length=L)
+
+
+def chain(vocab_size: int, length: int, seed: int = 5) -> T.MarkovChain:
+    """A random Markov chain."""
+    rng = np.random.default_rng(seed)
+    initial = torch.as_tensor(rng.dirichlet(np.ones(vocab_size)))
+    transition = torch.as_tensor(rng.dirichlet(np.full(vocab_size, 0.7), size=vocab_size))
+    return T.MarkovChain(initial, transition, length=length)
+
+
+def processes(vocab_size: int = V) -> list[dd.Process]:
+    """One of each family."""
+    return [dd.Masked(vocab_size, dd.Linear()), dd.Uniform(vocab_size, dd.Linear())]
+
+
+def states(size: int, length: int) -> Tensor:
+    """(size**length, length), first site slowest."""
+    return torch.tensor(list(itertools.product(range(size), repeat=length)))
+
+
+def joint(world: T.Enumeration, process: dd.Process, times: list[float]) -> Tensor:
+    """p(x0, z) as (n**L, S**L), by the definition: p0(x) prod_i q_{t_i}(z_i | x_i)."""
+    q = torch.ones(1, 1, dtype=torch.float64)
+    for t in times:
+        q = torch.kron(q, process.kernel(t)[process.data_tokens])
+    return world.p0[:, None] * q
+
+
+def gibbs_matrix(world: T.Enumeration, process: dd.Process, t: float) -> Tensor:
+    """Random-scan Gibbs from p_t alone: sum_l 1/L p_t(z'_l | z_{-l}). Rows of unreachable states are zero."""
+    p_t = joint(world, process, [t] * world.length).sum(0)
+    size, z = process.states, states(process.states, world.length)
+    matrix = torch.zeros(len(p_t), len(p_t), dtype=torch.float64)
+    for row, site in itertools.product(range(len(z)), range(world.length)):
+        stride = size ** (world.length - 1 - site)
+        targets = row + (torch.arange(size) - z[row, site]) * stride
+        if p_t[row] > 0:
+            matrix[row, targets] += p_t[targets] / p_t[targets].sum() / world.length
+    return matrix
+
+
+def mislabelled(world: T.Enumeration, process: dd.Process) -> dd.Denoiser:
+    """The planted fault of the field: the denoiser's output, said to be the leave-one-out."""
+    right = world.denoiser(process, predicts="denoiser")
+    return dd.Denoiser(
+        right.fn, process, predicts="loo", time="alpha", length=world.length, time_dtype=torch.float64, oracle=world
+    )
