@@ -53,14 +53,16 @@ def parse_operator(expression: str) -> Operator:
                 return build(left) ** times
         raise refuse(node)
 
-    def make(kind: Callable[..., Operator], args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> Operator:
-        named = {}
-        for keyword in keywords:
-            if keyword.arg is None:
-                raise refuse(keyword.value)
-            named[keyword.arg] = ast.literal_eval(keyword.value)
+    def literal(node: ast.expr) -> object:
         try:
-            return kind(*(ast.literal_eval(arg) for arg in args), **named)
+            return ast.literal_eval(node)
+        except ValueError as error:
+            raise refuse(node) from error
+
+    def make(kind: Callable[..., Operator], args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> Operator:
+        named = {keyword.arg or "**": literal(keyword.value) for keyword in keywords}
+        try:
+            return kind(*(literal(arg) for arg in args), **named)
         except TypeError as error:
             raise ValueError(f"--sampler: {error} in {expression!r}") from error
 

@@ -1,9 +1,10 @@
-"""A small transformer, enough for the examples, and how it is kept on disk."""
+"""Two small networks, enough for the examples, and how they are kept on disk."""
 
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from discdiff.prediction import Predicts
 from discdiff.process import Masked, Process, Uniform
 from discdiff.schedule import Cosine, Linear
 
-__all__ = ["Card", "Transformer", "load_trained", "save_trained"]
+__all__ = ["Card", "Convolution", "Transformer", "load_trained", "save_trained"]
 
 _PROCESSES: dict[str, type[Process]] = {"masked": Masked, "uniform": Uniform}
 
@@ -25,18 +26,18 @@ _PROCESSES: dict[str, type[Process]] = {"masked": Masked, "uniform": Uniform}
 class Card:
     """What must be known to use a set of weights; kept in the file's metadata."""
 
-    process: str  # "masked" | "uniform"
+    network: Literal["transformer", "convolution"]
+    process: Literal["masked", "uniform"]
     vocab_size: int
     length: int  # longest sequence
     width: int
     depth: int
-    heads: int
     predicts: Predicts
     time: TimeArgument
 
 
-class Transformer(nn.Module):
-    """A bidirectional transformer over states, with a survival probability a site if the process needs one.
+class _Network(nn.Module):
+    """What both networks share: the embedding of states, positions and survivals, and the way out to logits.
 
     Args:
         states: S, the size of its input alphabet.
@@ -47,28 +48,46 @@ class Transformer(nn.Module):
         super().__init__()
         self.token = nn.Embedding(states, card.width)
         self.position = nn.Parameter(torch.randn(card.length, card.width) * 0.02)
-        self.timed = card.time is not None
-        if self.timed:
-            self.time = nn.Sequential(
-                nn.Linear(2 * _FREQUENCIES, card.width), nn.SiLU(), nn.Linear(card.width, card.width)
-            )
-        self.blocks = nn.ModuleList(_Block(card.width, card.heads) for _ in range(card.depth))
+        self.time = None
+        if card.time is not None:
+            features = nn.Linear(2 * _FREQUENCIES, card.width)
+            self.time = nn.Sequential(features, nn.SiLU(), nn.Linear(card.width, card.width))
+        self.body = self.build_body(card)
         self.norm = nn.LayerNorm(card.width)
         self.head = nn.Linear(card.width, card.vocab_size)
+
+    def build_body(self, card: Card) -> nn.Module:
+        """The layers between, a map (B, L, D) -> (B, L, D)."""
+        raise NotImplementedError
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L V"]:
         length, longest = x.shape[1], len(self.position)
         if length > longest:
             raise ValueError(f"this model was trained on sequences of at most {longest} tokens, got {length}")
         h = self.token(x) + self.position[:length]
-        if self.timed:
+        if self.time is not None:
             if alpha is None:
                 raise ValueError("this model needs a time argument")
             embedded = self.time(_features(alpha))
             h = h + (embedded[:, None] if alpha.ndim == 1 else embedded)
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.norm(h))
+        return self.head(self.norm(self.body(h)))
+
+
+class Transformer(_Network):
+    """A bidirectional transformer; heads are 32 or so wide."""
+
+    def build_body(self, card: Card) -> nn.Module:
+        return nn.Sequential(*(_AttentionBlock(card.width, max(1, card.width // 32)) for _ in range(card.depth)))
+
+
+class Convolution(_Network):
+    """A residual network of 3 x 3 convolutions, for sequences that are square images row by row."""
+
+    def build_body(self, card: Card) -> nn.Module:
+        side = math.isqrt(card.length)
+        if side * side != card.length:
+            raise ValueError(f"a convolution reads square images, and {card.length} is not a square")
+        return nn.Sequential(*(_ConvolutionBlock(card.width, side) for _ in range(card.depth)))
 
 
 _FREQUENCIES = 16
@@ -80,7 +99,7 @@ def _features(alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-class _Block(nn.Module):
+class _AttentionBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -95,13 +114,32 @@ class _Block(nn.Module):
         return h + self.mlp(self.norm_2(h))
 
 
-def build(card: Card) -> tuple[Transformer, Denoiser]:
+class _ConvolutionBlock(nn.Module):
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, h: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        image = h.transpose(1, 2).unflatten(2, (self.side, self.side))
+        return h + self.layers(image).flatten(2).transpose(1, 2)
+
+
+_NETWORKS: dict[str, type[_Network]] = {"transformer": Transformer, "convolution": Convolution}
+
+
+def build(card: Card) -> tuple[nn.Module, Denoiser]:
     """A network with fresh weights and the denoiser around it."""
-    if card.process not in _PROCESSES:
-        raise ValueError(f"process must be one of {', '.join(_PROCESSES)}, got {card.process!r}")
     # The clocks differ for no reason of principle: the cosine spends more steps where little is known.
     process = _PROCESSES[card.process](card.vocab_size, Cosine() if card.process == "masked" else Linear())
-    network = Transformer(process.states, card)
+    network = _NETWORKS[card.network](process.states, card)
     return network, Denoiser(network, process, card.predicts, time=card.time)
 
 

@@ -32,10 +32,7 @@ def digit_batches(size: int) -> tuple[Batches, int, int]:
     images = digits()
 
     def draw(generator: torch.Generator) -> Int[Tensor, "B L"]:
-        batch = images[torch.randint(len(images), (size,), generator=generator)].view(size, 8, 8)
-        # Shift by at most a pixel: few images, and a digit stays a digit.
-        down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        return torch.nn.functional.pad(batch, (1, 1, 1, 1))[:, 1 + down : 9 + down, 1 + right : 9 + right].flatten(1)
+        return images[torch.randint(len(images), (size,), generator=generator)]
 
     return draw, GREY_LEVELS, 64
 
@@ -114,16 +111,16 @@ def main() -> None:
     batches, vocab_size, length = digit_batches(64) if on_digits else text_batches(32)
     masked = arguments.process == "masked"
     card = Card(
+        network="convolution" if on_digits else "transformer",
         process=arguments.process,
         vocab_size=vocab_size,
         length=length,
-        width=96 if on_digits else 144,
-        depth=4,
-        heads=4,
+        width=64 if on_digits else 144,
+        depth=6 if on_digits else 4,
         predicts="denoiser" if masked else "loo",
         time=None if masked else "alpha",
     )
-    steps = arguments.steps or 4000
+    steps = arguments.steps or (6000 if on_digits else 4000)
     network, last = train(card, batches, steps, arguments.seed)
     path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
     save_trained(path, network, card)

@@ -1,5 +1,6 @@
 """Random words and keyed draws: known answers, the specification, and Triton's interpreter against it."""
 
+import itertools
 import math
 
 import numpy as np
@@ -89,11 +90,8 @@ def test_draw_is_the_specification() -> None:
         weights = (x - x.max()).exp().double()
         high, low, _, _ = kernels.philox(seed, philox_module.counter(philox_module.WITHIN, tag), position, step, row)
         v = ((int(high) << 21 | int(low) >> 11) + 0.5) / 2**53
-        running, column = 0.0, -1
-        for column, weight in enumerate(weights.tolist()):
-            running += weight
-            if running > v * float(weights.cumsum(0)[-1]):
-                break
+        running = list(itertools.accumulate(weights.tolist()))
+        column = next(c for c, total in enumerate(running) if total > v * running[-1])
         drawn = kernels.draw(logits, seed=seed, step=step, tag=tag, **key)[n]
         assert int(drawn) == 1024 * chosen + column
 

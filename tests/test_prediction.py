@@ -128,7 +128,9 @@ def test_conversions_are_stable_at_the_ends(alpha: float, dtype: torch.dtype) ->
     torch.testing.assert_close(denoiser.exp().sum(-1), torch.ones(1, 3, dtype=dtype))
     if alpha < 1:
         back = dd.Prediction(denoiser, "denoiser", x, alpha, process).loo
-        torch.testing.assert_close(back.exp(), logits.softmax(-1), atol=1e-5 if dtype == torch.float32 else 1e-9, rtol=0)
+        torch.testing.assert_close(
+            back.exp(), logits.softmax(-1), atol=1e-5 if dtype == torch.float32 else 1e-9, rtol=0
+        )
     else:
         assert denoiser.exp()[0, 1].tolist() == [0, 0, 0, 0, 1]
         with pytest.raises(ValueError, match="point mass"):

@@ -54,7 +54,9 @@ def test_bridge_keeps_the_marginal(process: dd.Process, interval: tuple[float, f
     for x0 in process.data_tokens.tolist():
         reached = (process.kernel(t)[x0] > 0).nonzero()
         rows = process.bridge(reached, torch.full_like(reached, x0), t, s)._table()[0][:, 0].exp()
-        torch.testing.assert_close(process.kernel(t)[x0, reached[:, 0]] @ rows, process.kernel(s)[x0], atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            process.kernel(t)[x0, reached[:, 0]] @ rows, process.kernel(s)[x0], atol=1e-12, rtol=0
+        )
 
 
 def test_times_may_differ_by_position() -> None:

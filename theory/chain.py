@@ -36,13 +36,12 @@ class MarkovChain(Oracle):
         if initial.ndim != 1 or transition.shape != (len(initial), len(initial)):
             raise ValueError(f"a chain needs (V,) and (V, V), got {tuple(initial.shape)} and {tuple(transition.shape)}")
         for name, rows in (("initial", initial[None]), ("transition", transition)):
-            if not bool((rows >= 0).all()) or not torch.allclose(
-                rows.sum(-1), torch.ones(len(rows)).double(), atol=1e-9
-            ):
+            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
                 raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
-        self.initial, self.transition = initial, transition
+        self.initial = initial / initial.sum()
+        self.transition = transition / transition.sum(-1, keepdim=True)
         self.alphabet, self.length = len(initial), length
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:

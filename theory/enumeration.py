@@ -36,14 +36,16 @@ class Enumeration(Oracle):
         p0 = torch.as_tensor(p0, dtype=torch.float64)
         if p0.shape != (vocab_size**length,):
             raise ValueError(f"p0 must have shape ({vocab_size**length},) = (V**L,), got {tuple(p0.shape)}")
-        if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-9:
+        if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-6:
             raise ValueError(
                 f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
             )
-        self.p0, self.alphabet, self.length = p0, vocab_size, length
+        # float32 input sums to 1 within 1e-6 only; nothing downstream should inherit that
+        self.p0, self.alphabet, self.length = p0 / p0.sum(), vocab_size, length
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
-        return torch.stack([self._sum_out(evidence, site) for site in range(self.length)], 1)
+        sums = [self._sum_out(evidence, site).expand(len(evidence), -1) for site in range(self.length)]
+        return torch.stack(sums, 1)
 
     def _sum_out(self, evidence: Tensor, kept: int | None) -> Tensor:
         """sum over x of p0(x) prod_{j != kept} e_j(x_j), as a function of x_kept (of nothing if None)."""

@@ -1,0 +1,70 @@
+"""The Gibbs corrector: the brute-force matrix, invariance, and what is lost with two sites at once."""
+
+import pytest
+import torch
+from hypothesis import given
+from problems import gibbs_matrix, mislabelled, strong, weak
+from problems import processes as zoo
+from strategies import processes, worlds
+
+import discdiff as dd
+from discdiff import samplers as S
+from discdiff import theory as T
+
+
+@pytest.mark.parametrize("t", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("process", zoo(), ids=repr)
+@pytest.mark.parametrize("predicts", ["denoiser", "loo"])
+def test_gibbs_is_the_brute_force_matrix(process: dd.Process, t: float, predicts: str) -> None:
+    world = strong()
+    k = T.kernel(S.Gibbs(), process, world.denoiser(process, predicts=predicts), t=t)
+    expected, reached = gibbs_matrix(world, process, t), world.marginal(process, t) > 0
+    torch.testing.assert_close(k[reached], expected[reached], atol=1e-12, rtol=0)
+
+
+@given(worlds(vocab_size=2, length=3), processes())
+def test_gibbs_keeps_p_t_and_moves(world: T.Enumeration, process: dd.Process) -> None:
+    model = world.denoiser(process, predicts="loo")
+    for t in (0.0, 0.3, 0.8):
+        p_t = world.marginal(process, t)
+        k = T.kernel(S.Gibbs(), process, model, t=t)
+        torch.testing.assert_close(p_t @ k, p_t, atol=1e-12, rtol=0)
+        if t == 0.8 and world.p0.max() < 0.9:
+            assert (k - torch.eye(len(k))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("process", zoo(), ids=repr)
+def test_two_sites_at_once_do_not(process: dd.Process) -> None:
+    world, corrector = strong(), S.Gibbs(sites=2)
+    p_t = world.marginal(process, 0.4)
+    moved = p_t @ T.kernel(corrector, process, world.denoiser(process, predicts="loo"), t=0.4)
+    assert T.tv(moved, p_t) > 1e-3
+    assert corrector.invariant == "approximate"
+    assert S.Gibbs().invariant == "exact"
+
+
+def test_a_mislabelled_denoiser_gives_another_matrix() -> None:
+    """With D in the place of O it keeps p_t all the same: drawing x0_i from D and noising it again is a Gibbs step on the
+    pair (x0_i, z_i). But it is not the heat bath, so invariance alone would not have caught the fault; the matrix does."""
+    world, process = strong(), dd.Uniform(3, dd.Linear())
+    p_t = world.marginal(process, 0.4)
+    k = T.kernel(S.Gibbs(), process, mislabelled(world, process), t=0.4)
+    assert (k - gibbs_matrix(world, process, 0.4)).abs().max() > 0.05
+    torch.testing.assert_close(p_t @ k, p_t, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("process", zoo(), ids=repr)
+def test_more_sites_than_there_are_redraws_all(process: dd.Process) -> None:
+    model = weak().denoiser(process, predicts="loo")
+    three, many = (T.kernel(S.Gibbs(sites=k), process, model, t=0.5) for k in (3, 9))
+    torch.testing.assert_close(three, many, atol=1e-14, rtol=0)
+    frozen = torch.tensor([True, False, True])
+    one = T.kernel(S.Gibbs(sites=9), process, model, t=0.5, frozen=frozen)
+    torch.testing.assert_close(
+        one, T.kernel(S.Gibbs(sites=1), process, model, t=0.5, frozen=frozen), atol=1e-14, rtol=0
+    )
+
+
+def test_sites_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        S.Gibbs(sites=0)
