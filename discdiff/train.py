@@ -111,16 +111,16 @@ def main() -> None:
     batches, vocab_size, length = digit_batches(64) if on_digits else text_batches(32)
     masked = arguments.process == "masked"
     card = Card(
-        network="convolution" if on_digits else "transformer",
+        shape="image" if on_digits else "sequence",
         process=arguments.process,
         vocab_size=vocab_size,
         length=length,
-        width=64 if on_digits else 144,
-        depth=6 if on_digits else 4,
+        width=64 if on_digits else 128,
+        depth=6 if on_digits else 8,
         predicts="denoiser" if masked else "loo",
         time=None if masked else "alpha",
     )
-    steps = arguments.steps or (6000 if on_digits else 4000)
+    steps = arguments.steps or (6000 if on_digits else 3500)
     network, last = train(card, batches, steps, arguments.seed)
     path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
     save_trained(path, network, card)

@@ -134,7 +134,7 @@ def test_committed_weights_know_their_data(name: str, process: str) -> None:
 
 
 def test_a_file_keeps_its_card(tmp_path: Path) -> None:
-    card = Card("transformer", "uniform", 5, 9, width=32, depth=1, predicts="loo", time="alpha")
+    card = Card("sequence", "uniform", 5, 9, width=32, depth=1, predicts="loo", time="alpha")
     network, model = build(card)
     save_trained(tmp_path / "w.safetensors", network, card)
     loaded = load_trained(tmp_path / "w.safetensors")

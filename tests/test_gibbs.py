@@ -44,8 +44,9 @@ def test_two_sites_at_once_do_not(process: dd.Process) -> None:
 
 
 def test_a_mislabelled_denoiser_gives_another_matrix() -> None:
-    """With D in the place of O it keeps p_t all the same: drawing x0_i from D and noising it again is a Gibbs step on the
-    pair (x0_i, z_i). But it is not the heat bath, so invariance alone would not have caught the fault; the matrix does."""
+    """With D in the place of O it keeps p_t all the same: drawing x0_i from D and noising it again is a Gibbs step on
+    the pair (x0_i, z_i). It is not the heat bath, though: invariance would not have caught the fault, the matrix does.
+    """
     world, process = strong(), dd.Uniform(3, dd.Linear())
     p_t = world.marginal(process, 0.4)
     k = T.kernel(S.Gibbs(), process, mislabelled(world, process), t=0.4)
