@@ -190,7 +190,7 @@ class PointMixture(_SiteWise):
         pi: (S,) float64 noise law.
         points: K tensors (B, L) of tokens.
         weights: K tensors (B, L) of probabilities with sum at most 1.
-        shape: (B, L), needed where there are no points.
+        shape, device: (B, L) and where to draw, needed where there are no points.
     """
 
     def __init__(
@@ -199,19 +199,18 @@ class PointMixture(_SiteWise):
         points: Sequence[Int[Tensor, "B L"]],
         weights: Sequence[Float[Tensor, "B L"]],
         shape: tuple[int, int] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         batch, length = points[0].shape if shape is None else shape
-        device = pi.device if not points else points[0].device
-        super().__init__(batch, (length,), device)
-        self.pi, self.points, self.weights = pi.to(device), tuple(points), tuple(weights)
+        super().__init__(batch, (length,), points[0].device if points else torch.device(device))
+        # The last state with mass ends the scale of a draw, so that rounding can never pick one of probability 0.
+        self._last = int(pi.nonzero()[-1])
+        self.pi, self.points, self.weights = pi.to(self.device), tuple(points), tuple(weights)
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         length = self.event_shape[0]
         u, v = key.uniforms(length)
-        cumulative = self.pi.cumsum(0)
-        # The last state with mass ends the scale, so that rounding can never pick a state of probability 0.
-        last = int(self.pi.nonzero()[-1])
-        value = torch.searchsorted(cumulative[:last], v, right=True)
+        value = torch.searchsorted(self.pi.cumsum(0)[: self._last], v, right=True)
         threshold = torch.zeros_like(u)
         for point, weight in zip(self.points, self.weights, strict=True):
             value = torch.where((threshold <= u) & (u < threshold + weight), point, value)

@@ -101,7 +101,7 @@ class Process(ABC):
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
         """The law at alpha = 0: pi at every site. Batch shape (B,), event shape (L,)."""
-        return PointMixture(self.pi.to(device), [], [], shape=(batch, length))
+        return PointMixture(self.pi, [], [], shape=(batch, length), device=device)
 
     def marginal(self, x0: Int[Tensor, "B L"], t: Time) -> PointMixture:
         """q_t(x_t | x0), batch shape (B,), event shape (L,).

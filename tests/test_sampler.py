@@ -241,3 +241,23 @@ def test_mislabelled_samples_are_seen_to_be_wrong(failure_rate: float) -> None:
     sampler = dd.Sampler(process, mislabelled(world, process), S.Ancestral(), steps=16)
     right = dd.Sampler(process, world.denoiser(process), S.Ancestral(), steps=16)
     assert p_value(sampler.sample(20_000, seed=0).tokens, T.law(right)) < failure_rate
+
+
+@pytest.mark.parametrize("process", zoo(5), ids=repr)
+def test_the_fused_draw_stands_in_token_for_token(process: dd.Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sampler with every token drawn by the Triton kernel (in its interpreter here) gives the same tokens."""
+    pytest.importorskip("triton")
+    from discdiff.kernels import reference, triton_draw
+
+    model = chain(5, 10).denoiser(process, predicts="loo")
+    sampler = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(sites=2), steps=3)
+    expected = sampler.sample(batch=4, seed=0).tokens
+    calls = []
+
+    def fused(*args: object) -> torch.Tensor:
+        calls.append(args)
+        return triton_draw.draw(*args)
+
+    monkeypatch.setattr(reference, "draw", fused)
+    assert torch.equal(sampler.sample(batch=4, seed=0).tokens, expected)
+    assert len(calls) == 6
