@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
-	$(BIN)/discdiff sample text --steps 64 --seed 0 --batch 2 --prompt "The "
+	$(BIN)/discdiff sample text --process uniform --sampler "ancestral >> gibbs(sites=8)" --prompt "The "
 
 test: .venv/test lint
 	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)

@@ -142,7 +142,7 @@ def _run(arguments: argparse.Namespace, length: int, prompt: Tensor | None) -> S
     model = load_trained(ASSETS / f"{arguments.data}-{arguments.process}.safetensors")
     sampler = Sampler(model.process, model, parse_operator(arguments.sampler), steps=arguments.steps)
     console = Console(stderr=True)
-    console.print(repr(sampler), style="dim", highlight=False, markup=False)
+    console.print(repr(sampler), style="dim", highlight=False, markup=False, soft_wrap=True)
     start = time.perf_counter()
     samples = sampler.sample(arguments.batch, length, seed=arguments.seed, prompt=prompt, progress=True)
     seconds = time.perf_counter() - start

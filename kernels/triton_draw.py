@@ -29,7 +29,8 @@ def _gumbel32(word):
     return -tl.log(u * tl.log(y) / (y - 1.0))
 
 
-@triton.jit
+# Not specialised: an argument that happens to be 1 would arrive as a constant, without the `to` of a tensor.
+@triton.jit(do_not_specialize=["seed", "step", "tag"])
 def _draw_kernel(
     logits_ptr,  # (N, V)
     rows_ptr,  # (N,) int64
@@ -100,11 +101,11 @@ def draw(logits: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, 
     if n:
         groups = -(-width // GROUP_SIZE)
         size = GROUP_SIZE if groups > 1 else triton.next_power_of_2(width)
-        # Integers between 2**31 and 2**63 arrive as int64 and small ones as int32; tensors make the width certain.
         signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
-        _draw_kernel[(n,)](
-            logits, rows, positions, out, logits.stride(0), logits.stride(1), width,
-            signed_seed, step, tag,
-            GROUPS=groups, SIZE=size, DOUBLE=logits.dtype == torch.float64,
-        )  # fmt: skip
+        with torch.cuda.device_of(logits):
+            _draw_kernel[(n,)](
+                logits, rows.contiguous(), positions.contiguous(), out, logits.stride(0), logits.stride(1), width,
+                signed_seed, step, tag,
+                GROUPS=groups, SIZE=size, DOUBLE=logits.dtype == torch.float64,
+            )  # fmt: skip
     return out

@@ -115,6 +115,12 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: weak().denoiser(dd.Uniform(4, dd.Linear())), ValueError, "4 data tokens, the law has 3"),
     (lambda: T.kernel(S.Gibbs(), UNIFORM, model(), t=0.5), ValueError, "length="),
     (lambda: T.law(sampler()), ValueError, "length="),
+    (lambda: T.law(sampler(), length=3, prompt=[1, 2]), ValueError, "prompt= and frozen= go together"),
+    (
+        lambda: T.kernel(S.Gibbs(), UNIFORM, model(), t=0.5, length=2, frozen=[True]),
+        ValueError,
+        r"frozen must have shape \(2,\)",
+    ),
     (lambda: T.order([2, 4], lambda n: sampler()), ValueError, "three numbers of steps"),
     (lambda: T.order([2, 4, 8], lambda n: sampler()), ValueError, "give target="),
     (lambda: sampler().sample(2, 3, seed=-1), ValueError, "seed must lie in"),

@@ -65,6 +65,9 @@ def test_triton_draws_the_references_tokens(width: int, dtype: torch.dtype) -> N
     key = {"seed": 2**63 + 5, "step": 9, "tag": 3} | address(n)
     expected = kernels.draw(logits, **key)
     assert kernels.draw(logits, backend="triton", **key).tolist() == expected.tolist()
+    pairs = torch.stack([key["rows"], key["positions"]], -1)  # ids with a stride of two
+    apart = key | {"rows": pairs[:, 0], "positions": pairs[:, 1]}
+    assert kernels.draw(logits, backend="triton", **apart).tolist() == expected.tolist()
     strided = torch.empty(width, n, dtype=dtype).T.copy_(logits)
     assert kernels.draw(strided, backend="triton", **key).tolist() == expected.tolist()
     assert kernels.draw(strided, **key).tolist() == expected.tolist()

@@ -7,10 +7,11 @@ product of the program's own probabilities. There is one run a site, a program m
 choices, and it never sees an impossible state.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def kernel(
     s: float | None = None,
     *,
     length: int | None = None,
-    frozen: Bool[Tensor, " L"] | None = None,
+    frozen: Bool[Tensor, " L"] | Sequence[bool] | None = None,
     whole: bool = False,
 ) -> Float[Tensor, "N N"]:
     r"""The exact transition matrix of an operator, by enumeration of its program.
@@ -110,9 +111,10 @@ def kernel(
     size = length or model.length
     if size is None or (model.length is not None and size != model.length):
         raise ValueError(f"kernel: length= must say how many sites; the model's is {model.length}, got {length}")
-    if frozen is not None and frozen.shape != (size,):
-        raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(frozen.shape)}")
-    return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, frozen, whole), t)
+    mask = None if frozen is None else torch.as_tensor(frozen, dtype=torch.bool)
+    if mask is not None and mask.shape != (size,):
+        raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(mask.shape)}")
+    return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, mask, whole), t)
 
 
 class _Distinct(Counter):
@@ -179,8 +181,8 @@ def law(
     initial: Float[Tensor, " N"] | None = None,
     *,
     length: int | None = None,
-    prompt: Tensor | None = None,
-    frozen: Bool[Tensor, " L"] | None = None,
+    prompt: Int[Tensor, " L"] | Sequence[int] | None = None,
+    frozen: Bool[Tensor, " L"] | Sequence[bool] | None = None,
 ) -> Float[Tensor, " M"]:
     """The exact law of a sampler's output: the initial law times the kernel of every step.
 
@@ -201,8 +203,8 @@ def law(
     size = length or model.length
     if size is None:
         raise ValueError("law: length= must say how many sites; this model has no length of its own")
-    if (prompt is None) != (frozen is None):
-        raise ValueError("law: prompt= and frozen= go together")
+    if (prompt is None) != (frozen is None) or any(x is not None and len(x) != size for x in (prompt, frozen)):
+        raise ValueError(f"law: prompt= and frozen= go together, both of length {size}")
     if initial is None:
         if sampler.grid[0] != 1:
             raise ValueError(f"law: the grid starts at t = {sampler.grid[0]}; give initial=, the law there")
@@ -225,12 +227,14 @@ def law(
     return on_data
 
 
-def _prior(process: Process, length: int, prompt: Tensor | None, frozen: Tensor | None) -> Tensor:
+def _prior(
+    process: Process, length: int, prompt: Tensor | Sequence[int] | None, frozen: Tensor | Sequence[bool] | None
+) -> Tensor:
     result = torch.ones(1, dtype=torch.float64)
     for site in range(length):
         factor = process.pi
         if prompt is not None and frozen is not None and frozen[site]:
             factor = torch.zeros_like(factor)
-            factor[prompt[site]] = 1
+            factor[int(prompt[site])] = 1
         result = torch.kron(result, factor)
     return result
