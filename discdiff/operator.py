@@ -25,7 +25,19 @@ from discdiff.distributions import Branch
 from discdiff.handlers import At, choose
 from discdiff.state import State
 
-__all__ = ["Corrector", "Invariance", "Mix", "Operator", "Predictor", "Repeat", "Then", "When", "mix", "when"]
+__all__ = [
+    "Corrector",
+    "Invariance",
+    "Mix",
+    "Operator",
+    "Predictor",
+    "Repeat",
+    "Then",
+    "When",
+    "check_operator",
+    "mix",
+    "when",
+]
 
 Invariance = Literal["exact", "approximate", "none"]
 _WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
@@ -76,7 +88,7 @@ class Operator(ABC):
 
     def __rshift__(self, other: "Operator") -> "Operator":
         """This operator, then the other."""
-        return Then(self, _operator(other, ">>"))
+        return Then(self, check_operator(other, ">>"))
 
     def __pow__(self, n: int) -> "Operator":
         """This corrector n times."""
@@ -310,15 +322,16 @@ def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Ope
     return When(condition, yes, no)
 
 
-def _operator(candidate: object, where: str) -> Operator:
+def check_operator(candidate: object, where: str) -> Operator:
+    """The candidate, if it is an operator; otherwise a TypeError that says what it is."""
     if not isinstance(candidate, Operator):
         hint = "; it is a class: add ()" if isinstance(candidate, type) else ""
-        raise TypeError(f"{where} takes operators, got {candidate!r}{hint}")
+        raise TypeError(f"{where} takes operators, one of discdiff.samplers or a composition, got {candidate!r}{hint}")
     return candidate
 
 
 def _same_kind(where: str, *operators: Operator) -> None:
-    kinds = {_operator(operator, where).moves for operator in operators}
+    kinds = {check_operator(operator, where).moves for operator in operators}
     if len(kinds) > 1:
         raise TypeError(
             f"{where}: the branches must all be predictors or all correctors, got {', '.join(map(repr, operators))}"

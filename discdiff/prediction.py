@@ -113,7 +113,12 @@ class Prediction:
         if self.predicts == "loo":
             return rows
         if self.predicts == "denoiser":
-            self._refuse(where, log_weight == torch.inf, "the denoiser is a point mass there and does not determine it")
+            self._refuse(
+                where,
+                log_weight == torch.inf,
+                "the denoiser is a point mass there and does not determine it; let the model predict 'loo', or keep "
+                "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
+            )
             return _shift(rows, x, -log_weight)
         alpha = self.alpha[where][:, None]
         if self.process.absorbing:

@@ -204,22 +204,28 @@ class Process(ABC):
 
     def check_states(self, x: Tensor, name: str) -> None:
         """Raise ValueError unless ``x`` is an int64 (B, L) tensor of states."""
-        self._check_ids(x, name, "0.." + str(self.states - 1), (x < 0) | (x >= self.states))
+        _check_tokens(x, name)
+        _check_ids(x, name, f"0..{self.states - 1}", (x < 0) | (x >= self.states))
 
     def check_data(self, x: Tensor, name: str) -> None:
         """Raise ValueError unless ``x`` is an int64 (B, L) tensor of data tokens."""
-        wrong = (x < 0) | (x >= self.vocab_size)
-        accepted = "0.." + str(self.vocab_size - 1)
+        _check_tokens(x, name)
+        wrong, accepted = (x < 0) | (x >= self.vocab_size), f"0..{self.vocab_size - 1}"
         if self.mask_id is not None:
             wrong, accepted = wrong | (x == self.mask_id), accepted + f" without the mask {self.mask_id}"
-        self._check_ids(x, name, accepted, wrong)
+        _check_ids(x, name, accepted, wrong)
 
-    def _check_ids(self, x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
-        if x.ndim != 2 or x.dtype != torch.int64:
-            raise ValueError(f"{name} must be an int64 (B, L) tensor, got {x.dtype} of shape {tuple(x.shape)}")
-        if bool(wrong.any()):
-            row, site = wrong.nonzero()[0].tolist()
-            raise ValueError(f"{name}: row {row}, position {site} holds {int(x[row, site])}; accepted ids: {accepted}")
+
+def _check_tokens(x: object, name: str) -> None:
+    if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype != torch.int64:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be an int64 (B, L) tensor, got {got}")
+
+
+def _check_ids(x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
+    if bool(wrong.any()):
+        row, site = wrong.nonzero()[0].tolist()
+        raise ValueError(f"{name}: row {row}, position {site} holds {int(x[row, site])}; accepted ids: {accepted}")
 
 
 def survival(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:

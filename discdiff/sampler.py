@@ -4,6 +4,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.handlers import At, Run, choose
-from discdiff.operator import Operator
+from discdiff.operator import Operator, check_operator
 from discdiff.process import Process
 from discdiff.state import State
 
@@ -62,18 +63,17 @@ class Sampler:
         model: Denoiser,
         operator: Operator,
         *,
-        steps: int | None = None,
+        steps: SupportsIndex | None = None,
         grid: Iterable[float] | None = None,
     ) -> None:
         check_model(process, model, "Sampler")
-        if not isinstance(operator, Operator):
-            raise TypeError(f"Sampler: operator must be one of discdiff.samplers or a composition, got {operator!r}")
+        check_operator(operator, "Sampler")
         if not operator.moves:
             raise TypeError(f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects")
         if (steps is None) == (grid is None):
             raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
         self.process, self.model, self.operator = process, model, operator
-        self.grid = _uniform_grid(steps) if steps is not None else _checked_grid(grid or ())
+        self.grid = _checked_grid(grid) if grid is not None else _uniform_grid(steps)
 
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
         """The same sampler on another grid."""
@@ -94,7 +94,7 @@ class Sampler:
         first_row: int = 0,
         prompt: Tensor | Sequence[int] | None = None,
         frozen: Tensor | Sequence[bool] | None = None,
-        initial: Tensor | None = None,
+        initial: Tensor | Sequence[Sequence[int]] | None = None,
         record: bool = False,
         progress: bool = False,
         device: torch.device | str = "cpu",
@@ -136,8 +136,9 @@ class Sampler:
         rows = torch.arange(first_row, first_row + batch, device=device)
         state = State(torch.zeros(batch, length, dtype=torch.int64, device=device), self.grid[0], rows)
         if initial is not None:
+            initial = torch.as_tensor(initial)
             self._check_initial(initial, batch, length)
-            state = state.at(initial.to(device))
+            state = state.at(initial.to(device, torch.int64))
         elif self.grid[0] == 1:
             state = state.at(choose("prior", self.process.prior(batch, length, device), state, at))
         else:
@@ -179,7 +180,9 @@ class Sampler:
     def _check_initial(self, initial: Tensor, batch: int, length: int) -> None:
         if tuple(initial.shape) != (batch, length):
             raise ValueError(f"sample: initial must have shape ({batch}, {length}), got {tuple(initial.shape)}")
-        self.process.check_states(initial, "initial")
+        if initial.is_floating_point() or initial.dtype == torch.bool:
+            raise ValueError(f"sample: initial must hold states, got {initial.dtype}")
+        self.process.check_states(initial.to(torch.int64), "initial")
 
     def _fixed(
         self,
@@ -196,6 +199,8 @@ class Sampler:
             raise ValueError("sample: frozen= says which sites are given; prompt= or initial= must say what they hold")
         given = torch.as_tensor(initial if prompt is None else prompt)
         width = given.shape[-1] if given.ndim else 0
+        if width == 0 and given.ndim and frozen is None:
+            return None  # an empty prompt
         if given.ndim not in (1, 2) or width > length or (given.ndim == 2 and len(given) != batch):
             raise ValueError(
                 f"sample: prompt must be (P,) or ({batch}, P) with P <= {length}, got {tuple(given.shape)}"
@@ -253,10 +258,11 @@ def check_model(process: Process, model: Denoiser, where: str) -> None:
         )
 
 
-def _uniform_grid(steps: int) -> tuple[float, ...]:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+def _uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:
+    if isinstance(steps, bool) or not isinstance(steps, SupportsIndex) or steps.__index__() < 1:
         raise ValueError(f"steps must be a positive whole number, got {steps!r}")
-    return tuple((steps - n) / steps for n in range(steps + 1))
+    count = steps.__index__()
+    return tuple((count - n) / count for n in range(count + 1))
 
 
 def _checked_grid(grid: Iterable[float]) -> tuple[float, ...]:

@@ -45,10 +45,9 @@ def draw(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(
-            f"draw: logits must be a floating (N, V) tensor, got {logits.dtype} of shape {tuple(logits.shape)}"
-        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        got = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"draw: logits must be a floating (N, V) tensor, got {got}")
     n, width = logits.shape
     if width < 1 or width > _MAX_COLUMNS:
         raise ValueError(f"draw: V must lie in 1..{_MAX_COLUMNS}, got {width}")

@@ -28,12 +28,14 @@ class Gibbs(Corrector):
         sites: how many; 1 keeps p_t exactly, more only approximately.
 
     Raises:
-        ValueError: if ``sites`` is below 1.
+        TypeError, ValueError: if ``sites`` is not a whole number of at least 1.
     """
 
     sites: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.sites, bool) or not isinstance(self.sites, int):
+            raise TypeError(f"Gibbs: sites must be a whole number, got {self.sites!r}")
         if self.sites < 1:
             raise ValueError(f"Gibbs: sites must be at least 1, got {self.sites}")
 

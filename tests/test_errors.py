@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from problems import weak
@@ -63,6 +64,11 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: T.Enumeration(torch.ones(8) / 8, vocab_size=3, length=2), ValueError, r"\(9,\) = \(V\*\*L,\)"),
     (lambda: T.Enumeration(torch.ones(9), vocab_size=3, length=2), ValueError, "its sum 9"),
     (lambda: T.MarkovChain(torch.ones(2) / 2, torch.ones(2, 2), 4), ValueError, "transition must hold probabilities"),
+    (lambda: model()([[0, 1, 2]], 0.5), ValueError, "x must be an int64 .* got list"),
+    (lambda: sampler().sample(2, 3, initial=[[0.5] * 3] * 2), ValueError, "initial must hold states"),
+    (lambda: weak().denoiser(UNIFORM)(ZEROS[:, :2], 0.5), ValueError, "length 3, got length 2"),
+    (lambda: T.MarkovChain(torch.ones(2) / 2, torch.ones(2, 2) / 2, 3).log_prob(ZEROS + 2), ValueError, "in 0..1"),
+    (lambda: dd.kernels.draw([[0.0]], seed=0, rows=ZEROS[0], positions=ZEROS[0]), ValueError, "got list"),
     # ids outside the vocabulary
     (lambda: UNIFORM.marginal(ZEROS + 3, 0.5), ValueError, r"x0: row 0, position 0 holds 3; accepted ids: 0..2"),
     (lambda: MASKED.marginal(ZEROS + 3, 0.5), ValueError, r"x0: row 0, position 0 holds 3; accepted ids: 0..2"),
@@ -97,6 +103,11 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: sampler(grid=[1.0, 0.0]), ValueError, "either steps=N or grid="),
     # a parameterisation that cannot be converted
     (lambda: weak().denoiser(MASKED)(ZEROS, 0.5).loo, ValueError, "undefined at row 0, position 0"),
+    (
+        lambda: dd.Sampler(UNIFORM, weak().denoiser(UNIFORM), S.Ancestral() >> S.Gibbs(), steps=2).sample(2, seed=0),
+        ValueError,
+        r"undefined at row .* alpha 1\).*predict 'loo'",
+    ),
     # processes that differ, and things that are not what they should be
     (lambda: dd.Sampler(MASKED, model(), S.Ancestral(), steps=2), ValueError, "the model is for Uniform"),
     (
@@ -106,7 +117,9 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: dd.Sampler(UNIFORM, lambda x, t: x, S.Ancestral(), steps=2), TypeError, "must be a Denoiser"),
     (lambda: dd.Sampler(UNIFORM, model(), S.Gibbs(), steps=2), TypeError, "needs a predictor"),
-    (lambda: dd.Sampler(UNIFORM, model(), "ancestral", steps=2), TypeError, "operator must be"),
+    (lambda: dd.Sampler(UNIFORM, model(), "ancestral", steps=2), TypeError, "Sampler takes operators"),
+    (lambda: dd.Sampler(UNIFORM, model(), S.Ancestral, steps=2), TypeError, r"it is a class: add \(\)"),
+    (lambda: S.Gibbs(sites=1.5), TypeError, "whole number"),
     (lambda: dd.Sampler("uniform", model(), S.Ancestral(), steps=2), TypeError, "process must be a Process"),
     (lambda: dd.Denoiser(lambda x, t: 3, UNIFORM, predicts="loo")(ZEROS, 0.5), TypeError, "must return a tensor"),
     (lambda: dd.Uniform(0, dd.Linear()), ValueError, "vocab_size must be a positive integer"),
@@ -137,4 +150,11 @@ def test_bad_input(call: Callable[[], object], error: type[Exception], message: 
 def test_nothing_is_wrong_with_good_input() -> None:
     """The cases above fail for their own reason, not because everything does."""
     assert sampler().sample(2, 3, seed=0).tokens.shape == (2, 3)
+    assert sampler().sample(2, 3, seed=0, prompt=[]).tokens.shape == (2, 3)
+    assert torch.equal(
+        sampler(steps=None, grid=np.linspace(1, 0, 3)).sample(2, 3, seed=0).tokens,
+        sampler(steps=np.int64(2)).sample(2, 3, seed=0).tokens,
+    )
+    assert sampler().sample(2, 3, seed=0, initial=[[0, 1, 2], [2, 1, 0]]).nfe == 2
+    assert T.kl(np.array([0.5, 0.5]), np.array([0.5, 0.5])) == 0
     assert sampler(model(process=MASKED)).sample(2, 3, seed=0, prompt=[1]).tokens[:, 0].tolist() == [1, 1]

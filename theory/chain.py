@@ -71,7 +71,13 @@ class MarkovChain(Oracle):
         return self._forward(q.T[z])[1]
 
     def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """log p0(x) of clean sequences, natural log."""
+        """log p0(x) of clean sequences, natural log.
+
+        Raises:
+            ValueError: for another length, or ids outside the alphabet.
+        """
+        if x.ndim != 2 or x.shape[1] != self.length or bool(((x < 0) | (x >= self.alphabet)).any()):
+            raise ValueError(f"x must be (B, {self.length}) tokens in 0..{self.alphabet - 1}, got {tuple(x.shape)}")
         return self.initial.log()[x[:, 0]] + self.transition.log()[x[:, :-1], x[:, 1:]].sum(-1)
 
     def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:

@@ -54,7 +54,9 @@ class Oracle(ABC):
             raise ValueError(f"{process} has {len(tokens)} data tokens, the law has {self.alphabet}")
 
         def exact(x: Int[Tensor, "B L"], alpha: Tensor | None) -> Float[Tensor, "B L W"]:
-            assert alpha is not None
+            assert alpha is not None  # Denoiser passes it, because time="alpha"
+            if x.shape[1] != self.length:
+                raise ValueError(f"this law is over sequences of length {self.length}, got length {x.shape[1]}")
             site_alpha = (alpha if alpha.ndim == 2 else alpha[:, None]).expand(x.shape)
             evidence = process.evidence(x, site_alpha)
             loo = self.leave_one_out(evidence)

@@ -18,7 +18,7 @@ from torch import Tensor
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Choice
 from discdiff.handlers import At, Run
-from discdiff.operator import Mix, Operator, Repeat, Then, When
+from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.sampler import Sampler, check_model
@@ -100,8 +100,7 @@ def kernel(
         ValueError: for times out of order, processes that differ, or too many paths.
     """
     check_model(process, model, "kernel")
-    if not isinstance(operator, Operator):
-        raise TypeError(f"kernel: operator must be an Operator, got {operator!r}")
+    check_operator(operator, "kernel")
     if not operator.enumerable:
         raise TypeError(f"{operator} makes an unbounded number of choices and cannot be enumerated")
     if operator.moves and (s is None or not 0 <= s < t <= 1):
