@@ -1,8 +1,8 @@
 r"""Operators: Markov kernels written as programs, and how they compose.
 
-An operator maps a ``State`` to a ``State``, making its random choices through ``choose``. A *predictor* moves t ->
-s; a *corrector* stays at its time. The exact kernel is a homomorphism of the algebra (rows are laws, K[x, y] = P(y |
-x)):
+An operator maps a ``State`` to a ``State``, making its random choices through ``choose``. A *predictor* moves from
+t to s; a *corrector* stays at its time. The exact kernel is a homomorphism of the algebra (rows are laws,
+K[x, y] is the probability of y after x):
 
     kernel(A >> B)              = kernel(A) @ kernel(B)         A first, then B
     kernel(C ** n)              = kernel(C)^n
