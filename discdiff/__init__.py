@@ -5,33 +5,49 @@ Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 
 from discdiff import samplers, theory
 from discdiff.denoiser import Denoiser
+from discdiff.general import General, Ordinal, TimeVarying
 from discdiff.handlers import At, choose
+from discdiff.hybrid import Hybrid
+from discdiff.interpolant import AbsorbingUniform, Interpolant
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Corrector, Operator, Predictor, mix, when
 from discdiff.prediction import Prediction
-from discdiff.process import Masked, Process, Uniform
+from discdiff.process import Process
+from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
 from discdiff.sampler import Sampler, Samples
-from discdiff.schedule import Cosine, Linear, LogLinear, Schedule
+from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
 from discdiff.state import State
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbsorbingUniform",
     "At",
     "Corrector",
     "Cosine",
     "Denoiser",
+    "General",
+    "Geometric",
+    "Hybrid",
+    "Interpolant",
     "Linear",
     "LogLinear",
+    "Marginal",
     "Masked",
     "Operator",
+    "Ordinal",
+    "PerSite",
+    "Polynomial",
     "Prediction",
     "Predictor",
     "Process",
+    "RankOne",
     "Sampler",
     "Samples",
     "Schedule",
+    "Sigmoid",
     "State",
+    "TimeVarying",
     "Uniform",
     "choose",
     "kernels",

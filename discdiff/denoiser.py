@@ -99,7 +99,7 @@ class Denoiser:
         else:
             argument = alpha if self.time == "alpha" else -alpha.log()
         argument = argument.to(self.time_dtype or torch.get_default_dtype())
-        if t.shape[1] == 1:
+        if argument.shape[1] == 1:
             return argument[:, 0].expand(batch)
         if self.scalar_time:  # the noisy sites' time, which is the largest of the row
             pick = argument.amin if self.time == "alpha" else argument.amax

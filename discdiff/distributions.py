@@ -159,15 +159,16 @@ class Tokens(_SiteWise):
         _report(key, self.where.masked_scatter(self.where, drawn < 0), "logits without mass, or with a NaN or +inf")
         return self.keep.masked_scatter(self.where, drawn)
 
-    def log_prob(self, value: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+    def log_prob(self, value: Int[Tensor, "*sample #B L"]) -> Float[Tensor, "*sample B"]:
         # Gathered before it is normalised: an unchosen site would contribute NaN gradients.
         logits = self.rows(self.where)
-        chosen = value[self.where]
+        value = value.expand(*value.shape[:-2], *self.where.shape)
+        chosen = value[..., self.where]
         known = (chosen >= 0) & (chosen < logits.shape[-1])
-        log_p = logits.log_softmax(-1).gather(-1, chosen.where(known, 0)[:, None])[:, 0]
-        log_p = log_p.masked_fill(~known, -torch.inf)
+        rows = logits.log_softmax(-1).expand(*chosen.shape, -1)
+        log_p = rows.gather(-1, chosen.where(known, 0)[..., None])[..., 0].masked_fill(~known, -torch.inf)
         fixed = torch.where(value == self.keep, 0.0, -torch.inf).to(log_p.dtype)
-        return fixed.masked_scatter(self.where, log_p).sum(-1)
+        return fixed.masked_scatter(self.where.expand(value.shape), log_p).sum(-1)
 
     def _table(self) -> tuple[Tensor, Tensor]:
         logits = self.rows(self.where)
@@ -176,6 +177,10 @@ class Tokens(_SiteWise):
         log_p[self.where] = logits.log_softmax(-1)
         category = torch.arange(logits.shape[-1], device=log_p.device).expand(log_p.shape)
         return log_p, torch.where(self.where[..., None], category, self.keep[..., None])
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 class PointMixture(_SiteWise):
@@ -191,6 +196,8 @@ class PointMixture(_SiteWise):
         points: K tensors (B, L) of tokens.
         weights: K tensors (B, L) of probabilities with sum at most 1.
         shape, device: (B, L) and where to draw, needed where there are no points.
+        place, column: from the columns that pi speaks of to the sites' states, (..., B, L) to the same, and back; the
+            identity by default.
     """
 
     def __init__(
@@ -200,17 +207,22 @@ class PointMixture(_SiteWise):
         weights: Sequence[Float[Tensor, "B L"]],
         shape: tuple[int, int] | None = None,
         device: torch.device | str = "cpu",
+        place: Callable[[Tensor], Tensor] = _identity,
+        column: Callable[[Tensor], Tensor] = _identity,
     ) -> None:
         batch, length = points[0].shape if shape is None else shape
         super().__init__(batch, (length,), points[0].device if points else torch.device(device))
         # The last state with mass ends the scale of a draw, so that rounding can never pick one of probability 0.
         self._last = int(pi.nonzero()[-1])
         self.pi, self.points, self.weights = pi.to(self.device), tuple(points), tuple(weights)
+        self.place, self.column = place, column
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         length = self.event_shape[0]
         u, v = key.uniforms(length)
-        value = torch.searchsorted(self.pi.cumsum(0)[: self._last], v, right=True)
+        value = self.place(torch.searchsorted(self.pi.cumsum(0)[: self._last], v, right=True))
+        if self.points:  # where the points leave nothing, rounding must not pick noise
+            value = torch.where(self._rest() > 0, value, self.points[-1])
         threshold = torch.zeros_like(u)
         for point, weight in zip(self.points, self.weights, strict=True):
             value = torch.where((threshold <= u) & (u < threshold + weight), point, value)
@@ -222,22 +234,24 @@ class PointMixture(_SiteWise):
         rest = torch.ones(*self.batch_shape, *self.event_shape, dtype=torch.float64, device=self.device)
         for weight in self.weights:
             rest = rest - weight
-        return rest.clamp(min=0)
+        return torch.where(rest > 1e-15, rest, 0.0)  # less is rounding
 
     def log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
-        known = (value >= 0) & (value < self.pi.shape[0])
-        p = self.pi[value.where(known, 0)] * known
-        p = p * self._rest()
+        column = self.column(value)
+        known = (column >= 0) & (column < len(self.pi))
+        column = column.where(known, 0)
+        p = self.pi[column] * (known & (self.place(column) == value)) * self._rest()
         for point, weight in zip(self.points, self.weights, strict=True):
             p = p + weight * (value == point)
         return p.log().sum(-1)
 
     def _table(self) -> tuple[Tensor, Tensor]:
-        states = torch.arange(self.pi.shape[0], device=self.device)
+        columns = torch.arange(len(self.pi), device=self.device)
+        states = self.place(columns[:, None, None].expand(-1, *self.batch_shape, *self.event_shape)).permute(1, 2, 0)
         p = self._rest()[..., None] * self.pi
         for point, weight in zip(self.points, self.weights, strict=True):
             p = p + weight[..., None] * (point[..., None] == states)
-        return p.log(), states.expand_as(p)
+        return p.log(), states
 
 
 class Subset(Choice):

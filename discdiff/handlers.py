@@ -14,6 +14,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 
 import pyro
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -86,9 +87,12 @@ class At:
         time = frozen_time(state.t, state.frozen, state.tokens.device)
         return self.run.model(state.tokens, time, state.rows)
 
-    def alpha(self, time: float) -> float:
-        """alpha at a time, on the host in float64."""
-        return float(self.process.schedule.alpha(time))
+    def alpha(self, time: float) -> float | Float[Tensor, "1 L"]:
+        """alpha at a time, on the host in float64; a row of them where every position has a clock of its own."""
+        schedule = self.process.schedule
+        if schedule.sites is None:
+            return float(schedule.alpha(time))
+        return schedule.alpha(torch.full((1, 1), time, dtype=torch.float64)).detach().to(self.run.model.nfe_rows.device)
 
     def moved(self, slots: int) -> "At":
         """The same place, ``slots`` further: where the next part of a composition stands."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.prediction import Predicts
-from discdiff.process import Masked, Process, Uniform
+from discdiff.process import Process
+from discdiff.rank_one import Masked, Uniform
 from discdiff.schedule import Cosine, Linear
 
 __all__ = ["Card", "Convolution", "load_trained", "save_trained"]

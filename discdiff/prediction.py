@@ -1,18 +1,25 @@
 r"""What a denoiser says about x0, with its meaning attached.
 
-Three objects describe the same belief about site i of z, and each converts to the others exactly:
+Three objects describe the same belief about site i of z, and each converts to the others exactly, for every process:
 
     denoiser       D(v) = p(x0_i = v | z)                      what cross-entropy learns
     leave-one-out  O(v) = p(x0_i = v | z without z_i)          what the plug-in ELBO of a uniform process learns
     concrete score r(v) = p_t(z with z_i = v) / p_t(z)         what score entropy learns
 
-    D(v) = O(v) w^{1(v = z)} / Z        one scalar a site, w the observation weight (process.log_weight)
-    r(v) = c(v) / c(z),   c = alpha O + (1 - alpha) pi
-    O(v) = [r(v) / sum_u r(u) - (1 - alpha) pi(v)] / alpha
+    D(v) ~ O(v) q_t(z_i | v)                 rank one: a single scalar a site, O(v) w^{1(v = z_i)}
+    c = O Q_t,  r(v) = c(v) / c(z_i)         rank one: c = alpha O + b_t
+    O = c Q_t^{-1},  c(v) = r(v) / sum_u r(u)
 
-The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the
-    error does not
-vanish with more steps. So operators take a ``Prediction`` and never a tensor of logits.
+The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the error
+does not vanish with more steps. So operators take a ``Prediction`` and never a tensor of logits.
+
+Where the conversions hold:
+
+* D to O: wherever no token is ruled out by z_i itself. As alpha -> 1 the evidence grows as 1 / (1 - alpha) and O keeps
+  about -log10(1 - alpha) digits fewer than D has in its small entries; in log space there is no other loss. At alpha = 1,
+  at a revealed site of an absorbing process, or where q_t(z_i | v) = 0, D does not determine O and asking is an error.
+* O to D, O to r: for every alpha, ends included (at alpha = 1 the limit: the token itself, if O allows it).
+* r to O: the error of r is divided by alpha: 1e-7 in r is 1e-3 in O at alpha = 1e-4. At alpha = 0 it is an error.
 
 References: Uniform Diffusion Models Revisited (2026); SEDD (Lou et al., 2024).
 """
@@ -36,7 +43,8 @@ class Prediction:
 
     Args:
         logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO; for "ratio" the log ratios (B,
-            L, S), or (B, L, V) on an absorbing process.
+            L, S), or (B, L, V) on a masked process. (For pairs of a token and a source token the site moves among V
+            columns, not S.)
         predicts: which of the three they are.
         x: (B, L) the noisy tokens they were computed from.
         alpha: the survival at each site: float, (B, 1) or (B, L) float64.
@@ -54,9 +62,9 @@ class Prediction:
         alpha: float | Float[Tensor, "#B #L"],
         process: Process,
     ) -> None:
-        widths = {process.vocab_size} if predicts != "ratio" or process.absorbing else set()
+        widths = {process.vocab_size} if predicts != "ratio" or _has_mask(process) else set()
         if predicts == "ratio":
-            widths.add(process.states)
+            widths.add(process.columns)
         check_predicts(predicts)
         if logits.shape[:2] != x.shape or logits.ndim != 3 or logits.shape[2] not in widths:
             accepted = " or ".join(str((*x.shape, width)) for width in sorted(widths))
@@ -82,24 +90,32 @@ class Prediction:
         return self._everywhere(self.loo_rows).log_softmax(-1)
 
     @property
-    def ratio(self) -> Float[Tensor, "B L S"]:
+    def ratio(self) -> Float[Tensor, "B L C"]:
         """log r, (B, L, S); 0 at the site's own state.
 
         Raises:
             ValueError: where the LOO is undefined.
         """
-        if self.predicts == "ratio" and self.logits.shape[-1] == self.process.states:
+        if self.predicts == "ratio" and self.logits.shape[-1] == self.process.columns:
             return self.logits
         log_c = self.conditional(self.loo)
-        return log_c - log_c.gather(-1, self.x[..., None])
+        own = log_c.gather(-1, self.process.column(self.x)[..., None])
+        return torch.where(own > -torch.inf, log_c - own, 0.0)
 
-    def conditional(self, log_loo: Float[Tensor, "B L V"]) -> Float[Tensor, "B L S"]:
-        """log c = log(alpha O + (1 - alpha) pi), the conditional p_t(z_i | rest) over the S states, from an LOO."""
-        log_pi = self.process.pi.to(log_loo.device).log()
-        padding = self.process.states - self.process.vocab_size
-        log_o = torch.nn.functional.pad(log_loo, (0, padding), value=-torch.inf)
-        alpha = self.alpha[..., None]
-        return torch.logaddexp(alpha.log() + log_o, (1 - alpha).log() + log_pi)
+    @property
+    def rates(self) -> Float[Tensor, "B L C"]:
+        """The reverse rates R(z -> z with z_i = v) = Q(v, z_i) r(v) per unit of sigma = -log alpha; 0 at v = z_i.
+
+        Raises:
+            ValueError: where the LOO is undefined.
+        """
+        rates = self.process.inflow(self.x, self.alpha).to(self.logits.device) * self.ratio.double().exp()
+        return rates.scatter(-1, self.process.column(self.x)[..., None], 0.0)
+
+    def conditional(self, log_loo: Float[Tensor, "B L V"]) -> Float[Tensor, "B L C"]:
+        """log c = log(O Q_t), the conditional p_t(z_i | rest) over the states of a site, from a normalised LOO."""
+        rows = self.process.conditional(log_loo.flatten(0, 1), self.x.flatten(), self.alpha.flatten())
+        return rows.unflatten(0, tuple(self.x.shape))
 
     # --- rows: what operators read ------------------------------------------------------------------------------------
 
@@ -109,25 +125,26 @@ class Prediction:
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
         """
-        rows, x, log_weight = self._read(where)
+        rows, x, alpha = self._read(where)
+        process = self.process
         if self.predicts == "loo":
             return rows
         if self.predicts == "denoiser":
             self._refuse(
                 where,
-                log_weight == torch.inf,
+                process.settled(x, alpha),
                 "the denoiser is a point mass there and does not determine it; let the model predict 'loo', or keep "
                 "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
             )
-            return _shift(rows, x, -log_weight)
-        alpha = self.alpha[where][:, None]
-        if self.process.absorbing:
-            if rows.shape[-1] < self.process.states:
-                self._refuse(where, log_weight == torch.inf, "a ratio without the mask's column does not determine it")
-            return self._hide_mask(rows[:, : self.process.vocab_size])
-        self._refuse(where, alpha[:, 0] == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
-        noise = (1 - alpha) * self.process.pi.to(rows.device)
-        return ((rows.double().softmax(-1) - noise) / alpha).clamp(min=0).log().to(rows.dtype)
+            return process.forget(rows, x, alpha)
+        if _has_mask(process):
+            if rows.shape[-1] < process.columns:
+                self._refuse(
+                    where, process.settled(x, alpha), "a ratio without the mask's column does not determine it"
+                )
+            return self._hide_mask(rows[:, : process.vocab_size])
+        self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
+        return process.unmix(rows.double().softmax(-1), x, alpha).log().to(rows.dtype)
 
     def denoiser_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
         """Unnormalised log D at the chosen sites only, (N, V) in row-major order.
@@ -135,32 +152,36 @@ class Prediction:
         Raises:
             ValueError: where it must be found from an undefined LOO.
         """
-        rows, x, log_weight = self._read(where)
-        if self.predicts == "denoiser" and not self.process.absorbing:
+        rows, x, alpha = self._read(where)
+        process = self.process
+        if self.predicts == "denoiser" and not process.absorbing:
             return rows
-        settled = log_weight == torch.inf
+        revealed = process.revealed(x, alpha)
         if self.predicts == "ratio":
-            rows = rows.new_zeros(len(rows), self.process.vocab_size)
-            rows[~settled] = self.loo_rows(where.masked_scatter(where, ~settled))
+            rows = rows.new_zeros(len(rows), process.vocab_size)
+            rows[~revealed] = self.loo_rows(where.masked_scatter(where, ~revealed))
+        # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
+        column = process.column(x)
+        inside = column < rows.shape[-1]
+        own = rows.gather(-1, column.where(inside, 0)[:, None])[:, 0]
+        settled = revealed & inside & ((own > -torch.inf) | (self.predicts == "denoiser"))
         if self.predicts != "denoiser":
-            rows = _shift(rows, x, log_weight.masked_fill(settled, 0.0))
-            # An LOO that excludes the observed token (its limit alpha -> 1 is the LOO itself) is left alone.
-            settled = settled & (rows.gather(-1, x.where(settled, 0)[:, None])[:, 0] > -torch.inf)
-        own = x[:, None] == torch.arange(rows.shape[-1], device=rows.device)
-        return torch.where(settled[:, None], torch.where(own, 0.0, -torch.inf).to(rows.dtype), rows)
+            rows = rows.index_put((~revealed,), process.observe(rows[~revealed], x[~revealed], alpha[~revealed]))
+        one_hot = column[:, None] == torch.arange(rows.shape[-1], device=rows.device)
+        return torch.where(settled[:, None], torch.where(one_hot, 0.0, -torch.inf).to(rows.dtype), rows)
 
     def log_own(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """log O at each chosen site's own token, 0 elsewhere; float64."""
-        own = self.loo_rows(where).double().log_softmax(-1).gather(-1, self.x[where][:, None])[:, 0]
+        column = self.process.column(self.x[where])[:, None]
+        own = self.loo_rows(where).double().log_softmax(-1).gather(-1, column)[:, 0]
         return torch.zeros_like(self.alpha).masked_scatter(where, own)
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
     def _read(self, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The raw rows, own tokens and log weights of the chosen sites."""
-        log_weight = self.process.log_weight(self.x, self.alpha)[where]
+        """The raw rows, states and survivals of the chosen sites."""
         rows = self.logits[where]
-        return (rows if self.predicts == "ratio" else self._hide_mask(rows)), self.x[where], log_weight
+        return (rows if self.predicts == "ratio" else self._hide_mask(rows)), self.x[where], self.alpha[where]
 
     def _hide_mask(self, rows: Tensor) -> Tensor:
         mask_id = self.process.mask_id
@@ -191,9 +212,6 @@ def check_predicts(predicts: str) -> None:
         raise ValueError(f"predicts must be one of {', '.join(map(repr, get_args(Predicts)))}, got {predicts!r}")
 
 
-def _shift(rows: Tensor, x: Tensor, amount: Tensor) -> Tensor:
-    """Add ``amount`` to each row's own column; a mask has none."""
-    inside = x < rows.shape[-1]
-    column = x.where(inside, 0)[:, None]
-    shift = amount.where(inside, 0.0).to(rows.dtype)[:, None]
-    return rows.scatter_add(-1, column, shift)
+def _has_mask(process: Process) -> bool:
+    """Whether noise is one state of its own: a ratio there is alpha O / c(z) at every token."""
+    return process.absorbing and process.mask_id is not None

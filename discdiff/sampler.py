@@ -26,11 +26,11 @@ class Samples:
     """What a sampler returns.
 
     Attributes:
-        tokens: (B, L) int64 at the last time of the grid.
+        tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states before it.
         nfe: batched denoiser calls made.
         nfe_rows: (B,) calls each row took part in.
         seed: the seed that gives these tokens again.
-        trajectory: (N + 1, B, L) the tokens at every time of the grid, with ``record=True``.
+        trajectory: (N + 1, B, L) the states at every time of the grid, with ``record=True``.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
     """
 
@@ -148,6 +148,7 @@ class Sampler:
         fixed = self._fixed(batch, length, prompt, frozen, initial)
         if fixed is not None:
             given, where = (x.to(device) for x in fixed)
+            given = self.process.place(given, state.tokens)
             state = State(torch.where(where, given, state.tokens), state.t, rows, where)
 
         trajectory = [state.tokens]
@@ -162,8 +163,9 @@ class Sampler:
             raise ValueError(
                 "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
             )
+        tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
         return Samples(
-            state.tokens, counter.nfe, counter.nfe_rows, seed, torch.stack(trajectory) if record else None, run.log_prob
+            tokens, counter.nfe, counter.nfe_rows, seed, torch.stack(trajectory) if record else None, run.log_prob
         )
 
     def _length(self, length: int | None) -> int:
@@ -197,7 +199,7 @@ class Sampler:
             return None
         if prompt is None and initial is None:
             raise ValueError("sample: frozen= says which sites are given; prompt= or initial= must say what they hold")
-        given = torch.as_tensor(initial if prompt is None else prompt)
+        given = self.process.column(initial) if prompt is None and initial is not None else torch.as_tensor(prompt)
         width = given.shape[-1] if given.ndim else 0
         if width == 0 and given.ndim and frozen is None:
             return None  # an empty prompt

@@ -3,7 +3,8 @@ r"""Schedules: the survival probability alpha(t) of a clean token, from alpha(0)
 Losses and laws depend on time only through alpha, so a schedule is only a clock. The noise rate is
 beta(t) = -alpha'(t) / alpha(t), and sigma(t) = -log alpha(t).
 
-Times and survivals are float64: a float goes in and comes out, or a tensor of any shape.
+Times and survivals are float64: a float goes in and comes out, or a tensor of any shape. ``PerSite`` gives every
+position a clock of its own; then the last axis of what comes out is the position.
 """
 
 import math
@@ -13,9 +14,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Cosine", "Linear", "LogLinear", "Schedule", "Time"]
+__all__ = [
+    "Cosine",
+    "FromFunction",
+    "Geometric",
+    "Linear",
+    "LogLinear",
+    "PerSite",
+    "Polynomial",
+    "Schedule",
+    "Sigmoid",
+    "Time",
+    "as_schedule",
+]
 
 Time = float | Tensor
 T = TypeVar("T", float, Tensor)
@@ -25,7 +39,12 @@ class Schedule(ABC):
     """A decreasing alpha: [0, 1] -> [0, 1] with alpha(0) = 1, its derivative and its inverse.
 
     A subclass writes the three formulas for float64 tensors; ranges, floats and sigma come from here.
+
+    Attributes:
+        sites: how many positions have a clock of their own, or None where all share one.
     """
+
+    sites: int | None = None
 
     @abstractmethod
     def _alpha(self, t: Tensor) -> Tensor: ...
@@ -42,11 +61,11 @@ class Schedule(ABC):
         Raises:
             ValueError: if a time lies outside [0, 1].
         """
-        return _apply(self._alpha, t, "time t", 0.0)
+        return self._apply(self._alpha, t, "time t", 0.0)
 
     def alpha_derivative(self, t: T) -> T:
         """alpha'(t), per unit of time; negative."""
-        return _apply(self._alpha_derivative, t, "time t", 0.0)
+        return self._apply(self._alpha_derivative, t, "time t", 0.0)
 
     def time(self, alpha: T) -> T:
         """The t at which alpha(t) equals ``alpha``.
@@ -54,7 +73,9 @@ class Schedule(ABC):
         Raises:
             ValueError: if ``alpha`` lies outside [alpha(1), 1].
         """
-        return _apply(self._time, alpha, "alpha", float(self._alpha(torch.ones((), dtype=torch.float64))))
+        with torch.no_grad():
+            least = self._alpha(torch.ones((), dtype=torch.float64))
+        return self._apply(self._time, alpha, "alpha", float(least.min()))
 
     def sigma(self, t: T) -> T:
         """sigma(t) = -log alpha(t), the total noise; infinite where alpha is 0."""
@@ -63,14 +84,13 @@ class Schedule(ABC):
             return -alpha.log()
         return -math.log(alpha) if alpha > 0 else math.inf
 
-
-def _apply(formula: Callable[[Tensor], Tensor], x: T, name: str, low: float) -> T:
-    tensor = torch.as_tensor(x, dtype=torch.float64)
-    # NaN fails both comparisons, so it is refused too.
-    if not bool(((tensor >= low) & (tensor <= 1)).all()):
-        raise ValueError(f"{name} must lie in [{low:g}, 1], got {x}")
-    value = formula(tensor)
-    return value if isinstance(x, Tensor) else float(value)
+    def _apply(self, formula: Callable[[Tensor], Tensor], x: T, name: str, low: float) -> T:
+        tensor = torch.as_tensor(x, dtype=torch.float64)
+        # NaN fails both comparisons, so it is refused too.
+        if not bool(((tensor >= low) & (tensor <= 1)).all()):
+            raise ValueError(f"{name} must lie in [{low:g}, 1], got {x}")
+        value = formula(tensor)
+        return value if isinstance(x, Tensor) or self.sites is not None else float(value)
 
 
 @dataclass(frozen=True)
@@ -119,3 +139,173 @@ class Cosine(Schedule):
 
     def _time(self, alpha: Tensor) -> Tensor:
         return torch.acos(alpha) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """alpha(t) = 1 - t^k; k = 1 is linear, k > 1 noises late (Shi et al., MD4, 2024)."""
+
+    k: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.k < math.inf:
+            raise ValueError(f"Polynomial: the power k must be positive, got {self.k}")
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t**self.k
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        return -self.k * t ** (self.k - 1)
+
+    def _time(self, alpha: Tensor) -> Tensor:
+        return (1 - alpha) ** (1 / self.k)
+
+
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    """alpha(t) = exp(-(sigma(t) - sigma(0))) with sigma(t) = smin^(1-t) smax^t, so that alpha(0) = 1 (SEDD, 2024)."""
+
+    smin: float = 1e-3
+    smax: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smin < self.smax < math.inf:
+            raise ValueError(f"Geometric: needs 0 < smin < smax, got smin = {self.smin}, smax = {self.smax}")
+
+    def _total(self, t: Tensor) -> Tensor:
+        return self.smin * (self.smax / self.smin) ** t
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(self.smin - self._total(t))
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        return -math.log(self.smax / self.smin) * self._total(t) * self._alpha(t)
+
+    def _time(self, alpha: Tensor) -> Tensor:
+        return ((1 - alpha.log() / self.smin).log() / math.log(self.smax / self.smin)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Sigmoid(Schedule):
+    """A logistic curve of steepness k, cut and stretched to run from 1 to 0 (Jabri et al., 2022)."""
+
+    k: float = 6.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.k <= 60:
+            raise ValueError(f"Sigmoid: the steepness k must lie in (0, 60], got {self.k}")
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        # With tanh instead of the logistic the ends are exact by symmetry.
+        alpha = (1 - torch.tanh(self.k / 2 * (t - 0.5)) / math.tanh(self.k / 4)) / 2
+        return torch.where(t == 0, 1.0, torch.where(t == 1, 0.0, alpha)).clamp(0.0, 1.0)
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        return -self.k / 4 / math.tanh(self.k / 4) / torch.cosh(self.k / 2 * (t - 0.5)) ** 2
+
+    def _time(self, alpha: Tensor) -> Tensor:
+        return (0.5 + torch.atanh((1 - 2 * alpha) * math.tanh(self.k / 4)) * 2 / self.k).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class FromFunction(Schedule):
+    """Any decreasing function of a float64 tensor; the derivative is autograd's, the inverse by bisection.
+
+    Args:
+        function: t -> alpha, elementwise on tensors, written with torch so that it can be differentiated.
+
+    Raises:
+        ValueError: if alpha(0) is not 1, or alpha is not strictly decreasing within [0, 1] on a grid of 1001 times.
+    """
+
+    function: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        with torch.no_grad():
+            alpha = self.function(t)
+        if not isinstance(alpha, Tensor) or alpha.shape != t.shape or alpha.dtype != t.dtype:
+            raise ValueError("schedule: the function must map a float64 tensor of times to one of equal shape")
+        if abs(float(alpha[0]) - 1) > 1e-12:
+            raise ValueError(f"schedule: alpha(0) must be 1, got {float(alpha[0])}")
+        rising = ~(alpha.diff() < 0)  # NaN is not falling either
+        if bool(rising.any()):
+            k = int(rising.nonzero()[0])
+            raise ValueError(
+                "schedule: alpha must be strictly decreasing, but "
+                f"alpha({float(t[k]):g}) = {float(alpha[k]):g} and alpha({float(t[k + 1]):g}) = {float(alpha[k + 1]):g}"
+            )
+        if float(alpha[-1]) < 0:
+            raise ValueError(f"schedule: alpha must stay in [0, 1], got alpha(1) = {float(alpha[-1])}")
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.function(t)
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            variable = t.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.function(variable).sum(), variable, create_graph=t.requires_grad)
+        return slope
+
+    def _time(self, alpha: Tensor) -> Tensor:
+        low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
+        for _ in range(60):
+            middle = (low + high) / 2
+            later = self.function(middle) > alpha
+            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+        return torch.where(alpha >= 1, 0.0, (low + high) / 2)
+
+
+class PerSite(Schedule):
+    r"""A clock for every position, which may be learned: alpha_i(t) = alpha(t)^{power_i}.
+
+    All ends and orders of the base schedule are kept. Gradients flow to ``log_power``, so it may be a parameter that is
+    trained with the loss (in the manner of MULAN, Sahoo et al., 2024).
+
+    Args:
+        base: the shared schedule.
+        log_power: (L,) logarithms of the powers.
+    """
+
+    def __init__(self, base: Schedule, log_power: Float[Tensor, " L"]) -> None:
+        if base.sites is not None or log_power.ndim != 1:
+            raise ValueError(f"PerSite: needs a shared schedule and (L,) log powers, got {tuple(log_power.shape)}")
+        self.base, self.log_power, self.sites = base, log_power, len(log_power)
+
+    @property
+    def _power(self) -> Tensor:
+        return self.log_power.double().exp()
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.base._alpha(t) ** self._power.to(t.device)
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        power = self._power.to(t.device)
+        return power * self.base._alpha(t) ** (power - 1) * self.base._alpha_derivative(t)
+
+    def _time(self, alpha: Tensor) -> Tensor:
+        return self.base._time((alpha ** (1 / self._power.to(alpha.device))).clamp(min=self._least()))
+
+    def _least(self) -> float:
+        return float(self.base._alpha(torch.ones((), dtype=torch.float64)))
+
+    def __repr__(self) -> str:
+        return f"PerSite({self.base}, {self.sites} sites)"
+
+
+def as_schedule(schedule: object) -> Schedule:
+    """A schedule, from one or from any decreasing function of time.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if the function is not a schedule.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, type) or not callable(schedule):
+        hint = "; it is a class: add ()" if isinstance(schedule, type) else ""
+        raise TypeError(
+            f"schedule must be a Schedule such as Linear(), or a function of time such as lambda t: (1 - t) ** 2, "
+            f"got {schedule!r}{hint}"
+        )
+    return FromFunction(schedule)

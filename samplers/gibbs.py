@@ -1,6 +1,6 @@
 r"""The random-scan Gibbs corrector: redraw a few sites from their conditional given the rest.
 
-    p_t(z_i | z_{-i}) = alpha_t O_i + (1 - alpha_t) pi
+    p_t(z_i | z_{-i}) = O_i Q_t,       alpha_t O_i + (1 - alpha_t) pi on a process of rank one
 
 needs only the leave-one-out prediction O. The sites are chosen uniformly and without looking at the tokens, which is
 what keeps p_t invariant; one site is exact, several in parallel are not. A uniform process gives O at every site in
@@ -10,6 +10,8 @@ References: Informed Correctors (Zhao et al., 2024); Uniform Diffusion Models Re
 """
 
 from dataclasses import dataclass
+
+import torch
 
 from discdiff.distributions import Subset
 from discdiff.handlers import At, choose
@@ -45,6 +47,6 @@ class Gibbs(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         where = choose("where", Subset(state.free, self.sites), state, at)
-        if at.process.mask_id is not None:
-            state = state.at(state.tokens.masked_fill(where, at.process.mask_id))
+        if at.process.absorbing:
+            state = state.at(torch.where(where, at.process.hide(state.tokens), state.tokens))
         return redraw(state, where, at.predict(state), at.alpha(state.t), at)

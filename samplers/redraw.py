@@ -1,13 +1,15 @@
-r"""The move that reverse steps and Gibbs correctors share: draw chosen sites from alpha O + (1 - alpha) pi.
+r"""The move that reverse steps and Gibbs correctors share: draw chosen sites from O Q_alpha.
 
-That mixture is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction. Drawn as "data or
-noise?" first and the token after, it is exact in float32 and reads logits only where the answer is "data".
+That is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction: a fresh clean token, noised. On a
+process of rank one "data or noise?" comes first and the token after, which is exact in float32 and reads logits only
+where the answer is "data".
 """
 
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from discdiff.distributions import Coins, PointMixture, Tokens
+from discdiff.distributions import Coins, Tokens
 from discdiff.handlers import At, choose
 from discdiff.prediction import Prediction
 from discdiff.state import State
@@ -15,8 +17,10 @@ from discdiff.state import State
 __all__ = ["redraw"]
 
 
-def redraw(state: State, where: Bool[Tensor, "B L"], prediction: Prediction, alpha: float, at: At) -> State:
-    """Redraw the chosen sites from alpha O + (1 - alpha) pi; three sites: "data", "token", "noise".
+def redraw(
+    state: State, where: Bool[Tensor, "B L"], prediction: Prediction, alpha: float | Float[Tensor, "1 L"], at: At
+) -> State:
+    """Redraw the chosen sites from O Q_alpha; three sites: "data", "token", "noise".
 
     Args:
         state: the state whose sites are redrawn.
@@ -33,9 +37,8 @@ def redraw(state: State, where: Bool[Tensor, "B L"], prediction: Prediction, alp
             f"redraw takes a Prediction, which knows its leave-one-out form, got {type(prediction).__name__}: "
             "a denoiser plugged in its place samples another law"
         )
-    data = choose("data", Coins(where.double() * alpha), state, at)
-    tokens = choose("token", Tokens(prediction.loo_rows, data, state.tokens), state, at)
-    noise = where & ~data
-    pi = at.process.pi
-    tokens = choose("noise", PointMixture(pi, [tokens], [(~noise).double()]), state, at)
-    return state.at(tokens)
+    process, x = at.process, state.tokens
+    data = choose("data", Coins(where.double() * process.kept(alpha)), state, at)
+    tokens = choose("token", Tokens(prediction.loo_rows, data, process.column(x)), state, at)
+    x = torch.where(data, process.place(tokens, x), x)
+    return state.at(choose("noise", process.renoise(x, where, where & ~data, alpha), state, at))

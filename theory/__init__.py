@@ -3,11 +3,28 @@
 Nothing here knows an operator's formula. It is handed the operator and enumerates the operator's own program.
 """
 
-from discdiff.theory.chain import MarkovChain
+from discdiff.theory.chain import HMM, ConstrainedChain, MarkovChain
 from discdiff.theory.divergence import entropy, kl, tv
-from discdiff.theory.enumeration import Enumeration
+from discdiff.theory.enumeration import Coupling, Enumeration
+from discdiff.theory.mixture import ProductMixture
 from discdiff.theory.oracle import Oracle
 from discdiff.theory.order import order
 from discdiff.theory.program import kernel, law
+from discdiff.theory.tree import Tree
 
-__all__ = ["Enumeration", "MarkovChain", "Oracle", "entropy", "kernel", "kl", "law", "order", "tv"]
+__all__ = [
+    "HMM",
+    "ConstrainedChain",
+    "Coupling",
+    "Enumeration",
+    "MarkovChain",
+    "Oracle",
+    "ProductMixture",
+    "Tree",
+    "entropy",
+    "kernel",
+    "kl",
+    "law",
+    "order",
+    "tv",
+]

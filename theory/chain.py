@@ -1,24 +1,148 @@
-r"""A Markov chain as data law: exact predictions by forward-backward messages, O(L V^2), for L in the thousands.
+r"""Chains as data laws: exact predictions by forward-backward messages, O(L H^2), for L in the thousands.
 
-    pred_1 = pi0,   f_i ~ pred_i e_i,   pred_{i+1} = f_i A
-    b_L = 1,        b_i = A (e_{i+1} b_{i+1})
-    O_i ~ pred_i b_i
+With hidden states h, transition A, emission B and the evidence seen from h, e_i(h) = sum_v B(h, v) e_i(v),
 
-Messages are normalised at every site, so nothing underflows; O needs no division by the evidence, which may be 0.
+    pred_1 = initial,   f_i ~ pred_i e_i,   pred_{i+1} = f_i A
+    b_L = final,        b_i = A (e_{i+1} b_{i+1})
+    O_i(v) ~ sum_h pred_i(h) b_i(h) B(h, v)
+
+A Markov chain shows its states (B = 1). A constraint by a finite automaton is a chain on pairs (automaton state, token)
+whose ``final`` weight is acceptance. Messages are normalised at every site, so nothing underflows; O needs no division
+by the evidence, which may be 0. Draws are forward filtering, backward sampling.
+
 Reference: Rabiner (1989).
 """
+
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.process import Process
-from discdiff.theory.oracle import Oracle
+from discdiff.theory.oracle import Oracle, pick, scaled, uniforms
 
-__all__ = ["MarkovChain"]
+__all__ = ["HMM", "ConstrainedChain", "MarkovChain"]
 
 
-class MarkovChain(Oracle):
+class HMM(Oracle):
+    """p0(x) ~ sum_h initial(h_1) prod_i A(h_i, h_{i+1}) final(h_L) prod_i B(h_i, x_i).
+
+    Args:
+        initial: (H,) law of the first hidden state.
+        transition: (H, H), row = state, column = the next.
+        emission: (H, V), the law of a token given its hidden state.
+        length: L.
+        final: (H,) weights of the last hidden state; 1 by default.
+
+    Raises:
+        ValueError: if they are not laws, shapes disagree, or no sequence has positive probability.
+    """
+
+    def __init__(
+        self,
+        initial: Float[Tensor, " H"],
+        transition: Float[Tensor, "H H"],
+        emission: Float[Tensor, "H V"],
+        length: int,
+        final: Float[Tensor, " H"] | None = None,
+    ) -> None:
+        initial, transition, emission = (
+            torch.as_tensor(x, dtype=torch.float64) for x in (initial, transition, emission)
+        )
+        if initial.ndim != 1 or transition.shape != (len(initial), len(initial)) or emission.shape[:1] != initial.shape:
+            raise ValueError(
+                "a chain needs (H,), (H, H) and (H, V), "
+                f"got {tuple(initial.shape)}, {tuple(transition.shape)} and {tuple(emission.shape)}"
+            )
+        for name, rows in (("initial", initial[None]), ("transition", transition), ("emission", emission)):
+            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
+                raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        self.initial = initial / initial.sum()
+        self.transition = transition / transition.sum(-1, keepdim=True)
+        self.emission = emission / emission.sum(-1, keepdim=True)
+        self.final = torch.ones_like(initial) if final is None else torch.as_tensor(final, dtype=torch.float64)
+        if self.final.shape != initial.shape or not bool((self.final >= 0).all()):
+            raise ValueError(f"final must hold {len(initial)} weights that are not negative, got {final}")
+        self.alphabet, self.length = emission.shape[1], length
+        self.log_total = torch.zeros((), dtype=torch.float64)
+        self.log_total = self.log_evidence(torch.ones(1, length, self.alphabet, dtype=torch.float64))[0]
+        if not bool(torch.isfinite(self.log_total)):
+            raise ValueError("no sequence of this length has positive probability")
+
+    def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+        seen = self._seen(evidence)
+        predicted, _, _ = self._forward(seen)
+        return (predicted * self._backward(seen)) @ self.emission
+
+    def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        return self._forward(self._seen(evidence))[2] - self.log_total
+
+    def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
+        _, filtered, _ = self._forward(self._seen(evidence))
+        u, v = uniforms(2 * self.length, len(evidence), seed, evidence.device).chunk(2)
+        hidden = [pick(filtered[:, -1] * self.final, u[-1])]
+        into = self.transition.T.contiguous()
+        for i in reversed(range(self.length - 1)):
+            hidden.append(pick(filtered[:, i] * into[hidden[-1]], u[i]))
+        rows = self.emission[torch.stack(hidden[::-1], 1)] * evidence
+        return pick(rows.flatten(0, 1), v.T.flatten()).view(evidence.shape[:2])
+
+    def _seen(self, evidence: Tensor) -> Float[Tensor, "B L H"]:
+        return evidence @ self.emission.T
+
+    def _forward(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pred_i and f_i for every site, zero once the evidence contradicts the chain, and the log of the total."""
+        predicted, filtered = torch.empty_like(seen), torch.empty_like(seen)
+        predicted[:, 0] = self.initial
+        log_total = seen.new_zeros(len(seen), dtype=torch.float64)
+        for i in range(self.length):
+            filtered[:, i], scale = scaled(predicted[:, i] * seen[:, i])
+            log_total += scale.double().log()
+            if i + 1 < self.length:
+                predicted[:, i + 1] = filtered[:, i] @ self.transition
+        return predicted, filtered, log_total + (filtered[:, -1] @ self.final).double().log()
+
+    def _backward(self, seen: Tensor) -> Tensor:
+        backward = torch.empty_like(seen)
+        backward[:, -1] = self.final
+        transposed = self.transition.T.contiguous()
+        for i in reversed(range(self.length - 1)):
+            backward[:, i] = scaled((seen[:, i + 1] * backward[:, i + 1]) @ transposed)[0]
+        return backward
+
+    def log_prob_moments(self) -> tuple[float, float]:
+        """The exact mean and variance of log p0(x) under p0 itself, in nats and nats squared, by dynamic programming.
+
+        Raises:
+            ValueError: where several hidden paths give one sequence, so that log p0 is no sum along a path.
+        """
+        if not bool(((self.emission == 0) | (self.emission == 1)).all()) or not self._unifilar():
+            raise ValueError(f"{type(self).__name__}: log p0 is not a sum along the sequence; compare two samples instead")
+        log_a, log_first = (torch.where(x > 0, x.log(), 0.0).double() for x in (self.transition, self.initial))
+        a, ones = self.transition.double(), torch.ones(1, self.length, self.alphabet)
+        backward = self._backward(self._seen(ones.to(self.transition)))[0].double()
+        mass = self.initial.double() * backward[0]
+        mass = mass / mass.sum()
+        moments = torch.stack([mass, mass * log_first, mass * log_first**2])
+        for i in range(1, self.length):
+            step = a * backward[i]  # conditioned on acceptance
+            step = step / step.sum(-1, keepdim=True).clamp(min=1e-300)
+            m0, m1, m2 = moments
+            first = m1 @ step + m0 @ (step * log_a)
+            second = m2 @ step + 2 * (m1 @ (step * log_a)) + m0 @ (step * log_a**2)
+            moments = torch.stack([m0 @ step, first, second])
+        _, mean, square = moments.sum(-1).tolist()
+        return mean - float(self.log_total), square - mean**2
+
+    def _unifilar(self) -> bool:
+        """Whether a token and the hidden state before it determine the next hidden state."""
+        successors = (self.transition > 0).double() @ self.emission
+        return bool((successors <= 1).all()) and bool(((self.initial > 0).double() @ self.emission <= 1).all())
+
+
+class MarkovChain(HMM):
     """p0(x) = initial(x_1) prod_i transition(x_i, x_{i+1}).
 
     Args:
@@ -31,67 +155,38 @@ class MarkovChain(Oracle):
     """
 
     def __init__(self, initial: Float[Tensor, " V"], transition: Float[Tensor, "V V"], length: int) -> None:
-        initial = torch.as_tensor(initial, dtype=torch.float64)
-        transition = torch.as_tensor(transition, dtype=torch.float64)
-        if initial.ndim != 1 or transition.shape != (len(initial), len(initial)):
-            raise ValueError(f"a chain needs (V,) and (V, V), got {tuple(initial.shape)} and {tuple(transition.shape)}")
-        for name, rows in (("initial", initial[None]), ("transition", transition)):
-            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
-                raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
-        self.initial = initial / initial.sum()
-        self.transition = transition / transition.sum(-1, keepdim=True)
-        self.alphabet, self.length = len(initial), length
-
-    def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
-        predicted, _ = self._forward(evidence)
-        backward = torch.ones_like(predicted)
-        transposed = self.transition.T.contiguous()
-        for i in reversed(range(self.length - 1)):
-            backward[:, i] = _scaled((evidence[:, i + 1] * backward[:, i + 1]) @ transposed)[0]
-        return predicted * backward
-
-    def _forward(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
-        """pred_i for every site, zero once the evidence contradicts the chain, and log sum_x p0(x) prod e_i(x_i)."""
-        predicted = evidence.new_empty(evidence.shape)
-        predicted[:, 0] = self.initial
-        log_total = evidence.new_zeros(len(evidence))
-        for i in range(self.length):
-            filtered, scale = _scaled(predicted[:, i] * evidence[:, i])
-            log_total += scale.log()
-            if i + 1 < self.length:
-                predicted[:, i + 1] = filtered @ self.transition
-        return predicted, log_total
-
-    def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
-        """log p_t(z) of noisy sequences, natural log."""
-        process.check_states(z, "z")
-        q = process.kernel(t)[process.data_tokens]  # (n, S)
-        return self._forward(q.T[z])[1]
+        super().__init__(initial, transition, torch.eye(len(initial), dtype=torch.float64), length)
 
     def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """log p0(x) of clean sequences, natural log.
-
-        Raises:
-            ValueError: for another length, or ids outside the alphabet.
-        """
-        if x.ndim != 2 or x.shape[1] != self.length or bool(((x < 0) | (x >= self.alphabet)).any()):
-            raise ValueError(f"x must be (B, {self.length}) tokens in 0..{self.alphabet - 1}, got {tuple(x.shape)}")
+        super().log_prob(x[:0])  # its complaints
         return self.initial.log()[x[:, 0]] + self.transition.log()[x[:, :-1], x[:, 1:]].sum(-1)
 
-    def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
-        """Exact draws of clean sequences."""
-        generator = torch.Generator().manual_seed(seed)
-        u = torch.rand(self.length, batch, 1, generator=generator, dtype=torch.float64)
-        first, following = self.initial.cumsum(0), self.transition.cumsum(-1)
-        tokens = [torch.searchsorted(first[:-1], u[0, :, 0], right=True)]
-        for i in range(1, self.length):
-            tokens.append((following[tokens[-1], :-1] <= u[i]).sum(-1))
-        return torch.stack(tokens, 1)
 
+class ConstrainedChain(HMM):
+    """A Markov chain conditioned on being accepted by a deterministic finite automaton.
 
-def _scaled(message: Float[Tensor, "B V"]) -> tuple[Float[Tensor, "B V"], Float[Tensor, " B"]]:
-    """A message with sum 1 and the sum it had; a zero message stays zero."""
-    total = message.sum(-1)
-    return message / total.masked_fill(total == 0, 1)[:, None], total
+    Args:
+        chain: the free chain.
+        moves: (Q, V) the automaton's next state for each state and token.
+        accepting: the states in which a sequence may end.
+        start: the state before the first token.
+
+    Raises:
+        ValueError: for moves out of range, or if no sequence of this length is accepted.
+    """
+
+    def __init__(self, chain: MarkovChain, moves: Int[Tensor, "Q V"], accepting: Collection[int], start: int = 0) -> None:
+        moves = torch.as_tensor(moves)
+        size, tokens = moves.shape
+        if tokens != chain.alphabet or not bool(((moves >= 0) & (moves < size)).all()) or not 0 <= start < size:
+            raise ValueError(f"moves must be (Q, {chain.alphabet}) states in 0..Q-1, and start one; got {moves.tolist()}")
+        if not set(accepting) <= set(range(size)):
+            raise ValueError(f"accepting states must lie in 0..{size - 1}, got {sorted(accepting)}")
+        goes = torch.nn.functional.one_hot(moves, size).double()  # (q, v, q')
+        initial = goes[start].T * chain.initial  # (q', v)
+        transition = torch.einsum("vw,qwr->qvrw", chain.transition, goes)  # from (q, v) to (r, w)
+        accepted = torch.tensor([q in set(accepting) for q in range(size)], dtype=torch.float64)
+        emission = torch.eye(tokens, dtype=torch.float64).repeat(size, 1)
+        final = accepted.repeat_interleave(tokens)
+        hidden = size * tokens
+        super().__init__(initial.flatten(), transition.reshape(hidden, hidden), emission, chain.length, final)

@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.interpolant import Interpolant
 from discdiff.process import Process
-from discdiff.theory.oracle import Oracle
+from discdiff.theory.oracle import Oracle, pick, uniforms
 
-__all__ = ["Enumeration", "all_states", "state_index"]
+__all__ = ["Coupling", "Enumeration", "all_states", "state_index"]
 
 
 def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
@@ -47,9 +48,19 @@ class Enumeration(Oracle):
         sums = [self._sum_out(evidence, site).expand(len(evidence), -1) for site in range(self.length)]
         return torch.stack(sums, 1)
 
+    def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        return self._sum_out(evidence, None).log()
+
+    def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
+        weights = self.p0.expand(len(evidence), -1)
+        for site, tokens in enumerate(all_states(self.alphabet, self.length).to(evidence.device).T):
+            weights = weights * evidence[:, site, tokens]
+        u = uniforms(1, len(evidence), seed, evidence.device)[0]
+        return all_states(self.alphabet, self.length).to(evidence.device)[pick(weights, u)]
+
     def _sum_out(self, evidence: Tensor, kept: int | None) -> Tensor:
         """sum over x of p0(x) prod_{j != kept} e_j(x_j), as a function of x_kept (of nothing if None)."""
-        total = self.p0.view(1, *[self.alphabet] * self.length)
+        total = self.p0.view(-1, *[self.alphabet] * self.length)
         axis = self.length
         for site in reversed(range(self.length)):
             if site != kept:
@@ -62,7 +73,7 @@ class Enumeration(Oracle):
     def marginal(self, process: Process, t: float) -> Float[Tensor, " M"]:
         """p_t over the S**L noisy states, first site slowest."""
         law = self.p0.view([self.alphabet] * self.length)
-        forward = process.kernel(t)[process.data_tokens]
+        forward = process.marginals(t)
         for _ in range(self.length):  # each turn takes the first axis and puts it last
             law = torch.tensordot(law, forward, ([0], [0]))
         return law.flatten()
@@ -72,3 +83,53 @@ class Enumeration(Oracle):
         z = all_states(process.states, self.length)
         alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
         return self._sum_out(process.evidence(z, alpha), None) > 0
+
+
+class Coupling(Oracle):
+    """Two laws on V^L and what couples them: the exact denoiser of an ``Interpolant`` between them.
+
+    Given the source tokens u of a row, its data has the law p(x0 | u).
+
+    Args:
+        joint: (V**L, V**L) probabilities of (data, source), first site slowest in both.
+        vocab_size: V.
+        length: L.
+
+    Raises:
+        ValueError: if ``joint`` has another size or is not a law.
+    """
+
+    def __init__(self, joint: Float[Tensor, "N N"], *, vocab_size: int, length: int) -> None:
+        size = vocab_size**length
+        joint = torch.as_tensor(joint, dtype=torch.float64)
+        if joint.shape != (size, size):
+            raise ValueError(f"joint must have shape ({size}, {size}) = (V**L, V**L), got {tuple(joint.shape)}")
+        self.joint = Enumeration(joint.flatten(), vocab_size=size, length=2).p0.view(size, size)
+        self.alphabet, self.length = vocab_size, length
+        self.data = Enumeration(self.joint.sum(1), vocab_size=vocab_size, length=length)
+        self.source = Enumeration(self.joint.sum(0), vocab_size=vocab_size, length=length)
+
+    def given(self, process: Process, x: Int[Tensor, "B L"]) -> Oracle:
+        if not isinstance(process, Interpolant):
+            raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")
+        rows = self.joint.T[state_index(process.split(x)[1], self.alphabet)]
+        known = rows.sum(-1, keepdim=True)
+        conditional = torch.where(known > 0, rows / known, 0.0)  # a source that never occurs agrees with no data
+        world = Enumeration(self.data.p0, vocab_size=self.alphabet, length=self.length)
+        world.p0 = conditional
+        return world
+
+    def initial(self, process: Interpolant) -> Float[Tensor, " M"]:
+        """The law of the states (u, u) with u from the source: where sampling starts, for ``law(initial=)``."""
+        u = all_states(self.alphabet, self.length)
+        law = torch.zeros(process.states**self.length, dtype=torch.float64)
+        return law.index_add(0, state_index(process.join(u, u), process.states), self.source.p0)
+
+    def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+        return self.data.leave_one_out(evidence)
+
+    def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        return self.data.log_evidence(evidence)
+
+    def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
+        return self.data.draw(evidence, seed)

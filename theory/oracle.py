@@ -13,6 +13,10 @@ Oracles are total: where no data agrees with what is conditioned on, the row is 
 
 from abc import ABC, abstractmethod
 
+import copy
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,12 +24,18 @@ from torch import Tensor
 from discdiff.denoiser import Denoiser
 from discdiff.prediction import Predicts
 from discdiff.process import Process
+from discdiff.schedule import Time
 
-__all__ = ["Oracle"]
+__all__ = ["Oracle", "pick", "scaled", "uniforms"]
+
+Law = TypeVar("Law", bound="Oracle")
 
 
 class Oracle(ABC):
     """A law of clean sequences over an alphabet 0..n-1, with exact leave-one-out posteriors.
+
+    A subclass says how to sum over sequences, given a weight for every token at every site (the evidence), and how to
+    draw one from what is summed. Its tables are attributes that are tensors; ``to`` moves them.
 
     Attributes:
         alphabet: n, the number of data tokens.
@@ -39,8 +49,18 @@ class Oracle(ABC):
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
         """O up to a factor for each site, from the evidence; zero rows where no data agrees with the other sites."""
 
+    @abstractmethod
+    def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        """log sum_x p0(x) prod_i e_i(x_i), natural log; -inf where no data agrees."""
+
+    @abstractmethod
+    def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
+        """Exact draws from the law proportional to p0(x) prod_i e_i(x_i)."""
+
+    # --- what follows from the three ----------------------------------------------------------------------------------
+
     def denoiser(self, process: Process, predicts: Predicts = "denoiser") -> Denoiser:
-        """The exact denoiser of a process, float64, with site-wise times.
+        """The exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.
 
         Args:
             process: its data alphabet must have ``alphabet`` tokens.
@@ -50,34 +70,101 @@ class Oracle(ABC):
             ValueError: if the alphabets differ.
         """
         tokens = process.data_tokens
-        if len(tokens) != self.alphabet:
-            raise ValueError(f"{process} has {len(tokens)} data tokens, the law has {self.alphabet}")
+        self._check(process)
 
         def exact(x: Int[Tensor, "B L"], alpha: Tensor | None) -> Float[Tensor, "B L W"]:
             assert alpha is not None  # Denoiser passes it, because time="alpha"
             if x.shape[1] != self.length:
                 raise ValueError(f"this law is over sequences of length {self.length}, got length {x.shape[1]}")
             site_alpha = (alpha if alpha.ndim == 2 else alpha[:, None]).expand(x.shape)
-            evidence = process.evidence(x, site_alpha)
-            loo = self.leave_one_out(evidence)
-            if predicts == "ratio":
-                return self._log_ratio(_normalised(loo), x, site_alpha, process)
-            log_p = _normalised(loo if predicts == "loo" else loo * evidence).log()
+            evidence = process.evidence(x, site_alpha).to(self._like())
+            loo = self.given(process, x).leave_one_out(evidence)
+            weights = _normalised(loo * evidence if predicts == "denoiser" else loo)
             columns = tokens.to(x.device).expand(*x.shape, -1)
-            return log_p.new_full((*x.shape, process.vocab_size), -torch.inf).scatter(-1, columns, log_p)
+            log_p = weights.new_full((*x.shape, process.vocab_size), -torch.inf).scatter(-1, columns, weights.log())
+            if predicts != "ratio":
+                return log_p
+            rows = process.conditional(log_p.flatten(0, 1).double(), x.flatten(), site_alpha.flatten())
+            log_c = rows.unflatten(0, tuple(x.shape))
+            own = log_c.gather(-1, process.column(x)[..., None])
+            return torch.where(own > -torch.inf, log_c - own, 0.0).to(weights)
 
         return Denoiser(
             exact, process, predicts, time="alpha", length=self.length, time_dtype=torch.float64, oracle=self
         )
 
-    def _log_ratio(self, loo: Tensor, x: Tensor, alpha: Tensor, process: Process) -> Tensor:
-        c = loo.new_zeros(*x.shape, process.states)
-        c[..., process.data_tokens.to(x.device)] = alpha[..., None] * loo
-        log_c = (c + (1 - alpha)[..., None] * process.pi.to(x.device)).log()
-        own = log_c.gather(-1, x[..., None])
-        return torch.where(own > -torch.inf, log_c - own, 0.0)
+    def given(self, process: Process, x: Int[Tensor, "B L"]) -> "Oracle":
+        """The law of clean sequences for these rows: itself, unless the states show what the data is coupled to."""
+        return self
+
+    def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
+        """log p_t(z) of noisy sequences, natural log."""
+        self._check(process)
+        process.check_states(z, "z")
+        return self.log_evidence(process.marginals(t).to(self._like()).T[z])
+
+    def posterior(self, process: Process, z: Int[Tensor, "B L"], t: Time, seed: int) -> Int[Tensor, "B L"]:
+        """Exact draws of x0 given noisy sequences, one for each row: p(x0 | z_t = z), jointly over the sites."""
+        self._check(process)
+        process.check_states(z, "z")
+        alpha = process.schedule.alpha(torch.as_tensor(t, dtype=torch.float64))
+        alpha = alpha[:, None] if alpha.ndim == 1 and process.schedule.sites is None else alpha
+        evidence = process.evidence(z, alpha.expand(z.shape)).to(self._like())
+        return process.data_tokens.to(z.device)[self.given(process, z).draw(evidence, seed)]
+
+    def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        """log p0(x) of clean sequences, natural log.
+
+        Raises:
+            ValueError: for another length, or ids outside the alphabet.
+        """
+        if x.ndim != 2 or x.shape[1] != self.length or bool(((x < 0) | (x >= self.alphabet)).any()):
+            raise ValueError(f"x must be (B, {self.length}) tokens in 0..{self.alphabet - 1}, got {tuple(x.shape)}")
+        return self.log_evidence(torch.nn.functional.one_hot(x, self.alphabet).to(self._like()))
+
+    def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
+        """Exact draws of clean sequences."""
+        like = self._like()
+        return self.draw(torch.ones(batch, self.length, self.alphabet, dtype=like.dtype, device=like.device), seed)
+
+    def to(self: Law, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Law:
+        """The same law with its tables on another device or in another floating dtype."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(other, name, value.to(device, dtype if value.is_floating_point() else None))
+            elif isinstance(value, Oracle):
+                setattr(other, name, value.to(device, dtype))
+        return other
+
+    def _like(self) -> Tensor:
+        """Any of the tables, for its dtype and device."""
+        return next(v for v in vars(self).values() if isinstance(v, Tensor) and v.is_floating_point())
+
+    def _check(self, process: Process) -> None:
+        if len(process.data_tokens) != self.alphabet:
+            raise ValueError(f"{process} has {len(process.data_tokens)} data tokens, the law has {self.alphabet}")
 
 
 def _normalised(weights: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
     total = weights.sum(-1, keepdim=True)
     return torch.where(total > 0, weights / total, 1 / weights.shape[-1])
+
+
+def scaled(message: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, " B"]]:
+    """A message with sum 1 and the sum it had; a zero message stays zero."""
+    total = message.sum(-1)
+    return message / total.masked_fill(total == 0, 1)[:, None], total
+
+
+def uniforms(length: int, batch: int, seed: int, device: torch.device) -> Float[Tensor, "L B"]:
+    """Uniforms for a seeded draw, the same on every device."""
+    return torch.rand(length, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+
+
+def pick(weights: Float[Tensor, "B n"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """An index of each row with probability proportional to its weights, which are never all zero."""
+    running = weights.double().cumsum(-1)
+    index = (running <= u[:, None] * running[:, -1:]).sum(-1)
+    last = (weights > 0).long().cumsum(-1).argmax(-1)  # rounding must not pick a weight of 0 beyond it
+    return torch.minimum(index, last)

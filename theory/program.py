@@ -217,23 +217,24 @@ def law(
         current = current @ kernel(sampler.operator, process, model, t, s, length=size, frozen=frozen)
     if sampler.grid[-1] > 0:
         return current
-    data = process.data_tokens[all_states(len(process.data_tokens), size)]
-    on_data = current[state_index(data, process.states)]
-    if abs(float(on_data.sum()) - 1) > 1e-9:
-        raise ValueError(
-            f"law: mass {1 - float(on_data.sum()):.3g} is not on data at time 0; {sampler.operator} leaves masks"
-        )
-    return on_data
+    rank = torch.full((max(process.columns, process.vocab_size),), -1)  # of a column among the data tokens
+    rank[process.data_tokens] = torch.arange(len(process.data_tokens))
+    digits = rank[process.column(all_states(process.states, size))]
+    clean = (digits >= 0).all(-1)
+    left = float(current[~clean].sum())
+    if abs(left) > 1e-9:
+        raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {sampler.operator} leaves masks")
+    on_data = torch.zeros(len(process.data_tokens) ** size, dtype=torch.float64)
+    return on_data.index_add(0, state_index(digits[clean], len(process.data_tokens)), current[clean])
 
 
 def _prior(
     process: Process, length: int, prompt: Tensor | Sequence[int] | None, frozen: Tensor | Sequence[bool] | None
 ) -> Tensor:
-    result = torch.ones(1, dtype=torch.float64)
-    for site in range(length):
-        factor = process.pi
-        if prompt is not None and frozen is not None and frozen[site]:
-            factor = torch.zeros_like(factor)
-            factor[int(prompt[site])] = 1
-        result = torch.kron(result, factor)
-    return result
+    """The law a sampler starts from: the prior's own support, with the prompt put in."""
+    _, values, log_p = process.prior(1, length).fork()
+    if prompt is not None and frozen is not None:
+        given, where = torch.as_tensor(prompt).expand(values.shape), torch.as_tensor(frozen, dtype=torch.bool)
+        values = torch.where(where, process.place(given, values), values)
+    law = torch.zeros(process.states**length, dtype=torch.float64)
+    return law.index_add(0, state_index(values, process.states), log_p.exp())

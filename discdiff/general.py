@@ -1,0 +1,322 @@
+r"""Processes with any generator: q_{t|s} = exp(sigma Q) with sigma = log(alpha_s / alpha_t).
+
+At alpha = 0 the kernel is the stationary law of Q, which is also the prior. Three ways to the same exponential, by what
+Q is: its eigenbasis where Q is reversible (symmetrised, so the basis is orthogonal), one dense exponential per distinct
+sigma otherwise, and for a sparse Q uniformization, which only multiplies,
+
+    rows exp(sigma Q) = sum_k Poisson(k; sigma lambda) rows (I + Q / lambda)^k,      lambda = max_x |Q(x, x)|
+
+A Q that changes with time and does not commute with itself is an ordered product; the exponential of the integral
+would be another kernel.
+
+References: Campbell et al. (2022); D3PM (Austin et al., 2021) for the discretised Gaussian.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discdiff.distributions import PointMixture
+from discdiff.process import Process
+from discdiff.schedule import Schedule
+
+__all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
+
+
+def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
+    """A generator as a float64 tensor, dense or sparse.
+
+    Raises:
+        ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
+    """
+    q = torch.as_tensor(generator).double()
+    if q.ndim != 2 or q.shape[0] != q.shape[1]:
+        raise ValueError(f"{name}: a generator is a square matrix of rates, got shape {tuple(q.shape)}")
+    entries = q.to_sparse_coo().coalesce()
+    row, column = entries.indices()
+    wrong = ~((entries.values() >= 0) | (row == column)) | ~torch.isfinite(entries.values())
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name}: rates must be finite and not negative, got {float(entries.values()[k]):g} "
+            f"from state {int(row[k])} to {int(column[k])}"
+        )
+    sums = torch.zeros(len(q), dtype=torch.float64).index_add(0, row, entries.values())
+    scale = torch.zeros(len(q), dtype=torch.float64).index_add(0, row, entries.values().abs())
+    if bool((sums.abs() > 1e-9 * (1 + scale)).any()):
+        k = int((sums.abs() - 1e-9 * scale).argmax())
+        raise ValueError(f"{name}: rows of a generator sum to 0, but row {k} sums to {float(sums[k]):g}")
+    return q
+
+
+def stationary(q: Float[Tensor, "S S"], name: str) -> Float[Tensor, " S"]:
+    """The stationary law of a generator.
+
+    Raises:
+        ValueError: if there is more than one, or a sparse one is not found by 200,000 multiplications.
+    """
+    if not q.is_sparse:
+        _, values, rows = torch.linalg.svd(q.T)
+        if len(q) > 1 and float(values[-2]) <= 1e-10 * float(values[0]):
+            raise ValueError(f"{name}: this generator has more than one stationary law, so noise has no limit")
+        law = rows[-1].abs()
+        law = torch.where(law > 1e-14 * law.max(), law, 0.0)
+        return law / law.sum()
+    step = q.T.coalesce() / (1.1 * float(_exit(q)))
+    law = torch.full((len(q), 1), 1 / len(q), dtype=torch.float64)
+    for _ in range(200_000):
+        change = torch.sparse.mm(step, law)
+        law = law + change
+        if float(change.abs().sum()) < 1e-15:
+            return law[:, 0] / law.sum()
+    raise ValueError(f"{name}: the stationary law of this sparse generator was not found; it mixes too slowly")
+
+
+def _exit(q: Tensor) -> Tensor:
+    """The largest rate of leaving a state."""
+    entries = q.to_sparse_coo().coalesce()
+    row, column = entries.indices()
+    return torch.cat([entries.values()[row == column].neg(), torch.full((1,), 1e-300, dtype=torch.float64)]).max()
+
+
+class General(Process):
+    """Any time-homogeneous generator on a shared clock: Q_t = beta(t) Q.
+
+    Args:
+        generator: (S, S) rates, row = from, column = to, rows sum to 0; dense, or a sparse COO tensor for a large S.
+        schedule: the clock; alpha_t / alpha_s = exp(-sigma).
+        mask_id: a state that is never data, where there is one. V = S.
+
+    Raises:
+        ValueError: if it is not a generator, or has more than one stationary law.
+    """
+
+    def __init__(
+        self,
+        generator: Float[Tensor, "S S"],
+        schedule: Schedule | Callable[[Tensor], Tensor],
+        mask_id: int | None = None,
+    ) -> None:
+        name = type(self).__name__
+        self._q = check_generator(generator, name)
+        super().__init__(len(self._q), schedule)
+        if mask_id is not None and not 0 <= mask_id < len(self._q):
+            raise ValueError(f"{name}: mask_id must lie in 0..{len(self._q) - 1}, got {mask_id}")
+        self.mask_id = mask_id
+        self.pi = stationary(self._q, name)
+        self._basis = None if self._q.is_sparse else _eigenbasis(self._q, self.pi)
+        entries = self._q.to_sparse_coo().coalesce()
+        self._digest = hashlib.sha256(
+            entries.indices().numpy().tobytes() + entries.values().numpy().tobytes()
+        ).hexdigest()
+
+    @property
+    def states(self) -> int:
+        return len(self._q)
+
+    def generator(self, alpha: float) -> Float[Tensor, "S S"]:
+        return self._q.to_dense()
+
+    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
+        return PointMixture(self.pi, [], [], shape=(batch, length), device=device)
+
+    def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
+        ends = (torch.full((self.states,), a, dtype=torch.float64) for a in (alpha_t, alpha_s))
+        return self.propagate(torch.eye(self.states, dtype=torch.float64), *ends)
+
+    def propagate(
+        self, rows: Float[Tensor, "N S"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"], backward: bool = False
+    ) -> Float[Tensor, "N S"]:
+        """rows @ exp(sigma Q), or exp(sigma Q) @ rows with ``backward``, each row with a sigma of its own."""
+        sigma = torch.where(alpha_s > 0, alpha_s.log() - alpha_t.log(), 0.0)[:, None]
+        pi = self.pi.to(rows)
+        limit = (rows @ pi)[:, None].expand_as(rows) if backward else rows.sum(-1, keepdim=True) * pi
+        finite = torch.where(sigma == torch.inf, 0.0, sigma)
+        moved = self._exponential(rows, finite, backward)
+        return torch.where(sigma == torch.inf, limit, torch.where(sigma == 0, rows, moved))
+
+    def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
+        if self._q.is_sparse:
+            return _uniformization(self._q.to(rows.device), rows, sigma, backward)
+        if self._basis is not None:
+            values, into, out = (x.to(rows.device) for x in self._basis)
+            if backward:
+                into, out = out.T, into.T
+            return ((rows @ into) * torch.exp(values * sigma)) @ out
+
+        def apply(rows: Tensor, sigma: float) -> Tensor:
+            matrix = self._matrix(sigma).to(rows)
+            return rows @ (matrix.T if backward else matrix)
+
+        return self._by_alpha(rows, sigma[:, 0], apply)
+
+    def _matrix(self, sigma: float) -> Tensor:
+        return _exponentiated(self, sigma)
+
+    def with_schedule(self, schedule: Schedule) -> "General":
+        return General(self._q, schedule, self.mask_id)
+
+    def _identity(self) -> tuple[object, ...]:
+        return self._digest, self.mask_id, self.schedule
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.states} states, {self.schedule})"
+
+
+@lru_cache(maxsize=256)
+def _exponentiated(process: General, sigma: float) -> Tensor:
+    return torch.matrix_exp(process.generator(1.0) * sigma).clamp(min=0)
+
+
+def _eigenbasis(q: Tensor, pi: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Eigenvalues and both bases of a reversible Q, by the symmetric D^{1/2} Q D^{-1/2}; None where it is not one."""
+    flux = pi[:, None] * q
+    if bool((pi < 1e-6 * pi.max()).any()) or not torch.allclose(flux, flux.T, rtol=0, atol=1e-14 * float(flux.abs().max())):
+        return None
+    root = pi.sqrt()
+    values, vectors = torch.linalg.eigh(root[:, None] * q / root)
+    return values.clamp(max=0), vectors / root[:, None], vectors.T * root
+
+
+def _uniformization(q: Tensor, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
+    rate = float(_exit(q))
+    step = q.coalesce() if backward else q.T.coalesce()
+    mean = sigma * rate
+    most = float(mean.max()) if mean.numel() else 0.0
+    terms = int(most + 12 * math.sqrt(most) + 40)  # the Poisson tail beyond is under 1e-20
+    total, power = torch.zeros_like(rows), rows
+    for k in range(terms + 1):
+        weight = torch.exp(torch.xlogy(torch.tensor(float(k)).to(mean), mean) - mean - math.lgamma(k + 1))
+        total = total + weight * power
+        power = power + torch.sparse.mm(step, power.T).T / rate
+    return total.clamp(min=0)
+
+
+class Ordinal(General):
+    r"""Birth and death on ordered tokens: from v to v + 1 or v - 1, reversible with stationary law pi.
+
+        Q(v, v +- 1) ~ min(1, pi(v +- 1) / pi(v))
+
+    scaled so that its slowest mode decays at rate 1: exactly as alpha_{t|s}. With uniform pi it is the reflecting walk
+    with eigenvectors cos(pi k (v + 1/2) / V); with ``Ordinal.gaussian`` the discretised Gaussian (D3PM, Austin et al.,
+    2021; Campbell et al., 2022).
+
+    Args:
+        vocab_size: V, at least 2.
+        schedule: the clock.
+        pi: (V,) the noise law, everywhere positive; uniform by default.
+
+    Raises:
+        ValueError: for a law that is not positive, or of another size.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        schedule: Schedule | Callable[[Tensor], Tensor],
+        pi: Float[Tensor, " V"] | None = None,
+    ) -> None:
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 2:
+            raise ValueError(f"Ordinal: vocab_size must be an integer of at least 2, got {vocab_size!r}")
+        law = torch.full((vocab_size,), 1 / vocab_size) if pi is None else torch.as_tensor(pi)
+        law = law.double()
+        if law.shape != (vocab_size,) or not bool((law > 0).all()):
+            raise ValueError(f"Ordinal: pi must hold {vocab_size} positive probabilities, got {pi}")
+        up = torch.minimum(torch.ones(()), law[1:] / law[:-1])
+        down = torch.minimum(torch.ones(()), law[:-1] / law[1:])
+        q = torch.diag(up, 1) + torch.diag(down, -1)
+        q = q - torch.diag(q.sum(-1))
+        root = (law / law.sum()).sqrt()
+        gap = -torch.linalg.eigvalsh(root[:, None] * q / root)[-2]
+        super().__init__(q / gap, schedule)
+        self._law = None if pi is None else law
+
+    @classmethod
+    def gaussian(cls, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor], std: float) -> "Ordinal":
+        """Noise is a Gaussian around the middle token, cut to 0..V-1, of standard deviation ``std`` tokens."""
+        if not std > 0:
+            raise ValueError(f"Ordinal.gaussian: std must be positive, got {std}")
+        v = torch.arange(vocab_size, dtype=torch.float64) - (vocab_size - 1) / 2
+        return cls(vocab_size, schedule, torch.softmax(-(v**2) / (2 * std**2), 0))
+
+    def with_schedule(self, schedule: Schedule) -> "Ordinal":
+        return Ordinal(self.vocab_size, schedule, self._law)
+
+    def __repr__(self) -> str:
+        return f"Ordinal({self.vocab_size}, {self.schedule}{'' if self._law is None else ', pi'})"
+
+
+class TimeVarying(Process):
+    r"""A generator that changes with time and need not commute with itself: Q_t = beta(t) Q(t).
+
+    Q is held constant on ``pieces`` equal parts of [0, 1], at its value in their middle, and q_{t|s} is the ordered
+    product of their exponentials, exact for that Q. Its total noise must be finite, so alpha(1) > 0.
+
+    Args:
+        generator: t -> (S, S) rates.
+        schedule: the clock, with alpha(1) > 0, such as ``LogLinear``.
+        pieces: parts of [0, 1].
+
+    Raises:
+        ValueError: if it is not a generator somewhere, alpha(1) = 0, or the pieces are none.
+    """
+
+    def __init__(
+        self,
+        generator: Callable[[float], Float[Tensor, "S S"]],
+        schedule: Schedule | Callable[[Tensor], Tensor],
+        pieces: int = 64,
+    ) -> None:
+        if pieces < 1:
+            raise ValueError(f"TimeVarying: pieces must be at least 1, got {pieces}")
+        middles = [(k + 0.5) / pieces for k in range(pieces)]
+        self._function = generator
+        self._q = torch.stack([check_generator(generator(t), f"TimeVarying at t = {t:g}") for t in middles])
+        super().__init__(self._q.shape[-1], schedule)
+        edges = torch.linspace(0, 1, pieces + 1, dtype=torch.float64)
+        alpha = self.schedule.alpha(edges)
+        if not float(alpha[-1]) > 0:
+            raise ValueError("TimeVarying: an ordered product needs finite total noise; use a schedule with alpha(1) > 0")
+        self._edges = -alpha.log()  # in units of sigma
+        self._products: dict[tuple[float, float], Tensor] = {}
+
+    @property
+    def states(self) -> int:
+        return self._q.shape[-1]
+
+    def generator(self, alpha: float) -> Float[Tensor, "S S"]:
+        piece = int(torch.searchsorted(self._edges, torch.tensor(-math.log(alpha)).double()).clamp(1, len(self._q)))
+        return self._q[piece - 1]
+
+    def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
+        if alpha_t <= 0:
+            raise ValueError("TimeVarying: alpha = 0 is never reached")
+        if (alpha_t, alpha_s) not in self._products:
+            low, high = -math.log(alpha_s), -math.log(alpha_t)
+            spent = (self._edges[1:].clamp(low, high) - self._edges[:-1].clamp(low, high)).clamp(min=0)
+            product = torch.eye(self.states, dtype=torch.float64)
+            for factor in torch.matrix_exp(self._q[spent > 0] * spent[spent > 0][:, None, None]):
+                product = product @ factor
+            if len(self._products) > 256:
+                self._products.clear()
+            self._products[alpha_t, alpha_s] = product.clamp(min=0)
+        return self._products[alpha_t, alpha_s]
+
+    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
+        """The mean of q_1 over the data tokens: what all of them have nearly come to."""
+        law = self.kernel(1.0)[self.data_tokens].mean(0)
+        return PointMixture(law / law.sum(), [], [], shape=(batch, length), device=device)
+
+    def with_schedule(self, schedule: Schedule) -> "TimeVarying":
+        return TimeVarying(self._function, schedule, len(self._q))
+
+    def _identity(self) -> tuple[object, ...]:
+        return self._function, len(self._q), self.schedule
+
+    def __repr__(self) -> str:
+        return f"TimeVarying({self.states} states, {self.schedule}, pieces={len(self._q)})"

@@ -1,0 +1,136 @@
+r"""Mask and uniform noise together, in shares that change with time.
+
+    q_t(z | x) = alpha_t 1(z = x) + m_t 1(z = mask) + (1 - alpha_t - m_t) / V
+
+Not every pair of curves is a process: with h = (mass of the noise) / alpha, the rate into a noise token is alpha dh/dsigma,
+so the odds h of mask and of uniform tokens must both rise with time. ``Blend`` says what the shares are and refuses those
+that no generator has.
+
+Reference: GIDD (von Ruette et al., 2025).
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.rank_one import RankOne
+from discdiff.schedule import Schedule
+
+__all__ = ["Blend", "Hybrid"]
+
+
+class Blend:
+    r"""How the noise is shared between an anchor and uniform tokens, as a function of alpha.
+
+    With a float p, GIDD's law (von Ruette et al., 2025, gamma = 1): with tau its time and o = tau / (1 - tau),
+
+        m / alpha = o,   uniform / alpha = B sqrt(o),   B = 2 p / (1 - p),   (1 - alpha) / alpha = o + B sqrt(o)
+
+    so that p is the share of uniform tokens at tau = 1/2, where it is largest, and at both ends of time there are none.
+    Both odds rise with time, so the generator is valid for every p in [0, 1). With a function, the uniform share of
+    the noise at each alpha; its generator is checked.
+
+    Raises:
+        ValueError: if p is not in [0, 1), or the function's generator would be negative somewhere.
+    """
+
+    def __init__(self, p_uniform: float | Callable[[Tensor], Tensor], name: str) -> None:
+        self.p_uniform = p_uniform
+        if not callable(p_uniform):
+            if not 0 <= p_uniform < 1:
+                raise ValueError(f"{name}: p_uniform must lie in [0, 1) or be a function of alpha, got {p_uniform}")
+            return
+        alpha = torch.linspace(1, 0, 1002, dtype=torch.float64)[1:-1]
+        share = p_uniform(alpha)
+        outside = ~((share >= 0) & (share <= 1))
+        if bool(outside.any()):
+            k = int(outside.nonzero()[0])
+            raise ValueError(
+                f"{name}: the uniform share must lie in [0, 1], got {float(share[k]):g} at alpha = {alpha[k]:g}"
+            )
+        odds = (1 - alpha) / alpha
+        for who, part in (("uniform tokens", share), ("the mask", 1 - share)):
+            falls = (odds * part).diff() < -1e-12 * odds[1:]
+            if bool(falls.any()):
+                k = int(falls.nonzero()[0])
+                raise ValueError(
+                    f"{name}: no generator has this noise: the odds of {who} would fall with time near "
+                    f"alpha = {alpha[k]:.3g}, which needs a negative rate"
+                )
+
+    def anchored(self, alpha: Tensor) -> Tensor:
+        """m, the mass on the anchor."""
+        if callable(self.p_uniform):
+            return (1 - alpha) * (1 - self.p_uniform(alpha))
+        return self._root(alpha) ** 2 if self.p_uniform > 0 else 1 - alpha
+
+    def inflow(self, alpha: Tensor) -> Tensor:
+        """m - alpha dm/dalpha, the share of jumps that go to the anchor."""
+        if callable(self.p_uniform):
+            with torch.enable_grad():
+                variable = alpha.detach().clone().requires_grad_()
+                mass = self.anchored(variable)
+                (slope,) = torch.autograd.grad(mass.sum(), variable)
+            return (mass - variable * slope).detach()
+        root, uniform = 2 * self._root(alpha), self._b * alpha.sqrt()
+        # B = 0 and alpha = 1: nothing is anchored yet, and every jump will be
+        return torch.where(root + uniform > 0, root / (root + uniform).clamp(min=1e-300), 1.0)
+
+    @property
+    def _b(self) -> float:
+        assert not callable(self.p_uniform)
+        return 2 * self.p_uniform / (1 - self.p_uniform)
+
+    def _root(self, alpha: Tensor) -> Tensor:
+        """sqrt(alpha o), from the quadratic; exact at both ends."""
+        return 2 * (1 - alpha) / (self._b * alpha.sqrt() + (self._b**2 * alpha + 4 * (1 - alpha)).sqrt()).clamp(min=1e-300)
+
+
+class Hybrid(RankOne):
+    """Mask and uniform tokens together, their shares changing with time (GIDD, von Ruette et al., 2025); S = V + 1.
+
+    Args:
+        vocab_size: V.
+        schedule: the clock.
+        p_uniform: the largest share of uniform tokens, in [0, 1), for GIDD's law; or the uniform share of the noise as
+            a function of alpha.
+
+    Raises:
+        ValueError: if the generator would be negative somewhere, saying where.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        schedule: Schedule | Callable[[Tensor], Tensor],
+        p_uniform: float | Callable[[Tensor], Tensor] = 0.1,
+    ) -> None:
+        super().__init__(vocab_size, schedule)
+        self.mask_id: int = vocab_size
+        self._blend = Blend(p_uniform, "Hybrid")
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        pi = torch.full((self.vocab_size + 1,), 1 / self.vocab_size, dtype=torch.float64)
+        pi[self.mask_id] = 0
+        return pi
+
+    def anchor(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        return torch.full_like(x, self.mask_id)
+
+    def anchored(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        return self._blend.anchored(alpha)
+
+    def anchored_inflow(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        return self._blend.inflow(alpha)
+
+    def with_schedule(self, schedule: Schedule) -> "Hybrid":
+        return Hybrid(self.vocab_size, schedule, self._blend.p_uniform)
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.vocab_size, self.schedule, self._blend.p_uniform
+
+    def __repr__(self) -> str:
+        return f"Hybrid({self.vocab_size}, {self.schedule}, p_uniform={self._blend.p_uniform})"

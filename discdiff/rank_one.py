@@ -1,0 +1,306 @@
+r"""Processes of rank one: a token survives, or it is replaced by noise that does not look at it.
+
+    q_t(z | x)         = alpha_t 1(z = x) + b_t(z),            b_t(z) = m_t 1(z = anchor) + (1 - alpha_t - m_t) pi(z)
+    q_{t|s}(z_t | z_s) = alpha_{t|s} 1(z_t = z_s) + g(z_t),    g = b_t - alpha_{t|s} b_s
+
+The noise has a constant law pi and, where it is said, an anchor (a mask, in ``Hybrid``) whose share m_t changes with time. All is said
+through the noise odds h_t(z) = b_t(z) / alpha_t, which have no 0/0 at either end:
+
+    log w = log(1 + 1 / h(z))      the evidence of a site's own token: D(v) ~ O(v) w^{1(v = z)}
+    g(z) / b_t(z) = 1 - h_s(z) / h_t(z)
+
+The generator is a generator exactly where every h_t(z) never falls with t. No S x S array is built but by ``transition``
+and ``generator``, which are asked for one.
+
+References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); GIDD (von Ruette et al.,
+2025).
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.distributions import PointMixture
+from discdiff.process import Process, Survival, refuse_impossible, survival
+from discdiff.schedule import Schedule
+
+__all__ = ["Marginal", "Masked", "RankOne", "Uniform", "check_law"]
+
+
+class RankOne(Process):
+    """A process whose noise is independent of the token it replaces. A subclass says ``pi``, and an anchor if any."""
+
+    @property
+    @abstractmethod
+    def pi(self) -> Float[Tensor, " C"]:
+        """The constant part of the noise law over columns, float64."""
+
+    @property
+    def states(self) -> int:
+        return len(self.pi)
+
+    def anchor(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"] | None:
+        """The state that anchored noise falls on, or None where the noise law is constant."""
+        return None
+
+    def anchored(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """m, the mass of q_t on the anchor."""
+        return torch.zeros_like(alpha)
+
+    def anchored_inflow(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """The share of jumps that go to the anchor, m - alpha dm/dalpha; the others follow pi."""
+        return torch.zeros_like(alpha)
+
+    # --- the noise ----------------------------------------------------------------------------------------------------
+
+    def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
+        """h(x) = b(x) / alpha, the noise odds of each site's own state; infinite at alpha = 0, 0 where noise is not."""
+        a = torch.as_tensor(alpha, dtype=torch.float64)
+        mass, share = self.anchored(a), self.pi.to(x.device)[self.column(x)]
+        own = torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)
+        anchor = self.anchor(x)
+        if anchor is None:
+            return own
+        # at alpha = 0 the anchor holds all the mass and the rest is 0/0: its limit is infinite wherever pi is not 0
+        own = own.where(own == own, torch.inf)
+        return own + torch.where(x == anchor, mass / a, 0.0)
+
+    def log_weight(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
+        """log w, the observation weight q(z | x = z) / q(z | x != z) of a site's own token; 0 at a mask, which is none.
+
+        Infinite where the observation settles the token: at alpha = 1, or at a state that noise never takes.
+        """
+        weight = torch.log1p(1 / self.odds(x, alpha))
+        return weight if self.mask_id is None else weight.masked_fill(x == self.mask_id, 0.0)
+
+    def _mixture(self, x: Tensor, points: list[Tensor], weights: list[Tensor], mass: Tensor) -> PointMixture:
+        """The points, the anchor of x with ``mass``, and pi for the rest."""
+        anchor = self.anchor(x)
+        points, weights = list(points), [weight.expand(x.shape) for weight in weights]
+        if anchor is not None:
+            points, weights = [*points, anchor], [*weights, mass.expand(x.shape)]
+        shape = (x.shape[0], x.shape[1])
+        place = lambda column: self.place(column, x)  # noqa: E731
+        return PointMixture(self.pi, points, weights, shape, x.device, place, self.column)
+
+    def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> PointMixture:
+        a = self.sitewise(alpha, x0)
+        return self._mixture(x0, [x0], [a], self.anchored(a))
+
+    def posterior(
+        self,
+        x_t: Int[Tensor, "B L"],
+        x0: Int[Tensor, "B L"],
+        alpha_t: Survival,
+        alpha_s: Survival,
+        where: Bool[Tensor, "B L"] | None = None,
+    ) -> PointMixture:
+        r"""q(x_s | x_t, x0), a mixture of x_t, x0 and noise:
+
+        [alpha_{t|s} 1(x_s = x_t) + g(x_t)] [alpha_s 1(x_s = x0) + b_s(x_s)] / q_t(x_t | x0).
+        """
+        a_t, a_s = self.sitewise(alpha_t, x_t), self.sitewise(alpha_s, x_t)
+        clean = self.place(x0, x_t)
+        same = (x_t == clean).double()
+        h_t, h_s = self.odds(x_t, a_t), self.odds(x_t, a_s)
+        # everything divided by alpha_t: total = q_t / alpha_t = same + h_t, keep = same + h_s, redraw = h_t - h_s
+        total = same + h_t
+        where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
+        refuse_impossible(where & (total == 0), x_t, x0)
+        redraw = self.candidate(x_t, a_t, a_s) * (1 - same / total)  # (h_t - h_s) / total, at h_t = inf too
+        redraw = torch.where(where, redraw, 0.0)
+        keep = 1 - redraw
+        return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
+
+    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
+        start = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        return self._mixture(start, [], [], self.anchored(torch.zeros((), dtype=torch.float64, device=device)))
+
+    def kept(self, alpha: Survival) -> Survival:
+        return alpha
+
+    def renoise(
+        self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], noise: Bool[Tensor, "B L"], alpha: Survival
+    ) -> PointMixture:
+        a = self.sitewise(alpha, x)
+        share = torch.where(noise, self.anchored(a) / (1 - a), 0.0)
+        return self._mixture(x, [x], [(~noise).double()], share)
+
+    # --- what a reverse step asks, one number a site ------------------------------------------------------------------
+
+    def candidate(self, x_t: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival) -> Float[Tensor, "B L"]:
+        r"""A bound on the probability that a reverse step t -> s redraws a site, whatever the prediction.
+
+        The reverse marginal (plug-in on the LOO) is "keep z_t, or redraw z_s from alpha_s O + b_s"; the redraw has
+        probability g(z) / (alpha_t O(z) + b_t(z)) <= g(z) / b_t(z) = 1 - h_s(z) / h_t(z), with equality where O(z) = 0,
+        and never where noise is not. So the candidates are drawn before a logit is read, and ``acceptance`` gives the
+        rest.
+        """
+        h_t, h_s = self.odds(x_t, alpha_t), self.odds(x_t, alpha_s)
+        still = (h_t == 0) | (h_s == torch.inf)
+        return torch.where(still, 0.0, (1 - h_s / h_t).clamp(0.0, 1.0))
+
+    def acceptance(
+        self, log_own: Float[Tensor, "B L"], x_t: Int[Tensor, "B L"], alpha_t: Survival
+    ) -> Float[Tensor, "B L"]:
+        """The probability that a candidate is redrawn, 1 / (1 + O(z) / h(z)), from the LOO's log-probability of z."""
+        return 1 / (1 + log_own.double().exp() / self.odds(x_t, alpha_t))
+
+    # --- conversions --------------------------------------------------------------------------------------------------
+
+    def evidence(self, x_t: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L n"]:
+        same = self.column(x_t)[..., None] == self.data_tokens.to(x_t.device)
+        return torch.where(same, 1.0, torch.exp(-self.log_weight(x_t, alpha))[..., None])
+
+    def observe(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+        return self._shift(log_o, x, self.log_weight(x, alpha))
+
+    def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+        return self._shift(log_d, x, -self.log_weight(x, alpha))
+
+    def settled(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
+        return self.log_weight(x, alpha) == torch.inf
+
+    def revealed(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
+        return self.settled(x, alpha)
+
+    def _shift(self, rows: Tensor, x: Tensor, amount: Tensor) -> Tensor:
+        """Add ``amount`` to each row's own column; a mask has none."""
+        column = self.column(x)
+        inside = column < rows.shape[-1]
+        shift = amount.where(inside, 0.0).to(rows.dtype)[:, None]
+        return rows.scatter_add(-1, column.where(inside, 0)[:, None], shift)
+
+    def _noise_rows(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        mass = self.anchored(alpha)
+        rows = (1 - alpha - mass).clamp(min=0)[:, None] * self.pi.to(x.device)
+        anchor = self.anchor(x)
+        return rows if anchor is None else rows.scatter_add(-1, self.column(anchor)[:, None], mass[:, None])
+
+    def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+        """log c = log(alpha O + b), the conditional p_t(z_i | rest) over the columns, from a normalised LOO."""
+        log_o = torch.nn.functional.pad(log_o, (0, self.columns - self.vocab_size), value=-torch.inf)
+        return torch.logaddexp(alpha[:, None].log() + log_o, self._noise_rows(x, alpha).log())
+
+    def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
+
+    def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
+        a = self.sitewise(alpha, x)
+        mass = self.anchored_inflow(a)
+        rate = (1 - mass) * self.pi.to(x.device)[self.column(x)]
+        anchor = self.anchor(x)
+        return (rate if anchor is None else rate + torch.where(x == anchor, mass, 0.0))[..., None]
+
+    # --- dense, where asked for ---------------------------------------------------------------------------------------
+
+    def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
+        a_t, a_s = torch.tensor([alpha_t], dtype=torch.float64), torch.tensor([alpha_s], dtype=torch.float64)
+        states = torch.zeros(1, dtype=torch.int64)
+        a_ts = survival(a_t, a_s)
+        gain = self._noise_rows(states, a_t) - a_ts * self._noise_rows(states, a_s)
+        return a_ts * torch.eye(self.states, dtype=torch.float64) + gain.clamp(min=0)
+
+    def generator(self, alpha: float) -> Float[Tensor, "S S"]:
+        share = float(self.anchored_inflow(torch.tensor(alpha, dtype=torch.float64)))
+        rate = (1 - share) * self.pi
+        anchor = self.anchor(torch.zeros(1, dtype=torch.int64))
+        if anchor is not None:
+            rate[anchor] += share
+        return rate - torch.eye(self.states, dtype=torch.float64)
+
+
+class Uniform(RankOne):
+    """Noise is a uniform token: pi = 1/V, S = V (D3PM-uniform, Austin et al., 2021; UDLM, Schiff et al., 2025).
+
+    Args:
+        vocab_size: V.
+        schedule: the clock.
+    """
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64)
+
+
+class Marginal(RankOne):
+    """Noise is a token of a given law, such as the data's own marginal (Vignac et al., DiGress, 2023); S = V.
+
+    Args:
+        pi: (V,) the noise law. A token with pi = 0 is never noise: seeing it settles the site.
+        schedule: the clock.
+
+    Raises:
+        ValueError: if ``pi`` is not a law.
+    """
+
+    def __init__(self, pi: Float[Tensor, " V"], schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
+        self._pi = check_law(pi, "Marginal: pi")
+        super().__init__(len(self._pi), schedule)
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        return self._pi
+
+    def with_schedule(self, schedule: Schedule) -> "Marginal":
+        return Marginal(self._pi, schedule)
+
+    def _identity(self) -> tuple[object, ...]:
+        return tuple(self._pi.tolist()), self.schedule
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{p:.3g}" for p in self._pi[:4].tolist()) + (", ..." if len(self._pi) > 4 else "")
+        return f"Marginal([{shown}], {self.schedule})"
+
+
+class Masked(RankOne):
+    """Noise is the mask: pi = delta_m (D3PM-absorbing, Austin et al., 2021; MDLM, Sahoo et al., 2024).
+
+    Args:
+        vocab_size: V, the number of columns of a prediction.
+        schedule: the clock.
+        mask_id: the mask's id. By default V, one state more than tokens (S = V + 1). An id below V takes one of
+            the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored.
+    """
+
+    absorbing = True
+
+    def __init__(
+        self, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor], mask_id: int | None = None
+    ) -> None:
+        super().__init__(vocab_size, schedule)
+        self.mask_id: int = vocab_size if mask_id is None else mask_id
+        if not 0 <= self.mask_id <= vocab_size or (self.mask_id < vocab_size == 1):
+            raise ValueError(f"Masked: mask_id must lie in 0..{vocab_size} and leave a data token, got {mask_id}")
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        pi = torch.zeros(max(self.vocab_size, self.mask_id + 1), dtype=torch.float64)
+        pi[self.mask_id] = 1
+        return pi
+
+    def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        return torch.full_like(x, self.mask_id)
+
+    def with_schedule(self, schedule: Schedule) -> "Masked":
+        return Masked(self.vocab_size, schedule, self.mask_id)
+
+    def __repr__(self) -> str:
+        mask = "" if self.mask_id == self.vocab_size else f", mask_id={self.mask_id}"
+        return f"Masked({self.vocab_size}, {self.schedule}{mask})"
+
+
+def check_law(law: object, name: str) -> Float[Tensor, " N"]:
+    """A law as float64 with sum exactly 1.
+
+    Raises:
+        ValueError: if it is not a vector of probabilities.
+    """
+    tensor = torch.as_tensor(law, dtype=torch.float64)
+    if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):
+        raise ValueError(f"{name} must hold probabilities that sum to 1, got {law}")
+    return tensor / tensor.sum()

@@ -1,0 +1,60 @@
+r"""A mixture of products as data law: long-range correlation at O(K L V).
+
+    p0(x) = sum_k w_k prod_i theta_k,i(x_i)
+    O_i ~ sum_k [w_k prod_{j != i} <theta_k,j, e_j>] theta_k,i
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.theory.oracle import Oracle, pick, uniforms
+
+__all__ = ["ProductMixture"]
+
+
+class ProductMixture(Oracle):
+    """A mixture of K product laws.
+
+    Args:
+        weights: (K,) mixture weights.
+        theta: (K, L, V) laws of each site in each component.
+
+    Raises:
+        ValueError: if they are not laws, or shapes disagree.
+    """
+
+    def __init__(self, weights: Float[Tensor, " K"], theta: Float[Tensor, "K L V"]) -> None:
+        weights, theta = (torch.as_tensor(x, dtype=torch.float64) for x in (weights, theta))
+        if theta.ndim != 3 or weights.shape != theta.shape[:1]:
+            raise ValueError(f"a mixture needs (K,) and (K, L, V), got {tuple(weights.shape)} and {tuple(theta.shape)}")
+        for name, rows in (("weights", weights[None]), ("theta", theta)):
+            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
+                raise ValueError(f"{name} must hold probabilities that sum to 1")
+        self.weights, self.theta = weights / weights.sum(), theta / theta.sum(-1, keepdim=True)
+        self.length, self.alphabet = theta.shape[1], theta.shape[2]
+
+    def _fits(self, evidence: Tensor) -> Float[Tensor, "B K L"]:
+        """log <theta_k,i, e_i>."""
+        return torch.einsum("kln,bln->bkl", self.theta, evidence).log()
+
+    def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+        fits = self._fits(evidence)
+        # A product without its own factor, which may be 0: zeros are counted, not divided by.
+        zero = fits == -torch.inf
+        finite = fits.masked_fill(zero, 0.0)
+        others = finite.sum(-1, keepdim=True) - finite + self.weights.log()[:, None]
+        others = others.masked_fill(zero.sum(-1, keepdim=True) > zero.long(), -torch.inf)
+        top = others.amax(1, keepdim=True)
+        share = torch.exp(others - top.masked_fill(top == -torch.inf, 0.0))
+        return torch.einsum("bkl,kln->bln", share, self.theta)
+
+    def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        return torch.logsumexp(self._fits(evidence).sum(-1) + self.weights.log(), -1)
+
+    def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
+        log_weight = self._fits(evidence).sum(-1) + self.weights.log()
+        u = uniforms(1 + self.length, len(evidence), seed, evidence.device)
+        component = pick(log_weight.softmax(-1), u[0])
+        rows = self.theta[component] * evidence
+        return pick(rows.flatten(0, 1), u[1:].T.flatten()).view(evidence.shape[:2])
