@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.process import Process
+from discdiff.process import Process, Survival
 
 __all__ = ["Prediction", "Predicts"]
 
@@ -117,6 +117,18 @@ class Prediction:
         rows = self.process.conditional(log_loo.flatten(0, 1), self.x.flatten(), self.alpha.flatten())
         return rows.unflatten(0, tuple(self.x.shape))
 
+    def reverse_rows(self, where: Bool[Tensor, "B L"], alpha_s: Survival) -> Float[Tensor, "N C"]:
+        """The exact one-site reverse marginal p(z_s^i | z_t) at the chosen sites, as log-probabilities (N, C).
+
+        It is the bridge with the LOO plugged in, and equally the mixture of bridges under the denoiser.
+
+        Raises:
+            ValueError: where the LOO is undefined.
+        """
+        x, alpha_t = self.x[where], self.alpha[where]
+        log_o = self.loo_rows(where).double().log_softmax(-1)
+        return self.process.plug_in(log_o, x, alpha_t, Process.sitewise(alpha_s, self.x)[where])
+
     # --- rows: what operators read ------------------------------------------------------------------------------------
 
     def loo_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
@@ -172,8 +184,10 @@ class Prediction:
 
     def log_own(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """log O at each chosen site's own token, 0 elsewhere; float64."""
-        column = self.process.column(self.x[where])[:, None]
-        own = self.loo_rows(where).double().log_softmax(-1).gather(-1, column)[:, 0]
+        column = self.process.column(self.x[where])
+        token = column < self.process.vocab_size  # a mask is none, and has no probability
+        rows = self.loo_rows(where).double().log_softmax(-1)
+        own = rows.gather(-1, column.where(token, 0)[:, None])[:, 0].masked_fill(~token, -torch.inf)
         return torch.zeros_like(self.alpha).masked_scatter(where, own)
 
     # --- plumbing -----------------------------------------------------------------------------------------------------

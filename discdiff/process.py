@@ -254,6 +254,13 @@ class Process(ABC):
         start = start.index_copy(-1, data, log_o[:, data].double().exp())
         return self.propagate(start, alpha, torch.ones_like(alpha)).clamp(min=0).log()
 
+    def plug_in(
+        self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N C"]:
+        """log of the bridge with a law in the place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
+        earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0).log()
+        return (self.conditional(log_o, x, alpha_s) + earlier).log_softmax(-1)
+
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         """O from c: ``conditional`` undone by least squares, clipped at 0. Its error grows as 1/alpha."""
 

@@ -186,6 +186,19 @@ class RankOne(Process):
         log_o = torch.nn.functional.pad(log_o, (0, self.columns - self.vocab_size), value=-torch.inf)
         return torch.logaddexp(alpha[:, None].log() + log_o, self._noise_rows(x, alpha).log())
 
+    def plug_in(
+        self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N C"]:
+        h_t, h_s = self.odds(x, alpha_t), self.odds(x, alpha_s)
+        # per alpha_t: (1(v = x) / alpha_s + h_t - h_s) c_s(v); where h_t is infinite x tells nothing and c_s is left
+        gain = torch.where((h_t == torch.inf) & (h_s < torch.inf), 1.0, h_t - h_s)[:, None].expand(-1, self.columns)
+        same = torch.where(h_t < torch.inf, 1 / alpha_s, 0.0)[:, None]
+        earlier = gain.scatter_add(-1, self.column(x)[:, None], same)
+        own = torch.nn.functional.one_hot(self.column(x), self.columns).to(gain)
+        still = (h_s == torch.inf)[:, None]
+        weight = torch.where(still, own, earlier.clamp(min=0))
+        return (self.conditional(log_o, x, alpha_s) + weight.log()).log_softmax(-1)
+
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 

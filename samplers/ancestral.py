@@ -4,8 +4,8 @@ r"""Ancestral sampling: the exact one-site reverse marginal, at every site at on
 
 with O the leave-one-out denoiser: "keep z_t, or redraw from alpha_s O + (1 - alpha_s) pi". Where to redraw is
 decided first, by a bound that needs no logits, and then accepted against the true probability; on a masked process
-the bound is the probability. Where noise depends on the token it replaces there is no such split, and the same law is
-drawn as x0 ~ D and then the bridge. The error is that sites are moved independently: order 1 in total variation, none
+the bound is the probability. Where noise depends on the token it replaces there is no such split, and the whole row is
+drawn. The error is that sites are moved independently: order 1 in total variation, none
 for one site.
 
 References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); Uniform Diffusion
@@ -13,6 +13,7 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -36,7 +37,8 @@ class Ancestral(Predictor):
         alpha_t, alpha_s = at.alpha(state.t), at.alpha(at.s)
         z = state.tokens
         if not isinstance(at.process, RankOne):
-            return self._through_x0(state, at)
+            rows = partial(at.predict(state).reverse_rows, alpha_s=alpha_s)
+            return state.at(choose("state", Tokens(rows, state.free, z), state, at), at.s)
         bound = at.process.candidate(z, alpha_t, alpha_s).where(state.free, 0.0)
         where = choose("where", Coins(bound), state, at)
         prediction = at.predict(state)
@@ -44,10 +46,3 @@ class Ancestral(Predictor):
             accept = at.process.acceptance(prediction.log_own(where), z, alpha_t)
             where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
         return redraw(state.at(z, at.s), where, prediction, alpha_s, at)
-
-    def _through_x0(self, state: State, at: At) -> State:
-        """x0 ~ D at every free site, then the bridge: the same one-site law, for any process."""
-        prediction = at.predict(state)
-        clean = choose("token", Tokens(prediction.denoiser_rows, state.free, state.tokens), state, at)
-        bridge = at.process.posterior(state.tokens, clean, at.alpha(state.t), at.alpha(at.s), state.free)
-        return state.at(choose("bridge", bridge, state, at), at.s)

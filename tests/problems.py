@@ -4,6 +4,7 @@ Nothing here uses the library's formulas beyond ``process.kernel``, which test_p
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -41,8 +42,48 @@ def chain(vocab_size: int, length: int, seed: int = 5) -> T.MarkovChain:
 
 
 def processes(vocab_size: int = V) -> list[dd.Process]:
-    """One of each family."""
+    """The two families that everything is tried on."""
     return [dd.Masked(vocab_size, dd.Linear()), dd.Uniform(vocab_size, dd.Linear())]
+
+
+def irreversible(vocab_size: int = V) -> Tensor:
+    """A random generator that is not reversible."""
+    rates = torch.as_tensor(np.random.default_rng(11).uniform(0.1, 1.0, (vocab_size, vocab_size)))
+    return rates - torch.diag(rates.sum(-1))
+
+
+def turning(vocab_size: int = V) -> Callable[[float], Tensor]:
+    """A generator that does not commute with itself at other times."""
+    one, other = irreversible(vocab_size), irreversible(vocab_size).flip(0, 1)
+    return lambda t: (1 - t) * one + t * other
+
+
+def rank_one(vocab_size: int = V) -> list[dd.Process]:
+    """The families whose noise does not look at the token it replaces."""
+    return families(vocab_size)[:4]
+
+
+def families(vocab_size: int = V) -> list[dd.Process]:
+    """One of each family whose states are tokens, and perhaps a mask."""
+    pi = torch.arange(1.0, vocab_size + 1).double()
+    return [
+        *processes(vocab_size),
+        dd.Marginal(pi / pi.sum(), dd.Cosine()),
+        dd.Hybrid(vocab_size, dd.Linear(), p_uniform=0.4),
+        dd.Ordinal(vocab_size, dd.Linear()),
+        dd.Ordinal.gaussian(vocab_size, dd.Linear(), std=0.8),
+        dd.General(irreversible(vocab_size), dd.Linear()),
+        dd.TimeVarying(turning(vocab_size), dd.LogLinear(1e-3), pieces=5),
+    ]
+
+
+def pairs(vocab_size: int = 2) -> list[dd.Process]:
+    """One of each family whose states are pairs of a token and its source token."""
+    pi = torch.arange(1.0, vocab_size + 1).double()
+    return [
+        dd.AbsorbingUniform(vocab_size, dd.Linear()),
+        dd.Interpolant(vocab_size, dd.Linear(), pi / pi.sum(), p_uniform=0.3),
+    ]
 
 
 def states(size: int, length: int) -> Tensor:
@@ -54,7 +95,7 @@ def joint(world: T.Enumeration, process: dd.Process, times: list[float]) -> Tens
     """p(x0, z) as (n**L, S**L), by the definition: p0(x) prod_i q_{t_i}(z_i | x_i)."""
     q = torch.ones(1, 1, dtype=torch.float64)
     for t in times:
-        q = torch.kron(q, process.kernel(t)[process.data_tokens])
+        q = torch.kron(q, process.marginals(t))
     return world.p0[:, None] * q
 
 

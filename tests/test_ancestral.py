@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from problems import joint, mislabelled, states, strong, weak
-from problems import processes as zoo
+from problems import rank_one as zoo
 from strategies import intervals, processes, worlds
 
 import discdiff as dd

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from problems import chain, states
-from problems import processes as zoo
+from problems import families as zoo
 from scipy import stats
 
 import discdiff as dd

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from problems import gibbs_matrix, mislabelled, strong, weak
-from problems import processes as zoo
+from problems import rank_one as zoo
 from strategies import processes, worlds
 
 import discdiff as dd

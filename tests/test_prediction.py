@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import joint, mislabelled, states, strong, weak
-from problems import processes as zoo
+from problems import families as zoo
 from strategies import processes, worlds
 
 import discdiff as dd

@@ -158,7 +158,7 @@ class MarkovChain(HMM):
         super().__init__(initial, transition, torch.eye(len(initial), dtype=torch.float64), length)
 
     def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        super().log_prob(x[:0])  # its complaints
+        self._check_clean(x)
         return self.initial.log()[x[:, 0]] + self.transition.log()[x[:, :-1], x[:, 1:]].sum(-1)
 
 

@@ -118,8 +118,7 @@ class Oracle(ABC):
         Raises:
             ValueError: for another length, or ids outside the alphabet.
         """
-        if x.ndim != 2 or x.shape[1] != self.length or bool(((x < 0) | (x >= self.alphabet)).any()):
-            raise ValueError(f"x must be (B, {self.length}) tokens in 0..{self.alphabet - 1}, got {tuple(x.shape)}")
+        self._check_clean(x)
         return self.log_evidence(torch.nn.functional.one_hot(x, self.alphabet).to(self._like()))
 
     def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
@@ -140,6 +139,10 @@ class Oracle(ABC):
     def _like(self) -> Tensor:
         """Any of the tables, for its dtype and device."""
         return next(v for v in vars(self).values() if isinstance(v, Tensor) and v.is_floating_point())
+
+    def _check_clean(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.length or bool(((x < 0) | (x >= self.alphabet)).any()):
+            raise ValueError(f"x must be (B, {self.length}) tokens in 0..{self.alphabet - 1}, got {tuple(x.shape)}")
 
     def _check(self, process: Process) -> None:
         if len(process.data_tokens) != self.alphabet:
