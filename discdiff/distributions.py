@@ -229,6 +229,11 @@ class PointMixture(_SiteWise):
             threshold = threshold + weight
         return value
 
+    def like(self, points: Sequence[Tensor], weights: Sequence[Tensor]) -> "PointMixture":
+        """The same noise with other points and weights."""
+        shape = (self.batch_shape[0], self.event_shape[0])
+        return PointMixture(self.pi, points, weights, shape, self.device, self.place, self.column)
+
     def _rest(self) -> Float[Tensor, "B L"]:
         """The weight of the noise law: what the points leave."""
         rest = torch.ones(*self.batch_shape, *self.event_shape, dtype=torch.float64, device=self.device)

@@ -141,8 +141,15 @@ class General(Process):
         return torch.where(sigma == torch.inf, limit, torch.where(sigma == 0, rows, moved))
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
+        near = sigma * _exit(self._q) <= 1
         if self._q.is_sparse:
             return _uniformization(self._q.to(rows.device), rows, sigma, backward)
+        if bool(near.any()):  # both dense ways lose the small entries of a short time; a sum of positive terms does not
+            close = _uniformization(self._q.to(rows.device), rows, torch.where(near, sigma, 0.0), backward)
+            return close if bool(near.all()) else torch.where(near, close, self._far(rows, sigma, backward))
+        return self._far(rows, sigma, backward)
+
+    def _far(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
         if self._basis is not None:
             values, into, out = (x.to(rows.device) for x in self._basis)
             if backward:
@@ -185,7 +192,8 @@ def _eigenbasis(q: Tensor, pi: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 
 def _uniformization(q: Tensor, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
     rate = float(_exit(q))
-    step = q.coalesce() if backward else q.T.coalesce()
+    step = q if backward else q.T
+    step = step.coalesce() if q.is_sparse else step
     mean = sigma * rate
     most = float(mean.max()) if mean.numel() else 0.0
     terms = int(most + 12 * math.sqrt(most) + 40)  # the Poisson tail beyond is under 1e-20
@@ -193,7 +201,7 @@ def _uniformization(q: Tensor, rows: Tensor, sigma: Tensor, backward: bool) -> T
     for k in range(terms + 1):
         weight = torch.exp(torch.xlogy(torch.tensor(float(k)).to(mean), mean) - mean - math.lgamma(k + 1))
         total = total + weight * power
-        power = power + torch.sparse.mm(step, power.T).T / rate
+        power = power + (step @ power.T).T / rate
     return total.clamp(min=0)
 
 

@@ -1,0 +1,87 @@
+r"""What a checkpoint's predictions can be asked without knowing the data.
+
+An exact prediction passes both: a leave-one-out must not look at the token it leaves out, and concrete scores must be
+ratios of ONE law, so their logarithms add up to 0 around every closed path.
+
+References: Uniform Diffusion Models Revisited (2026), appendix H; gauge freedom and conservativity (Horvat and Pfister,
+2024).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.denoiser import Denoiser
+
+__all__ = ["Cycles", "cycle_residual", "loo_sensitivity"]
+
+
+@torch.no_grad()
+def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Float[Tensor, " B"]:
+    """How far the LOO of a site moves when that site's own token is replaced: total variation, (B,), in [0, 1].
+
+    One random site a row is replaced by one random other token. 0 for an exact leave-one-out; a network that was
+    trained by cross-entropy and called "loo" by mistake is far from 0.
+
+    Raises:
+        ValueError: on an absorbing process, where a token is no noise, or with a single token.
+    """
+    process = model.process
+    if process.absorbing or len(process.data_tokens) < 2:
+        raise ValueError(f"loo_sensitivity: needs a process whose tokens can be noise, and two of them; got {process}")
+    generator = torch.Generator().manual_seed(seed)
+    site = torch.randint(x.shape[1], (len(x), 1), generator=generator).to(x.device)
+    other = _others(model, process.column(x.gather(-1, site)), generator)
+    changed = x.scatter(-1, site, process.place(other, x.gather(-1, site)))
+    rows = torch.zeros_like(x, dtype=torch.bool).scatter(-1, site, True)
+    before, after = (model(state, t).loo_rows(rows).double().softmax(-1) for state in (x, changed))
+    return (before - after).abs().sum(-1) / 2
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Sums of log ratios around closed paths, (B,) nats each; 0 for the ratios of one law."""
+
+    there_and_back: Float[Tensor, " B"]
+    square: Float[Tensor, " B"]
+
+
+@torch.no_grad()
+def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Cycles:
+    r"""Whether a learned ratio is conservative, on one random pair of sites (i, j) and tokens (v, w) a row:
+
+        there and back   log r_i(v | z) + log r_i(z_i | z^{i<-v})
+        square           log r_i(v | z) + log r_j(w | z^{i<-v}) - log r_j(w | z) - log r_i(v | z^{j<-w})
+
+    Raises:
+        ValueError: for a single site or token, or where the model has no ratio.
+    """
+    process, length = model.process, x.shape[1]
+    if length < 2 or len(process.data_tokens) < 2:
+        raise ValueError("cycle_residual: needs two sites and two tokens")
+    generator = torch.Generator().manual_seed(seed)
+    i = torch.randint(length, (len(x), 1), generator=generator).to(x.device)
+    j = (i + torch.randint(1, length, (len(x), 1), generator=generator).to(x.device)) % length
+    own_i, own_j = x.gather(-1, i), x.gather(-1, j)
+    v, w = (_others(model, process.column(own), generator) for own in (own_i, own_j))
+    at_i, at_j = x.scatter(-1, i, process.place(v, own_i)), x.scatter(-1, j, process.place(w, own_j))
+
+    def log_ratio(state: Tensor, site: Tensor, token: Tensor) -> Tensor:
+        rows = model(state, t).ratio.double()
+        chosen = rows.gather(1, site[..., None].expand(-1, -1, rows.shape[-1]))
+        return chosen.gather(-1, token[..., None])[:, 0, 0]
+
+    there = log_ratio(x, i, v)
+    back = log_ratio(at_i, i, process.column(own_i))
+    square = there + log_ratio(at_i, j, w) - log_ratio(x, j, w) - log_ratio(at_j, i, v)
+    return Cycles(there + back, square)
+
+
+def _others(model: Denoiser, token: Int[Tensor, "B 1"], generator: torch.Generator) -> Int[Tensor, "B 1"]:
+    """A random data token that is not the given one."""
+    data = model.process.data_tokens
+    step = torch.randint(1, len(data), token.shape, generator=generator).to(token.device)
+    rank = (data.to(token.device) == token[..., None]).long().argmax(-1)
+    return data.to(token.device)[(rank + step) % len(data)]

@@ -1,0 +1,116 @@
+r"""Time reversed exactly, on all S^L states: generators of the joint process, and the likelihood they give.
+
+    Rbar(x, y) = R(y, x) p(y) / p(x)
+
+A learned denoiser has reverse rates too, site by site; integrating its Kolmogorov equation from the prior gives the law
+of the continuous-time sampler, hence the exact likelihood of the model, for small S^L.
+
+References: Kelly (1979); Campbell et al. (2022).
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from discdiff.denoiser import Denoiser
+from discdiff.process import Process
+from discdiff.theory.enumeration import Enumeration, all_states, state_index
+
+__all__ = ["joint_generator", "model_generator", "reverse_generator", "reverse_law"]
+
+
+def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor, "N N"]:
+    """The forward generator of all sites per unit of sigma = -log alpha: the Kronecker sum of the sites'."""
+    site = process.generator(alpha)
+    eye = torch.eye(process.states, dtype=torch.float64)
+    total = torch.zeros(process.states**length, process.states**length, dtype=torch.float64)
+    for i in range(length):
+        term = torch.ones(1, 1, dtype=torch.float64)
+        for j in range(length):
+            term = torch.kron(term, site if i == j else eye)
+        total += term
+    return total
+
+
+def reverse_generator(world: Enumeration, process: Process, t: float) -> Float[Tensor, "N N"]:
+    """Rbar per unit of sigma, from p_t alone; rows of states with p_t = 0 are 0."""
+    p = world.marginal(process, t)
+    forward = joint_generator(process, world.length, float(process.schedule.alpha(t)))
+    rates = torch.where(p[:, None] > 0, forward.T * p / p[:, None], 0.0)
+    rates.fill_diagonal_(0)
+    return rates - torch.diag(rates.sum(-1))
+
+
+@torch.no_grad()
+def model_generator(model: Denoiser, t: float, length: int | None = None) -> Float[Tensor, "N N"]:
+    """The reverse generator that a denoiser's predictions give, per unit of sigma: one site jumps at a time.
+
+    Raises:
+        ValueError: if neither the model nor ``length`` says how many sites.
+    """
+    process, size = model.process, length or model.length
+    if size is None:
+        raise ValueError("model_generator: length= must say how many sites; this model has no length of its own")
+    z = all_states(process.states, size)
+    prediction = model(z, t)
+    if process.absorbing:  # a revealed site never moves, and has no score
+        moving = ~process.settled(prediction.x, prediction.alpha)
+        log_o = torch.zeros(*z.shape, process.vocab_size, dtype=torch.float64)
+        log_o[moving] = prediction.loo_rows(moving).double().log_softmax(-1)
+        c = process.conditional(log_o.flatten(0, 1), z.flatten(), prediction.alpha.flatten()).exp().unflatten(0, z.shape)
+        own = c.gather(-1, process.column(z)[..., None])
+        rates = torch.where(moving[..., None], process.inflow(z, prediction.alpha) * c / own, 0.0)
+    else:
+        rates = prediction.rates
+    generator = torch.zeros(len(z), len(z), dtype=torch.float64)
+    rows = torch.arange(len(z))
+    for i in range(size):
+        for v in range(process.columns):
+            other = z.clone()
+            other[:, i] = process.place(torch.full_like(rows, v), z[:, i])
+            moved = other[:, i] != z[:, i]
+            generator[rows[moved], state_index(other, process.states)[moved]] += rates[moved, i, v]
+    return generator - torch.diag(generator.sum(-1))
+
+
+def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1e-10) -> Float[Tensor, " M"]:
+    r"""The law at time 0 of the model's own reverse process, run in continuous time from the prior.
+
+    dp/dl = (1 - alpha) p R in the clock l = log(alpha / (1 - alpha)), where the rates are bounded; l from -25 to 25.
+    -log of it is the exact likelihood of the model as a continuous-time sampler.
+
+    Args:
+        model: the denoiser; its alpha(1) is 0 or below 1e-10.
+        length: L, needed where the model has none of its own.
+        tolerance: relative and absolute, of the integrator.
+
+    Returns:
+        (n**L,) over data sequences.
+
+    Raises:
+        ValueError: without a length, or for a schedule that ends above 1e-10.
+    """
+    process, size = model.process, length or model.length
+    least = float(process.schedule.alpha(1.0))
+    if size is None or least > 1e-10:
+        raise ValueError(f"reverse_law: needs a length and alpha(1) = 0, got length {size}, alpha(1) = {least}")
+    _, values, log_p = process.prior(1, size).fork()
+    start = torch.zeros(process.states**size, dtype=torch.float64)
+    start = start.index_add(0, state_index(values, process.states), log_p.exp())
+
+    def slope(clock: float, p: np.ndarray) -> np.ndarray:
+        alpha = 1 / (1 + np.exp(-clock))
+        generator = model_generator(model, float(process.schedule.time(max(alpha, least))), size)
+        return (1 - alpha) * (torch.as_tensor(p) @ generator).numpy()
+
+    done = solve_ivp(slope, (-25.0, 25.0), start.numpy(), method="DOP853", rtol=tolerance, atol=tolerance)
+    z = all_states(process.states, size)
+    rank = torch.full((max(process.columns, process.vocab_size),), -1)
+    rank[process.data_tokens] = torch.arange(len(process.data_tokens))
+    digits = rank[process.column(z)]
+    clean = (digits >= 0).all(-1)
+    law = torch.zeros(len(process.data_tokens) ** size, dtype=torch.float64)
+    end = torch.as_tensor(done.y[:, -1])
+    return law.index_add(0, state_index(digits[clean], len(process.data_tokens)), end[clean])
