@@ -3,8 +3,9 @@
 Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
 
-from discdiff import samplers, theory
+from discdiff import bridge, losses, samplers, theory
 from discdiff.denoiser import Denoiser
+from discdiff.diagnose import cycle_residual, loo_sensitivity
 from discdiff.general import General, Ordinal, TimeVarying
 from discdiff.handlers import At, choose
 from discdiff.hybrid import Hybrid
@@ -49,8 +50,12 @@ __all__ = [
     "State",
     "TimeVarying",
     "Uniform",
+    "bridge",
     "choose",
+    "cycle_residual",
     "kernels",
+    "loo_sensitivity",
+    "losses",
     "mix",
     "samplers",
     "theory",

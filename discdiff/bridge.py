@@ -11,8 +11,8 @@ a gauge: any flux with detailed balance may be added to the reverse rates (``add
 Given a prediction, ``mixture`` averages a bridge over the denoiser, for any of them; the exact bridge also has the
 plug-in form on the leave-one-out, ``Prediction.reverse_rows``, which is the same law.
 
-References: ReMDM (Wang et al., 2025); Uniform Diffusion Models Revisited (2026); DDIM-like families (Song et al., 2021);
-discrete flow matching (Campbell et al., 2024; Gat et al., 2024).
+References: ReMDM (Wang et al., 2025); Uniform Diffusion Models Revisited (2026); DDIM-like families (Song et al.,
+2021); discrete flow matching (Campbell et al., 2024; Gat et al., 2024).
 """
 
 from abc import ABC, abstractmethod
@@ -53,9 +53,7 @@ class Bridge(ABC):
     ) -> Choice:
         """q(x_s | x_t, x0), batch shape (B,), event shape (L,)."""
 
-    def __call__(
-        self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time
-    ) -> Choice:
+    def __call__(self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
         """The law between two times, s <= t.
 
         Raises:
@@ -92,7 +90,11 @@ class Between(Bridge):
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
         constant = isinstance(process, RankOne) and not isinstance(process, Hybrid)
-        if not isinstance(process, RankOne) or not constant or (isinstance(process, Interpolant) and not process.absorbing):
+        if (
+            not isinstance(process, RankOne)
+            or not constant
+            or (isinstance(process, Interpolant) and not process.absorbing)
+        ):
             raise ValueError(f"{type(self).__name__} needs a rank-one process with one noise law, got {process}")
         a_t, a_s = process.sitewise(alpha_t, x_t), process.sitewise(alpha_s, x_t)
         clean = process.place(x0, x_t)

@@ -2,9 +2,9 @@ r"""Mask and uniform noise together, in shares that change with time.
 
     q_t(z | x) = alpha_t 1(z = x) + m_t 1(z = mask) + (1 - alpha_t - m_t) / V
 
-Not every pair of curves is a process: with h = (mass of the noise) / alpha, the rate into a noise token is alpha dh/dsigma,
-so the odds h of mask and of uniform tokens must both rise with time. ``Blend`` says what the shares are and refuses those
-that no generator has.
+Not every pair of curves is a process: with h = (mass of the noise) / alpha, the rate into a noise token is alpha
+dh/dsigma, so the odds h of mask and of uniform tokens must both rise with time. ``Blend`` says what the shares are and
+refuses those that no generator has.
 
 Reference: GIDD (von Ruette et al., 2025).
 """
@@ -85,7 +85,9 @@ class Blend:
 
     def _root(self, alpha: Tensor) -> Tensor:
         """sqrt(alpha o), from the quadratic; exact at both ends."""
-        return 2 * (1 - alpha) / (self._b * alpha.sqrt() + (self._b**2 * alpha + 4 * (1 - alpha)).sqrt()).clamp(min=1e-300)
+        return (
+            2 * (1 - alpha) / (self._b * alpha.sqrt() + (self._b**2 * alpha + 4 * (1 - alpha)).sqrt()).clamp(min=1e-300)
+        )
 
 
 class Hybrid(RankOne):

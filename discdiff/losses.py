@@ -88,8 +88,8 @@ class Objective(ABC):
         start = prior_kl(model.process, x0) if prior else torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if not bool(torch.isfinite(start).all()):
             raise ValueError(
-                f"estimate: at t = 1 {model.process} keeps tokens that the prior never has, so the bound is infinite; use "
-                "model.with_schedule(s) with a schedule whose alpha(1) is 0, or leave that term out with prior=False"
+                f"estimate: at t = 1 {model.process} keeps tokens that the prior never has, so the bound is infinite; "
+                "use model.with_schedule(s) with a schedule that ends at alpha(1) = 0, or leave it out with prior=False"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -103,7 +103,8 @@ def prior_kl(process: Process, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
     alpha = process.schedule.alpha(one)
     if bool((alpha == 0).all()):
         return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    end, noise = (law._table()[0] for law in (process.noised(x0, alpha.to(x0.device)), process.prior(*x0.shape, x0.device)))
+    prior = process.prior(x0.shape[0], x0.shape[1], x0.device)
+    end, noise = (law._table()[0] for law in (process.noised(x0, alpha.to(x0.device)), prior))
     return torch.where(end > -torch.inf, end.exp() * (end - noise), 0.0).sum((-1, -2))
 
 
@@ -141,7 +142,9 @@ class MaskedNELBO(_Continuous):
             raise ValueError(f"MaskedNELBO applies to a Masked process, got {process}; ScoreEntropy applies to any")
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        hidden = prediction.x == prediction.process.mask_id
+        mask_id = prediction.process.mask_id
+        assert mask_id is not None  # a Masked process has one
+        hidden = prediction.x.eq(mask_id)
         nats = _surprise(prediction, x0, hidden)
         return nats / (1 - prediction.alpha).clamp(min=1e-300)
 
@@ -174,12 +177,15 @@ class UniformNELBO(_Continuous):
 class AbsorbingNELBO(_Continuous):
     r"""The bound of the absorbing reformulation, at the hidden sites z = u only (AUDM, 2026).
 
-    1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, with D given all tokens and source tokens.
+    1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, with D given all tokens and source
+    tokens.
     """
 
     def check(self, process: Process) -> None:
         if not isinstance(process, Interpolant) or not process.absorbing:
-            raise ValueError(f"AbsorbingNELBO applies to pairs without stochasticity, as AbsorbingUniform; got {process}")
+            raise ValueError(
+                f"AbsorbingNELBO applies to pairs without stochasticity, as AbsorbingUniform; got {process}"
+            )
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         process = prediction.process
@@ -247,7 +253,9 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
     """log q_t(v | x0) / q_t(z | x0) at every column v."""
     process, x = prediction.process, prediction.x
     one_hot = torch.nn.functional.one_hot(x0, process.vocab_size).double().log()
-    log_q = process.conditional(one_hot.flatten(0, 1), x.flatten(), prediction.alpha.flatten()).unflatten(0, tuple(x.shape))
+    log_q = process.conditional(one_hot.flatten(0, 1), x.flatten(), prediction.alpha.flatten()).unflatten(
+        0, tuple(x.shape)
+    )
     return log_q - log_q.gather(-1, process.column(x)[..., None])
 
 
@@ -256,10 +264,10 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
 
 @dataclass(frozen=True)
 class DiscreteBound(Objective):
-    r"""The bound of a sampler with N ancestral steps: sum_k KL(q(x_s | x_t, x0) || p(x_s | x_t)) (D3PM, Austin et al., 2021).
+    r"""The bound of a sampler with N ancestral steps: sum_k KL(q(x_s | x_t, x0) || p(x_s | x_t)).
 
     p is the plug-in of the leave-one-out, for any process; the last step is the reconstruction -log p(x0 | x_t). Never
-    below -log p0 in the mean, and nearer with more steps.
+    below -log p0 in the mean, and nearer with more steps. (D3PM, Austin et al., 2021.)
 
     Args:
         steps: N equal intervals of t.
@@ -293,8 +301,8 @@ class DiscreteBound(Objective):
 class AnyOrder(Objective):
     r"""Any-order autoregressive likelihood of a masked model: L E_n E_{n hidden} [mean of -log D(x0_i) at the hidden].
 
-    It needs no clock; a model that takes a time is told alpha = 1 - n / L. (ARDM, Hoogeboom et al., 2022; RADD, Ou et al.,
-    2025.)
+    It needs no clock; a model that takes a time is told alpha = 1 - n / L. (ARDM, Hoogeboom et al., 2022; RADD, Ou et
+    al., 2025.)
     """
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -10,14 +10,15 @@ Three objects describe the same belief about site i of z, and each converts to t
     c = O Q_t,  r(v) = c(v) / c(z_i)         rank one: c = alpha O + b_t
     O = c Q_t^{-1},  c(v) = r(v) / sum_u r(u)
 
-The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the error
-does not vanish with more steps. So operators take a ``Prediction`` and never a tensor of logits.
+The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the
+error does not vanish with more steps. So operators take a ``Prediction`` and never a tensor of logits.
 
 Where the conversions hold:
 
 * D to O: wherever no token is ruled out by z_i itself. As alpha -> 1 the evidence grows as 1 / (1 - alpha) and O keeps
-  about -log10(1 - alpha) digits fewer than D has in its small entries; in log space there is no other loss. At alpha = 1,
-  at a revealed site of an absorbing process, or where q_t(z_i | v) = 0, D does not determine O and asking is an error.
+  about -log10(1 - alpha) digits fewer than D has in its small entries; in log space there is no other loss. At alpha =
+  1, at a revealed site of an absorbing process, or where q_t(z_i | v) = 0, D does not determine O and asking is an
+  error.
 * O to D, O to r: for every alpha, ends included (at alpha = 1 the limit: the token itself, if O allows it).
 * r to O: the error of r is divided by alpha: 1e-7 in r is 1e-3 in O at alpha = 1e-4. At alpha = 0 it is an error.
 

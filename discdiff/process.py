@@ -255,7 +255,11 @@ class Process(ABC):
         return self.propagate(start, alpha, torch.ones_like(alpha)).clamp(min=0).log()
 
     def plug_in(
-        self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"]
+        self,
+        log_o: Float[Tensor, "N V"],
+        x: Int[Tensor, " N"],
+        alpha_t: Float[Tensor, " N"],
+        alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:
         """log of the bridge with a law in the place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
         earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0).log()
@@ -274,7 +278,11 @@ class Process(ABC):
     # --- dense arrays, for small S ------------------------------------------------------------------------------------
 
     def propagate(
-        self, rows: Float[Tensor, "N S"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"], backward: bool = False
+        self,
+        rows: Float[Tensor, "N S"],
+        alpha_t: Float[Tensor, " N"],
+        alpha_s: Float[Tensor, " N"],
+        backward: bool = False,
     ) -> Float[Tensor, "N S"]:
         """rows @ q_{t|s}, or q_{t|s} @ rows with ``backward``: laws forwards, functions backwards."""
         pairs = torch.stack([alpha_t, alpha_s], -1)

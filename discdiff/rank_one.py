@@ -3,14 +3,14 @@ r"""Processes of rank one: a token survives, or it is replaced by noise that doe
     q_t(z | x)         = alpha_t 1(z = x) + b_t(z),            b_t(z) = m_t 1(z = anchor) + (1 - alpha_t - m_t) pi(z)
     q_{t|s}(z_t | z_s) = alpha_{t|s} 1(z_t = z_s) + g(z_t),    g = b_t - alpha_{t|s} b_s
 
-The noise has a constant law pi and, where it is said, an anchor (a mask, in ``Hybrid``) whose share m_t changes with time. All is said
-through the noise odds h_t(z) = b_t(z) / alpha_t, which have no 0/0 at either end:
+The noise has a constant law pi and, where it is said, an anchor (a mask, in ``Hybrid``) whose share m_t changes with
+time. All is said through the noise odds h_t(z) = b_t(z) / alpha_t, which have no 0/0 at either end:
 
     log w = log(1 + 1 / h(z))      the evidence of a site's own token: D(v) ~ O(v) w^{1(v = z)}
     g(z) / b_t(z) = 1 - h_s(z) / h_t(z)
 
-The generator is a generator exactly where every h_t(z) never falls with t. No S x S array is built but by ``transition``
-and ``generator``, which are asked for one.
+The generator is a generator exactly where every h_t(z) never falls with t. No S x S array is built but by
+``transition`` and ``generator``, which are asked for one.
 
 References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); GIDD (von Ruette et al.,
 2025).
@@ -106,9 +106,8 @@ class RankOne(Process):
         a_t, a_s = self.sitewise(alpha_t, x_t), self.sitewise(alpha_s, x_t)
         clean = self.place(x0, x_t)
         same = (x_t == clean).double()
-        h_t, h_s = self.odds(x_t, a_t), self.odds(x_t, a_s)
-        # everything divided by alpha_t: total = q_t / alpha_t = same + h_t, keep = same + h_s, redraw = h_t - h_s
-        total = same + h_t
+        # divided by alpha_t: q_t = same + h_t, of which x_t is kept with same + h_s and redrawn with h_t - h_s
+        total = same + self.odds(x_t, a_t)
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (total == 0), x_t, x0)
         redraw = self.candidate(x_t, a_t, a_s) * (1 - same / total)  # (h_t - h_s) / total, at h_t = inf too
@@ -187,7 +186,11 @@ class RankOne(Process):
         return torch.logaddexp(alpha[:, None].log() + log_o, self._noise_rows(x, alpha).log())
 
     def plug_in(
-        self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"]
+        self,
+        log_o: Float[Tensor, "N V"],
+        x: Int[Tensor, " N"],
+        alpha_t: Float[Tensor, " N"],
+        alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:
         h_t, h_s = self.odds(x, alpha_t), self.odds(x, alpha_s)
         # per alpha_t: (1(v = x) / alpha_s + h_t - h_s) c_s(v); where h_t is infinite x tells nothing and c_s is left

@@ -90,7 +90,9 @@ class Schedule(ABC):
         if not bool(((tensor >= low) & (tensor <= 1)).all()):
             raise ValueError(f"{name} must lie in [{low:g}, 1], got {x}")
         value = formula(tensor)
-        return value if isinstance(x, Tensor) or self.sites is not None else float(value)
+        if isinstance(x, Tensor) or self.sites is not None:  # a clock for each site gives a row even for one time
+            return value  # type: ignore[return-value]
+        return float(value)
 
 
 @dataclass(frozen=True)

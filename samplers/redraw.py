@@ -1,8 +1,8 @@
 r"""The move that reverse steps and Gibbs correctors share: draw chosen sites from O Q_alpha.
 
-That is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction: a fresh clean token, noised. On a
-process of rank one "data or noise?" comes first and the token after, which is exact in float32 and reads logits only
-where the answer is "data".
+That is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction: a fresh clean token, noised.
+On a process of rank one "data or noise?" comes first and the token after, which is exact in float32 and reads logits
+only where the answer is "data".
 """
 
 import torch

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import joint, mislabelled, states, strong, weak
 from problems import families as zoo
+from problems import joint, mislabelled, states, strong, weak
 from strategies import processes, worlds
 
 import discdiff as dd

@@ -4,27 +4,39 @@ Nothing here knows an operator's formula. It is handed the operator and enumerat
 """
 
 from discdiff.theory.chain import HMM, ConstrainedChain, MarkovChain
+from discdiff.theory.conformance import Check, Report, check_process
 from discdiff.theory.divergence import entropy, kl, tv
 from discdiff.theory.enumeration import Coupling, Enumeration
+from discdiff.theory.likelihood import bound, integrand
 from discdiff.theory.mixture import ProductMixture
 from discdiff.theory.oracle import Oracle
 from discdiff.theory.order import order
 from discdiff.theory.program import kernel, law
+from discdiff.theory.reversal import joint_generator, model_generator, reverse_generator, reverse_law
 from discdiff.theory.tree import Tree
 
 __all__ = [
     "HMM",
+    "Check",
     "ConstrainedChain",
     "Coupling",
     "Enumeration",
     "MarkovChain",
     "Oracle",
     "ProductMixture",
+    "Report",
     "Tree",
+    "bound",
+    "check_process",
     "entropy",
+    "integrand",
+    "joint_generator",
     "kernel",
     "kl",
     "law",
+    "model_generator",
     "order",
+    "reverse_generator",
+    "reverse_law",
     "tv",
 ]

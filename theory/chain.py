@@ -119,7 +119,9 @@ class HMM(Oracle):
             ValueError: where several hidden paths give one sequence, so that log p0 is no sum along a path.
         """
         if not bool(((self.emission == 0) | (self.emission == 1)).all()) or not self._unifilar():
-            raise ValueError(f"{type(self).__name__}: log p0 is not a sum along the sequence; compare two samples instead")
+            raise ValueError(
+                f"{type(self).__name__}: log p0 is not a sum along the sequence; compare two samples instead"
+            )
         log_a, log_first = (torch.where(x > 0, x.log(), 0.0).double() for x in (self.transition, self.initial))
         a, ones = self.transition.double(), torch.ones(1, self.length, self.alphabet)
         backward = self._backward(self._seen(ones.to(self.transition)))[0].double()
@@ -175,11 +177,15 @@ class ConstrainedChain(HMM):
         ValueError: for moves out of range, or if no sequence of this length is accepted.
     """
 
-    def __init__(self, chain: MarkovChain, moves: Int[Tensor, "Q V"], accepting: Collection[int], start: int = 0) -> None:
+    def __init__(
+        self, chain: MarkovChain, moves: Int[Tensor, "Q V"], accepting: Collection[int], start: int = 0
+    ) -> None:
         moves = torch.as_tensor(moves)
         size, tokens = moves.shape
         if tokens != chain.alphabet or not bool(((moves >= 0) & (moves < size)).all()) or not 0 <= start < size:
-            raise ValueError(f"moves must be (Q, {chain.alphabet}) states in 0..Q-1, and start one; got {moves.tolist()}")
+            raise ValueError(
+                f"moves must be (Q, {chain.alphabet}) states in 0..Q-1, and start one; got {moves.tolist()}"
+            )
         if not set(accepting) <= set(range(size)):
             raise ValueError(f"accepting states must lie in 0..{size - 1}, got {sorted(accepting)}")
         goes = torch.nn.functional.one_hot(moves, size).double()  # (q, v, q')

@@ -84,6 +84,8 @@ def _noise(process: Process, x0: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return z, torch.stack([law.log_prob(row.expand(x0.shape)).exp() for row in z], -1)
 
 
-def _masked_step(objective: DiscreteBound, prediction: object, data: Tensor, alpha_s: Tensor, weights: Tensor) -> Tensor:
+def _masked_step(
+    objective: DiscreteBound, prediction: object, data: Tensor, alpha_s: Tensor, weights: Tensor
+) -> Tensor:
     value = objective.step(prediction, data, alpha_s).sum(-1).view(weights.shape)  # type: ignore[arg-type]
     return torch.where(weights > 0, value, 0.0)

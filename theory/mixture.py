@@ -1,7 +1,7 @@
 r"""A mixture of products as data law: long-range correlation at O(K L V).
 
-    p0(x) = sum_k w_k prod_i theta_k,i(x_i)
-    O_i ~ sum_k [w_k prod_{j != i} <theta_k,j, e_j>] theta_k,i
+p0(x) = sum_k w_k prod_i theta_k,i(x_i)
+O_i ~ sum_k [w_k prod_{j != i} <theta_k,j, e_j>] theta_k,i
 """
 
 import torch

@@ -11,8 +11,6 @@ site i's evidence out,
 Oracles are total: where no data agrees with what is conditioned on, the row is uniform.
 """
 
-from abc import ABC, abstractmethod
-
 import copy
 from abc import ABC, abstractmethod
 from typing import TypeVar

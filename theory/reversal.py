@@ -59,7 +59,11 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
         moving = ~process.settled(prediction.x, prediction.alpha)
         log_o = torch.zeros(*z.shape, process.vocab_size, dtype=torch.float64)
         log_o[moving] = prediction.loo_rows(moving).double().log_softmax(-1)
-        c = process.conditional(log_o.flatten(0, 1), z.flatten(), prediction.alpha.flatten()).exp().unflatten(0, z.shape)
+        c = (
+            process.conditional(log_o.flatten(0, 1), z.flatten(), prediction.alpha.flatten())
+            .exp()
+            .unflatten(0, z.shape)
+        )
         own = c.gather(-1, process.column(z)[..., None])
         rates = torch.where(moving[..., None], process.inflow(z, prediction.alpha) * c / own, 0.0)
     else:

@@ -37,7 +37,8 @@ class Tree(Oracle):
         size = len(root)
         if transition.shape not in ((size, size), (len(parents), size, size)):
             raise ValueError(
-                f"transition must be ({size}, {size}) or ({len(parents)}, {size}, {size}), got {tuple(transition.shape)}"
+                f"transition must be ({size}, {size}) or ({len(parents)}, {size}, {size}), "
+                f"got {tuple(transition.shape)}"
             )
         for name, rows in (("root", root[None]), ("transition", transition)):
             if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
@@ -87,7 +88,7 @@ class Tree(Oracle):
         return torch.stack(tokens, 1)
 
     def log_prob_moments(self) -> tuple[float, float]:
-        """The exact mean and variance of log p0(x) under p0 itself, in nats and nats squared, by dynamic programming."""
+        """The exact mean and variance of log p0(x) under p0, in nats and nats squared, by dynamic programming."""
         mean = torch.zeros(self.length, self.alphabet, dtype=torch.float64)  # of a subtree's terms given its top
         variance = torch.zeros_like(mean)
         for i in reversed(range(self.length)):
