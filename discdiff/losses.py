@@ -134,6 +134,7 @@ class _Continuous(Objective):
         return (self.density(model.evaluate(x_t, t), x0) * width.to(x0.device)).sum(-1)
 
 
+@dataclass(frozen=True)
 class MaskedNELBO(_Continuous):
     """int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha): masked processes (MDLM, Sahoo et al., 2024)."""
 
@@ -149,6 +150,7 @@ class MaskedNELBO(_Continuous):
         return nats / (1 - prediction.alpha).clamp(min=1e-300)
 
 
+@dataclass(frozen=True)
 class UniformNELBO(_Continuous):
     r"""The plug-in bound of the uniform process in closed form, for a LEAVE-ONE-OUT prediction (UDLM; Duo, Sahoo 2025).
 
@@ -174,6 +176,7 @@ class UniformNELBO(_Continuous):
         return (size / at_z - size / x_z + (cross + log_ratio) / x_z) / keep
 
 
+@dataclass(frozen=True)
 class AbsorbingNELBO(_Continuous):
     r"""The bound of the absorbing reformulation, at the hidden sites z = u only (AUDM, 2026).
 
@@ -198,6 +201,7 @@ class AbsorbingNELBO(_Continuous):
         return torch.where(hidden, nats, 0.0) / (1 - prediction.alpha).clamp(min=1e-300)
 
 
+@dataclass(frozen=True)
 class ScoreEntropy(_Continuous):
     r"""Diffusion-weighted denoising score entropy, for every process (DWDSE; SEDD, Lou et al., 2024).
 
@@ -214,11 +218,12 @@ class ScoreEntropy(_Continuous):
             prediction = Prediction(prediction.logits, prediction.predicts, safe, prediction.alpha, process)
         log_s, log_r = prediction.ratio.double(), _pinned_ratio(prediction, x0)
         r = log_r.exp()
-        flux = torch.where(r > 0, r * (log_r - 1 - log_s), 0.0) + log_s.exp()
+        flux = r * (log_r - 1 - log_s).where(r > 0, 0.0) + log_s.exp()
         flux = flux.scatter(-1, process.column(x)[..., None], 0.0)
         return torch.where(active, (rate * flux).sum(-1), 0.0) / prediction.alpha
 
 
+@dataclass(frozen=True)
 class PathKL(_Continuous):
     r"""The path KL in terms of rates, with those of the model as a mean of pinned ones: R = sum_x D(x) R*_x.
 
@@ -234,11 +239,12 @@ class PathKL(_Continuous):
             # a token that could not have led to z has D = 0 and no pinned rate
             pinned = _pinned_ratio(prediction, torch.full_like(x0, v)).exp()
             share = d[..., v, None]
-            model = model + torch.where(share > 0, share * rate * pinned, 0.0)
+            model = model + share * rate * pinned.where(share > 0, 0.0)
         own = process.column(x)[..., None]
         true = (rate * _pinned_ratio(prediction, x0).exp()).scatter(-1, own, 0.0)
         model = model.scatter(-1, own, 0.0)
-        kl = torch.where(true > 0, true * (true.log() - model.log()), 0.0)
+        jumps = true > 0  # inside the logarithms too, or gradients are NaN where nothing jumps
+        kl = true * (true.where(jumps, 1.0).log() - model.where(jumps, 1.0).log())
         return (model - true + kl).sum(-1) / prediction.alpha
 
 
@@ -298,6 +304,7 @@ class DiscreteBound(Objective):
         return torch.zeros_like(prediction.alpha).masked_scatter(moving, kl)
 
 
+@dataclass(frozen=True)
 class AnyOrder(Objective):
     r"""Any-order autoregressive likelihood of a masked model: L E_n E_{n hidden} [mean of -log D(x0_i) at the hidden].
 

@@ -54,7 +54,10 @@ class Tree(Oracle):
         below: list[Tensor] = [evidence[:, 0]] * self.length
         log_total = evidence.new_zeros(len(evidence), dtype=torch.float64)
         for i in reversed(range(self.length)):
-            below[i] = _product([up[c] for c in self.children[i]], evidence[:, i])
+            below[i] = torch.ones_like(evidence[:, i])
+            for c in self.children[i]:
+                below[i], scale = scaled(below[i] * up[c])
+                log_total += scale.double().log()
             message = evidence[:, i] * below[i]
             message = message * self.root if i == 0 else message @ self.transition[i].T
             up[i], scale = scaled(message)
@@ -102,9 +105,3 @@ class Tree(Oracle):
             variance[self.parents[i]] += spread
         raise AssertionError("a tree has a root")
 
-
-def _product(messages: list[Tensor], like: Tensor) -> Tensor:
-    product = torch.ones_like(like)
-    for message in messages:
-        product = scaled(product * message)[0]
-    return product
