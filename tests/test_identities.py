@@ -100,7 +100,9 @@ def test_2_the_reflecting_walk_has_cosines(size: int, interval: tuple[float, flo
 def test_2_rank_one_is_its_generators_exponential(family: type, clock: dd.Schedule, t: float) -> None:
     process = family(3, clock)
     a = alpha(process, t)
-    within(2, far(process.kernel(t), torch.as_tensor(linalg.expm((process.generator(a) * -math.log(a)).numpy()))), 1e-12)
+    within(
+        2, far(process.kernel(t), torch.as_tensor(linalg.expm((process.generator(a) * -math.log(a)).numpy()))), 1e-12
+    )
 
 
 @given(st.floats(0.01, 0.97), schedules, inner_intervals())
@@ -249,9 +251,7 @@ def test_8_on_a_masked_process_they_coincide() -> None:
 
 def rows_of(law: Choice, process: dd.Process) -> torch.Tensor:
     """(N, S) from a law over N sequences of one site."""
-    return torch.stack(
-        [law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(process.states)], -1
-    )
+    return torch.stack([law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(process.states)], -1)
 
 
 @given(any_process(vocab_size=3), inner_intervals())
