@@ -1,5 +1,6 @@
 """What every test shares: Triton in its interpreter, one thread, and one failure rate."""
 
+import json
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import jaxtyping
+import ledger
 import pytest
 import torch
 
@@ -31,6 +33,16 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ledger", help="write the largest error of every identity to this JSON file (run with -n 0)")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--ledger"):
+        record = {"errors": ledger.WORST, "controls": ledger.CONTROLS}
+        Path(session.config.getoption("--ledger")).write_text(json.dumps(record))
 
 
 @pytest.fixture(autouse=True, scope="session")

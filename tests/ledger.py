@@ -1,14 +1,13 @@
 """The measured errors of the identities: every check goes through ``within``, which keeps the largest error seen."""
 
-WORST: dict[int, tuple[float, float]] = {}  # identity -> (largest error, its tolerance)
+WORST: dict[int, tuple[float, float]] = {}  # identity -> (largest error, largest tolerance)
 CONTROLS: dict[int, float] = {}  # identity -> the least distance of an object that must be caught
 
 
 def within(identity: int, error: float, tolerance: float) -> None:
     """Assert an error and remember it."""
-    before = WORST.get(identity, (0.0, tolerance))
-    if error / tolerance >= before[0] / before[1]:
-        WORST[identity] = (error, tolerance)
+    before = WORST.get(identity, (0.0, 0.0))
+    WORST[identity] = (max(error, before[0]), max(tolerance, before[1]))
     assert error <= tolerance, f"identity {identity}: {error} > {tolerance}"
 
 

@@ -74,7 +74,7 @@ def test_gibbs_on_pairs_keeps_the_law_and_the_source(process: dd.Process) -> Non
     assert float((k - torch.eye(len(k))).abs().max()) > 0.3
 
 
-# --- interpolants between two laws ----------------------------------------------------------------------------------
+# --- interpolants between two laws -----------------------------------------------------------------------------------
 
 
 def coupling() -> T.Coupling:
@@ -94,8 +94,7 @@ def test_an_interpolant_carries_one_law_to_another(stochasticity: float) -> None
         sampler = dd.Sampler(process, model, S.Ancestral(), steps=n)
         kl.append(T.kl(laws.data.p0, T.law(sampler, initial=laws.initial(process))))
     assert kl[0] > 0.01
-    assert kl[2] < kl[1] / 4 < kl[0] / 8
-    assert kl[2] < 2e-4
+    assert kl[2] < kl[1] / 20 < kl[0] / 40
     # a model that is told of independent laws does not know the coupling, and misses
     apart = T.Coupling(torch.outer(laws.data.p0, laws.source.p0), vocab_size=2, length=2).denoiser(process)
     k_true, k_apart = (T.kernel(S.Ancestral(), process, m, t=0.7, s=0.4) for m in (model, apart))
@@ -135,7 +134,7 @@ def test_prompts_on_pairs_are_tokens() -> None:
     torch.testing.assert_close(law.view(3, 3)[2], conditional / conditional.sum(), atol=1e-10, rtol=0)
 
 
-# --- clocks of their own ------------------------------------------------------------------------------------------------
+# --- clocks of their own ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [dd.Masked, dd.Uniform])
@@ -154,7 +153,7 @@ def test_a_clock_for_each_site(family: type, failure_rate: float) -> None:
         process.kernel(0.5)
 
 
-# --- conversions at the ends -------------------------------------------------------------------------------------------
+# --- conversions at the ends -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("process", families(3)[1:4], ids=str)
@@ -174,10 +173,11 @@ def test_conversions_hold_at_both_ends(process: dd.Process) -> None:
             from_ratio = dd.Prediction(ratio, "ratio", x, alpha, process).loo.exp()
             torch.testing.assert_close(from_ratio, log_o.exp(), atol=1e-14 / alpha, rtol=0)
     assert dd.Prediction(log_o, "loo", x, 1.0, process).denoiser.exp()[:, 0].tolist() == torch.eye(3).tolist()
+    everywhere = torch.ones_like(x, dtype=torch.bool)
     with pytest.raises(ValueError, match="undefined at row 0, position 0"):
-        dd.Prediction(log_o, "denoiser", x, 1.0, process).loo
+        dd.Prediction(log_o, "denoiser", x, 1.0, process).loo_rows(everywhere)
     with pytest.raises(ValueError, match="carries no information at alpha = 0"):
-        dd.Prediction(log_o.new_zeros(3, 1, process.states), "ratio", x, 0.0, process).loo
+        dd.Prediction(log_o.new_zeros(3, 1, process.states), "ratio", x, 0.0, process).loo_rows(everywhere)
 
 
 def test_the_error_of_a_ratio_grows_as_documented() -> None:
@@ -190,7 +190,7 @@ def test_the_error_of_a_ratio_grows_as_documented() -> None:
         assert 1e-8 < float(error) * alpha < 1e-6
 
 
-# --- diagnostics of a checkpoint -----------------------------------------------------------------------------------------
+# --- diagnostics of a checkpoint -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("process", families(3)[1:7], ids=str)
@@ -215,7 +215,7 @@ def test_diagnostics_say_what_they_need() -> None:
         dd.cycle_residual(uniform, torch.zeros(1, 1, dtype=torch.int64), 0.5)
 
 
-# --- large sparse generators --------------------------------------------------------------------------------------------
+# --- large sparse generators -----------------------------------------------------------------------------------------
 
 
 def test_a_large_sparse_generator_never_becomes_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +233,12 @@ def test_a_large_sparse_generator_never_becomes_dense(monkeypatch: pytest.Monkey
     assert math.isfinite(float(process.bridge(x_t, x0, 0.9, 0.3).log_prob(x_s)))
     row = process._forward(torch.tensor([7]), torch.tensor([0.1]).double())
     assert float(row.sum()) == pytest.approx(1, abs=1e-12)
-    small = dd.General(irreversible(5), dd.Linear())
-    assert T.check_process(dd.General(irreversible(5).to_sparse(), dd.Linear())).ok
-    torch.testing.assert_close(small.pi @ irreversible(5), torch.zeros(5).double(), atol=1e-12, rtol=0)
+
+
+def test_a_sparse_generator_is_the_dense_one() -> None:
+    q = irreversible(5)
+    dense, sparse = dd.General(q, dd.Linear()), dd.General(q.to_sparse(), dd.Linear())
+    for process in (dense, sparse):
+        torch.testing.assert_close(process.pi @ q, torch.zeros(5, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(dense.pi, sparse.pi, atol=1e-12, rtol=0)
+    torch.testing.assert_close(dense.kernel(0.9, 0.2), sparse.kernel(0.9, 0.2), atol=1e-12, rtol=0)

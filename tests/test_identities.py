@@ -1,7 +1,7 @@
 """Identities that tie the objects together, as properties over random laws, processes and times.
 
-Numbers are those of docs/identities.md, which is written from the errors measured here. Every negative control is on the
-fixed, correlated laws of the zoo: a product law would hide most faults.
+Numbers are those of docs/identities.md, which is written from the errors measured here. Every negative control is on
+the fixed, correlated laws of the zoo: a product law would hide most faults.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from ledger import caught, within
 from problems import families, irreversible, joint, states, strong
 from problems import pairs as pair_processes
 from scipy import linalg
-from strategies import any_process, generators, inner_intervals, intervals, laws, processes, schedules, worlds
+from strategies import any_process, generators, inner_intervals, intervals, laws, schedules, worlds
 
 import discdiff as dd
 from discdiff import theory as T

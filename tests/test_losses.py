@@ -117,7 +117,7 @@ def test_the_reverse_ode_of_a_wrong_model_is_its_own_law() -> None:
     assert float((exact - -world.p0.log()).abs().max()) > 0.05
 
 
-# --- estimates and training -------------------------------------------------------------------------------------------
+# --- estimates and training ------------------------------------------------------------------------------------------
 
 DRAWN = [
     (losses.MaskedNELBO(), families(3)[0]),

@@ -3,6 +3,7 @@
 Nothing here knows an operator's formula. It is handed the operator and enumerates the operator's own program.
 """
 
+from discdiff.theory import fit
 from discdiff.theory.chain import HMM, ConstrainedChain, MarkovChain
 from discdiff.theory.conformance import Check, Report, check_process
 from discdiff.theory.divergence import entropy, kl, tv
@@ -29,6 +30,7 @@ __all__ = [
     "bound",
     "check_process",
     "entropy",
+    "fit",
     "integrand",
     "joint_generator",
     "kernel",

@@ -1,8 +1,9 @@
 r"""Goodness of fit at scale: do these long sequences come from the law an oracle holds?
 
-On V^L with L in the hundreds no cell is ever seen twice, so each test looks at a statistic whose law is known: the mean
-log-likelihood (its mean and variance under the law are exact, by dynamic programming), the transitions of a chain (given
-how often each token is left, their counts are multinomial), or, where nothing is known of the law, a second sample.
+On V^L with L in the hundreds no cell is ever seen twice, so each test looks at a statistic whose law is known: the
+mean log-likelihood (its mean and variance under the law are exact, by dynamic programming), the transitions of a chain
+(given how often each token is left, their counts are multinomial), or, where nothing is known of the law, a second
+sample.
 
 p-values are scipy's. ``holds`` bounds how often a correct program is blamed.
 
@@ -56,7 +57,8 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     """Chi-square of the transition counts given the row totals; V (V - 1) degrees of freedom where all are possible.
 
     Given how often each token is left, the counts of a row are asymptotically multinomial, although neighbouring pairs
-    overlap (Billingsley, 1961). Cells of a row that expect fewer than 5 are pooled. An impossible transition gives p = 0.
+    overlap (Billingsley, 1961). Cells of a row that expect fewer than 5 are pooled. An impossible transition gives p =
+    0.
     """
     size = chain.alphabet
     pairs = (x[:, :-1] * size + x[:, 1:]).flatten()
@@ -75,9 +77,7 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     return Fit(statistic, float(stats.chi2.sf(statistic, freedom)) if freedom else 1.0)
 
 
-def two_sample(
-    x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable[[Tensor], Float[Tensor, " N"]]
-) -> Fit:
+def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable[[Tensor], Float[Tensor, " N"]]) -> Fit:
     """Kolmogorov-Smirnov test that a scalar of the sequences has one law in both samples.
 
     Args:

@@ -104,4 +104,3 @@ class Tree(Oracle):
             mean[self.parents[i]] += first
             variance[self.parents[i]] += spread
         raise AssertionError("a tree has a root")
-
