@@ -10,6 +10,7 @@ from problems import dirichlet, families, irreversible, mislabelled, pairs, stat
 from scipy import stats
 
 import discdiff as dd
+from discdiff import losses
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.theory.enumeration import state_index
@@ -242,3 +243,53 @@ def test_a_sparse_generator_is_the_dense_one() -> None:
         torch.testing.assert_close(process.pi @ q, torch.zeros(5, dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(dense.pi, sparse.pi, atol=1e-12, rtol=0)
     torch.testing.assert_close(dense.kernel(0.9, 0.2), sparse.kernel(0.9, 0.2), atol=1e-12, rtol=0)
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+def large() -> list[dd.Process]:
+    size = 200_000  # S x S float64 would take 320 GB
+    pi = torch.full((size,), 1 / size, dtype=torch.float64)
+    return [
+        dd.Masked(size, dd.Linear()),
+        dd.Uniform(size, dd.Linear()),
+        dd.Marginal(pi, dd.Linear()),
+        dd.Hybrid(size, dd.Linear(), p_uniform=0.3),
+        dd.AbsorbingUniform(size, dd.Linear()),
+        dd.Interpolant(size, dd.Linear(), pi, p_uniform=0.3),
+    ]
+
+
+@pytest.mark.parametrize("process", large(), ids=lambda p: type(p).__name__)
+def test_rank_one_processes_build_no_square(process: dd.Process) -> None:
+    x0 = torch.tensor([[3, 199_999]])
+    x_t = process.marginal(x0, 0.7).sample()
+    x_s = process.bridge(x_t, x0, 0.7, 0.2).sample()
+    assert math.isfinite(float(process.bridge(x_t, x0, 0.7, 0.2).log_prob(x_s)))
+    assert process.prior(1, 2).sample().shape == (1, 2)
+    model = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, process.vocab_size), process, "loo")
+    assert model(x_t, 0.7).denoiser.shape == (1, 2, process.vocab_size)
+    assert model(x_t, 0.7).conditional(model(x_t, 0.7).loo).shape == (1, 2, process.columns)
+    out = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(), steps=3).sample(1, 2, seed=0)
+    assert out.tokens.max() < process.vocab_size
+    assert bool(torch.isfinite(losses.ScoreEntropy()(model, x0)).all())
+
+
+@pytest.mark.parametrize(("process", "size"), ALL, ids=str)
+def test_times_may_differ_by_position(process: dd.Process, size: int) -> None:
+    """Marginal, bridge and prediction at two times in one call are those of two calls."""
+    x0, t, s = torch.tensor([[0, 1]]), torch.tensor([[0.3, 0.9]]).double(), torch.tensor([[0.0, 0.4]]).double()
+    x_t = process.marginal(x0, t).sample()
+    log_o = torch.randn(1, 2, process.vocab_size, dtype=torch.float64).log_softmax(-1)
+    alpha = process.schedule.alpha(t)
+    joint = dd.Prediction(log_o, "loo", x_t, alpha, process)
+    for i in (0, 1):
+        one = slice(i, i + 1)
+        at = float(t[0, i]), float(s[0, i])
+        pair = x_t[:, one], x0[:, one]
+        alone = dd.Prediction(log_o[:, one], "loo", x_t[:, one], alpha[:, one], process)
+        torch.testing.assert_close(joint.denoiser[:, one], alone.denoiser, atol=1e-14, rtol=0)
+        torch.testing.assert_close(joint.rates[:, one], alone.rates, atol=1e-12, rtol=1e-12)
+        whole, part = process.bridge(x_t, x0, t, s)._table()[0], process.bridge(*pair, *at)._table()[0]
+        torch.testing.assert_close(whole[:, one].exp(), part.exp(), atol=1e-13, rtol=0)

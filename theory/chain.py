@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.theory.oracle import Oracle, pick, scaled, uniforms
+from discdiff.theory.oracle import Oracle, check_rows, pick, scaled, uniforms
 
 __all__ = ["HMM", "ConstrainedChain", "MarkovChain"]
 
@@ -54,9 +54,7 @@ class HMM(Oracle):
                 "a chain needs (H,), (H, H) and (H, V), "
                 f"got {tuple(initial.shape)}, {tuple(transition.shape)} and {tuple(emission.shape)}"
             )
-        for name, rows in (("initial", initial[None]), ("transition", transition), ("emission", emission)):
-            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
-                raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
+        check_rows(initial=initial, transition=transition, emission=emission)
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         self.initial = initial / initial.sum()

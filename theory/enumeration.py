@@ -8,7 +8,7 @@ from discdiff.interpolant import Interpolant
 from discdiff.process import Process
 from discdiff.theory.oracle import Oracle, pick, uniforms
 
-__all__ = ["Coupling", "Enumeration", "all_states", "state_index"]
+__all__ = ["Coupling", "Enumeration", "all_states", "law_of_data", "law_of_prior", "state_index"]
 
 
 def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
@@ -19,6 +19,23 @@ def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
 def state_index(tokens: Int[Tensor, "*B L"], states: int) -> Int[Tensor, "*B"]:
     """The row of ``all_states`` that holds a sequence."""
     return (tokens * states ** torch.arange(tokens.shape[-1] - 1, -1, -1)).sum(-1)
+
+
+def law_of_data(process: Process, law: Float[Tensor, " N"], length: int) -> Float[Tensor, " M"]:
+    """A law over the S**L states at time 0, as one over the n**L data sequences; what is on no data is left out."""
+    rank = torch.full((max(process.columns, process.vocab_size),), -1)  # of a column among the data tokens
+    rank[process.data_tokens] = torch.arange(len(process.data_tokens))
+    digits = rank[process.column(all_states(process.states, length))]
+    clean = (digits >= 0).all(-1)
+    on_data = torch.zeros(len(process.data_tokens) ** length, dtype=torch.float64)
+    return on_data.index_add(0, state_index(digits[clean], len(process.data_tokens)), law[clean])
+
+
+def law_of_prior(process: Process, length: int) -> Float[Tensor, " N"]:
+    """The prior over the S**L states."""
+    _, values, log_p = process.prior(1, length).fork()
+    law = torch.zeros(process.states**length, dtype=torch.float64)
+    return law.index_add(0, state_index(values, process.states), log_p.exp())
 
 
 class Enumeration(Oracle):

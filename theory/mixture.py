@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.theory.oracle import Oracle, pick, uniforms
+from discdiff.theory.oracle import Oracle, check_rows, pick, uniforms
 
 __all__ = ["ProductMixture"]
 
@@ -28,9 +28,7 @@ class ProductMixture(Oracle):
         weights, theta = (torch.as_tensor(x, dtype=torch.float64) for x in (weights, theta))
         if theta.ndim != 3 or weights.shape != theta.shape[:1]:
             raise ValueError(f"a mixture needs (K,) and (K, L, V), got {tuple(weights.shape)} and {tuple(theta.shape)}")
-        for name, rows in (("weights", weights[None]), ("theta", theta)):
-            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
-                raise ValueError(f"{name} must hold probabilities that sum to 1")
+        check_rows(weights=weights, theta=theta)
         self.weights, self.theta = weights / weights.sum(), theta / theta.sum(-1, keepdim=True)
         self.length, self.alphabet = theta.shape[1], theta.shape[2]
 

@@ -24,7 +24,7 @@ from discdiff.prediction import Predicts
 from discdiff.process import Process
 from discdiff.schedule import Time
 
-__all__ = ["Oracle", "pick", "scaled", "uniforms"]
+__all__ = ["Oracle", "check_rows", "pick", "scaled", "uniforms"]
 
 Law = TypeVar("Law", bound="Oracle")
 
@@ -145,6 +145,13 @@ class Oracle(ABC):
     def _check(self, process: Process) -> None:
         if len(process.data_tokens) != self.alphabet:
             raise ValueError(f"{process} has {len(process.data_tokens)} data tokens, the law has {self.alphabet}")
+
+
+def check_rows(**laws: Tensor) -> None:
+    """Raise ValueError unless each tensor holds probabilities that sum to 1 along its last axis, naming it."""
+    for name, rows in laws.items():
+        if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
+            raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
 
 
 def _normalised(weights: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:

@@ -23,7 +23,7 @@ from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.sampler import Sampler, check_model
 from discdiff.state import State
-from discdiff.theory.enumeration import all_states, state_index
+from discdiff.theory.enumeration import all_states, law_of_data, state_index
 
 __all__ = ["kernel", "law"]
 
@@ -217,15 +217,11 @@ def law(
         current = current @ kernel(sampler.operator, process, model, t, s, length=size, frozen=frozen)
     if sampler.grid[-1] > 0:
         return current
-    rank = torch.full((max(process.columns, process.vocab_size),), -1)  # of a column among the data tokens
-    rank[process.data_tokens] = torch.arange(len(process.data_tokens))
-    digits = rank[process.column(all_states(process.states, size))]
-    clean = (digits >= 0).all(-1)
-    left = float(current[~clean].sum())
+    on_data = law_of_data(process, current, size)
+    left = float(current.sum() - on_data.sum())
     if abs(left) > 1e-9:
         raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {sampler.operator} leaves masks")
-    on_data = torch.zeros(len(process.data_tokens) ** size, dtype=torch.float64)
-    return on_data.index_add(0, state_index(digits[clean], len(process.data_tokens)), current[clean])
+    return on_data
 
 
 def _prior(

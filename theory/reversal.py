@@ -16,7 +16,7 @@ from torch import Tensor
 
 from discdiff.denoiser import Denoiser
 from discdiff.process import Process
-from discdiff.theory.enumeration import Enumeration, all_states, state_index
+from discdiff.theory.enumeration import Enumeration, all_states, law_of_data, law_of_prior, state_index
 
 __all__ = ["joint_generator", "model_generator", "reverse_generator", "reverse_law"]
 
@@ -100,9 +100,7 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
     least = float(process.schedule.alpha(1.0))
     if size is None or least > 1e-10:
         raise ValueError(f"reverse_law: needs a length and alpha(1) = 0, got length {size}, alpha(1) = {least}")
-    _, values, log_p = process.prior(1, size).fork()
-    start = torch.zeros(process.states**size, dtype=torch.float64)
-    start = start.index_add(0, state_index(values, process.states), log_p.exp())
+    start = law_of_prior(process, size)
 
     def slope(clock: float, p: np.ndarray) -> np.ndarray:
         alpha = 1 / (1 + np.exp(-clock))
@@ -110,11 +108,4 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
         return (1 - alpha) * (torch.as_tensor(p) @ generator).numpy()
 
     done = solve_ivp(slope, (-25.0, 25.0), start.numpy(), method="DOP853", rtol=tolerance, atol=tolerance)
-    z = all_states(process.states, size)
-    rank = torch.full((max(process.columns, process.vocab_size),), -1)
-    rank[process.data_tokens] = torch.arange(len(process.data_tokens))
-    digits = rank[process.column(z)]
-    clean = (digits >= 0).all(-1)
-    law = torch.zeros(len(process.data_tokens) ** size, dtype=torch.float64)
-    end = torch.as_tensor(done.y[:, -1])
-    return law.index_add(0, state_index(digits[clean], len(process.data_tokens)), end[clean])
+    return law_of_data(process, torch.as_tensor(done.y[:, -1]), size)

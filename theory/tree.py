@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.theory.oracle import Oracle, pick, scaled, uniforms
+from discdiff.theory.oracle import Oracle, check_rows, pick, scaled, uniforms
 
 __all__ = ["Tree"]
 
@@ -40,9 +40,7 @@ class Tree(Oracle):
                 f"transition must be ({size}, {size}) or ({len(parents)}, {size}, {size}), "
                 f"got {tuple(transition.shape)}"
             )
-        for name, rows in (("root", root[None]), ("transition", transition)):
-            if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
-                raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
+        check_rows(root=root, transition=transition)
         self.parents, self.alphabet, self.length = tuple(parents), size, len(parents)
         self.root = root / root.sum()
         self.transition = (transition / transition.sum(-1, keepdim=True)).expand(len(parents), size, size)
