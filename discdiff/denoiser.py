@@ -81,6 +81,7 @@ class Denoiser:
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
         """``__call__`` without the look at every id, for loops that keep to their states."""
+        self.process.schedule.check_length(x.shape[1])
         alpha = self.process.schedule.alpha(t)
         logits = self.fn(x, self._time_argument(t, alpha, len(x)))
         if not isinstance(logits, Tensor):

@@ -65,6 +65,7 @@ class Objective(ABC):
             ValueError: for a process this bound does not apply to, or x0 that is not data.
         """
         model.process.check_data(x0, "x0")
+        model.process.schedule.check_length(x0.shape[1])
         start = torch.rand((), dtype=torch.float64, device=x0.device)
         u = (start + torch.arange(len(x0), dtype=torch.float64, device=x0.device) / len(x0)) % 1
         return self.at(model, x0, u)
@@ -250,9 +251,10 @@ class PathKL(_Continuous):
 
 def _surprise(prediction: Prediction, tokens: Tensor, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     """-log D(tokens) at the chosen sites, 0 elsewhere, float64; logits are read at those sites only."""
-    rows = prediction.denoiser_rows(where).double().log_softmax(-1)
-    nats = -rows.gather(-1, tokens[where][:, None])[:, 0]
-    return torch.zeros_like(prediction.alpha).masked_scatter(where, nats)
+    rows = prediction.denoiser_rows(where)
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    nats = torch.nn.functional.cross_entropy(rows, tokens[where], reduction="none")
+    return torch.zeros_like(prediction.alpha).masked_scatter(where, nats.double())
 
 
 def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:

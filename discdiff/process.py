@@ -98,6 +98,7 @@ class Process(ABC):
             ValueError: for ids outside the data alphabet, a time outside [0, 1] or of a wrong shape.
         """
         self.check_data(x0, "x0")
+        self.schedule.check_length(x0.shape[1])
         return self.noised(x0, self.schedule.alpha(site_time(t, *x0.shape)).to(x0.device))
 
     def bridge(self, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
@@ -116,6 +117,7 @@ class Process(ABC):
         """
         self.check_states(x_t, "x_t")
         self.check_data(x0, "x0")
+        self.schedule.check_length(x0.shape[1])
         if x_t.shape != x0.shape:
             raise ValueError(f"bridge: x_t and x0 differ in shape, {tuple(x_t.shape)} and {tuple(x0.shape)}")
         time_t, time_s = site_time(t, *x0.shape), site_time(s, *x0.shape)

@@ -177,6 +177,7 @@ class Sampler:
         chosen = length if length is not None else own
         if chosen is None or chosen < 1:
             raise ValueError(f"sample: length must be at least 1, got {length}")
+        self.process.schedule.check_length(chosen)
         return chosen
 
     def _check_initial(self, initial: Tensor, batch: int, length: int) -> None:

@@ -55,6 +55,11 @@ class Schedule(ABC):
     @abstractmethod
     def _time(self, alpha: Tensor) -> Tensor: ...
 
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if every site has a clock of its own, and there are not ``length`` of them."""
+        if self.sites not in (None, length):
+            raise ValueError(f"{self} has clocks for sequences of length {self.sites}, got length {length}")
+
     def alpha(self, t: T) -> T:
         """alpha(t), the probability that a token is still clean at time t.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from problems import weak
+from problems import chain, weak
 
 import discdiff as dd
 from discdiff import samplers as S
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("as_user")
 
 UNIFORM, MASKED = dd.Uniform(3, dd.Linear()), dd.Masked(3, dd.Linear())
 ZEROS = torch.zeros(2, 3, dtype=torch.int64)
+CLOCKS = dd.PerSite(dd.Linear(), torch.zeros(4))
 
 
 def model(value: float = 0.0, process: dd.Process = UNIFORM, width: int = 3) -> dd.Denoiser:
@@ -138,6 +139,48 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: T.order([2, 4, 8], lambda n: sampler()), ValueError, "give target="),
     (lambda: sampler().sample(2, 3, seed=-1), ValueError, "seed must lie in"),
     (lambda: sampler().sample(2, 3, first_row=-1), ValueError, "row ids must lie in"),
+    # processes and schedules
+    (
+        lambda: dd.Marginal(torch.tensor([0.5, 0.6]), dd.Linear()),
+        ValueError,
+        "pi must hold probabilities that sum to 1",
+    ),
+    (lambda: dd.Hybrid(3, dd.Linear(), p_uniform=1.0), ValueError, r"p_uniform must lie in \[0, 1\)"),
+    (
+        lambda: dd.Hybrid(3, dd.Linear(), lambda a: 2 * a),
+        ValueError,
+        r"share must lie in \[0, 1\], got .* at alpha = 0.999",
+    ),
+    (lambda: dd.Ordinal(3, dd.Linear(), torch.ones(2) / 2), ValueError, "pi must hold 3 positive probabilities"),
+    (lambda: dd.General(torch.eye(3), dd.Linear()), ValueError, "rows of a generator sum to 0, but row 0 sums to 1"),
+    (lambda: dd.General([[1.0, -1.0], [1.0, -1.0]], dd.Linear()), ValueError, "got -1 from state 0 to 1"),
+    (lambda: dd.General(torch.zeros(3, 3), dd.Linear()), ValueError, "more than one stationary law"),
+    (lambda: dd.TimeVarying(lambda t: [[-1, 1], [1, -1]], dd.Linear()), ValueError, "finite total noise"),
+    (lambda: dd.Interpolant(3, dd.Linear(), torch.ones(2) / 2), ValueError, r"source must have shape \(3,\)"),
+    (lambda: dd.AbsorbingUniform(0, dd.Linear()), ValueError, "vocab_size must be a positive integer"),
+    (lambda: dd.Uniform(3, lambda t: 1 + t), ValueError, r"strictly decreasing, but alpha\(0\) = 1 and alpha\(0.001\)"),
+    (lambda: dd.Uniform(3, lambda t: 1 - 2 * t), ValueError, r"must stay in \[0, 1\], got alpha\(1\) = -1"),
+    (lambda: dd.Uniform(3, lambda t: 0.5 - 0.5 * t), ValueError, r"alpha\(0\) must be 1, got 0.5"),
+    (lambda: dd.Polynomial(0), ValueError, "power k must be positive"),
+    (lambda: dd.Geometric(2, 1), ValueError, "0 < smin < smax"),
+    (lambda: UNIFORM.rate(1.0), ValueError, "infinite at t = 1.0"),
+    (lambda: dd.Uniform(3, CLOCKS).marginal(ZEROS, 0.5), ValueError, "clocks for sequences of length 4, got length 3"),
+    (
+        lambda: sampler(model(process=dd.Uniform(3, CLOCKS))).sample(1, 3),
+        ValueError,
+        "sequences of length 4, got length 3",
+    ),
+    # theory, bridges, losses
+    (lambda: T.check_process("uniform"), TypeError, "check_process takes a Process"),
+    (lambda: T.check_process(dd.Uniform(3, CLOCKS)), ValueError, "clock for every site"),
+    (lambda: dd.bridge.ReMDM(2.0), ValueError, "sigma must lie in"),
+    (lambda: dd.bridge.ReMDM(0.1)(UNIFORM, ZEROS, ZEROS, 0.5, 0.2), ValueError, "applies to a Masked process"),
+    (lambda: dd.losses.DiscreteBound(0), ValueError, "steps must be a positive whole number"),
+    (lambda: dd.losses.ScoreEntropy()(model(), ZEROS + 9), ValueError, "x0: row 0, position 0 holds 9"),
+    (lambda: dd.losses.ScoreEntropy().estimate(model(), ZEROS, 1, 0), ValueError, "at least 2 draws"),
+    (lambda: T.reverse_law(model(process=dd.Uniform(3, dd.LogLinear())), 2), ValueError, r"alpha\(1\) = 0"),
+    (lambda: T.fit.transition_test(chain(3, 4), ZEROS), ValueError, r"x must be \(B, 4\) tokens"),
+    (lambda: T.fit.energy_test(ZEROS, ZEROS[:, :2]), ValueError, r"got \(2, 3\) and \(2, 2\)"),
 ]
 
 

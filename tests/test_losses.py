@@ -56,6 +56,20 @@ def test_24_bounds_are_tight_pointwise_and_agree_at_every_time(process: dd.Proce
             assert float(((value - values[0]) / (1 + values[0])).abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize(("process", "size"), EXACT, ids=str)
+def test_24_whatever_the_model_predicts(process: dd.Process, size: int) -> None:
+    """A denoiser, a leave-one-out and a ratio give the same integrands, revealed sites of absorbing processes included."""
+    world = correlated(size)
+    for objective in (o for o in CONTINUOUS if applies(o, process)):
+        values = [
+            T.integrand(objective, world.denoiser(process, predicts=p), 0.4) for p in ("loo", "denoiser", "ratio")
+        ]
+        for value in values[1:]:
+            assert float(((value - values[0]) / (1 + values[0])).abs().max()) < 1e-10
+    bounds = [T.bound(losses.DiscreteBound(3), world.denoiser(process, predicts=p)) for p in ("loo", "denoiser")]
+    torch.testing.assert_close(*bounds, atol=1e-10, rtol=0)
+
+
 @given(worlds(), any_process(schedule=dd.Linear()), st.sampled_from([0.05, 0.3, 0.8]))
 def test_24_integrands_agree_on_random_worlds(world: T.Enumeration, process: dd.Process, a: float) -> None:
     model = world.denoiser(process, predicts="loo")

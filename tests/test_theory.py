@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from problems import joint, mislabelled, states, strong, weak
-from problems import rank_one as zoo
+from problems import processes as zoo
 from pyro import poutine
 from pyro.infer.enum import iter_discrete_traces
 from strategies import processes, worlds

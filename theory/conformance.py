@@ -79,7 +79,14 @@ def check_process(process: Process, *, strict: bool = False) -> Report:
 
     Raises:
         AssertionError: with ``strict``, listing what failed.
+        TypeError, ValueError: for what is no process, or has a clock for every site.
     """
+    if not isinstance(process, Process):
+        raise TypeError(f"check_process takes a Process, got {process!r}")
+    if process.schedule.sites is not None:
+        raise ValueError(
+            f"check_process: {process} has a clock for every site; check it on the shared one, schedule.base"
+        )
     properties: list[tuple[str, float, Callable[[Process], Errors]]] = [
         ("schedule: alpha(0) = 1", 1e-12, _starts_at_one),
         ("schedule: alpha falls within [0, 1]", 0.0, _falls),

@@ -60,6 +60,7 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     overlap (Billingsley, 1961). Cells of a row that expect fewer than 5 are pooled. An impossible transition gives p =
     0.
     """
+    chain._check_clean(x)
     size = chain.alphabet
     pairs = (x[:, :-1] * size + x[:, 1:]).flatten()
     counts = torch.bincount(pairs, minlength=size**2).view(size, size).double().cpu()
@@ -93,7 +94,12 @@ def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int 
 
     Knows nothing of the law. The p-value is (1 + k) / (1 + permutations), where k permutations are as extreme, so it is
     exact and never below 1 / (1 + permutations). Memory is quadratic in the number of sequences.
+
+    Raises:
+        ValueError: for samples of different length.
     """
+    if x.ndim != 2 or x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"energy_test: samples must be (B, L) and (C, L), got {tuple(x.shape)} and {tuple(y.shape)}")
     both = torch.cat([x, y])
     n = len(both)
     distance = torch.stack([(row != both).double().mean(-1) for row in both]).cpu().numpy()

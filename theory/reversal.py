@@ -8,6 +8,8 @@ of the continuous-time sampler, hence the exact likelihood of the model, for sma
 References: Kelly (1979); Campbell et al. (2022).
 """
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -97,9 +99,11 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
         ValueError: without a length, or for a schedule that ends above 1e-10.
     """
     process, size = model.process, length or model.length
-    least = float(process.schedule.alpha(1.0))
-    if size is None or least > 1e-10:
-        raise ValueError(f"reverse_law: needs a length and alpha(1) = 0, got length {size}, alpha(1) = {least}")
+    least = float(process.schedule.alpha(1.0)) if process.schedule.sites is None else math.nan
+    if size is None or not least <= 1e-10:
+        raise ValueError(
+            f"reverse_law: needs a length, and one clock with alpha(1) = 0; got length {size}, alpha(1) = {least}"
+        )
     start = law_of_prior(process, size)
 
     def slope(clock: float, p: np.ndarray) -> np.ndarray:
