@@ -58,7 +58,7 @@ def test_24_bounds_are_tight_pointwise_and_agree_at_every_time(process: dd.Proce
 
 @pytest.mark.parametrize(("process", "size"), EXACT, ids=str)
 def test_24_whatever_the_model_predicts(process: dd.Process, size: int) -> None:
-    """A denoiser, a leave-one-out and a ratio give the same integrands, revealed sites of absorbing processes included."""
+    """A denoiser, a leave-one-out and a ratio give the same integrands, revealed sites included."""
     world = correlated(size)
     for objective in (o for o in CONTINUOUS if applies(o, process)):
         values = [
