@@ -156,7 +156,7 @@ def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[
         share = d[..., v]
         possible = share > 0  # where the token is excluded, another that is not stands in with weight 0
         token = torch.where(possible, v, d.argmax(-1))
-        rows = bridge.law(process, x, token, prediction.alpha, alpha_s)._table()[0].exp()
+        rows = bridge.law(process, x, token, prediction.alpha, alpha_s).table()[0].exp()
         total = total + torch.where(possible, share, 0.0)[..., None] * rows
     return total.log()
 

@@ -24,7 +24,7 @@ from torch.distributions import constraints
 
 from discdiff.kernels import dispatch as kernels
 
-__all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "Subset", "Tokens"]
+__all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "SiteWise", "Subset", "Tokens"]
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ class Choice(TorchDistribution):
         return self.fork()[1][:, None]
 
 
-class _SiteWise(Choice):
+class SiteWise(Choice):
     """Independent choices at the positions: subclasses tabulate each site's categories."""
 
     @abstractmethod
-    def _table(self) -> tuple[Float[Tensor, "B L K"], Tensor]:
+    def table(self) -> tuple[Float[Tensor, "B L K"], Tensor]:
         """Log-probability and value of each category of each site, both (B, L, K)."""
 
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
-        log_p, value = self._table()
+        log_p, value = self.table()
         batch, length, _ = log_p.shape
         _refuse_nan(log_p.sum(-1).isnan(), type(self).__name__)
         parent = torch.arange(batch, device=log_p.device)
@@ -105,7 +105,7 @@ class _SiteWise(Choice):
         return parent, values, total
 
 
-class Coins(_SiteWise):
+class Coins(SiteWise):
     """An independent coin at each position: True with probability ``probs``.
 
     Raises:
@@ -124,12 +124,12 @@ class Coins(_SiteWise):
     def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
         return torch.where(value, self.probs, 1 - self.probs).log().sum(-1)
 
-    def _table(self) -> tuple[Tensor, Tensor]:
+    def table(self) -> tuple[Tensor, Tensor]:
         log_p = torch.stack([1 - self.probs, self.probs], -1).log()
         return log_p, torch.tensor([False, True], device=log_p.device).expand_as(log_p)
 
 
-class Tokens(_SiteWise):
+class Tokens(SiteWise):
     r"""A token at each chosen position, from the softmax of that site's logits; other positions keep theirs.
 
     Args:
@@ -170,7 +170,7 @@ class Tokens(_SiteWise):
         fixed = torch.where(value == self.keep, 0.0, -torch.inf).to(log_p.dtype)
         return fixed.masked_scatter(self.where.expand(value.shape), log_p).sum(-1)
 
-    def _table(self) -> tuple[Tensor, Tensor]:
+    def table(self) -> tuple[Tensor, Tensor]:
         logits = self.rows(self.where)
         log_p = logits.new_full((*self.where.shape, logits.shape[-1]), -torch.inf)
         log_p[..., 0] = 0
@@ -183,7 +183,7 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-class PointMixture(_SiteWise):
+class PointMixture(SiteWise):
     r"""At each position one of a few given tokens, or a token from the noise law pi:
 
         P(v) = sum_k w_k 1(v = points_k) + (1 - sum_k w_k) pi(v).
@@ -250,7 +250,7 @@ class PointMixture(_SiteWise):
             p = p + weight * (value == point)
         return p.log().sum(-1)
 
-    def _table(self) -> tuple[Tensor, Tensor]:
+    def table(self) -> tuple[Tensor, Tensor]:
         columns = torch.arange(len(self.pi), device=self.device)
         states = self.place(columns[:, None, None].expand(-1, *self.batch_shape, *self.event_shape)).permute(1, 2, 0)
         p = self._rest()[..., None] * self.pi

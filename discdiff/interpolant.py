@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.distributions import Choice, Key, _SiteWise
+from discdiff.distributions import Choice, Key, SiteWise
 from discdiff.hybrid import Blend
 from discdiff.process import Process, Survival, site_time, survival
 from discdiff.rank_one import RankOne, check_law
@@ -197,7 +197,7 @@ class AbsorbingUniform(Interpolant):
         return f"AbsorbingUniform({self.vocab_size}, {self.schedule})"
 
 
-class SourcePairs(_SiteWise):
+class SourcePairs(SiteWise):
     """Pairs (z, u) with u ~ source: z = x0 with probability alpha, z = u with probability ``mass``, else uniform."""
 
     def __init__(
@@ -233,7 +233,7 @@ class SourcePairs(_SiteWise):
         p = self.alpha * (z == self.x0) + self.mass * (z == u) + self._rest / size
         return (p * self.source[u] * known).log().sum(-1)
 
-    def _table(self) -> tuple[Tensor, Tensor]:
+    def table(self) -> tuple[Tensor, Tensor]:
         size = len(self.source)
         states = torch.arange(size**2, device=self.device).expand(*self.x0.shape, -1)
         z, u = states.div(size, rounding_mode="floor"), states % size

@@ -29,6 +29,7 @@ from discdiff.rank_one import Masked, Uniform
 __all__ = [
     "AbsorbingNELBO",
     "AnyOrder",
+    "Continuous",
     "DiscreteBound",
     "Estimate",
     "MaskedNELBO",
@@ -105,14 +106,14 @@ def prior_kl(process: Process, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
     if bool((alpha == 0).all()):
         return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     prior = process.prior(x0.shape[0], x0.shape[1], x0.device)
-    end, noise = (law._table()[0] for law in (process.noised(x0, alpha.to(x0.device)), prior))
+    end, noise = (law.table()[0] for law in (process.noised(x0, alpha.to(x0.device)), prior))
     return torch.where(end > -torch.inf, end.exp() * (end - noise), 0.0).sum((-1, -2))
 
 
 # --- continuous time ------------------------------------------------------------------------------------------------
 
 
-class _Continuous(Objective):
+class Continuous(Objective):
     """An integral over alpha of a density at each site."""
 
     @abstractmethod
@@ -136,7 +137,7 @@ class _Continuous(Objective):
 
 
 @dataclass(frozen=True)
-class MaskedNELBO(_Continuous):
+class MaskedNELBO(Continuous):
     """int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha): masked processes (MDLM, Sahoo et al., 2024)."""
 
     def check(self, process: Process) -> None:
@@ -152,7 +153,7 @@ class MaskedNELBO(_Continuous):
 
 
 @dataclass(frozen=True)
-class UniformNELBO(_Continuous):
+class UniformNELBO(Continuous):
     r"""The plug-in bound of the uniform process in closed form, for a LEAVE-ONE-OUT prediction (UDLM; Duo, Sahoo 2025).
 
     With xbar = V alpha x0 + 1 - alpha (x0 one-hot) and obar = V alpha O + 1 - alpha, per unit of alpha
@@ -178,7 +179,7 @@ class UniformNELBO(_Continuous):
 
 
 @dataclass(frozen=True)
-class AbsorbingNELBO(_Continuous):
+class AbsorbingNELBO(Continuous):
     r"""The bound of the absorbing reformulation, at the hidden sites z = u only (AUDM, 2026).
 
     1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, with D given all tokens and source
@@ -203,7 +204,7 @@ class AbsorbingNELBO(_Continuous):
 
 
 @dataclass(frozen=True)
-class ScoreEntropy(_Continuous):
+class ScoreEntropy(Continuous):
     r"""Diffusion-weighted denoising score entropy, for every process (DWDSE; SEDD, Lou et al., 2024).
 
     1 / alpha sum_{v != z} Q(v, z) [s_v - r_v log s_v + r_v (log r_v - 1)] per unit of alpha, with s the predicted
@@ -225,7 +226,7 @@ class ScoreEntropy(_Continuous):
 
 
 @dataclass(frozen=True)
-class PathKL(_Continuous):
+class PathKL(Continuous):
     r"""The path KL in terms of rates, with those of the model as a mean of pinned ones: R = sum_x D(x) R*_x.
 
     For every process; dense, for small V. It is Girsanov's formula for jumps (Campbell et al., 2022).

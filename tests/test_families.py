@@ -291,5 +291,5 @@ def test_times_may_differ_by_position(process: dd.Process, size: int) -> None:
         alone = dd.Prediction(log_o[:, one], "loo", x_t[:, one], alpha[:, one], process)
         torch.testing.assert_close(joint.denoiser[:, one], alone.denoiser, atol=1e-14, rtol=0)
         torch.testing.assert_close(joint.rates[:, one], alone.rates, atol=1e-12, rtol=1e-12)
-        whole, part = process.bridge(x_t, x0, t, s)._table()[0], process.bridge(*pair, *at)._table()[0]
+        whole, part = process.bridge(x_t, x0, t, s).table()[0], process.bridge(*pair, *at).table()[0]
         torch.testing.assert_close(whole[:, one].exp(), part.exp(), atol=1e-13, rtol=0)

@@ -46,7 +46,7 @@ def test_bridge_keeps_the_marginal(process: dd.Process, interval: tuple[float, f
     t, s = interval
     for x0 in process.data_tokens.tolist():
         reached = (process.kernel(t)[x0] > 0).nonzero()
-        rows = process.bridge(reached, torch.full_like(reached, x0), t, s)._table()[0][:, 0].exp()
+        rows = process.bridge(reached, torch.full_like(reached, x0), t, s).table()[0][:, 0].exp()
         torch.testing.assert_close(
             process.kernel(t)[x0, reached[:, 0]] @ rows, process.kernel(s)[x0], atol=1e-12, rtol=0
         )
@@ -75,7 +75,7 @@ def test_samples_follow_log_prob(process: dd.Process, which: str, failure_rate: 
         return process.bridge(torch.full_like(x0, process.states - 1), x0, 0.8, time)
 
     drawn = torch.bincount(law(0.5).sample()[:, 0], minlength=process.states)
-    right, wrong = (law(time)._table()[0][0, 0].exp() for time in (0.5, 0.55))
+    right, wrong = (law(time).table()[0][0, 0].exp() for time in (0.5, 0.55))
     possible = right > 0
     assert drawn[~possible].sum() == 0
     if possible.sum() > 1:

@@ -207,20 +207,20 @@ def _kolmogorov(process: Process) -> Errors:
         yield _far(slope, process.transition(alpha, 1.0) @ process.generator(alpha)), f"t = {t}"
 
 
-def _table(law: Choice, states: int) -> Tensor:
+def _rows(law: Choice, states: int) -> Tensor:
     """Each row's law over states, for sequences of one site, from ``log_prob``."""
     return torch.stack([law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(states)], -1)
 
 
 def _prior(process: Process) -> Errors:
     if process.schedule.alpha(1.0) == 0:
-        yield _far(_table(process.prior(1, 1), process.states), process.marginals(1.0)), "alpha = 0"
+        yield _far(_rows(process.prior(1, 1), process.states), process.marginals(1.0)), "alpha = 0"
 
 
 def _marginal(process: Process) -> Errors:
     x0 = process.data_tokens[:, None]
     for t in (*_TIMES, 0.0):
-        yield _far(_table(process.marginal(x0, t), process.states), process.marginals(t)), f"t = {t}"
+        yield _far(_rows(process.marginal(x0, t), process.states), process.marginals(t)), f"t = {t}"
 
 
 def _ends(process: Process, t: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,7 +232,7 @@ def _ends(process: Process, t: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def _bridge_rows(process: Process, t: float, s: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x0, x_t, q = _ends(process, t)
-    return x0, x_t, q, _table(process.bridge(x_t, x0, t, s), process.states)
+    return x0, x_t, q, _rows(process.bridge(x_t, x0, t, s), process.states)
 
 
 def _bridge_is_law(process: Process) -> Errors:

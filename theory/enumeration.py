@@ -133,7 +133,7 @@ class Coupling(Oracle):
         known = rows.sum(-1, keepdim=True)
         conditional = torch.where(known > 0, rows / known, 0.0)  # a source that never occurs agrees with no data
         world = Enumeration(self.data.p0, vocab_size=self.alphabet, length=self.length)
-        world.p0 = conditional
+        world.p0 = conditional  # a law for each row
         return world
 
     def initial(self, process: Interpolant) -> Float[Tensor, " M"]:

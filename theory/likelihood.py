@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discdiff.denoiser import Denoiser
-from discdiff.losses import AnyOrder, DiscreteBound, Objective, _Continuous
+from discdiff.losses import AnyOrder, Continuous, DiscreteBound, Objective
 from discdiff.process import Process
 from discdiff.theory.enumeration import all_states
 
@@ -26,7 +26,7 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
         ValueError: without a length.
     """
     x0, size = _data(model, length)
-    if isinstance(objective, _Continuous):
+    if isinstance(objective, Continuous):
         least = float(model.process.schedule.alpha(1.0))
         total = torch.zeros(len(x0), dtype=torch.float64)
         h = 1 / 16
@@ -40,9 +40,10 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
         for k in range(objective.steps):
             t, s = (k + 1) / objective.steps, k / objective.steps
             z, weights = _noise(model.process, x0, float(schedule.alpha(t)))
+            alpha_s = torch.full((1, 1), float(schedule.alpha(s)), dtype=torch.float64)
             prediction, data = model(z.repeat(len(x0), 1), t), x0.repeat_interleave(len(z), 0)
-            value = _masked_step(objective, prediction, data, torch.full((1, 1), schedule.alpha(s)).double(), weights)
-            total += (weights * value).sum(-1)
+            value = objective.step(prediction, data, alpha_s).sum(-1).view(weights.shape)
+            total += torch.where(weights > 0, weights * value, 0.0).sum(-1)
         return total
     if isinstance(objective, AnyOrder):
         total = torch.zeros(len(x0), dtype=torch.float64)
@@ -57,7 +58,7 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
 @torch.no_grad()
 def integrand(objective: Objective, model: Denoiser, alpha: float, length: int | None = None) -> Float[Tensor, " M"]:
     """The exact mean over x_t of a continuous bound's density at one alpha, for every data sequence, (n**L,)."""
-    if not isinstance(objective, _Continuous):
+    if not isinstance(objective, Continuous):
         raise TypeError(f"integrand: {objective} is not an integral over time")
     process = model.process
     objective.check(process)
@@ -82,10 +83,3 @@ def _noise(process: Process, x0: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     z = all_states(process.states, x0.shape[1])
     law = process.noised(x0, alpha)
     return z, torch.stack([law.log_prob(row.expand(x0.shape)).exp() for row in z], -1)
-
-
-def _masked_step(
-    objective: DiscreteBound, prediction: object, data: Tensor, alpha_s: Tensor, weights: Tensor
-) -> Tensor:
-    value = objective.step(prediction, data, alpha_s).sum(-1).view(weights.shape)  # type: ignore[arg-type]
-    return torch.where(weights > 0, value, 0.0)
