@@ -219,6 +219,7 @@ def test_diagnostics_say_what_they_need() -> None:
 # --- large sparse generators -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch says it once, whatever one opts for
 def test_a_large_sparse_generator_never_becomes_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring of 20,000 states: draws and bridges by uniformization, rows that sum to 1, and no S x S array."""
     size = 20_000
