@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "identities.md"
-FILES = ["tests/test_identities.py", "tests/test_losses.py", "tests/test_oracles.py", "tests/test_families.py"]
+FILES = [f"tests/test_{name}.py" for name in ("identities", "controls", "losses", "oracles", "families")]
 
 
 def main() -> None:
