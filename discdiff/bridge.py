@@ -23,8 +23,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice
-from discdiff.hybrid import Hybrid
-from discdiff.interpolant import Interpolant
 from discdiff.prediction import Prediction
 from discdiff.process import Process, Survival
 from discdiff.rank_one import Masked, RankOne
@@ -89,12 +87,8 @@ class Between(Bridge):
             raise ValueError(f"Between: weight must lie in [0, 1], got {self.weight}")
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
-        constant = isinstance(process, RankOne) and not isinstance(process, Hybrid)
-        if (
-            not isinstance(process, RankOne)
-            or not constant
-            or (isinstance(process, Interpolant) and not process.absorbing)
-        ):
+        # an anchor's share changes with time, unless it is all the noise
+        if not isinstance(process, RankOne) or not (process.anchor(x_t) is None or process.absorbing):
             raise ValueError(f"{type(self).__name__} needs a rank-one process with one noise law, got {process}")
         a_t, a_s = process.sitewise(alpha_t, x_t), process.sitewise(alpha_s, x_t)
         clean = process.place(x0, x_t)

@@ -137,6 +137,7 @@ class Interpolant(RankOne):
         self.check_data(x1, "x1")
         if x0.shape != x1.shape:
             raise ValueError(f"noised_pair: x0 and x1 differ in shape, {tuple(x0.shape)} and {tuple(x1.shape)}")
+        self.schedule.check_length(x0.shape[1])
         alpha = self.schedule.alpha(site_time(t, *x0.shape)).to(x0.device)
         return super().noised(self.join(x0, x1), alpha)
 

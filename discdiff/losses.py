@@ -215,10 +215,9 @@ class ScoreEntropy(Continuous):
         process, x = prediction.process, prediction.x
         rate = process.inflow(x, prediction.alpha)
         active = (rate > 0).any(-1)  # elsewhere no state leads here, and a masked model has no score
-        if process.absorbing:
-            safe = torch.where(active, x, process.hide(x))
-            prediction = Prediction(prediction.logits, prediction.predicts, safe, prediction.alpha, process)
-        log_s, log_r = prediction.ratio.double(), _pinned_ratio(prediction, x0)
+        log_s = torch.zeros(*x.shape, process.columns, dtype=torch.float64, device=x.device)
+        log_s = log_s.index_put((active,), prediction.ratio_rows(active).double())
+        log_r = torch.where(active[..., None], _pinned_ratio(prediction, x0), 0.0)
         r = log_r.exp()
         flux = r * (log_r - 1 - log_s).where(r > 0, 0.0) + log_s.exp()
         flux = flux.scatter(-1, process.column(x)[..., None], 0.0)

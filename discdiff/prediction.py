@@ -97,21 +97,22 @@ class Prediction:
         Raises:
             ValueError: where the LOO is undefined.
         """
-        if self.predicts == "ratio" and self.logits.shape[-1] == self.process.columns:
-            return self.logits
-        log_c = self.conditional(self.loo)
-        own = log_c.gather(-1, self.process.column(self.x)[..., None])
-        return torch.where(own > -torch.inf, log_c - own, 0.0)
+        return self._everywhere(self.ratio_rows)
 
     @property
     def rates(self) -> Float[Tensor, "B L C"]:
         """The reverse rates R(z -> z with z_i = v) = Q(v, z_i) r(v) per unit of sigma = -log alpha; 0 at v = z_i.
 
+        A state that no noise leads to, such as a revealed token of a masked process, is never left and needs no ratio.
+
         Raises:
-            ValueError: where the LOO is undefined.
+            ValueError: where the LOO is undefined and a ratio is needed.
         """
-        rates = self.process.inflow(self.x, self.alpha).to(self.logits.device) * self.ratio.double().exp()
-        return rates.scatter(-1, self.process.column(self.x)[..., None], 0.0)
+        inflow = self.process.inflow(self.x, self.alpha)
+        moving = (inflow > 0).any(-1)
+        ratio = inflow.new_zeros(*self.x.shape, self.process.columns)
+        ratio = ratio.index_put((moving,), self.ratio_rows(moving).double().exp())
+        return (inflow * ratio).scatter(-1, self.process.column(self.x)[..., None], 0.0)
 
     def conditional(self, log_loo: Float[Tensor, "B L V"]) -> Float[Tensor, "B L C"]:
         """log c = log(O Q_t), the conditional p_t(z_i | rest) over the states of a site, from a normalised LOO."""
@@ -158,6 +159,19 @@ class Prediction:
             return self._hide_mask(rows[:, : process.vocab_size])
         self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
         return process.unmix(rows.double().softmax(-1), x, alpha).log().to(rows.dtype)
+
+    def ratio_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N C"]:
+        """log r at the chosen sites only, (N, C) in row-major order; 0 at a site's own state.
+
+        Raises:
+            ValueError: where it must be found from an undefined LOO.
+        """
+        if self.predicts == "ratio" and self.logits.shape[-1] == self.process.columns:
+            return self.logits[where]
+        x = self.x[where]
+        log_c = self.process.conditional(self.loo_rows(where).log_softmax(-1), x, self.alpha[where])
+        own = log_c.gather(-1, self.process.column(x)[:, None])
+        return torch.where(own > -torch.inf, log_c - own, 0.0)
 
     def denoiser_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
         """Unnormalised log D at the chosen sites only, (N, V) in row-major order.

@@ -19,6 +19,7 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,8 +85,7 @@ class RankOne(Process):
         if anchor is not None:
             points, weights = [*points, anchor], [*weights, mass.expand(x.shape)]
         shape = (x.shape[0], x.shape[1])
-        place = lambda column: self.place(column, x)  # noqa: E731
-        return PointMixture(self.pi, points, weights, shape, x.device, place, self.column)
+        return PointMixture(self.pi, points, weights, shape, x.device, partial(self.place, x=x), self.column)
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> PointMixture:
         a = self.sitewise(alpha, x0)

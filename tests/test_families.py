@@ -102,6 +102,22 @@ def test_an_interpolant_carries_one_law_to_another(stochasticity: float) -> None
     caught(11, float((k_true - k_apart).abs().max()))
 
 
+@pytest.mark.parametrize("source", [None, torch.tensor([0.3, 0.7])])
+def test_a_couplings_marginal_is_its_own(source: torch.Tensor | None) -> None:
+    """log p_t(z, u) against brute force, also where the process has an independent source that would be another law."""
+    process, laws = dd.Interpolant(2, dd.Linear(), source, p_uniform=0.4), coupling()
+    z, x, kernel = states(4, 2), states(2, 2), process.kernel(0.6)
+    exact = torch.zeros(len(z)).double()
+    for a, b in ((a, b) for a in range(4) for b in range(4)):
+        start = process.join(x[a], x[b])
+        exact += laws.joint[a, b] * kernel[start[0], z[:, 0]] * kernel[start[1], z[:, 1]]
+    found = laws.log_marginal(process, z, 0.6).exp()
+    torch.testing.assert_close(found, exact, atol=1e-12, rtol=0)
+    assert float(found.sum()) == pytest.approx(1, abs=1e-12)
+    apart = T.Coupling(torch.outer(laws.data.p0, laws.source.p0), vocab_size=2, length=2)
+    assert float((apart.log_marginal(process, z, 0.6).exp() - exact).abs().max()) > 1e-3, "without the coupling"
+
+
 def test_interpolant_pairs_follow_their_marginal(failure_rate: float) -> None:
     process = dd.Interpolant(3, dd.Linear(), p_uniform=0.5)
     x0, x1 = torch.zeros(30_000, 1, dtype=torch.int64), torch.ones(30_000, 1, dtype=torch.int64)

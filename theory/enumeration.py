@@ -126,6 +126,16 @@ class Coupling(Oracle):
         self.data = Enumeration(self.joint.sum(1), vocab_size=vocab_size, length=length)
         self.source = Enumeration(self.joint.sum(0), vocab_size=vocab_size, length=length)
 
+    def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
+        """log p_t(z, u) of states, natural log: the source's own law counts, and what couples it to the data."""
+        world = self.given(process, z)
+        assert isinstance(process, Interpolant)  # or ``given`` has refused it
+        u = process.split(z)[1]
+        shape = (*u.shape, self.alphabet)
+        clean = process.join(torch.arange(self.alphabet).expand(shape), u[..., None].expand(shape))
+        evidence = process.kernel(t)[clean, z[..., None]]
+        return world.log_evidence(evidence) + self.source.p0.log()[state_index(u, self.alphabet)]
+
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> Oracle:
         if not isinstance(process, Interpolant):
             raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")

@@ -56,20 +56,7 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
     if size is None:
         raise ValueError("model_generator: length= must say how many sites; this model has no length of its own")
     z = all_states(process.states, size)
-    prediction = model(z, t)
-    if process.absorbing:  # a revealed site never moves, and has no score
-        moving = ~process.settled(prediction.x, prediction.alpha)
-        log_o = torch.zeros(*z.shape, process.vocab_size, dtype=torch.float64)
-        log_o[moving] = prediction.loo_rows(moving).double().log_softmax(-1)
-        c = (
-            process.conditional(log_o.flatten(0, 1), z.flatten(), prediction.alpha.flatten())
-            .exp()
-            .unflatten(0, z.shape)
-        )
-        own = c.gather(-1, process.column(z)[..., None])
-        rates = torch.where(moving[..., None], process.inflow(z, prediction.alpha) * c / own, 0.0)
-    else:
-        rates = prediction.rates
+    rates = model(z, t).rates
     generator = torch.zeros(len(z), len(z), dtype=torch.float64)
     rows = torch.arange(len(z))
     for i in range(size):
