@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.prediction import Prediction, Predicts, check_predicts
+from discdiff.prediction import Output, Prediction, Predicts, check_predicts
 from discdiff.process import Process, site_time
 from discdiff.schedule import Schedule, Time
 
@@ -35,6 +35,8 @@ class Denoiser:
             approximate unless the process is absorbing.
         length: the sequence length, where the model has just one.
         time_dtype: dtype of the time argument; torch's default dtype if None.
+        head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V); then fn returns hidden
+            states (B, L, D), and logits are made only of sites that are read. An ``nn.Linear`` can be fused.
         oracle: the exact law behind the model, where it is one (``theory`` sets it).
 
     Raises:
@@ -53,6 +55,7 @@ class Denoiser:
         scalar_time: bool = False,
         length: int | None = None,
         time_dtype: torch.dtype | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
         oracle: object = None,
     ) -> None:
         if not callable(fn):
@@ -60,6 +63,8 @@ class Denoiser:
         if not isinstance(process, Process):
             raise TypeError(f"Denoiser: process must be a Process such as Masked(V, Linear()), got {process!r}")
         check_predicts(predicts)
+        if head is not None and not callable(head):
+            raise TypeError(f"Denoiser: head must be callable as head(hidden), got {head!r}")
         if time is not None and time not in get_args(get_args(TimeArgument)[0]):
             raise ValueError(f"Denoiser: time must be 't', 'sigma', 'alpha' or None, got {time!r}")
         outside = [v for v in suppress if not 0 <= v < process.vocab_size]
@@ -67,7 +72,7 @@ class Denoiser:
             raise ValueError(f"Denoiser: suppress holds {outside}; accepted ids: 0..{process.vocab_size - 1}")
         self.fn, self.process, self.predicts, self.time = fn, process, predicts, time
         self.shift, self.suppress, self.scalar_time = shift, tuple(suppress), scalar_time
-        self.length, self.time_dtype, self.oracle = length, time_dtype, oracle
+        self.length, self.time_dtype, self.head, self.oracle = length, time_dtype, head, oracle
         self._clock = process.schedule
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
@@ -83,14 +88,14 @@ class Denoiser:
         """``__call__`` without the look at every id, for loops that keep to their states."""
         self.process.schedule.check_length(x.shape[1])
         alpha = self.process.schedule.alpha(t)
-        logits = self.fn(x, self._time_argument(t, alpha, len(x)))
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"Denoiser: fn must return a tensor of logits, got {type(logits).__name__}")
-        if self.shift:
-            logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
-        if self.suppress:
-            logits = logits.index_fill(-1, torch.tensor(self.suppress, device=logits.device), -torch.inf)
-        return Prediction(logits, self.predicts, x, alpha, self.process)
+        out = self.fn(x, self._time_argument(t, alpha, len(x)))
+        if not isinstance(out, Tensor) or out.ndim != 3:
+            got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
+            raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
+        width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
+        output = Output(out, width, self.head, self.shift, self.suppress)
+        return Prediction(output, self.predicts, x, alpha, self.process)
 
     def _time_argument(self, t: Tensor, alpha: Tensor, batch: int) -> Tensor | None:
         if self.time is None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from discdiff.kernels import dispatch as kernels
+from discdiff.sites import Sites
 
 __all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "SiteWise", "Subset", "Tokens"]
 
@@ -130,53 +131,41 @@ class Coins(SiteWise):
 
 
 class Tokens(SiteWise):
-    r"""A token at each chosen position, from the softmax of that site's logits; other positions keep theirs.
+    r"""A token at each chosen site, from the softmax of that site's logits; other positions keep theirs.
 
     Args:
-        rows: called with the chosen sites, a (B, L) mask with N sites set; returns their logits (N, V), unnormalised,
-            in row-major order of the sites. It is not called before something must be read.
-        where: (B, L) the chosen sites.
+        sites: the chosen sites and their logits, unread or read.
         keep: (B, L) the tokens of the others.
 
     Raises:
         ValueError: when read, if a chosen site's logits have no mass or a NaN, naming the site.
     """
 
-    def __init__(
-        self,
-        rows: Callable[[Bool[Tensor, "B L"]], Float[Tensor, "N V"]],
-        where: Bool[Tensor, "B L"],
-        keep: Int[Tensor, "B L"],
-    ) -> None:
-        super().__init__(where.shape[0], (where.shape[1],), where.device)
-        self.rows, self.where, self.keep = rows, where, keep
+    def __init__(self, sites: Sites, keep: Int[Tensor, "B L"]) -> None:
+        super().__init__(keep.shape[0], (keep.shape[1],), keep.device)
+        self.sites, self.keep = sites, keep
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
-        row, position = self.where.nonzero(as_tuple=True)
-        drawn = kernels.draw(
-            self.rows(self.where), seed=key.seed, rows=key.rows[row], positions=position, step=key.step, tag=key.tag
-        )
-        _report(key, self.where.masked_scatter(self.where, drawn < 0), "logits without mass, or with a NaN or +inf")
-        return self.keep.masked_scatter(self.where, drawn)
+        where = self.sites.where
+        drawn = self.sites.draw(key.seed, key.rows, key.step, key.tag)
+        _report(key, where.masked_scatter(where, drawn < 0), "logits without mass, or with a NaN or +inf")
+        return self.keep.masked_scatter(where, drawn)
 
     def log_prob(self, value: Int[Tensor, "*sample #B L"]) -> Float[Tensor, "*sample B"]:
+        where = self.sites.where
+        value = value.expand(*value.shape[:-2], *where.shape)
         # Gathered before it is normalised: an unchosen site would contribute NaN gradients.
-        logits = self.rows(self.where)
-        value = value.expand(*value.shape[:-2], *self.where.shape)
-        chosen = value[..., self.where]
-        known = (chosen >= 0) & (chosen < logits.shape[-1])
-        rows = logits.log_softmax(-1).expand(*chosen.shape, -1)
-        log_p = rows.gather(-1, chosen.where(known, 0)[..., None])[..., 0].masked_fill(~known, -torch.inf)
+        log_p = kernels.log_prob(self.sites.rows, value[..., where].movedim(-1, 0)).movedim(0, -1)
         fixed = torch.where(value == self.keep, 0.0, -torch.inf).to(log_p.dtype)
-        return fixed.masked_scatter(self.where.expand(value.shape), log_p).sum(-1)
+        return fixed.masked_scatter(where.expand(value.shape), log_p).sum(-1)
 
     def table(self) -> tuple[Tensor, Tensor]:
-        logits = self.rows(self.where)
-        log_p = logits.new_full((*self.where.shape, logits.shape[-1]), -torch.inf)
+        where, logits = self.sites.where, self.sites.rows.dense()
+        log_p = logits.new_full((*where.shape, logits.shape[-1]), -torch.inf)
         log_p[..., 0] = 0
-        log_p[self.where] = logits.log_softmax(-1)
+        log_p[where] = logits.log_softmax(-1)
         category = torch.arange(logits.shape[-1], device=log_p.device).expand(log_p.shape)
-        return log_p, torch.where(self.where[..., None], category, self.keep[..., None])
+        return log_p, torch.where(where[..., None], category, self.keep[..., None])
 
 
 def _identity(x: Tensor) -> Tensor:

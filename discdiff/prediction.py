@@ -25,18 +25,66 @@ Where the conversions hold:
 References: Uniform Diffusion Models Revisited (2026); SEDD (Lou et al., 2024).
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.kernels import dispatch as kernels
 from discdiff.process import Process, Survival
+from discdiff.sites import Sites
 
-__all__ = ["Prediction", "Predicts"]
+__all__ = ["Output", "Prediction", "Predicts"]
 
 Predicts = Literal["denoiser", "loo", "ratio"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a denoiser returned, left as it is: (B, L, V) logits, or hidden states whose head has not run.
+
+    Attributes:
+        source: (B, L, V) logits, or (B, L, D) hidden states.
+        width: V.
+        head: from hidden states (n, D) of some sites to logits (n, V).
+        shift: whether the logits at position i speak of position i + 1.
+        suppress: columns that are never predicted.
+    """
+
+    source: Float[Tensor, "B L _"]
+    width: int
+    head: Callable[[Tensor], Tensor] | None = None
+    shift: bool = False
+    suppress: tuple[int, ...] = ()
+
+    def rows(self, where: Bool[Tensor, "B L"]) -> kernels.Rows:
+        """The rows of chosen sites, unread."""
+        rows = kernels.Rows.at(self.source, where, self.width, back=int(self.shift))
+        return replace(rows, hidden=self.suppress, convert=None if self.head is None else _as_convert(self.head))
+
+    def logits(self) -> Float[Tensor, "B L V"]:
+        """All of them: for small sizes, or when nothing was to be saved."""
+        if self.head is None and not self.shift and not self.suppress:
+            return self.source
+        return (
+            self.rows(torch.ones(self.source.shape[:2], dtype=torch.bool, device=self.source.device))
+            .dense()
+            .view(*self.source.shape[:2], self.width)
+        )
+
+    def select(self, index: Int[Tensor, " R"]) -> "Output":
+        """The output of chosen rows of the batch."""
+        return replace(self, source=self.source[index])
+
+
+def _as_convert(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    if isinstance(head, torch.nn.Linear):
+        return kernels.LinearHead(head.weight, head.bias)
+    return lambda hidden, number: head(hidden)
 
 
 class Prediction:
@@ -45,7 +93,7 @@ class Prediction:
     Args:
         logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO; for "ratio" the log ratios (B,
             L, S), or (B, L, V) on a masked process. (For pairs of a token and a source token the site moves among V
-            columns, not S.)
+            columns, not S.) Or an ``Output``, from which they can be had.
         predicts: which of the three they are.
         x: (B, L) the noisy tokens they were computed from.
         alpha: the survival at each site: float, (B, 1) or (B, L) float64.
@@ -57,7 +105,7 @@ class Prediction:
 
     def __init__(
         self,
-        logits: Float[Tensor, "B L _"],
+        logits: Float[Tensor, "B L _"] | Output,
         predicts: Predicts,
         x: Int[Tensor, "B L"],
         alpha: float | Float[Tensor, "#B #L"],
@@ -67,11 +115,19 @@ class Prediction:
         if predicts == "ratio":
             widths.add(process.columns)
         check_predicts(predicts)
-        if logits.shape[:2] != x.shape or logits.ndim != 3 or logits.shape[2] not in widths:
+        output = logits if isinstance(logits, Output) else Output(logits, logits.shape[-1])
+        if output.source.shape[:2] != x.shape or output.source.ndim != 3 or output.width not in widths:
             accepted = " or ".join(str((*x.shape, width)) for width in sorted(widths))
-            raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted}, got {tuple(logits.shape)}")
-        self.logits, self.predicts, self.x, self.process = logits, predicts, x, process
+            got = (*output.source.shape[:2], output.width)
+            raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted}, got {got}")
+        self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
+        self._known: Sites | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "B L _"]:
+        """(B, L, V) as the denoiser gives them; a head that was spared until now runs at every site."""
+        return self.output.logits()
 
     # --- the three meanings, normalised -------------------------------------------------------------------------------
 
@@ -127,22 +183,20 @@ class Prediction:
         Raises:
             ValueError: where the LOO is undefined.
         """
-        x, alpha_t = self.x[where], self.alpha[where]
-        log_o = self.loo_rows(where).double().log_softmax(-1)
-        return self.process.plug_in(log_o, x, alpha_t, Process.sitewise(alpha_s, self.x)[where])
+        return self.reverse(where, alpha_s).rows.dense()
 
-    # --- rows: what operators read ------------------------------------------------------------------------------------
+    # --- sites: what operators read -----------------------------------------------------------------------------------
 
-    def loo_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
-        """Unnormalised log O at the chosen sites only, (N, V) in row-major order.
+    def loo_at(self, where: Bool[Tensor, "B L"]) -> Sites:
+        """O at the chosen sites, unread; or as far as ``read`` has read it.
 
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
         """
-        rows, x, alpha = self._read(where)
-        process = self.process
-        if self.predicts == "loo":
-            return rows
+        if self._known is not None and not bool((where & ~self._known.where).any()):
+            return self._known.narrow(where)
+        x, alpha, process = self.x[where], self.alpha[where], self.process
+        rows = self._rows(where)
         if self.predicts == "denoiser":
             self._refuse(
                 where,
@@ -150,15 +204,94 @@ class Prediction:
                 "the denoiser is a point mass there and does not determine it; let the model predict 'loo', or keep "
                 "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
             )
-            return process.forget(rows, x, alpha)
-        if _has_mask(process):
-            if rows.shape[-1] < process.columns:
+            weight = process.own_weight(x, alpha)
+            if weight is not None:
+                rows = replace(rows, own=process.column(x), shift=-weight)
+            else:
+                rows = rows.then(lambda raw, n: process.forget(raw, x[n], alpha[n]))
+        elif self.predicts == "ratio" and _has_mask(process):
+            if self.output.width < process.columns:
                 self._refuse(
                     where, process.settled(x, alpha), "a ratio without the mask's column does not determine it"
                 )
-            return self._hide_mask(rows[:, : process.vocab_size])
-        self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
-        return process.unmix(rows.double().softmax(-1), x, alpha).log().to(rows.dtype)
+            rows = replace(rows, width=process.vocab_size, hidden=(*rows.hidden, *self._mask_column()))
+        elif self.predicts == "ratio":
+            self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
+            rows = replace(
+                rows.then(lambda raw, n: process.unmix(raw.double().softmax(-1), x[n], alpha[n]).log()),
+                width=process.vocab_size,
+            )
+        return Sites(where, rows)
+
+    def denoiser_at(self, where: Bool[Tensor, "B L"]) -> Sites:
+        """D at the chosen sites, unread.
+
+        Raises:
+            ValueError: where it must be found from an undefined LOO.
+        """
+        x, alpha, process = self.x[where], self.alpha[where], self.process
+        said = self.predicts == "denoiser"
+        if said and not process.absorbing:
+            return Sites(where, self._rows(where))
+        # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
+        revealed, column = process.revealed(x, alpha), process.column(x)
+        unknown = revealed if self.predicts == "ratio" else torch.zeros_like(revealed)  # where nothing is read
+        source = self._rows(where) if said else self.loo_at(where.masked_scatter(where, ~unknown)).rows
+        place = (~unknown).cumsum(0) - 1
+
+        def denoiser(n: Tensor) -> Tensor:
+            read, own = ~unknown[n], column[n]
+            rows = torch.zeros(len(n), process.vocab_size, dtype=source.dtype, device=x.device)
+            rows = rows.index_put((read,), source.dense(place[n][read]))
+            inside = own < process.vocab_size
+            logit = rows.gather(-1, own.where(inside, 0)[:, None])[:, 0]
+            settled = revealed[n] & inside & ((logit > -torch.inf) | said)
+            if not said:
+                noisy = ~revealed[n]
+                rows = rows.index_put((noisy,), process.observe(rows[noisy], x[n][noisy], alpha[n][noisy]))
+            one_hot = own[:, None] == torch.arange(process.vocab_size, device=x.device)
+            return torch.where(settled[:, None], torch.where(one_hot, 0.0, -torch.inf).to(rows.dtype), rows)
+
+        return Sites.computed(where, denoiser, process.vocab_size, source.dtype)
+
+    def read(self, where: Bool[Tensor, "B L"]) -> "Prediction":
+        """The same prediction after O was read at the chosen sites, so that ``loo_at`` there need not read again."""
+        sites = self.loo_at(where)
+        known = copy.copy(self)
+        known._known = sites.read(self._own_column(where))
+        return known
+
+    def log_own(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """log O at each chosen site's own token, 0 elsewhere; float64."""
+        sites = self.loo_at(where)
+        if sites.reading is None:
+            sites = sites.read(self._own_column(where))
+        assert sites.reading is not None
+        return torch.zeros_like(self.alpha).masked_scatter(where, sites.reading.log_prob)
+
+    def reverse(self, where: Bool[Tensor, "B L"], alpha_s: Survival) -> Sites:
+        """``reverse_rows`` at the chosen sites, unread.
+
+        Raises:
+            ValueError: where the LOO is undefined.
+        """
+        loo = self.loo_at(where).rows
+        x, alpha_t, a_s = self.x[where], self.alpha[where], Process.sitewise(alpha_s, self.x)[where]
+
+        def rows(n: Tensor) -> Tensor:
+            return self.process.plug_in(loo.dense(n).double().log_softmax(-1), x[n], alpha_t[n], a_s[n])
+
+        return Sites.computed(where, rows, self.process.columns)
+
+    # --- rows: what losses and theory read ----------------------------------------------------------------------------
+
+    def loo_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
+        """Unnormalised log O at the chosen sites only, (N, V) in row-major order.
+
+        Raises:
+            ValueError: if it is undefined at a chosen site, naming the site.
+        """
+        return self.loo_at(where).rows.dense()
 
     def ratio_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N C"]:
         """log r at the chosen sites only, (N, C) in row-major order; 0 at a site's own state.
@@ -166,8 +299,8 @@ class Prediction:
         Raises:
             ValueError: where it must be found from an undefined LOO.
         """
-        if self.predicts == "ratio" and self.logits.shape[-1] == self.process.columns:
-            return self.logits[where]
+        if self.predicts == "ratio" and self.output.width == self.process.columns:
+            return self._rows(where).dense()
         x = self.x[where]
         log_c = self.process.conditional(self.loo_rows(where).log_softmax(-1), x, self.alpha[where])
         own = log_c.gather(-1, self.process.column(x)[:, None])
@@ -179,44 +312,24 @@ class Prediction:
         Raises:
             ValueError: where it must be found from an undefined LOO.
         """
-        rows, x, alpha = self._read(where)
-        process = self.process
-        if self.predicts == "denoiser" and not process.absorbing:
-            return rows
-        revealed = process.revealed(x, alpha)
-        if self.predicts == "ratio":
-            rows = rows.new_zeros(len(rows), process.vocab_size)
-            rows[~revealed] = self.loo_rows(where.masked_scatter(where, ~revealed))
-        # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
-        column = process.column(x)
-        inside = column < rows.shape[-1]
-        own = rows.gather(-1, column.where(inside, 0)[:, None])[:, 0]
-        settled = revealed & inside & ((own > -torch.inf) | (self.predicts == "denoiser"))
-        if self.predicts != "denoiser":
-            rows = rows.index_put((~revealed,), process.observe(rows[~revealed], x[~revealed], alpha[~revealed]))
-        one_hot = column[:, None] == torch.arange(rows.shape[-1], device=rows.device)
-        return torch.where(settled[:, None], torch.where(one_hot, 0.0, -torch.inf).to(rows.dtype), rows)
-
-    def log_own(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """log O at each chosen site's own token, 0 elsewhere; float64."""
-        column = self.process.column(self.x[where])
-        token = column < self.process.vocab_size  # a mask is none, and has no probability
-        rows = self.loo_rows(where).double().log_softmax(-1)
-        own = rows.gather(-1, column.where(token, 0)[:, None])[:, 0].masked_fill(~token, -torch.inf)
-        return torch.zeros_like(self.alpha).masked_scatter(where, own)
+        return self.denoiser_at(where).rows.dense()
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
-    def _read(self, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The raw rows, states and survivals of the chosen sites."""
-        rows = self.logits[where]
-        return (rows if self.predicts == "ratio" else self._hide_mask(rows)), self.x[where], self.alpha[where]
+    def _rows(self, where: Tensor) -> kernels.Rows:
+        """The denoiser's own rows at the chosen sites; a mask among the tokens is no prediction."""
+        rows = self.output.rows(where)
+        hidden = () if self.predicts == "ratio" else self._mask_column()
+        return replace(rows, hidden=(*rows.hidden, *hidden))
 
-    def _hide_mask(self, rows: Tensor) -> Tensor:
+    def _mask_column(self) -> tuple[int, ...]:
         mask_id = self.process.mask_id
-        if mask_id is None or mask_id >= rows.shape[-1]:
-            return rows
-        return rows.index_fill(-1, torch.tensor([mask_id], device=rows.device), -torch.inf)
+        return () if mask_id is None or mask_id >= self.process.vocab_size else (mask_id,)
+
+    def _own_column(self, where: Tensor) -> Tensor:
+        """The column of each chosen site's own token; a mask is none."""
+        column = self.process.column(self.x[where])
+        return torch.where(column < self.process.vocab_size, column, -1)
 
     def _everywhere(self, rows: Callable[[Tensor], Tensor]) -> Tensor:
         everywhere = torch.ones_like(self.x, dtype=torch.bool)
@@ -232,7 +345,7 @@ class Prediction:
             )
 
     def __repr__(self) -> str:
-        return f"Prediction({self.predicts!r}, {tuple(self.logits.shape)}, {self.process})"
+        return f"Prediction({self.predicts!r}, {(*self.x.shape, self.output.width)}, {self.process})"
 
 
 def check_predicts(predicts: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from discdiff.distributions import Choice, Tokens
 from discdiff.schedule import Schedule, Time, as_schedule
+from discdiff.sites import Sites
 
 __all__ = ["Process", "Survival", "refuse_impossible", "site_time", "survival"]
 
@@ -184,7 +185,8 @@ class Process(ABC):
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> Choice:
         """q_t(x_t | x0) at a survival: float, or broadcasting with (B, L)."""
         a = self.sitewise(alpha, x0)
-        return Tokens(lambda where: self._forward(x0[where], a[where]).log(), torch.ones_like(x0, dtype=torch.bool), x0)
+        everywhere = torch.ones_like(x0, dtype=torch.bool)
+        return Tokens(self._noising(everywhere, x0, a), x0)
 
     def posterior(
         self,
@@ -205,7 +207,8 @@ class Process(ABC):
         rows = rows.unflatten(0, tuple(x_t.shape))
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (rows.sum(-1) == 0), x_t, x0)
-        return Tokens(lambda chosen: rows[chosen].log(), where, x_t)
+        chosen = rows[where]
+        return Tokens(Sites.computed(where, lambda n: chosen[n].log(), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
         """The part of q_t(z | x) that is surely x; the rest is drawn by ``renoise``. 1 where all of it is."""
@@ -216,7 +219,12 @@ class Process(ABC):
     ) -> Choice:
         """Noise the chosen sites of a state: ``where`` they hold fresh clean tokens, ``noise`` if not surely kept."""
         a = self.sitewise(alpha, x)
-        return Tokens(lambda chosen: self._forward(self.column(x[chosen]), a[chosen]).log(), where, x)
+        return Tokens(self._noising(where, self.column(x), a), x)
+
+    def _noising(self, where: Tensor, x0: Tensor, alpha: Tensor) -> Sites:
+        """The rows of q_t(. | x0) at chosen sites."""
+        start, survival = x0[where], alpha[where]
+        return Sites.computed(where, lambda n: self._forward(start[n], survival[n]).log(), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
         """The rate from every state v into the site's own, per unit of sigma = -log alpha; own column meaningless."""
@@ -240,6 +248,10 @@ class Process(ABC):
     def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         """log O up to a constant from log D: the evidence is taken away. Not where ``settled``."""
         return log_d - self._log_evidence(x, alpha).to(log_d.dtype)
+
+    def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"] | None:
+        """log w where all evidence is one column's, D(v) ~ O(v) w^{1(v = x)}, or None where it is a row's."""
+        return None
 
     def settled(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
         """Where the state rules tokens out for sure, so that D does not determine O."""

@@ -161,6 +161,9 @@ class RankOne(Process):
     def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         return self._shift(log_d, x, -self.log_weight(x, alpha))
 
+    def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        return self.log_weight(x, alpha)
+
     def settled(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
         return self.log_weight(x, alpha) == torch.inf
 

@@ -1,28 +1,38 @@
-"""The only door to the kernels: argument checks, and the choice between torch and Triton by where the tensors are."""
+"""The only door to the kernels: argument checks, and the choice of a backend by where the tensors are.
 
+Every kernel takes an (N, V) tensor of logits or a recipe for rows that nobody has read yet, ``Rows`` or ``Computed``.
+"""
+
+import functools
 import importlib.util
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from discdiff.kernels import reference
+from discdiff.kernels import chunked, native, reference
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
+from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
+from discdiff.kernels.rows import Computed, LinearHead, Rows, Source
 
-__all__ = ["TAGS", "draw", "philox", "uniforms"]
+__all__ = [
+    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "draw", "log_prob", "philox",
+    "race", "read", "row_pass", "threshold", "uniforms", "winner",
+]  # fmt: skip
 
-Backend = Literal["auto", "torch", "triton"]
-_MAX_COLUMNS = reference.GROUP_SIZE * 4 * BLOCKS
+Backend = Literal["auto", "torch", "native", "triton"]
+_MAX_COLUMNS = GROUP_SIZE * 4 * BLOCKS
 
 
 def draw(
-    logits: Tensor,  # (N, V) float
+    logits: Tensor | Source,
     *,
     seed: int,
     rows: Tensor,  # (N,) int64
     positions: Tensor,  # (N,) int64
     step: int = 0,
     tag: int = 0,
+    reading: Reading | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     r"""Draw one column of each row with probability softmax(logits), as a function of where the draw is used.
@@ -31,13 +41,16 @@ def draw(
     rows or on other rows. The algorithm is the specification in ``kernels/reference.py``.
 
     Args:
-        logits: (N, V) unnormalised natural-log weights in any floating dtype; -inf excludes a column.
+        logits: (N, V) unnormalised natural-log weights in any floating dtype and strides, or a recipe for them; -inf
+            excludes a column.
         seed: 64-bit key.
         rows: (N,) id of the sequence each row belongs to, in [0, 2**32).
         positions: (N,) position in the sequence, in [0, 2**32).
         step: step number, below 2**32.
         tag: which draw of the step this is, below 1024.
-        backend: "torch", "triton" (on a GPU, or in the interpreter), or "auto": Triton for CUDA tensors.
+        reading: what ``read`` told of the same rows, so that they are not read again.
+        backend: "torch", "native" (its reading pass compiled for this CPU), "triton" (on a GPU, or in the interpreter),
+            or "auto": Triton for CUDA tensors, native for CPU ones, torch where those are missing.
 
     Returns:
         (N,) int64 columns; -1 for a row without mass or with a NaN or +inf (the caller knows the site's name).
@@ -45,27 +58,97 @@ def draw(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        got = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"draw: logits must be a floating (N, V) tensor, got {got}")
-    n, width = logits.shape
-    if width < 1 or width > _MAX_COLUMNS:
-        raise ValueError(f"draw: V must lie in 1..{_MAX_COLUMNS}, got {width}")
-    for name, ids in (("rows", rows), ("positions", positions)):
-        if ids.shape != (n,) or ids.dtype != torch.int64:
-            raise ValueError(
-                f"draw: {name} must be an int64 tensor of shape ({n},), got {ids.dtype} of {tuple(ids.shape)}"
-            )
-    _check_address(seed, step, tag)
-    if backend == "auto":
-        backend = "triton" if logits.is_cuda and importlib.util.find_spec("triton") else "torch"
-    if backend == "torch":
-        return reference.draw(logits, seed, rows, positions, step, tag)
-    if backend == "triton":
-        from discdiff.kernels import triton_draw  # imported here: triton comes with CUDA builds of torch only
+    return race(
+        logits, seed=seed, rows=rows, positions=positions, step=step, tag=tag, reading=reading, backend=backend
+    ).token
 
-        return triton_draw.draw(logits, seed, rows, positions, step, tag)
-    raise ValueError(f"draw: unknown backend {backend!r}; accepted: 'auto', 'torch', 'triton'")
+
+@torch.no_grad()
+def race(
+    logits: Tensor | Source,
+    *,
+    seed: int,
+    rows: Tensor,
+    positions: Tensor,
+    step: int = 0,
+    tag: int = 0,
+    first_column: int = 0,
+    reading: Reading | None = None,
+    backend: Backend = "auto",
+) -> Race:
+    """``draw`` among the columns of one shard of the vocabulary; ``winner`` of all shards is ``draw`` of the whole.
+
+    Args:
+        logits, seed, rows, positions, step, tag, reading, backend: as of ``draw``.
+        first_column: the shard's first column in the vocabulary, a multiple of 1024.
+
+    Returns:
+        The winning key and token of each row, the token counted in the whole vocabulary.
+
+    Raises:
+        ValueError: for wrong shapes, dtypes or ranges.
+    """
+    source = _source(logits, "draw")
+    for name, ids in (("rows", rows), ("positions", positions)):
+        if ids.shape != (len(source),) or ids.dtype != torch.int64:
+            raise ValueError(
+                f"draw: {name} must be an int64 tensor of shape ({len(source)},), got {ids.dtype} of {tuple(ids.shape)}"
+            )
+    if first_column % GROUP_SIZE or not 0 <= first_column <= _MAX_COLUMNS - source.width:
+        raise ValueError(f"race: first_column must be a multiple of {GROUP_SIZE}, got {first_column}")
+    _check_address(seed, step, tag)
+    by = _pass(_backend(source, backend))
+    return chunked.race(source, seed, rows, positions, step, tag, reading, first_column // GROUP_SIZE, by)
+
+
+def winner(*races: Race) -> Tensor:
+    """The tokens (N,) that the shards' races give together; -1 where a shard had a NaN or +inf, or none had mass."""
+    keys, tokens = torch.stack([r.key for r in races]), torch.stack([r.token for r in races])
+    best, shard = keys.max(0)  # the first of equal ones: ties go to the lowest column
+    return torch.where(best > -torch.inf, tokens.gather(0, shard[None])[0], -1)
+
+
+@torch.no_grad()
+def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False, backend: Backend = "auto") -> Reading:
+    """Read each row once: log-sum-exp, entropy, largest probability, and what later draws of these rows need.
+
+    Args:
+        logits: (N, V), or a recipe for them.
+        at: (N,) a column of each row whose log-probability is wanted.
+        top: whether the most probable column, and the margin to the second, are wanted.
+        backend: as of ``draw``.
+
+    Raises:
+        ValueError: for wrong shapes or dtypes.
+    """
+    source = _source(logits, "read")
+    if at is not None and (at.shape != (len(source),) or at.dtype != torch.int64):
+        raise ValueError(
+            f"read: at must be an int64 tensor of shape ({len(source)},), got {at.dtype} of {tuple(at.shape)}"
+        )
+    return chunked.read(source, at, top, _pass(_backend(source, backend)))
+
+
+def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
+    """log softmax(logits) at columns (N, ...) of the rows, -inf outside 0..V-1; differentiable in the logits."""
+    return chunked.log_prob(_source(logits, "log_prob"), columns)
+
+
+@torch.no_grad()
+def threshold(
+    logits: Tensor | Source, *, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
+    """The least logit (N,) that top-k, then nucleus, then min-p truncation keep; nothing is sorted, ties are kept.
+
+    Raises:
+        ValueError: for wrong shapes, dtypes or ranges.
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"threshold: top_k must be at least 1, got {top_k}")
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"threshold: {name} must lie in [0, 1], got {value}")
+    return chunked.threshold(_source(logits, "threshold"), top_k, top_p, min_p)
 
 
 def uniforms(
@@ -79,6 +162,49 @@ def uniforms(
     """Two float64 uniforms in (0, 1) for each (row, position), functions of (seed, row, position, step, tag) alone."""
     _check_address(seed, step, tag)
     return reference.uniforms(seed, rows, positions, step, tag)
+
+
+def row_pass() -> str:
+    """What reads rows on this machine's CPU: "native", compiled at first use, or "torch"."""
+    return "native" if native.available() else "torch"
+
+
+def _pass(backend: str) -> chunked.Pass | None:
+    """What reads rows where they lie; None where torch does all."""
+    if backend == "triton":
+        from discdiff.kernels import triton_rows  # imported here: triton comes with CUDA builds of torch only
+
+        return triton_rows
+    return native if backend == "native" else None
+
+
+def _backend(source: Source, backend: Backend) -> str:
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; accepted: {', '.join(map(repr, get_args(Backend)))}")
+    if backend != "auto":
+        return backend
+    if source.device.type == "cuda" and _has_triton():
+        return "triton"
+    return "native" if source.device.type == "cpu" and native.available() else "torch"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _source(logits: Tensor | Source, where: str) -> Source:
+    source: Source
+    if isinstance(logits, Rows | Computed):
+        source = logits
+    elif isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point():
+        source = Rows.of(logits)
+    else:
+        got = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{where}: logits must be a floating (N, V) tensor or Rows, got {got}")
+    if not 1 <= source.width <= _MAX_COLUMNS:
+        raise ValueError(f"{where}: V must lie in 1..{_MAX_COLUMNS}, got {source.width}")
+    return source
 
 
 def _check_address(seed: int, step: int, tag: int) -> None:

@@ -1,27 +1,125 @@
-r"""The definition of every kernel, in plain torch.
+r"""The definition of every kernel, in plain torch on rows that are in memory.
 
-``draw`` is a two-level categorical. The columns are split into groups of 1024, a number that belongs to the
-specification: tokens depend on it. With m_g the largest logit of group g and s_g the sum of exp(logit - m_g),
+A row of V logits is split into groups of 1024 columns, a number that belongs to the specification: tokens depend on
+it. One reading of the row gives, for every group, with m_g its largest logit,
+
+    s_g = sum exp(l - m_g),     a_g = sum exp(l - m_g) (l - m_g),
+
+and from these few numbers follow log-sum-exp, entropy, the largest logit and a draw. ``draw`` is a two-level
+categorical,
 
     group  = argmax_g  m_g + log s_g + G_g          G_g = -log(-log1p(-u_g)), one 32-bit uniform a group
     column = the first c of the group with  sum_{c' <= c} exp(l_c' - m_g) > v * sum over the group
 
-which is an exact categorical draw that reads the row once (and 1/groups of it again). u_g is word g % 4 of the Philox
-call at column block g // 4, mapped to min((w + 1/2) / 2**32, 1 - 2**-24): the race is won by small u, and there the
-grid keeps its full relative precision. v has 53 bits. Group sums are float32 (float64 for float64 logits); keys and
-the sums inside the winning group are float64, because a float32 running sum loses every token below 6e-8 behind a
-likely one. Ties go to the lowest column.
+which is exact and looks at one group a second time. u_g is word g % 4 of the Philox call at column block g // 4, mapped
+to min((w + 1/2) / 2**32, 1 - 2**-24): the race is won by small u, and there the grid keeps its full relative
+precision. v has 53 bits. Group sums are float32 (float64 for float64 logits); keys and the sums inside the winning
+group are float64, because a float32 running sum loses every token below 6e-8 behind a likely one. Ties go to the
+lowest column.
+
+Groups do not know of each other, so shards of the vocabulary race by themselves and the largest key wins.
 """
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from discdiff.kernels.philox import COIN, GROUP, WITHIN, counter, philox, uniform53
 
-__all__ = ["GROUP_SIZE", "draw", "gumbel32", "uniforms"]
+__all__ = [
+    "GROUP_SIZE", "Race", "Reading", "contest", "draw", "group_size", "group_words", "gumbel32", "race", "read",
+    "statistics", "threshold", "two_largest", "uniforms", "within",
+]  # fmt: skip
 
 GROUP_SIZE = 1024
-_CHUNK = 1 << 20  # logits converted at a time: the only temporary, 4 MB
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over N rows tells.
+
+    Attributes:
+        peak, mass, tilt: (N, G) of each group m_g, s_g and a_g; mass is NaN where the group holds a NaN or +inf.
+        value: (N,) the logit of the column that was asked for, -inf where there is none; None if not asked.
+        argmax: (N,) the lowest column with the largest logit; None if not asked.
+        runner_up: (N,) the largest logit but that one; None if not asked.
+    """
+
+    peak: Tensor
+    mass: Tensor
+    tilt: Tensor
+    value: Tensor | None = None
+    argmax: Tensor | None = None
+    runner_up: Tensor | None = None
+
+    @property
+    def group_lse(self) -> Tensor:
+        """(N, G) log-sum-exp of each group, float64."""
+        return self.peak.double() + self.mass.double().log()
+
+    @property
+    def log_sum_exp(self) -> Tensor:
+        """(N,) float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
+        return self.group_lse.logsumexp(-1)
+
+    @property
+    def log_prob(self) -> Tensor:
+        """(N,) log-probability of the column that was asked for, float64."""
+        if self.value is None:
+            raise ValueError("log_prob: read(..., at=columns) was not asked for a column")
+        return self.value.double() - self.log_sum_exp
+
+    @property
+    def entropy(self) -> Tensor:
+        """(N,) in nats, float64."""
+        share = (self.group_lse - self.log_sum_exp[:, None]).exp()
+        mean = self.peak.double() + self.tilt.double() / self.mass.double()  # of the logits of the group
+        return self.log_sum_exp - torch.where(self.mass == 0, 0.0, share * mean).sum(-1)
+
+    @property
+    def max_prob(self) -> Tensor:
+        """(N,) the largest probability, float64."""
+        return (self.peak.amax(-1).double() - self.log_sum_exp).exp()
+
+    @property
+    def margin(self) -> Tensor:
+        """(N,) the largest probability less the second largest, float64."""
+        if self.runner_up is None:
+            raise ValueError("margin: read(..., top=True) was not asked for the second largest")
+        return self.max_prob - (self.runner_up.double() - self.log_sum_exp).exp()
+
+    def subset(self, keep: Tensor) -> "Reading":
+        """The rows of a mask or an index."""
+        return self._from([self], lambda parts: parts[0][keep])
+
+    @classmethod
+    def join(cls, readings: Sequence["Reading"]) -> "Reading":
+        """The readings of consecutive rows as one."""
+        return cls._from(readings, torch.cat)
+
+    @classmethod
+    def _from(cls, readings: Sequence["Reading"], make: Callable[[list[Tensor]], Tensor]) -> "Reading":
+        def optional(name: str) -> Tensor | None:
+            return None if getattr(readings[0], name) is None else make([getattr(r, name) for r in readings])
+
+        peak, mass, tilt = (make([getattr(r, name) for r in readings]) for name in ("peak", "mass", "tilt"))
+        return cls(peak, mass, tilt, optional("value"), optional("argmax"), optional("runner_up"))
+
+
+@dataclass(frozen=True)
+class Race:
+    """How N rows would be drawn if theirs were all the columns: a shard's part of a draw.
+
+    Attributes:
+        key: (N,) float64, the winning group's; -inf without mass, NaN for a bad row.
+        token: (N,) the column; -1 for a row without mass or with a NaN or +inf.
+    """
+
+    key: Tensor
+    token: Tensor
 
 
 def uniforms(
@@ -42,49 +140,121 @@ def gumbel32(word: Tensor) -> Tensor:
     return -torch.log(-torch.log1p(-u))
 
 
-def draw(
-    logits: Tensor,  # (N, V) any floating dtype, any strides; -inf is allowed
+def group_size(width: int) -> int:
+    """How many columns a group has: 1024, or all of a narrow row."""
+    return min(width, GROUP_SIZE)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(peak, mass, tilt) of the groups of rows (N, V), each (N, G); an empty group has -inf, 0 and 0."""
+    n, width = x.shape
+    size = group_size(width)
+    groups = -(-width // size)
+    if width < groups * size:
+        x = torch.nn.functional.pad(x, (0, groups * size - width), value=-torch.inf)
+    x = x.view(n, groups, size)
+    peak = x.amax(-1)
+    offset = x - peak.masked_fill(peak == -torch.inf, 0)[..., None]
+    weight = offset.exp()
+    tilt = (weight * offset.clamp_(min=-87)).sum(-1)  # less adds nothing, and 0 * -inf would be a NaN
+    return peak, weight.sum(-1), tilt
+
+
+def read(x: Tensor, at: Tensor | None = None, top: bool = False) -> Reading:
+    """What one pass over rows (N, V) in float32 or float64 tells."""
+    value = argmax = runner_up = None
+    if at is not None:
+        known = (at >= 0) & (at < x.shape[1])
+        value = x.gather(-1, at.where(known, 0)[:, None])[:, 0].masked_fill(~known, -torch.inf)
+    if top:
+        argmax, runner_up = two_largest(x)
+    return Reading(*statistics(x), value, argmax, runner_up)
+
+
+def two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest column with the largest logit of each row (N, V), and the largest logit of the others."""
+    argmax = x.argmax(-1)
+    return argmax, x.scatter(-1, argmax[:, None], -torch.inf).amax(-1)
+
+
+def group_words(seed: int, rows: Tensor, positions: Tensor, step: int, tag: int, first: int, groups: int) -> Tensor:
+    """The words (N, G) of groups first..first + groups - 1: word g % 4 of the Philox call at block g // 4."""
+    start, end = first // 4, -(-(first + groups) // 4)
+    block = torch.arange(start, end, device=rows.device)
+    words = philox(seed, counter(GROUP, tag, block), positions[:, None], step, rows[:, None])
+    return torch.stack(words, -1).flatten(1)[:, first - 4 * start :][:, :groups]
+
+
+def contest(
+    lse: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int, first_group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The race among groups (N, G): the winning keys (N,), the groups, and the uniforms v for use within them."""
+    words = group_words(seed, rows, positions, step, tag, first_group, lse.shape[1])
+    key, group = (lse + gumbel32(words)).max(-1)
+    high, low, _, _ = philox(seed, counter(WITHIN, tag), positions, step, rows)
+    return key, group, uniform53(high, low)
+
+
+def within(x: Tensor, share: Tensor) -> Tensor:
+    """A column of each row (N, size) of a winning group, by inverse CDF: the first to exceed its share of the whole."""
+    weight = (x - x.amax(-1, keepdim=True)).exp_().double()
+    total = weight.cumsum(-1)
+    # v < 1 and total[-1] > 0, so v * total[-1] < total[-1] except by rounding: then the last column with mass is meant.
+    target = torch.minimum(share * total[:, -1], torch.nextafter(total[:, -1], total.new_zeros(())))
+    return (total <= target[:, None]).sum(-1)
+
+
+def race(
+    x: Tensor,  # (N, V) float32 or float64
     seed: int,
     rows: Tensor,  # (N,) row ids
     positions: Tensor,  # (N,) positions in the sequence
     step: int,
     tag: int,
-) -> Tensor:
-    """One column a row, with probability softmax(logits); -1 where the row has no mass or holds a NaN or +inf."""
-    n, width = logits.shape
-    per_chunk = max(1, _CHUNK // max(width, 1))
-    tokens = torch.empty(n, dtype=torch.int64, device=logits.device)
-    for start in range(0, n, per_chunk):
-        part = slice(start, start + per_chunk)
-        tokens[part] = _draw_rows(logits[part], seed, rows[part], positions[part], step, tag)
-    return tokens
+    first_group: int = 0,
+) -> Race:
+    """The race among the groups of these columns, the first of which is group ``first_group`` of the vocabulary."""
+    width = x.shape[1]
+    size = group_size(width)
+    key, group, share = contest(read(x).group_lse, seed, rows, positions, step, tag, first_group)
+    column = group[:, None] * size + torch.arange(size, device=x.device)
+    chosen = x.gather(-1, column.clamp(max=width - 1)).masked_fill(column >= width, -torch.inf)
+    token = first_group * GROUP_SIZE + group * size + within(chosen, share)
+    return Race(key, torch.where(key > -torch.inf, token, -1))
 
 
-def _draw_rows(logits: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int) -> Tensor:
-    n, width = logits.shape
-    groups = -(-width // GROUP_SIZE)
-    size = GROUP_SIZE if groups > 1 else width  # trailing -inf columns of a lone group would change nothing
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    padded = torch.full((n, groups * size), -torch.inf, dtype=dtype, device=logits.device)
-    padded[:, :width] = logits
-    grouped = padded.view(n, groups, size)
+def draw(x: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int) -> Tensor:
+    """One column a row, with probability softmax(x); -1 where the row has no mass or holds a NaN or +inf."""
+    return race(x, seed, rows, positions, step, tag).token
 
-    peak = grouped.amax(-1)  # (n, groups)
-    safe_peak = peak.masked_fill(peak == -torch.inf, 0)  # an empty group: exp(-inf - 0) = 0
-    mass = (grouped - safe_peak[..., None]).exp_().sum(-1)
-    bad = (peak.amax(-1) == -torch.inf) | ~torch.isfinite(mass.sum(-1))
 
-    block = torch.arange(-(-groups // 4), device=logits.device)
-    words = philox(seed, counter(GROUP, tag, block), positions[:, None], step, rows[:, None])
-    word = torch.stack(words, -1).view(n, -1)[:, :groups]  # word g % 4 of block g // 4
-    key = safe_peak.double() + mass.double().log() + gumbel32(word)
-    group = key.argmax(-1)
+def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
+    """The least logit (N,) that a truncation of softmax(x) keeps; ties with it are kept.
 
-    index = torch.arange(n, device=logits.device)
-    weight = (grouped[index, group] - safe_peak[index, group][:, None]).exp_().double()
-    high, low, _, _ = philox(seed, counter(WITHIN, tag), positions, step, rows)
-    total = weight.cumsum(-1)
-    # v < 1 and total[-1] > 0, so v * total[-1] < total[-1] except by rounding: then the last column with mass is meant.
-    target = torch.minimum(uniform53(high, low) * total[:, -1], torch.nextafter(total[:, -1], total.new_zeros(())))
-    column = (total <= target[:, None]).sum(-1)
-    return torch.where(bad, -1, group * size + column)
+    In turn: the ``top_k`` most probable tokens; of what is left, renormalised, the fewest most probable ones that hold
+    ``top_p`` of the mass; tokens of at least ``min_p`` times the largest probability. Found by bisection on the bits of
+    the gap to the largest logit, so nothing is sorted: after 31 halvings of the non-negative floats it is exact.
+    """
+    peak = x.amax(-1, keepdim=True)
+    gap = (peak - x).to(torch.float32).where(x > -torch.inf, torch.inf)
+    order = gap.view(torch.int32)  # non-negative floats order as their bits do
+    limit = torch.full((len(x), 1), torch.finfo(torch.float32).max, device=x.device)  # all that is finite
+    if top_k is not None:
+        limit = _least(order, torch.ones_like(gap, dtype=torch.float64), torch.full_like(limit, top_k).double())
+    if top_p is not None:
+        weight = torch.exp(-gap.double()).where(gap <= limit, 0.0)
+        limit = torch.minimum(limit, _least(order, weight, top_p * weight.sum(-1, keepdim=True)))
+    if min_p is not None:
+        limit = limit.clamp(max=-math.log(min_p) if min_p > 0 else torch.finfo(torch.float32).max)
+    return torch.where(gap <= limit, x, torch.inf).amin(-1)
+
+
+def _least(order: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """The least gap (N, 1) within which the weights reach the target; the largest finite one if none does."""
+    low = torch.zeros_like(target, dtype=torch.int32)
+    high = torch.full_like(low, 0x7F7FFFFF)  # the largest finite float
+    for _ in range(31):
+        middle = low + (high - low) // 2
+        enough = weight.where(order <= middle, 0.0).sum(-1, keepdim=True) >= target
+        low, high = torch.where(enough, low, middle + 1).clamp(max=0x7F7FFFFF), torch.where(enough, middle, high)
+    return high.view(torch.float32)

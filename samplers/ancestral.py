@@ -13,7 +13,6 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -37,12 +36,13 @@ class Ancestral(Predictor):
         alpha_t, alpha_s = at.alpha(state.t), at.alpha(at.s)
         z = state.tokens
         if not isinstance(at.process, RankOne):
-            rows = partial(at.predict(state).reverse_rows, alpha_s=alpha_s)
-            return state.at(choose("state", Tokens(rows, state.free, z), state, at), at.s)
+            reverse = at.predict(state).reverse(state.free, alpha_s)
+            return state.at(choose("state", Tokens(reverse, z), state, at), at.s)
         bound = at.process.candidate(z, alpha_t, alpha_s).where(state.free, 0.0)
         where = choose("where", Coins(bound), state, at)
         prediction = at.predict(state)
         if not isinstance(at.process, Masked):  # a mask is no token, so its bound is attained
+            prediction = prediction.read(where)
             accept = at.process.acceptance(prediction.log_own(where), z, alpha_t)
             where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
         return redraw(state.at(z, at.s), where, prediction, alpha_s, at)

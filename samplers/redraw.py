@@ -39,6 +39,6 @@ def redraw(
         )
     process, x = at.process, state.tokens
     data = choose("data", Coins(where.double() * process.kept(alpha)), state, at)
-    tokens = choose("token", Tokens(prediction.loo_rows, data, process.column(x)), state, at)
+    tokens = choose("token", Tokens(prediction.loo_at(data), process.column(x)), state, at)
     x = torch.where(data, process.place(tokens, x), x)
     return state.at(choose("noise", process.renoise(x, where, where & ~data, alpha), state, at))

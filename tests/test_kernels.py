@@ -1,16 +1,24 @@
 """Random words and keyed draws: known answers, the specification, and Triton's interpreter against it."""
 
+import dataclasses
+import importlib.util
 import itertools
 import math
+from typing import NamedTuple
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from discdiff import kernels
+from discdiff.kernels import chunked, native, reference
 from discdiff.kernels import philox as philox_module
-from discdiff.kernels import reference
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_compiler = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
 
 
 @pytest.mark.parametrize(
@@ -55,23 +63,175 @@ def address(n: int) -> dict[str, torch.Tensor]:
     return {"rows": torch.arange(n) * 3 + 1, "positions": torch.arange(n) % 7}
 
 
-@pytest.mark.parametrize("width", [2, 3, 17, 1000, 1024, 1025, 4096])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_triton_draws_the_references_tokens(width: int, dtype: torch.dtype) -> None:
-    pytest.importorskip("triton")
-    n = 24
-    logits = (torch.randn(n, width) * 3).to(dtype)
-    logits[:, 0] = -math.inf
-    key = {"seed": 2**63 + 5, "step": 9, "tag": 3} | address(n)
-    expected = kernels.draw(logits, **key)
-    assert kernels.draw(logits, backend="triton", **key).tolist() == expected.tolist()
-    pairs = torch.stack([key["rows"], key["positions"]], -1)  # ids with a stride of two
-    apart = key | {"rows": pairs[:, 0], "positions": pairs[:, 1]}
-    assert kernels.draw(logits, backend="triton", **apart).tolist() == expected.tolist()
-    strided = torch.empty(width, n, dtype=dtype).T.copy_(logits)
-    assert kernels.draw(strided, backend="triton", **key).tolist() == expected.tolist()
-    assert kernels.draw(strided, **key).tolist() == expected.tolist()
-    assert kernels.draw(logits, **key | {"seed": 1}).tolist() != expected.tolist() or width == 2
+BACKENDS = ["torch", pytest.param("native", marks=needs_compiler), pytest.param("triton", marks=needs_triton)]
+
+
+class Plan(NamedTuple):
+    """What a random recipe for rows is made from."""
+
+    seed: int
+    shape: tuple[int, int]
+    width: int
+    dtype: torch.dtype
+    spread: float
+    layout: str
+    share: float  # of the sites that are chosen
+    back: int
+    empty: bool  # whether a row has no mass
+    adjust: frozenset[str]
+
+    def rows(self) -> kernels.Rows:
+        generator = torch.Generator().manual_seed(self.seed)
+        logits = torch.randn(*self.shape, self.width, generator=generator, dtype=torch.float64) * self.spread
+        logits[..., torch.rand(self.width, generator=generator) < 0.1] = -math.inf
+        if self.empty:
+            logits[0, 0] = -math.inf
+        source = logits.to(self.dtype)
+        if self.layout == "columns":
+            source = source.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        elif self.layout == "steps":  # every second column of something wider
+            source = torch.stack([source, torch.zeros_like(source)], -1).flatten(-2)[..., ::2]
+        elif self.layout == "swapped":
+            source = source.transpose(0, 1).contiguous().transpose(0, 1)
+        where = torch.rand(*self.shape, generator=generator) < self.share
+        rows = kernels.Rows.at(source, where, self.width, back=self.back)
+        if "shift" in self.adjust:
+            own = torch.randint(-1, self.width + 1, (len(rows),), generator=generator)
+            rows = dataclasses.replace(rows, own=own, shift=torch.randn(len(rows), generator=generator).double())
+        if "hidden" in self.adjust:
+            rows = dataclasses.replace(rows, hidden=(0, self.width - 1))
+        if "temperature" in self.adjust:
+            rows = dataclasses.replace(rows, temperature=0.7)
+        if "floor" in self.adjust:
+            rows = dataclasses.replace(rows, floor=kernels.threshold(rows, top_k=max(1, self.width // 3), top_p=0.9))
+        return rows
+
+
+PLANS = st.builds(
+    Plan,
+    seed=st.integers(0, 999),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    width=st.integers(2, 40) | st.sampled_from([1000, 1023, 1024, 1025, 2049, 2500, 5003]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    spread=st.sampled_from([1.0, 9.0]),
+    layout=st.sampled_from(["rows", "columns", "steps", "swapped"]),
+    share=st.sampled_from([0.5, 1.0]),
+    back=st.integers(0, 1),
+    empty=st.booleans(),
+    adjust=st.frozensets(st.sampled_from(["shift", "hidden", "temperature", "floor"])),
+)
+
+
+def key_of(n: int) -> dict[str, torch.Tensor | int]:
+    return {"seed": 2**63 + 5, "step": 9, "tag": 3} | address(n)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(plan=PLANS)
+def test_every_backend_draws_the_references_tokens(backend: str, plan: Plan) -> None:
+    """Over random shapes, dtypes, strides and adjustments; a reading made before changes nothing."""
+    rows = plan.rows()
+    key = key_of(len(rows))
+    expected = reference.draw(rows.dense(), **key).tolist()
+    reading = kernels.read(rows, backend=backend)
+    assert kernels.draw(rows, backend=backend, **key).tolist() == expected
+    assert kernels.draw(rows, backend=backend, reading=reading, **key).tolist() == expected
+    computed = kernels.Computed(rows.dense, rows.width, torch.arange(len(rows)), rows.dtype)
+    assert kernels.draw(computed, backend=backend, **key).tolist() == expected
+
+
+def test_another_seed_gives_other_tokens() -> None:
+    logits, key = torch.randn(24, 1500), key_of(24)
+    assert kernels.draw(logits, **key | {"seed": 1}).tolist() != kernels.draw(logits, **key).tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(plan=PLANS)
+def test_a_reading_is_that_of_the_softmax(backend: str, plan: Plan) -> None:
+    rows = plan.rows()
+    rows = rows.subset(rows.dense().amax(-1) > -math.inf)
+    x = rows.dense().double()
+    at = torch.arange(len(rows)) % (rows.width + 1)  # one column beyond the last
+    reading = kernels.read(rows, at=at, top=True, backend=backend)
+    p = x.softmax(-1)
+    torch.testing.assert_close(reading.log_sum_exp, x.logsumexp(-1), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(reading.entropy, torch.special.entr(p).sum(-1), atol=1e-5, rtol=1e-5)
+    first, second = p.topk(2).values.unbind(-1)
+    torch.testing.assert_close(reading.max_prob, first, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(reading.margin, first - second, atol=1e-6, rtol=1e-6)
+    assert reading.argmax is not None
+    assert reading.argmax.tolist() == rows.dense().argmax(-1).tolist()
+    inside = at < rows.width
+    own = x.log_softmax(-1).gather(-1, at.where(inside, 0)[:, None])[:, 0].masked_fill(~inside, -math.inf)
+    torch.testing.assert_close(reading.log_prob, own, atol=1e-6, rtol=1e-6)
+    hypothesis.assume(len(rows) > 0)
+    off = x.logsumexp(-1) + 1e-5  # planted: an error of 1e-5 is seen
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(reading.log_sum_exp, off, atol=1e-6, rtol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_shards_of_the_vocabulary_give_the_same_tokens(shards: int, backend: str) -> None:
+    width, n = 8 * 1024 + 77, 6
+    logits, key = torch.randn(n, width) * 2, key_of(6)
+    edges = [8 // shards * 1024 * k for k in range(shards)] + [width]
+    parts = [
+        kernels.race(logits[:, start:end], first_column=start, backend=backend, **key)
+        for start, end in itertools.pairwise(edges)
+    ]
+    whole = kernels.draw(logits, **key).tolist()
+    assert kernels.winner(*parts).tolist() == whole
+    logits[2, 5000] = math.nan
+    parts = [kernels.race(logits[:, a:b], first_column=a, backend=backend, **key) for a, b in itertools.pairwise(edges)]
+    assert kernels.winner(*parts).tolist() == [-1 if n == 2 else token for n, token in enumerate(whole)]
+    if shards > 1:  # planted fault: shards that do not know where they are
+        lost = [kernels.race(logits[:, a:b], backend=backend, **key) for a, b in itertools.pairwise(edges)]
+        assert kernels.winner(*lost).tolist() != whole
+
+
+def test_the_native_pass_does_not_depend_on_threads_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, key = torch.randn(70, 5000), key_of(70)
+    expected = kernels.draw(logits, **key).tolist()
+    torch.set_num_threads(2)
+    try:
+        assert kernels.draw(logits, **key).tolist() == expected
+    finally:
+        torch.set_num_threads(1)
+    for elements in (1, 1 << 14):
+        monkeypatch.setitem(chunked._CHUNK, "cpu", elements)
+        assert kernels.draw(logits.double(), **key).tolist() == kernels.draw(logits, backend="torch", **key).tolist()
+        assert kernels.draw(logits.to(torch.float16).float(), **key).tolist() == (
+            kernels.draw(logits.to(torch.float16), **key).tolist()
+        )
+
+
+@hypothesis.given(plan=PLANS, top_k=st.none() | st.integers(1, 9), top_p=st.none() | st.floats(0, 1))
+def test_truncation_keeps_what_sorting_keeps(plan: Plan, top_k: int | None, top_p: float | None) -> None:
+    rows = plan.rows()
+    rows = rows.subset(rows.dense().amax(-1) > -math.inf)
+    x = rows.dense()
+    for row, floor in zip(x.double(), kernels.threshold(rows, top_k=top_k, top_p=top_p), strict=True):
+        values = row.sort(descending=True).values
+        kept = values[: top_k or len(values)]
+        kept = values[values >= kept[-1]]  # ties stay
+        if top_p is not None:
+            p = kept.softmax(-1)
+            count = int((p.cumsum(-1) - p < top_p * (1 - 1e-12)).sum())
+            kept = kept[: max(count, 1)]
+        least = kept[kept > -math.inf][-1]
+        near = values[(values - least).abs() < 1e-5]  # a cumulated float may stop one token away
+        assert near.min() - 1e-9 <= float(floor) <= near.max() + 1e-9 or float(floor) == float(least)
+    low = kernels.threshold(rows, min_p=0.25)
+    assert torch.equal(x >= low[:, None], (x.double() - x.double().amax(-1, keepdim=True)).exp() >= 0.25)
+
+
+def test_truncation_refuses_nonsense() -> None:
+    for wrong in ({"top_k": 0}, {"top_p": 1.5}, {"min_p": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            kernels.threshold(torch.zeros(1, 3), **wrong)
 
 
 def test_draw_is_the_specification() -> None:
@@ -113,13 +273,31 @@ def test_draws_follow_the_softmax(width: int, failure_rate: float) -> None:
     assert stats.chisquare(counts, n * biased / biased.sum()).pvalue < failure_rate
 
 
+def test_a_million_draws_of_tiny_and_huge_probabilities(failure_rate: float) -> None:
+    """2e-8 a token beside a dominant one: a float32 race or running sum would draw none of them, ever."""
+    n = 1_000_000
+    p = torch.cat(
+        [torch.tensor([0.9, 0.1 - 1e-3 - 1e-5]), torch.full((1000,), 1e-6), torch.full((500,), 2e-8)]
+    ).double()
+    logits = p.log().float().expand(n, -1)
+    key = {"rows": torch.arange(n), "positions": torch.zeros(n, dtype=torch.int64)}
+    drawn = kernels.draw(logits, seed=3, **key)
+    bins = torch.cat([torch.tensor([0, 1]), torch.full((1000,), 2), torch.full((500,), 3)])
+    counts = torch.bincount(bins[drawn], minlength=4)
+    share = torch.zeros(4).double().index_add(0, bins, logits[0].double().softmax(-1))
+    assert stats.chisquare(counts, n * share).pvalue > failure_rate
+    assert counts[3] > 0
+    biased = share * torch.tensor([1, 1, 1.3, 1]) / (share * torch.tensor([1, 1, 1.3, 1])).sum()  # planted fault
+    assert stats.chisquare(counts, n * biased).pvalue < failure_rate
+
+
 def test_rare_tokens_are_not_starved(failure_rate: float) -> None:
     """Tokens of probability 5e-8 behind one of probability 1: a float32 running sum would drop every one of them."""
     width, n = 1024, 150_000
     logits = torch.full((width,), math.log(5e-8))
     logits[0] = 0
     key = {"rows": torch.arange(n), "positions": torch.zeros(n, dtype=torch.int64)}
-    rare = int((kernels.draw(logits.expand(n, width), seed=3, **key) > 0).sum())
+    rare = int((kernels.draw(logits.expand(n, width), seed=3, backend="torch", **key) > 0).sum())
     p = 1023 * 5e-8 / (1 + 1023 * 5e-8)
     assert stats.binomtest(rare, n, p).pvalue > failure_rate
     assert rare > 0
@@ -156,10 +334,8 @@ def test_uniforms_are_uniform(failure_rate: float) -> None:
     assert abs(stats.pearsonr(u.flatten(), v.flatten()).statistic) < 0.03
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_that_cannot_be_drawn_are_marked(backend: str) -> None:
-    if backend == "triton":
-        pytest.importorskip("triton")
     logits = torch.zeros(5, 1100)
     logits[0] = -math.inf
     logits[1, 3] = math.nan

@@ -1,5 +1,7 @@
 """The loop: samples follow the exact law, do not depend on the batch, and leave what is given alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from problems import chain, mislabelled, strong, weak
@@ -247,17 +249,18 @@ def test_mislabelled_samples_are_seen_to_be_wrong(failure_rate: float) -> None:
 def test_the_fused_draw_stands_in_token_for_token(process: dd.Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same sampler with every token drawn by the Triton kernel (in its interpreter here) gives the same tokens."""
     pytest.importorskip("triton")
-    from discdiff.kernels import reference, triton_draw
+    from discdiff.kernels import dispatch, triton_rows
 
     model = chain(5, 10).denoiser(process, predicts="loo")
     sampler = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(sites=2), steps=3)
     expected = sampler.sample(batch=4, seed=0).tokens
-    calls = []
+    races = []
 
-    def fused(*args: object) -> torch.Tensor:
-        calls.append(args)
-        return triton_draw.draw(*args)
+    def fused(*args: object) -> object:
+        races.append(triton_rows.race(*args))
+        return races[-1]
 
-    monkeypatch.setattr(reference, "draw", fused)
+    backend = SimpleNamespace(statistics=triton_rows.statistics, race=fused)
+    monkeypatch.setattr(dispatch, "_pass", lambda _: backend)
     assert torch.equal(sampler.sample(batch=4, seed=0).tokens, expected)
-    assert len(calls) == 6
+    assert len(races) == 6

@@ -1,0 +1,137 @@
+"""``reference`` on rows that are not in memory: gathered a cache-sized chunk at a time, or read where they lie.
+
+A pass that a backend brings may read rows in place; what it cannot read comes to it in chunks, and torch does what no
+pass does. What is allocated is a chunk, and a few numbers a group.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from discdiff.kernels import reference
+from discdiff.kernels.reference import Race, Reading
+from discdiff.kernels.rows import Rows, Source
+
+__all__ = ["Pass", "log_prob", "race", "read", "threshold"]
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """What a backend brings: ``reference`` on rows where they lie, or None for rows that it cannot read."""
+
+    def statistics(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None: ...
+
+    def race(
+        self,
+        rows: Rows,
+        reading: Reading,
+        seed: int,
+        ids: Tensor,
+        positions: Tensor,
+        step: int,
+        tag: int,
+        first_group: int,
+    ) -> Race | None: ...
+
+
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in a core's cache
+_WINDOWS = 256  # winning groups looked at together
+
+
+def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None) -> Reading:
+    """``reference.read`` of rows that are not in memory."""
+    groups = by.statistics(rows) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
+    if groups is not None and isinstance(rows, Rows):
+        return _finish(rows, groups, at, top)
+    readings = []
+    for part, x in _chunks(rows):
+        columns, chunk = None if at is None else at[part], Rows.of(x)
+        groups = None if by is None else by.statistics(chunk)
+        readings.append(reference.read(x, columns, top) if groups is None else _finish(chunk, groups, columns, top))
+    if not readings:
+        return reference.read(torch.zeros(0, rows.width, dtype=rows.dtype, device=rows.device), at, top)
+    return Reading.join(readings)
+
+
+def race(
+    rows: Source,
+    seed: int,
+    ids: Tensor,
+    positions: Tensor,
+    step: int,
+    tag: int,
+    reading: Reading | None,
+    first_group: int,
+    by: Pass | None,
+) -> Race:
+    """``reference.race`` of rows that are not in memory; a reading of them that is at hand is not made again."""
+    if not isinstance(rows, Rows) or rows.convert is not None:  # the winning group is looked up while the chunk is here
+        parts = [
+            race(Rows.of(x), seed, ids[part], positions[part], step, tag, None, first_group, by)
+            for part, x in _chunks(rows)
+        ]
+        keys = [part.key for part in parts] or [torch.zeros(0, dtype=torch.float64, device=rows.device)]
+        tokens = [part.token for part in parts] or [torch.zeros(0, dtype=torch.int64, device=rows.device)]
+        return Race(torch.cat(keys), torch.cat(tokens))
+    reading = read(rows, None, False, by) if reading is None else reading
+    done = by.race(rows, reading, seed, ids, positions, step, tag, first_group) if by is not None else None
+    if done is not None:
+        return done
+    size = reference.group_size(rows.width)
+    key, group, share = reference.contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
+    column = torch.empty_like(group)
+    for part in _parts(len(rows)):
+        column[part] = reference.within(rows.window(part, group[part] * size, size), share[part])
+    token = first_group * reference.GROUP_SIZE + group * size + column
+    return Race(key, torch.where(key > -torch.inf, token, -1))
+
+
+def threshold(rows: Source, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
+    """``reference.threshold`` of rows that are not in memory."""
+    found = [reference.threshold(x, top_k, top_p, min_p) for _, x in _chunks(rows)]
+    return torch.cat(found) if found else torch.zeros(0, dtype=rows.dtype, device=rows.device)
+
+
+def log_prob(rows: Source, columns: Tensor) -> Tensor:
+    """log softmax at columns (N, ...) of the rows, -inf outside; differentiable."""
+    found = [torch.zeros(0, *columns.shape[1:], dtype=rows.dtype, device=rows.device)]
+    for part, x in _chunks(rows, keep=torch.is_grad_enabled()):
+        column = columns[part].reshape(len(x), -1)
+        known = (column >= 0) & (column < rows.width)
+        log_p = x.log_softmax(-1).gather(-1, column.where(known, 0)).masked_fill(~known, -torch.inf)
+        found.append(log_p.view(columns[part].shape))
+    return torch.cat(found)
+
+
+def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Consecutive rows in memory, in a buffer that the next chunk overwrites unless they are to be kept."""
+    count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // rows.width)
+    buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
+    for start in range(0, len(rows), count):
+        part = slice(start, start + count)
+        yield part, rows.dense(part, buffer)
+
+
+def _finish(rows: Rows, groups: tuple[Tensor, Tensor, Tensor], at: Tensor | None, top: bool) -> Reading:
+    """A reading from the statistics of the groups and a second look at single columns, or at one group a row."""
+    value = argmax = runner_up = None
+    if at is not None:
+        known = (at >= 0) & (at < rows.width)
+        value = rows.window(slice(None), at.where(known, 0), 1)[:, 0].masked_fill(~known, -torch.inf)
+    peak = groups[0]
+    if top:  # the two largest lie in the group with the largest, but for the other groups' largest
+        size = reference.group_size(rows.width)
+        best = peak.argmax(-1)
+        argmax = torch.empty_like(best)
+        runner_up = peak.scatter(-1, best[:, None], -torch.inf).amax(-1)
+        for part in _parts(len(rows)):
+            column, second = reference.two_largest(rows.window(part, best[part] * size, size))
+            argmax[part] = best[part] * size + column
+            runner_up[part] = torch.maximum(runner_up[part], second)
+    return Reading(*groups, value, argmax, runner_up)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + _WINDOWS) for start in range(0, count, _WINDOWS))

@@ -1,0 +1,219 @@
+r"""Rows of logits that nobody has read yet: which sites, and what is done to a row on the way.
+
+A sampling step changes few sites, so what an operator hands to a kernel is never a (B, L, V) tensor made for it but
+this recipe. A kernel carries it out in registers, or in chunks that fit a cache:
+
+    raw   = source[row, position]                      gathered, in the model's dtype
+    x     = float32(convert(raw)), or float64          a head, or a change of meaning; the identity by default
+    x[hidden] = -inf                                   columns that are never drawn
+    x[own] += shift                                    one column of each row
+    x     = x / temperature,  -inf where below floor   tempering and truncation
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["Computed", "LinearHead", "Rows", "Source"]
+
+Convert = Callable[[Tensor, Tensor], Tensor]  # (n, K) raw rows and the (n,) rows they are -> (n, V)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """N rows of logits, unread.
+
+    Attributes:
+        source: (B, L, V) logits of any floating dtype and strides, or (B, L, K) of what ``convert`` makes logits of.
+        row, position: (N,) where each row is in ``source``.
+        width: V.
+        convert: raw rows (n, K), and their numbers (n,) among the rows first given, to (n, V).
+        hidden: columns set to -inf.
+        own, shift: (N,) a column of each row and what is added to it; a column outside 0..V-1 is none.
+        temperature: what the row is divided by.
+        floor: (N,) what a logit must reach, after all else, not to be set to -inf.
+        whole: whether these are all rows of ``source`` in order, so that they need not be gathered.
+    """
+
+    source: Tensor
+    row: Tensor
+    position: Tensor
+    width: int
+    convert: Convert | None = None
+    hidden: tuple[int, ...] = ()
+    own: Tensor | None = None
+    shift: Tensor | None = None
+    temperature: float = 1.0
+    floor: Tensor | None = None
+    whole: bool = False
+    number: Tensor | None = field(default=None, repr=False)  # (N,) the rows' numbers before they were subset
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "Rows":
+        """All rows of an (N, V) tensor."""
+        n, width = logits.shape
+        row = torch.arange(n, device=logits.device)
+        return cls(logits[:, None], row, torch.zeros_like(row), width, whole=True)
+
+    @classmethod
+    def at(cls, source: Tensor, where: Tensor, width: int, back: int = 0, convert: Convert | None = None) -> "Rows":
+        """The rows of the sites that a (B, L) mask chooses, each read ``back`` positions before its site."""
+        row, position = where.nonzero(as_tuple=True)
+        whole = back == 0 and len(row) == where.numel()
+        return cls(source, row, (position - back).clamp(min=0), width, convert, whole=whole)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.source.dtype == torch.float64 else torch.float32
+
+    @property
+    def plain(self) -> bool:
+        """Whether a row of ``source`` is the row itself."""
+        adjusted = self.hidden or self.own is not None or self.temperature != 1 or self.floor is not None
+        return self.convert is None and not adjusted
+
+    def subset(self, keep: Tensor) -> "Rows":
+        pick = _pick(keep)
+        number = torch.arange(len(self), device=self.device) if self.number is None else self.number
+        return replace(
+            self,
+            row=self.row[keep],
+            position=self.position[keep],
+            own=pick(self.own),
+            shift=pick(self.shift),
+            floor=pick(self.floor),
+            number=number[keep],
+            whole=False,
+        )
+
+    def then(self, convert: Convert) -> "Rows":
+        """The same rows with one more change of meaning before the adjustments."""
+        first, kind = self.convert, self.dtype
+        if first is None:
+            return replace(self, convert=lambda raw, number: convert(raw.to(kind), number))
+        return replace(self, convert=lambda raw, number: convert(first(raw, number).to(kind), number))
+
+    def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
+        """Rows in float32 or float64; differentiable, unless ``out`` takes them."""
+        raw = self._raw(part, out)
+        if self.convert is not None:
+            number = torch.arange(len(self), device=self.device) if self.number is None else self.number
+            raw = self.convert(raw, number[part])
+        x = raw[:, : self.width].to(self.dtype)
+        if out is not None:
+            x = x if x.data_ptr() == out.data_ptr() else out[: len(x)].copy_(x)
+        return self._adjust(x, part, torch.zeros((), dtype=torch.int64, device=self.device), in_place=out is not None)
+
+    def window(self, part: slice | Tensor, first: Tensor, size: int) -> Tensor:
+        """Columns first..first + size - 1 of rows that need no ``convert``, (n, size); -inf beyond the last column."""
+        column = first[:, None] + torch.arange(size, device=self.device)
+        inside = column < self.width
+        raw = self.source[self.row[part][:, None], self.position[part][:, None], column.clamp(max=self.width - 1)]
+        return self._adjust(raw.to(self.dtype).masked_fill(~inside, -torch.inf), part, first, in_place=False)
+
+    def _raw(self, part: slice | Tensor, out: Tensor | None) -> Tensor:
+        source, flat = self.source, _flat(self.source)
+        if flat is None:
+            return source[self.row[part], self.position[part]]
+        if self.whole and isinstance(part, slice):
+            return flat[part]
+        index = self.row[part] * source.shape[1] + self.position[part]
+        if out is not None and out.dtype == source.dtype and out.shape[1] == source.shape[2]:
+            return torch.index_select(flat, 0, index, out=out[: len(index)])
+        return flat[index]
+
+    def _adjust(self, x: Tensor, part: slice | Tensor, first: Tensor, in_place: bool) -> Tensor:
+        """What is done to columns first, first + 1, ... of the rows; in place where x is a buffer."""
+        for column in self.hidden:
+            index, inside = _column(column - first, x)
+            x = (x.scatter_ if in_place else x.scatter)(-1, index, x.gather(-1, index).masked_fill(inside, -torch.inf))
+        if self.own is not None and self.shift is not None:
+            index, inside = _column(self.own[part] - first, x)
+            amount = self.shift[part][:, None].where(inside, 0.0).to(x.dtype)
+            x = (x.scatter_add_ if in_place else x.scatter_add)(-1, index, amount)
+        if self.temperature != 1:
+            x = (x.div_ if in_place else x.div)(self.temperature)
+        if self.floor is not None:
+            low = x < self.floor[part][:, None].to(x.dtype)
+            x = (x.masked_fill_ if in_place else x.masked_fill)(low, -torch.inf)
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Rows that a function makes when they are read, such as a reverse step on a process with a dense generator.
+
+    Attributes:
+        function: from the numbers (n,) of rows to those rows (n, width).
+        width: their columns.
+        number: (N,) which rows these are.
+        dtype: float64 or float32.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    width: int
+    number: Tensor
+    dtype: torch.dtype = torch.float64
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    @property
+    def device(self) -> torch.device:
+        return self.number.device
+
+    def subset(self, keep: Tensor) -> "Computed":
+        return replace(self, number=self.number[keep])
+
+    def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
+        x = self.function(self.number[part]).to(self.dtype)
+        return x if out is None else out[: len(x)].copy_(x)
+
+
+Source = Rows | Computed
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """The last layer of a denoiser, logits = hidden weight^T + bias, as a ``convert`` that a kernel can fuse.
+
+    Attributes:
+        weight: (V, D).
+        bias: (V,), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, hidden: Tensor, number: Tensor) -> Tensor:
+        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
+
+def _column(column: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One column of each row of x as an index, and whether there is such a column; both (n, 1)."""
+    column = column.expand(len(x))[:, None]
+    inside = (column >= 0) & (column < x.shape[-1])
+    return column.where(inside, 0), inside
+
+
+def _pick(keep: Tensor) -> Callable[[Tensor | None], Tensor | None]:
+    return lambda x: None if x is None else x[keep]
+
+
+def _flat(source: Tensor) -> Tensor | None:
+    """A (B L, V) view, where there is one."""
+    batch, length, _ = source.shape
+    if length == 1:
+        return source[:, 0]
+    if batch == 1:
+        return source[0]
+    return source.flatten(0, 1) if source.stride(0) == length * source.stride(1) else None
