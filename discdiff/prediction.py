@@ -205,7 +205,9 @@ class Prediction:
                 "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
             )
             weight = process.own_weight(x, alpha)
-            if weight is not None:
+            if process.absorbing:
+                pass  # what is left is hidden, and a hidden site is no evidence
+            elif weight is not None:
                 rows = replace(rows, own=process.column(x), shift=-weight)
             else:
                 rows = rows.then(lambda raw, n: process.forget(raw, x[n], alpha[n]))
