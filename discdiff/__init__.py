@@ -18,6 +18,7 @@ from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
 from discdiff.sampler import Sampler, Samples
 from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
 from discdiff.state import State
+from discdiff.truncation import Truncation
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Sigmoid",
     "State",
     "TimeVarying",
+    "Truncation",
     "Uniform",
     "bridge",
     "choose",

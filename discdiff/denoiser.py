@@ -73,6 +73,7 @@ class Denoiser:
         self.fn, self.process, self.predicts, self.time = fn, process, predicts, time
         self.shift, self.suppress, self.scalar_time = shift, tuple(suppress), scalar_time
         self.length, self.time_dtype, self.head, self.oracle = length, time_dtype, head, oracle
+        self.guides: tuple[Callable[[Prediction], Prediction], ...] = ()
         self._clock = process.schedule
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
@@ -95,7 +96,10 @@ class Denoiser:
             raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
         width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
         output = Output(out, width, self.head, self.shift, self.suppress)
-        return Prediction(output, self.predicts, x, alpha, self.process)
+        prediction = Prediction(output, self.predicts, x, alpha, self.process)
+        for guide in self.guides:
+            prediction = guide(prediction)
+        return prediction
 
     def _time_argument(self, t: Tensor, alpha: Tensor, batch: int) -> Tensor | None:
         if self.time is None:
@@ -123,6 +127,14 @@ class Denoiser:
         other.process = self.process.with_schedule(schedule)
         return other
 
+    def guided(self, guide: Callable[[Prediction], Prediction]) -> "Denoiser":
+        """The same model with every prediction changed by a guide, such as ``Truncation(top_p=0.9)``."""
+        if not callable(guide):
+            raise TypeError(f"guided: a guide is called as guide(prediction), got {guide!r}")
+        other = copy.copy(self)
+        other.guides = (*self.guides, guide)
+        return other
+
     def __repr__(self) -> str:
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         options = "".join(
@@ -135,7 +147,8 @@ class Denoiser:
             )
             if value != default
         )
-        return f"Denoiser({name}, {self.process}, predicts={self.predicts!r}{options})"
+        guides = "".join(f".guided({guide})" for guide in self.guides)
+        return f"Denoiser({name}, {self.process}, predicts={self.predicts!r}{options}){guides}"
 
 
 @dataclass

@@ -123,6 +123,7 @@ class Prediction:
         self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
         self._known: Sites | None = None
+        self._truncate: Callable[[kernels.Rows], kernels.Rows] | None = None
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
@@ -223,7 +224,7 @@ class Prediction:
                 rows.then(lambda raw, n: process.unmix(raw.double().softmax(-1), x[n], alpha[n]).log()),
                 width=process.vocab_size,
             )
-        return Sites(where, rows)
+        return Sites(where, rows if self._truncate is None else self._truncate(rows))
 
     def denoiser_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         """D at the chosen sites, unread.
@@ -232,12 +233,13 @@ class Prediction:
             ValueError: where it must be found from an undefined LOO.
         """
         x, alpha, process = self.x[where], self.alpha[where], self.process
-        said = self.predicts == "denoiser"
+        said = self.predicts == "denoiser" and self._truncate is None
         if said and not process.absorbing:
             return Sites(where, self._rows(where))
         # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
         revealed, column = process.revealed(x, alpha), process.column(x)
-        unknown = revealed if self.predicts == "ratio" else torch.zeros_like(revealed)  # where nothing is read
+        # where nothing is read
+        unknown = torch.zeros_like(revealed) if said or self.predicts == "loo" else revealed
         source = self._rows(where) if said else self.loo_at(where.masked_scatter(where, ~unknown)).rows
         place = (~unknown).cumsum(0) - 1
 
@@ -255,6 +257,25 @@ class Prediction:
             return torch.where(settled[:, None], torch.where(one_hot, 0.0, -torch.inf).to(rows.dtype), rows)
 
         return Sites.computed(where, denoiser, process.vocab_size, source.dtype)
+
+    def truncated(self, truncate: Callable[[kernels.Rows], kernels.Rows]) -> "Prediction":
+        """The same prediction with the LOO's rows changed on their way to whoever reads them.
+
+        Raises:
+            ValueError: if they already are.
+        """
+        if self._truncate is not None:
+            raise ValueError("a prediction is truncated once; give one Truncation all its options")
+        other = copy.copy(self)
+        other._truncate, other._known = truncate, None
+        return other
+
+    def select(self, index: Int[Tensor, " R"]) -> "Prediction":
+        """The prediction of chosen rows of the batch."""
+        other = copy.copy(self)
+        other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
+        other._known = None
+        return other
 
     def read(self, where: Bool[Tensor, "B L"]) -> "Prediction":
         """The same prediction after O was read at the chosen sites, so that ``loo_at`` there need not read again."""
@@ -301,7 +322,7 @@ class Prediction:
         Raises:
             ValueError: where it must be found from an undefined LOO.
         """
-        if self.predicts == "ratio" and self.output.width == self.process.columns:
+        if self.predicts == "ratio" and self.output.width == self.process.columns and self._truncate is None:
             return self._rows(where).dense()
         x = self.x[where]
         log_c = self.process.conditional(self.loo_rows(where).log_softmax(-1), x, self.alpha[where])

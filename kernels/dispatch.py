@@ -97,8 +97,12 @@ def race(
     if first_column % GROUP_SIZE or not 0 <= first_column <= _MAX_COLUMNS - source.width:
         raise ValueError(f"race: first_column must be a multiple of {GROUP_SIZE}, got {first_column}")
     _check_address(seed, step, tag)
-    by = _pass(_backend(source, backend))
-    return chunked.race(source, seed, rows, positions, step, tag, reading, first_column // GROUP_SIZE, by)
+    chosen, first = _backend(source, backend), first_column // GROUP_SIZE
+    if chosen == "triton" and isinstance(source, Rows) and isinstance(source.convert, LinearHead) and reading is None:
+        from discdiff.kernels import triton_head
+
+        return triton_head.race(source, source.convert, seed, rows, positions, step, tag, first)
+    return chunked.race(source, seed, rows, positions, step, tag, reading, first, _pass(chosen))
 
 
 def winner(*races: Race) -> Tensor:

@@ -16,7 +16,10 @@ from torch import Tensor
 from discdiff.kernels.reference import Race, Reading, group_size
 from discdiff.kernels.rows import Rows
 
-__all__ = ["gumbel32", "race", "statistics", "uniform53"]
+__all__ = [
+    "adjusted", "arguments", "group_word", "gumbel32", "race", "safe_log", "shift_of", "signed", "statistics",
+    "uniform53", "within_share",
+]  # fmt: skip
 
 _TILE = 4096  # columns a program reads together
 
@@ -37,11 +40,11 @@ def gumbel32(word):
 
 
 @triton.jit
-def _adjusted(
+def adjusted(
     x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """What ``Rows`` does to the columns of row n."""
+    """What ``Rows`` does to the columns of row n, or of rows n[:, None]."""
     for h in range(HIDDEN):
         x = tl.where(column == tl.load(hidden_ptr + h), float("-inf"), x)
     if SHIFT:
@@ -51,6 +54,35 @@ def _adjusted(
     if FLOOR:
         x = tl.where(x < tl.load(floor_ptr + n).to(x.dtype), float("-inf"), x)
     return tl.where(column < width, x, float("-inf"))
+
+
+@triton.jit
+def group_word(number, seed, tag, position, step, row):
+    """Word g % 4 of the Philox call at column block g // 4: the group Gumbels', kind 0 (kernels/philox.py)."""
+    c0 = (tag.to(tl.uint32) << 20) | (number // 4).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
+    lane = number % 4
+    return tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
+
+
+@triton.jit
+def within_share(seed, tag, position, step, row):
+    """The uniform of the draw within a group, kind 1."""
+    c0 = (tag.to(tl.uint32) << 20) | 0x40000000
+    w0, w1, _, _ = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
+    return uniform53(w0, w1)
+
+
+@triton.jit
+def safe_log(mass):
+    """log in float64, -inf at 0 without dividing by it."""
+    return tl.where(mass == 0, float("-inf"), tl.log(tl.where(mass == 0, 1.0, mass).to(tl.float64)))
+
+
+@triton.jit
+def shift_of(peak):
+    """What exponents are taken from, so that inf - inf is never computed: empty groups by nothing, +inf by a lot."""
+    return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 3.4e38, peak))
 
 
 @triton.jit(do_not_specialize=["temperature"])
@@ -69,15 +101,13 @@ def _read_kernel(
     inside = (column < width) & (lane < SIZE)[None, :]
     x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
     x = x.to(tl.float64 if DOUBLE else tl.float32)
-    x = _adjusted(
+    x = adjusted(
         x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
     )
-    peak = tl.max(x, 1)
-    # inf - inf is never computed: an empty group is shifted by nothing, one that holds inf by the largest float
-    shift = tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 3.4e38, peak))
-    offset = x - shift[:, None]
+    peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
+    offset = x - shift_of(peak)[:, None]
     weight = tl.exp(offset)
-    mass = tl.where(peak == float("inf"), float("nan"), tl.sum(weight, 1))  # tl.max drops a NaN, the sum does not
+    mass = tl.where(peak == float("inf"), float("nan"), tl.sum(weight, 1))
     tilt = tl.sum(weight * tl.where(offset < -87.0, -87.0, tl.where(offset > 0, 1.0, offset)), 1)
     at = n * groups + group
     tl.store(peak_ptr + at, peak, mask=group < groups)
@@ -94,7 +124,7 @@ def _pick_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """The race of row n: kinds of randomness are group Gumbel 0 and within the group 1 (kernels/philox.py)."""
+    """The race of row n."""
     n = tl.program_id(0).to(tl.int64)
     row = tl.load(id_ptr + n).to(tl.uint32)
     position = tl.load(place_ptr + n).to(tl.uint32)
@@ -102,13 +132,8 @@ def _pick_kernel(
     here = group < groups
     peak = tl.load(peak_ptr + n * groups + group, mask=here, other=float("-inf"))
     mass = tl.load(mass_ptr + n * groups + group, mask=here, other=0.0)
-    log_mass = tl.log(tl.where(mass == 0, 1.0, mass).to(tl.float64))
-    lse = tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + log_mass)
-    number = first.to(tl.int32) + group
-    c0 = (tag.to(tl.uint32) << 20) | (number // 4).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
-    lane = number % 4
-    word = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
+    lse = tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
+    word = group_word(first.to(tl.int32) + group, seed, tag, position, step, row)
     bad = tl.sum((lse != lse).to(tl.int32), 0) > 0
     key = tl.where(here & (lse == lse), lse + gumbel32(word), float("-inf"))
     best = tl.max(key, 0)
@@ -119,16 +144,14 @@ def _pick_kernel(
     inside = (column < width) & (tl.arange(0, LANES) < SIZE)
     x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
     x = x.to(tl.float64 if DOUBLE else tl.float32)
-    x = _adjusted(
+    x = adjusted(
         x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
     )
     ok = (best > float("-inf")) & (bad == 0)
     x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
     weight = tl.exp(x - tl.max(x, 0)).to(tl.float64)
     total = tl.cumsum(weight, 0)
-    c0 = (tag.to(tl.uint32) << 20) | 0x40000000
-    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
-    picked = tl.sum((total <= uniform53(w0, w1) * tl.max(total, 0)).to(tl.int32), 0)
+    picked = tl.sum((total <= within_share(seed, tag, position, step, row) * tl.max(total, 0)).to(tl.int32), 0)
     # rounding may carry the target to the whole: then the last column with mass is meant
     last = tl.max(tl.where(weight > 0, tl.arange(0, LANES), 0), 0)
     token = first.to(tl.int64) * 1024 + winner * SIZE + tl.minimum(picked, last)
@@ -144,7 +167,7 @@ def statistics(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     tile = max(1, min(_TILE // lanes, triton.next_power_of_2(groups)))
     shape = (len(rows), groups)
     peak, mass, tilt = (torch.empty(shape, dtype=rows.dtype, device=rows.device) for _ in range(3))
-    pointers, strides, flags = _arguments(rows)
+    pointers, strides, flags = arguments(rows)
     if len(rows):
         with torch.cuda.device_of(rows.source):
             _read_kernel[(len(rows), triton.cdiv(groups, tile))](
@@ -162,19 +185,23 @@ def race(
     groups = reading.peak.shape[1]
     key = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     token = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    pointers, strides, flags = _arguments(rows)
+    pointers, strides, flags = arguments(rows)
     if len(rows):
-        signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
         with torch.cuda.device_of(rows.source):
             _pick_kernel[(len(rows),)](
                 *pointers, reading.peak, reading.mass, ids.contiguous(), positions.contiguous(), key, token,
-                *strides, rows.width, groups, first_group, signed_seed, step, tag, rows.temperature,
+                *strides, rows.width, groups, first_group, signed(seed), step, tag, rows.temperature,
                 SIZE=size, LANES=triton.next_power_of_2(size), GROUPS=triton.next_power_of_2(groups), **flags,
             )  # fmt: skip
     return Race(key, token)
 
 
-def _arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool | int]]:
+def signed(seed: int) -> int:
+    """A 64-bit seed as the int64 that a kernel takes."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool | int]]:
     """What both kernels are told of the rows: tensors, strides, and which adjustments there are."""
     unused = rows.row
     shifted = rows.own is not None and rows.shift is not None

@@ -121,7 +121,7 @@ RANDOM = {
     "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random",
     "random_", "randperm", "uniform_",
 }  # fmt: skip
-# A seed where none was given, the weights of a new network; the losses of training and diagnostics draw times and sites.
+# A seed where none was given, and the weights of a new network; training and diagnostics draw times and test sites.
 MAY = {"distributions.py": {"randint"}, "sampler.py": {"randint"}, "models.py": {"randn"}}
 WHOLLY = {"train.py", "losses.py", "diagnose.py"}
 

@@ -124,7 +124,7 @@ class _Distinct(Counter):
         states, length = self.denoiser.process.states, x.shape[1]
         unique, index = state_index(x, states).unique(return_inverse=True)
         few = self.denoiser.evaluate(all_states(states, length)[unique], time[:1].expand(len(unique), -1))
-        return Prediction(few.output.select(index), few.predicts, x, few.alpha[index], few.process)
+        return few.select(index)
 
 
 class _Setting:

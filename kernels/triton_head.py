@@ -1,0 +1,180 @@
+r"""From hidden states to tokens without logits: the last layer and the draw as two Triton kernels.
+
+The first multiplies a tile of rows with a tile of 128 columns of the head, and keeps of it the largest logit and the
+sum of exponentials: N x V / 128 pairs instead of N x V logits. The second combines tiles to the groups of the
+specification, runs the race among them, finds the winning tile by the running sum of its group's tiles and multiplies
+that tile once more. A tile's arithmetic does not depend on how many rows there are, so neither do tokens.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from discdiff.kernels.reference import GROUP_SIZE, Race
+from discdiff.kernels.rows import LinearHead, Rows
+from discdiff.kernels.triton_rows import (
+    adjusted,
+    arguments,
+    group_word,
+    gumbel32,
+    safe_log,
+    shift_of,
+    signed,
+    within_share,
+)  # fmt: skip
+
+__all__ = ["race"]
+
+_COLUMNS = 128
+
+
+@triton.jit
+def _tile(
+    hidden_ptr, weight_ptr, bias_ptr, row, position, column, ok,
+    stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
+    DEPTH: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Logits of rows (N,) at columns (C,), float32."""
+    out = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
+    base = row * stride_row + position * stride_position
+    inside = column < width
+    for start in range(0, depth, DEPTH):
+        d = start + tl.arange(0, DEPTH)
+        here = d < depth
+        h = tl.load(
+            hidden_ptr + base[:, None] + d[None, :] * stride_hidden, mask=ok[:, None] & here[None, :], other=0.0
+        )
+        at = column.to(tl.int64)[None, :] * stride_weight + d[:, None] * stride_depth
+        w = tl.load(weight_ptr + at, mask=here[:, None] & inside[None, :], other=0.0)
+        if WIDEN:
+            h, w = h.to(tl.float32), w.to(tl.float32)
+        out = tl.dot(h, w, acc=out, input_precision=PRECISION)
+    if BIAS:
+        out += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return out
+
+
+@triton.jit(do_not_specialize=["temperature"])
+def _head_kernel(
+    hidden_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hide_ptr, weight_ptr, bias_ptr,
+    peak_ptr, mass_ptr,
+    stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width, count, tiles, temperature,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """Of ROWS rows and one tile of columns: the largest logit and the sum of exponentials."""
+    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    tile = tl.program_id(1)
+    ok = n < count
+    safe = tl.where(ok, n, 0)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    x = _tile(
+        hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + safe), tl.load(position_ptr + safe), column, ok,
+        stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
+        DEPTH, BIAS, PRECISION, WIDEN,
+    )  # fmt: skip
+    x = adjusted(
+        x, column[None, :], safe[:, None], width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature,
+        HIDDEN, SHIFT, TEMPER, FLOOR,
+    )  # fmt: skip
+    peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
+    mass = tl.sum(tl.exp(x - shift_of(peak)[:, None]), 1)
+    mass = tl.where(peak == float("inf"), float("nan"), mass)
+    tl.store(peak_ptr + n * tiles + tile, peak, mask=ok)
+    tl.store(mass_ptr + n * tiles + tile, mass, mask=ok)
+
+
+@triton.jit(do_not_specialize=["seed", "step", "tag", "first", "temperature"])
+def _head_pick_kernel(
+    hidden_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hide_ptr, weight_ptr, bias_ptr,
+    peak_ptr, mass_ptr, id_ptr, place_ptr, key_ptr, token_ptr,
+    stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width, tiles,
+    first, seed, step, tag, temperature,
+    GROUPS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """The race of row n among groups of SHARE tiles."""
+    n = tl.program_id(0).to(tl.int64)
+    id = tl.load(id_ptr + n).to(tl.uint32)
+    place = tl.load(place_ptr + n).to(tl.uint32)
+    group = tl.arange(0, GROUPS)
+    tile = group[:, None] * SHARE + tl.arange(0, SHARE)[None, :]
+    peak = tl.load(peak_ptr + n * tiles + tile, mask=tile < tiles, other=float("-inf"))
+    mass = tl.load(mass_ptr + n * tiles + tile, mask=tile < tiles, other=0.0)
+    top = tl.max(peak, 1)
+    part = mass.to(tl.float64) * tl.exp((peak - shift_of(top)[:, None]).to(tl.float64))
+    whole = tl.sum(part, 1)
+    lse = tl.where(whole == 0, float("-inf"), top.to(tl.float64) + safe_log(whole))
+    bad = tl.sum((lse != lse).to(tl.int32), 0) > 0
+    word = group_word(first.to(tl.int32) + group, seed, tag, place, step, id)
+    key = tl.where(lse == lse, lse + gumbel32(word), float("-inf"))
+    best = tl.max(key, 0)
+    winner = tl.min(tl.where(key == best, group, GROUPS), 0)
+    ok = (best > float("-inf")) & (bad == 0)
+
+    # the tile of the winning group in which the running sum passes the share
+    won = tl.sum(tl.where((group == winner)[:, None], tl.where(part == part, part, 0.0), 0.0), 0)
+    running = tl.cumsum(won, 0)
+    target = within_share(seed, tag, place, step, id) * tl.max(running, 0)
+    lane = tl.arange(0, SHARE)
+    last = tl.max(tl.where(won > 0, lane, 0), 0)
+    chosen = tl.minimum(tl.sum((running <= target).to(tl.int32), 0), last)
+    before = tl.sum(tl.where(lane < chosen, won, 0.0), 0)
+
+    lanes = tl.arange(0, COLUMNS)
+    column = (winner * SHARE + chosen) * COLUMNS + lanes
+    alone = tl.arange(0, ROWS) == 0  # a product of tiles needs a few rows, of which one counts
+    same = n + tl.zeros((ROWS,), dtype=tl.int64)
+    x = _tile(
+        hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + same), tl.load(position_ptr + same), column, alone,
+        stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
+        DEPTH, BIAS, PRECISION, WIDEN,
+    )  # fmt: skip
+    x = tl.sum(tl.where(alone[:, None], x, 0.0), 0)
+    x = adjusted(
+        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
+    )
+    x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
+    height = tl.max(tl.where(group == winner, tl.where(ok, top, 0.0), float("-inf")), 0)
+    weight = tl.exp(x - height).to(tl.float64)
+    picked = tl.sum((tl.cumsum(weight, 0) <= target - before).to(tl.int32), 0)
+    picked = tl.minimum(picked, tl.max(tl.where(weight > 0, lanes, 0), 0))
+    token = first.to(tl.int64) * 1024 + (winner * SHARE + chosen) * COLUMNS + picked
+    tl.store(token_ptr + n, tl.where(ok, token, -1).to(tl.int64))
+    tl.store(key_ptr + n, tl.where(bad, float("nan"), best))
+
+
+def race(
+    rows: Rows, head: LinearHead, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
+) -> Race:
+    """``reference.race`` of the logits that a linear head would make of ``rows``, which are hidden states."""
+    count, width, depth = len(rows), rows.width, rows.source.shape[2]
+    tiles = triton.cdiv(width, _COLUMNS)
+    share = GROUP_SIZE // _COLUMNS
+    peak, mass = (torch.empty(count, tiles, dtype=torch.float32, device=rows.device) for _ in range(2))
+    key = torch.empty(count, dtype=torch.float64, device=rows.device)
+    token = torch.empty(count, dtype=torch.int64, device=rows.device)
+    pointers, strides, flags = arguments(rows)
+    del flags["DOUBLE"]
+    bias = head.weight if head.bias is None else head.bias
+    sizes = (*strides, *head.weight.stride(), depth, width)
+    shape = {
+        "ROWS": 16, "COLUMNS": _COLUMNS, "DEPTH": min(64, max(16, triton.next_power_of_2(depth))),
+        "BIAS": head.bias is not None, "PRECISION": "ieee",
+        "WIDEN": not rows.source.is_cuda,  # the interpreter multiplies the bits of bfloat16
+    }  # fmt: skip
+    if count:
+        with torch.cuda.device_of(rows.source):
+            large = shape | {"ROWS": 16 if count <= 16 else 64}
+            _head_kernel[(triton.cdiv(count, large["ROWS"]), tiles)](
+                *pointers, head.weight, bias, peak, mass, *sizes, count, tiles, rows.temperature, **large, **flags
+            )
+            _head_pick_kernel[(count,)](
+                *pointers, head.weight, bias, peak, mass, ids.contiguous(), positions.contiguous(), key, token,
+                *sizes, tiles, first_group, signed(seed), step, tag, rows.temperature,
+                GROUPS=triton.next_power_of_2(triton.cdiv(tiles, share)), SHARE=share, **shape, **flags,
+            )  # fmt: skip
+    return Race(key, token)
