@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 import sys
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from discdiff import samplers
+from discdiff import bench, samplers
 from discdiff.data import ASSETS, GREY_LEVELS, SIDE, text
 from discdiff.models import load_trained
 from discdiff.operator import Operator
@@ -93,9 +95,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     data.choices["text"].add_argument("--length", type=int, default=128, help="characters, at most 128")
     data.choices["text"].add_argument("--prompt", default="", help="text to begin with")
     data.choices["text"].add_argument("--out", type=Path, default=None, help="file to write; otherwise print")
+    speed = commands.add_parser(
+        "bench",
+        help="time a step beside one read of the logits and the textbook step",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    speed.add_argument("--batch", type=int, default=8, help="sequences")
+    speed.add_argument("--length", type=int, default=256, help="sites of a sequence")
+    speed.add_argument("--vocab", type=int, default=50257, help="tokens")
+    speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the logits")
+    speed.add_argument("--device", default="cpu", help="where, for instance cuda")
+    speed.add_argument("--rounds", type=int, default=9, help="how often each case is timed")
+    speed.add_argument(
+        "--peers", action="store_true", help="also other packages' steps (pip install 'discdiff[bench]')"
+    )
+    speed.add_argument("--json", type=Path, default=None, help="file for the figures")
     arguments = parser.parse_args(argv)
     try:
-        (_digits if arguments.data == "digits" else _text)(arguments)
+        run = _bench if arguments.command == "bench" else _digits if arguments.data == "digits" else _text
+        run(arguments)
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"discdiff: {error}", file=sys.stderr)
         return 2
@@ -136,6 +154,28 @@ def _text(arguments: argparse.Namespace) -> None:
     else:
         arguments.out.write_text(lines + "\n", encoding="utf-8")
         print(f"wrote {arguments.out}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    sizes = {name: getattr(arguments, name) for name in ("batch", "length", "vocab", "rounds")}
+    if min(sizes.values()) < 1:
+        raise ValueError(f"bench: sizes and rounds must be at least 1, got {sizes}")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ValueError(f"--json: there is no folder {arguments.json.parent}")
+    problem = bench.Problem(
+        arguments.batch, arguments.length, arguments.vocab, dtype=arguments.dtype, device=arguments.device
+    )
+    results = bench.measure(bench.cases(problem, problem.logits(), peers=arguments.peers), arguments.rounds)
+    figures = bench.report(problem, results)
+    table = Table("case", "ms", "reads of the logits", "MiB allocated")
+    for result in results:
+        row = f"{result.milliseconds:.1f}", f"{result.reads:.2f}", f"{result.peak_mib:.1f}"
+        table.add_row(result.name, *row)
+    console = Console()
+    console.print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()), highlight=False)
+    console.print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _run(arguments: argparse.Namespace, length: int, prompt: Tensor | None) -> Samples:

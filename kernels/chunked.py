@@ -23,6 +23,8 @@ class Pass(Protocol):
 
     def statistics(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
+    def largest(self, rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None: ...
+
     def race(
         self,
         rows: Rows,
@@ -44,12 +46,12 @@ def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None) -> Reading
     """``reference.read`` of rows that are not in memory."""
     groups = by.statistics(rows) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
     if groups is not None and isinstance(rows, Rows):
-        return _finish(rows, groups, at, top)
+        return _finish(rows, groups, at, top, by)
     readings = []
     for part, x in _chunks(rows):
         columns, chunk = None if at is None else at[part], Rows.of(x)
         groups = None if by is None else by.statistics(chunk)
-        readings.append(reference.read(x, columns, top) if groups is None else _finish(chunk, groups, columns, top))
+        readings.append(reference.read(x, columns, top) if groups is None else _finish(chunk, groups, columns, top, by))
     if not readings:
         return reference.read(torch.zeros(0, rows.width, dtype=rows.dtype, device=rows.device), at, top)
     return Reading.join(readings)
@@ -114,7 +116,9 @@ def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
         yield part, rows.dense(part, buffer)
 
 
-def _finish(rows: Rows, groups: tuple[Tensor, Tensor, Tensor], at: Tensor | None, top: bool) -> Reading:
+def _finish(
+    rows: Rows, groups: tuple[Tensor, Tensor, Tensor], at: Tensor | None, top: bool, by: Pass | None
+) -> Reading:
     """A reading from the statistics of the groups and a second look at single columns, or at one group a row."""
     value = argmax = runner_up = None
     if at is not None:
@@ -124,13 +128,18 @@ def _finish(rows: Rows, groups: tuple[Tensor, Tensor, Tensor], at: Tensor | None
     if top:  # the two largest lie in the group with the largest, but for the other groups' largest
         size = reference.group_size(rows.width)
         best = peak.argmax(-1)
-        argmax = torch.empty_like(best)
-        runner_up = peak.scatter(-1, best[:, None], -torch.inf).amax(-1)
-        for part in _parts(len(rows)):
-            column, second = reference.two_largest(rows.window(part, best[part] * size, size))
-            argmax[part] = best[part] * size + column
-            runner_up[part] = torch.maximum(runner_up[part], second)
+        column, second = (None if by is None else by.largest(rows, best)) or _largest(rows, best, size)
+        argmax = best * size + column
+        runner_up = torch.maximum(peak.scatter(-1, best[:, None], -torch.inf).amax(-1), second)
     return Reading(*groups, value, argmax, runner_up)
+
+
+def _largest(rows: Rows, group: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """``reference.two_largest`` of one group of each row."""
+    column, second = torch.empty_like(group), torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
+    for part in _parts(len(rows)):
+        column[part], second[part] = reference.two_largest(rows.window(part, group[part] * size, size))
+    return column, second
 
 
 def _parts(count: int) -> Iterator[slice]:

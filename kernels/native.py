@@ -1,7 +1,7 @@
 """Reading and drawing compiled from ``row_pass.c`` at their first use, where there is a C compiler; else torch does it.
 
 A pass in torch writes each chunk's exponentials and reads them again, about five reads of the tensor where memory
-allows one. The compiled pass keeps to about one. It is 120 lines of C without dependencies, compiled in a quarter of a
+allows one. The compiled pass keeps to about one. It is 150 lines of C without dependencies, compiled in a quarter of a
 second and kept in the user's cache folder.
 """
 
@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,10 +21,10 @@ from torch import Tensor
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, contest, group_size
 from discdiff.kernels.rows import Rows
 
-__all__ = ["available", "race", "statistics"]
+__all__ = ["available", "largest", "race", "statistics"]
 
 _SOURCE = Path(__file__).with_name("row_pass.c")
-_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC"]
+_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC"]
 _TUNING = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]
 
 
@@ -40,8 +40,18 @@ def statistics(rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None:
     size = group_size(rows.width)
     shape = (len(rows), -(-rows.width // size))
     peak, mass, tilt = (torch.empty(shape, dtype=torch.float32) for _ in range(3))
-    _run("row_pass", rows, rows.width, size, peak, mass, tilt)
+    _run("row_pass", rows, size, peak, mass, tilt)
     return peak, mass, tilt
+
+
+def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
+    """``reference.two_largest`` of one group of each of plain float32 rows; None for others."""
+    if not _readable(rows):
+        return None
+    column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
+    size = group_size(rows.width)
+    _run("row_largest", rows, size, group, column, second)
+    return column, second
 
 
 def race(
@@ -53,7 +63,7 @@ def race(
     size = group_size(rows.width)
     key, group, share = contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
     column = torch.empty_like(group)
-    _run("row_column", rows, size, size, group, share, column)
+    _run("row_column", rows, size, group, share, column)
     return Race(key, torch.where(key > -torch.inf, first_group * GROUP_SIZE + group * size + column, -1))
 
 
@@ -64,26 +74,14 @@ def _readable(rows: Rows) -> bool:
     return rows.plain and source.dtype == torch.float32 and source.device.type == "cpu" and source.stride(2) == 1
 
 
-def _run(name: str, rows: Rows, work: int, size: int, *tensors: Tensor) -> None:
-    """Call a function of the library on shares of the rows, one for each of torch's threads: it holds no lock."""
-    function, source = getattr(_library(), name), rows.source
+def _run(name: str, rows: Rows, size: int, *tensors: Tensor) -> None:
+    """Call a function of the library; it shares the rows among torch's threads."""
+    source = rows.source
     offset = rows.row * source.stride(0) + rows.position * source.stride(1)
-    pointers = [tensor.data_ptr() for tensor in tensors]
-
-    def share(begin: int, end: int) -> None:
-        function(source.data_ptr(), offset.data_ptr(), begin, end, rows.width, size, *pointers)
-
-    count = min(torch.get_num_threads(), len(rows)) if len(rows) * work > 1 << 17 else 1
-    if count == 1:
-        share(0, len(rows))
-    else:
-        edges = [len(rows) * k // count for k in range(count + 1)]
-        list(_workers(count).map(share, edges[:-1], edges[1:]))
-
-
-@functools.cache
-def _workers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="discdiff-rows")
+    getattr(_library(), name)(
+        source.data_ptr(), offset.data_ptr(), len(rows), torch.get_num_threads(), rows.width, size,
+        *(tensor.data_ptr() for tensor in tensors),
+    )  # fmt: skip
 
 
 @functools.cache
@@ -91,25 +89,31 @@ def _library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix":
         return None
-    for folder in _folders():
-        path = folder / f"row_pass-{_fingerprint(compiler)}.so"
-        if path.exists() or _build(compiler, path):
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:
-                continue
-            integer, pointer = ctypes.c_int64, ctypes.c_void_p
-            for function in (library.row_pass, library.row_column):
-                function.argtypes = [pointer, pointer, *[integer] * 4, pointer, pointer, pointer]
-                function.restype = None
-            return library
+    for threads in ("-fopenmp", ""):
+        for folder in _folders():
+            path = folder / f"row_pass{threads}-{_fingerprint(compiler)}.so"
+            library = _load(path) if path.exists() or _build(compiler, threads, path) else None
+            if library is not None:
+                return library
     return None
 
 
-def _folders() -> list[Path]:
-    """Where a build may be kept: the user's cache, or a folder of this process."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    return [cache / "discdiff", Path(tempfile.gettempdir()) / f"discdiff-{os.getpid()}"]
+def _load(path: Path) -> ctypes.CDLL | None:
+    try:  # its calls of OpenMP find the runtime that torch has loaded, or nothing
+        library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    except OSError:
+        return None
+    long, pointer = ctypes.c_int64, ctypes.c_void_p
+    for function in (library.row_pass, library.row_column, library.row_largest):
+        function.argtypes = [pointer, pointer, long, ctypes.c_int, long, long, pointer, pointer, pointer]
+        function.restype = None
+    return library
+
+
+def _folders() -> Iterator[Path]:
+    """Where a build may be kept: the user's cache, or a folder of this process alone."""
+    yield Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "discdiff"
+    yield Path(tempfile.mkdtemp(prefix="discdiff-"))
 
 
 def _fingerprint(compiler: str) -> str:
@@ -121,15 +125,20 @@ def _fingerprint(compiler: str) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
-def _build(compiler: str, path: Path) -> bool:
-    """Compile to ``path``, whole or not at all, with the first tuning that the compiler knows."""
+def _build(compiler: str, threads: str, path: Path) -> bool:
+    """Compile to ``path``, whole or not at all, with the first tuning that the compiler knows.
+
+    Linked in a step of its own, without ``-fopenmp``, so that no second OpenMP runtime comes in: two would fight for
+    the cores.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
+            part, made = str(Path(folder) / "row_pass.o"), Path(folder) / path.name
             for tuning in _TUNING:
-                command = [compiler, *_FLAGS, *tuning, str(_SOURCE), "-o", str(made)]
-                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                flags = [*_FLAGS, *tuning, *([threads] if threads else [])]
+                steps = [compiler, *flags, "-c", str(_SOURCE), "-o", part], [compiler, "-shared", part, "-o", str(made)]
+                if all(subprocess.run(step, capture_output=True, check=False).returncode == 0 for step in steps):
                     made.replace(path)
                     return True
     except OSError:

@@ -17,8 +17,8 @@ from discdiff.kernels.reference import Race, Reading, group_size
 from discdiff.kernels.rows import Rows
 
 __all__ = [
-    "adjusted", "arguments", "group_word", "gumbel32", "race", "safe_log", "shift_of", "signed", "statistics",
-    "uniform53", "within_share",
+    "adjusted", "arguments", "group_word", "gumbel32", "largest", "race", "safe_log", "shift_of", "signed",
+    "statistics", "uniform53", "within_share",
 ]  # fmt: skip
 
 _TILE = 4096  # columns a program reads together
@@ -157,6 +157,43 @@ def _pick_kernel(
     token = first.to(tl.int64) * 1024 + winner * SIZE + tl.minimum(picked, last)
     tl.store(token_ptr + n, tl.where(ok, token, -1).to(tl.int64))
     tl.store(key_ptr + n, tl.where(bad, float("nan"), best))
+
+
+@triton.jit(do_not_specialize=["temperature"])
+def _largest_kernel(
+    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, group_ptr, column_ptr, second_ptr,
+    stride_row, stride_position, stride_column, width, temperature,
+    SIZE: tl.constexpr, LANES: tl.constexpr, DOUBLE: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """The two largest logits of one group of row n."""
+    n = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, LANES)
+    column = tl.load(group_ptr + n) * SIZE + lane
+    base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
+    x = tl.load(base + column * stride_column, mask=(column < width) & (lane < SIZE), other=float("-inf"))
+    x = x.to(tl.float64 if DOUBLE else tl.float32)
+    x = adjusted(
+        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
+    )
+    x = tl.where(x == x, x, float("-inf"))
+    first = tl.min(tl.where(x == tl.max(x, 0), lane, LANES), 0)
+    tl.store(column_ptr + n, first.to(tl.int64))
+    tl.store(second_ptr + n, tl.max(tl.where(lane == first, float("-inf"), x), 0))
+
+
+def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
+    """``reference.two_largest`` of one group of each row."""
+    size = group_size(rows.width)
+    column, second = torch.empty_like(group), torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
+    pointers, strides, flags = arguments(rows)
+    if len(rows):
+        with torch.cuda.device_of(rows.source):
+            _largest_kernel[(len(rows),)](
+                *pointers, group, column, second, *strides, rows.width, rows.temperature,
+                SIZE=size, LANES=triton.next_power_of_2(size), **flags,
+            )  # fmt: skip
+    return column, second
 
 
 def statistics(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:

@@ -260,7 +260,7 @@ def test_the_fused_draw_stands_in_token_for_token(process: dd.Process, monkeypat
         races.append(triton_rows.race(*args))
         return races[-1]
 
-    backend = SimpleNamespace(statistics=triton_rows.statistics, race=fused)
+    backend = SimpleNamespace(statistics=triton_rows.statistics, largest=triton_rows.largest, race=fused)
     monkeypatch.setattr(dispatch, "_pass", lambda _: backend)
     assert torch.equal(sampler.sample(batch=4, seed=0).tokens, expected)
     assert len(races) == 6

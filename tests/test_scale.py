@@ -2,53 +2,18 @@
 
 import ast
 import gc
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import discdiff as dd
 from discdiff import samplers as S
+from discdiff.bench import Meter
 
 ROOT = Path(__file__).parent.parent
 B, L, V = 3, 48, 40_009
-
-
-class Meter(TorchDispatchMode):
-    """Weighs every tensor that torch makes, and notes what torch's own generators drew."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak, self.largest = 0, 0, 0
-        self.seen: set[int] = set()
-        self.drawn: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self.drawn.append(str(func))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                if storage._cdata not in given | self.seen:
-                    self._count(storage)
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.seen.add(key)
-        self.live += size
-        self.peak, self.largest = max(self.peak, self.live), max(self.largest, size)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.live -= size
 
 
 PROCESSES = {
@@ -121,9 +86,9 @@ RANDOM = {
     "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random",
     "random_", "randperm", "uniform_",
 }  # fmt: skip
-# A seed where none was given, and the weights of a new network; training and diagnostics draw times and test sites.
+# A seed where none was given, and the weights of a new network. Training, diagnostics and textbook steps draw much.
 MAY = {"distributions.py": {"randint"}, "sampler.py": {"randint"}, "models.py": {"randn"}}
-WHOLLY = {"train.py", "losses.py", "diagnose.py"}
+WHOLLY = {"train.py", "losses.py", "diagnose.py", "bench.py"}
 
 
 def drawn_names(file: Path) -> set[str]:
