@@ -1,7 +1,7 @@
 """Reading and drawing compiled from ``row_pass.c`` at their first use, where there is a C compiler; else torch does it.
 
 A pass in torch writes each chunk's exponentials and reads them again, about five reads of the tensor where memory
-allows one. The compiled pass keeps to about one. It is 150 lines of C without dependencies, compiled in a quarter of a
+allows one. The compiled pass keeps to about one. It is 220 lines of C without dependencies, compiled in a quarter of a
 second and kept in the user's cache folder.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ __all__ = ["available", "largest", "race", "statistics"]
 
 _SOURCE = Path(__file__).with_name("row_pass.c")
 _FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC"]
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _TUNING = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]
 
 
@@ -34,54 +36,77 @@ def available() -> bool:
 
 
 def statistics(rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``reference.statistics`` of plain float32 rows where they lie; None for others."""
+    """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
     if not _readable(rows):
         return None
     size = group_size(rows.width)
     shape = (len(rows), -(-rows.width // size))
     peak, mass, tilt = (torch.empty(shape, dtype=torch.float32) for _ in range(3))
-    _run("row_pass", rows, size, peak, mass, tilt)
+    _run("row_pass", rows, peak, mass, tilt)
     return peak, mass, tilt
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
-    """``reference.two_largest`` of one group of each of plain float32 rows; None for others."""
+    """``reference.two_largest`` of one group of each of rows in 32 or 16 bits; None for others."""
     if not _readable(rows):
         return None
     column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
-    size = group_size(rows.width)
-    _run("row_largest", rows, size, group, column, second)
+    _run("row_largest", rows, group, column, second)
     return column, second
 
 
 def race(
     rows: Rows, reading: Reading, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
 ) -> Race | None:
-    """``reference.race`` of plain float32 rows that have been read; None for others."""
+    """``reference.race`` of rows in 32 or 16 bits that have been read; None for others."""
     if not _readable(rows):
         return None
     size = group_size(rows.width)
     key, group, share = contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
     column = torch.empty_like(group)
-    _run("row_column", rows, size, group, share, column)
+    _run("row_column", rows, group, share, column)
     return Race(key, torch.where(key > -torch.inf, first_group * GROUP_SIZE + group * size + column, -1))
 
 
+class _Rows(ctypes.Structure):
+    """``struct rows`` of row_pass.c."""
+
+    _fields_: ClassVar = [
+        ("base", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("kind", "stride", "width", "size", "count", "threads")),
+        ("hidden", ctypes.c_void_p),
+        ("hidden_count", ctypes.c_int64),
+        ("own", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("temperature", ctypes.c_float),
+        ("floor", ctypes.c_void_p),
+    ]
+
+
 def _readable(rows: Rows) -> bool:
-    source = rows.source
     if _library() is None:
         raise RuntimeError("the native backend found no C compiler on this machine; use backend='torch'")
-    return rows.plain and source.dtype == torch.float32 and source.device.type == "cpu" and source.stride(2) == 1
+    return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
 
 
-def _run(name: str, rows: Rows, size: int, *tensors: Tensor) -> None:
+def _run(name: str, rows: Rows, *tensors: Tensor) -> None:
     """Call a function of the library; it shares the rows among torch's threads."""
     source = rows.source
     offset = rows.row * source.stride(0) + rows.position * source.stride(1)
-    getattr(_library(), name)(
-        source.data_ptr(), offset.data_ptr(), len(rows), torch.get_num_threads(), rows.width, size,
-        *(tensor.data_ptr() for tensor in tensors),
+    hidden = torch.tensor(rows.hidden, dtype=torch.int64)
+    own = None if rows.own is None else rows.own.contiguous()
+    shift, floor = (None if x is None else x.to(torch.float32).contiguous() for x in (rows.shift, rows.floor))
+    arguments = _Rows(
+        source.data_ptr(), offset.data_ptr(),
+        _KINDS[source.dtype], source.stride(2), rows.width, group_size(rows.width), len(rows), torch.get_num_threads(),
+        hidden.data_ptr(), len(hidden), _pointer(own), _pointer(shift), rows.temperature, _pointer(floor),
     )  # fmt: skip
+    getattr(_library(), name)(ctypes.byref(arguments), *(tensor.data_ptr() for tensor in tensors))
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 @functools.cache
@@ -103,9 +128,8 @@ def _load(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError:
         return None
-    long, pointer = ctypes.c_int64, ctypes.c_void_p
     for function in (library.row_pass, library.row_column, library.row_largest):
-        function.argtypes = [pointer, pointer, long, ctypes.c_int, long, long, pointer, pointer, pointer]
+        function.argtypes = [ctypes.POINTER(_Rows), *[ctypes.c_void_p] * 3]
         function.restype = None
     return library
 

@@ -1,4 +1,4 @@
-/* Reading and drawing rows of float32 logits where they lie, for CPUs. Of each group of columns
+/* Reading and drawing rows of logits where they lie, for CPUs. Of each group of columns
 
        peak = max x        mass = sum e^(x - peak)        tilt = sum e^(x - peak) (x - peak)
 
@@ -12,6 +12,21 @@
 
 #define LANES 64
 #define SIZE 1024 /* of the widest group */
+
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+
+/* What is done to a row on its way, in this order; see kernels/rows.py. */
+struct rows {
+    const void *base;
+    const int64_t *offset; /* (count) where each row begins, in elements */
+    int64_t kind, stride, width, size, count, threads;
+    const int64_t *hidden; /* (hidden_count) columns set to -inf */
+    int64_t hidden_count;
+    const int64_t *own; /* (count) a column to which shift is added, or NULL */
+    const float *shift;
+    float temperature;
+    const float *floor; /* (count) what a logit must reach, or NULL */
+};
 
 /* e^x for -87 <= x <= 0, relative error 1.5e-7: 2^n 2^f with n the whole number nearest to x log2 e. */
 static inline float exp_below(float x)
@@ -38,7 +53,72 @@ static inline float bounded(float x)
     return x < -87.0f ? -87.0f : x;
 }
 
-static void group(const float *x, int64_t width, float *peak, float *mass, float *tilt)
+static inline float from_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* IEEE half precision: the exponent is rebased by a product, which is exact for subnormal numbers too. */
+static inline float from_half(uint16_t h)
+{
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+    float finite = from_bits(magnitude) * 0x1p112f;
+    uint32_t bits;
+    memcpy(&bits, &finite, 4);
+    return from_bits(((h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : bits) | sign);
+}
+
+/* Columns first .. first + count - 1 of row n as floats: where they lie, or in the buffer. */
+static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer)
+{
+    int64_t own = r->own ? r->own[n] - first : -1, touched = r->temperature != 1 || r->floor;
+    touched |= own >= 0 && own < count;
+    for (int64_t h = 0; h < r->hidden_count; h++)
+        touched |= r->hidden[h] >= first && r->hidden[h] < first + count;
+    int64_t at = r->offset[n] + first * r->stride;
+    if (r->kind == FLOAT32) {
+        const float *x = (const float *)r->base + at;
+        if (r->stride == 1 && !touched)
+            return x;
+        if (r->stride == 1)
+            memcpy(buffer, x, count * sizeof(float));
+        else
+            for (int64_t j = 0; j < count; j++)
+                buffer[j] = x[j * r->stride];
+    } else {
+        const uint16_t *x = (const uint16_t *)r->base + at;
+        uint16_t near[SIZE];
+        if (r->stride != 1) {
+            for (int64_t j = 0; j < count; j++)
+                near[j] = x[j * r->stride];
+            x = near;
+        }
+        if (r->kind == BFLOAT16)
+            for (int64_t j = 0; j < count; j++)
+                buffer[j] = from_bits((uint32_t)x[j] << 16);
+        else
+            for (int64_t j = 0; j < count; j++)
+                buffer[j] = from_half(x[j]);
+    }
+    if (!touched)
+        return buffer;
+    for (int64_t h = 0; h < r->hidden_count; h++)
+        if (r->hidden[h] >= first && r->hidden[h] < first + count)
+            buffer[r->hidden[h] - first] = -INFINITY;
+    if (own >= 0 && own < count)
+        buffer[own] += r->shift[n];
+    if (r->temperature != 1)
+        for (int64_t j = 0; j < count; j++)
+            buffer[j] /= r->temperature;
+    if (r->floor)
+        for (int64_t j = 0; j < count; j++)
+            buffer[j] = buffer[j] < r->floor[n] ? -INFINITY : buffer[j];
+    return buffer;
+}
+
+static void sums(const float *x, int64_t width, float *peak, float *mass, float *tilt)
 {
     float top[LANES], sum[LANES], lean[LANES];
     int64_t whole = width / LANES * LANES;
@@ -52,8 +132,7 @@ static void group(const float *x, int64_t width, float *peak, float *mass, float
     for (int half = LANES / 2; half; half /= 2)
         for (int k = 0; k < half; k++)
             top[k] = top[k + half] > top[k] ? top[k + half] : top[k];
-    float m = top[0];
-    float shift = m == -INFINITY ? 0 : m; /* an empty group has mass e^-87 a column, which is set to 0 below */
+    float m = top[0], shift = m == -INFINITY ? 0 : m;
     for (int64_t j = 0; j < whole; j += LANES)
         for (int k = 0; k < LANES; k++) {
             float d = bounded(x[j + k] - shift), e = exp_below(d);
@@ -74,37 +153,41 @@ static void group(const float *x, int64_t width, float *peak, float *mass, float
     *tilt = empty ? 0 : lean[0];
 }
 
-/* `count` rows, each `width` floats from base + offset[row], in groups of `size`; results are (count, groups). */
-void row_pass(const float *base, const int64_t *offset, int64_t count, int threads, int64_t width, int64_t size,
-              float *peak, float *mass, float *tilt)
+static int64_t least(int64_t a, int64_t b)
 {
-    int64_t groups = (width + size - 1) / size;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t n = 0; n < count; n++)
+    return a < b ? a : b;
+}
+
+/* Every group of every row, (count, groups). */
+void row_pass(const struct rows *r, float *peak, float *mass, float *tilt)
+{
+    int64_t groups = (r->width + r->size - 1) / r->size;
+#pragma omp parallel for num_threads(r->threads) schedule(static)
+    for (int64_t n = 0; n < r->count; n++) {
+        float buffer[SIZE];
         for (int64_t g = 0; g < groups; g++) {
-            int64_t left = width - g * size, at = n * groups + g;
-            group(base + offset[n] + g * size, left < size ? left : size, peak + at, mass + at, tilt + at);
+            int64_t first = g * r->size, count = least(r->size, r->width - first), at = n * groups + g;
+            sums(load(r, n, first, count, buffer), count, peak + at, mass + at, tilt + at);
         }
+    }
 }
 
 /* One column of group[n] of each row, by inverse CDF: the first whose running sum exceeds share[n] of the whole. */
-void row_column(const float *base, const int64_t *offset, int64_t count, int threads, int64_t width, int64_t size,
-                const int64_t *group, const double *share, int64_t *column)
+void row_column(const struct rows *r, const int64_t *group, const double *share, int64_t *column)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t n = 0; n < count; n++) {
-        float weight[SIZE];
-        const float *x = base + offset[n] + group[n] * size;
-        int64_t left = width - group[n] * size, end = left < size ? left : size, last = 0, at = 0;
-        float m = -INFINITY;
-        for (int64_t j = 0; j < end; j++)
+#pragma omp parallel for num_threads(r->threads) schedule(static)
+    for (int64_t n = 0; n < r->count; n++) {
+        float buffer[SIZE], weight[SIZE], m = -INFINITY;
+        int64_t first = group[n] * r->size, count = least(r->size, r->width - first), last = 0, at = 0;
+        const float *x = load(r, n, first, count, buffer);
+        for (int64_t j = 0; j < count; j++)
             m = x[j] > m ? x[j] : m;
-        for (int64_t j = 0; j < end; j++) {
+        for (int64_t j = 0; j < count; j++) {
             float d = x[j] - m;
-            weight[j] = d < -87.0f ? 0 : exp_below(d);
+            weight[j] = d < -87.0f ? 0 : exp_below(bounded(d));
         }
         double whole = 0, running = 0;
-        for (int64_t j = 0; j < end; j++) {
+        for (int64_t j = 0; j < count; j++) {
             whole += weight[j];
             last = weight[j] > 0 ? j : last;
         }
@@ -116,22 +199,19 @@ void row_column(const float *base, const int64_t *offset, int64_t count, int thr
 }
 
 /* The lowest column of group[n] of each row with its largest logit, and the largest logit of the group's others. */
-void row_largest(const float *base, const int64_t *offset, int64_t count, int threads, int64_t width, int64_t size,
-                 const int64_t *group, int64_t *column, float *second)
+void row_largest(const struct rows *r, const int64_t *group, int64_t *column, float *second)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t n = 0; n < count; n++) {
-        const float *x = base + offset[n] + group[n] * size;
-        int64_t left = width - group[n] * size, end = left < size ? left : size, at = 0;
-        float m = -INFINITY, other = -INFINITY;
-        for (int64_t j = 0; j < end; j++)
+#pragma omp parallel for num_threads(r->threads) schedule(static)
+    for (int64_t n = 0; n < r->count; n++) {
+        float buffer[SIZE], m = -INFINITY, other = -INFINITY;
+        int64_t first = group[n] * r->size, count = least(r->size, r->width - first), at = 0;
+        const float *x = load(r, n, first, count, buffer);
+        for (int64_t j = 0; j < count; j++)
             m = x[j] > m ? x[j] : m;
-        while (at < end - 1 && x[at] != m)
+        while (at < count - 1 && x[at] != m)
             at++;
-        for (int64_t j = 0; j < at; j++)
-            other = x[j] > other ? x[j] : other;
-        for (int64_t j = at + 1; j < end; j++)
-            other = x[j] > other ? x[j] : other;
+        for (int64_t j = 0; j < count; j++)
+            other = j != at && x[j] > other ? x[j] : other;
         column[n] = at;
         second[n] = other;
     }

@@ -75,12 +75,6 @@ class Rows:
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.source.dtype == torch.float64 else torch.float32
 
-    @property
-    def plain(self) -> bool:
-        """Whether a row of ``source`` is the row itself."""
-        adjusted = self.hidden or self.own is not None or self.temperature != 1 or self.floor is not None
-        return self.convert is None and not adjusted
-
     def subset(self, keep: Tensor) -> "Rows":
         pick = _pick(keep)
         number = torch.arange(len(self), device=self.device) if self.number is None else self.number
