@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from discdiff.kernels import chunked, native, reference
+from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source
@@ -58,6 +58,8 @@ def draw(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
+    if torch.compiler.is_compiling() and isinstance(logits, Tensor) and reading is None and backend == "auto":
+        return library.draw(logits, rows, positions, seed - (seed >> 63 << 64), step, tag)
     return race(
         logits, seed=seed, rows=rows, positions=positions, step=step, tag=tag, reading=reading, backend=backend
     ).token
