@@ -25,7 +25,7 @@ from torch.distributions import constraints
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
-__all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "SiteWise", "Subset", "Tokens"]
+__all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "SiteWise", "Subset", "Tokens", "report"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Coins(SiteWise):
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
         wrong = ~((self.probs >= 0) & (self.probs <= 1 + 1e-9))
-        _report(key, wrong, "a probability that is not in [0, 1]: are there NaNs in the logits?")
+        report(key, wrong, "a probability that is not in [0, 1]: are there NaNs in the logits?")
         return key.uniforms(self.probs.shape[1])[0] < self.probs
 
     def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
@@ -148,7 +148,7 @@ class Tokens(SiteWise):
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         where = self.sites.where
         drawn = self.sites.draw(key.seed, key.rows, key.step, key.tag)
-        _report(key, where.masked_scatter(where, drawn < 0), "logits without mass, or with a NaN or +inf")
+        report(key, where.masked_scatter(where, drawn < 0), "logits without mass, or with a NaN or +inf")
         return self.keep.masked_scatter(where, drawn)
 
     def log_prob(self, value: Int[Tensor, "*sample #B L"]) -> Float[Tensor, "*sample B"]:
@@ -306,7 +306,7 @@ class Branch(Choice):
         return parent, value, self.weights.log()[value]
 
 
-def _report(key: Key, wrong: Bool[Tensor, "B L"], what: str) -> None:
+def report(key: Key, wrong: Bool[Tensor, "B L"], what: str) -> None:
     """Raise for the first wrong site; on a GPU only note it, and the sampler looks once at the end."""
     if wrong.is_cuda:
         key.faults.append(wrong.any())

@@ -39,12 +39,14 @@ class Run:
         model: the counted denoiser.
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not kept.
         faults: flags of bad rows on a GPU, looked at once, at the end.
+        fuse: whether kernels may stand in for runs of choices where nobody listens.
     """
 
     seed: int
     model: Counter
     log_prob: Float[Tensor, " B"] | None = None
     faults: list[Tensor] = field(default_factory=list)
+    fuse: bool = False
     _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step
     _step: int = -1
 
@@ -93,6 +95,11 @@ class At:
         if schedule.sites is None:
             return float(schedule.alpha(time))
         return schedule.alpha(torch.full((1, 1), time, dtype=torch.float64)).detach().to(self.run.model.nfe_rows.device)
+
+    @property
+    def fused(self) -> bool:
+        """Whether a kernel may stand in for a run of choices: nobody records or listens to a single one."""
+        return self.run.fuse and self.run.log_prob is None and not pyro.poutine.runtime.am_i_wrapped()
 
     def moved(self, slots: int) -> "At":
         """The same place, ``slots`` further: where the next part of a composition stands."""

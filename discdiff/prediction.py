@@ -188,8 +188,12 @@ class Prediction:
 
     # --- sites: what operators read -----------------------------------------------------------------------------------
 
-    def loo_at(self, where: Bool[Tensor, "B L"]) -> Sites:
+    def loo_at(self, where: Bool[Tensor, "B L"], checked: bool = True) -> Sites:
         """O at the chosen sites, unread; or as far as ``read`` has read it.
+
+        Args:
+            where: (B, L) the sites.
+            checked: whether to look for sites where O is undefined. Without that their rows mean nothing.
 
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
@@ -201,7 +205,7 @@ class Prediction:
         if self.predicts == "denoiser":
             self._refuse(
                 where,
-                process.settled(x, alpha),
+                process.settled(x, alpha) & checked,
                 "the denoiser is a point mass there and does not determine it; let the model predict 'loo', or keep "
                 "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
             )
@@ -215,7 +219,7 @@ class Prediction:
         elif self.predicts == "ratio" and _has_mask(process):
             if self.output.width < process.columns:
                 self._refuse(
-                    where, process.settled(x, alpha), "a ratio without the mask's column does not determine it"
+                    where, process.settled(x, alpha) & checked, "a ratio without the mask's column does not determine it"
                 )
             rows = replace(rows, width=process.vocab_size, hidden=(*rows.hidden, *self._mask_column()))
         elif self.predicts == "ratio":

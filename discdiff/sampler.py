@@ -14,6 +14,7 @@ from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.handlers import At, Run, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator, check_operator
 from discdiff.process import Process
 from discdiff.state import State
@@ -130,7 +131,8 @@ class Sampler:
             )
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
-        run = Run(seed, counter, torch.zeros(batch, dtype=torch.float64, device=device) if record else None)
+        log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
+        run = Run(seed, counter, log_prob, fuse=kernels.fuses(torch.device(device)))
         at = At(self.process, run, self.grid[0], self.grid[0], step=0)
 
         rows = torch.arange(first_row, first_row + batch, device=device)

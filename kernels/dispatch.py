@@ -13,11 +13,11 @@ from torch import Tensor
 from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
-from discdiff.kernels.rows import Computed, LinearHead, Rows, Source
+from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
-    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "draw", "log_prob", "philox",
-    "race", "read", "row_pass", "threshold", "uniforms", "winner",
+    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "fuses",
+    "log_prob", "philox", "race", "read", "row_pass", "step", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -168,6 +168,29 @@ def uniforms(
     """Two float64 uniforms in (0, 1) for each (row, position), functions of (seed, row, position, step, tag) alone."""
     _check_address(seed, step, tag)
     return reference.uniforms(seed, rows, positions, step, tag)
+
+
+def fuses(device: torch.device) -> bool:
+    """Whether ``step`` can be had where these tensors are."""
+    return device.type == "cuda" and _has_triton()
+
+
+@torch.no_grad()
+def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
+    """The choices of a reverse step, fused: where, accept, data, token and noise at N sites (``triton_step``).
+
+    Args:
+        rows: N rows of O.
+        what: the rest.
+
+    Returns:
+        (N,) states after the step, and (N,) the sites that were read and had no mass, a NaN or +inf.
+    """
+    from discdiff.kernels import triton_step
+
+    if rows.convert is not None or len(rows) != len(what.tokens):
+        raise ValueError(f"step: needs {len(what.tokens)} rows of logits without a head, got {rows}")
+    return triton_step.step(rows, what)
 
 
 def row_pass() -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Computed", "LinearHead", "Rows", "Source"]
+__all__ = ["Computed", "LinearHead", "Rows", "Source", "Step"]
 
 Convert = Callable[[Tensor, Tensor], Tensor]  # (n, K) raw rows and the (n,) rows they are -> (n, V)
 
@@ -190,6 +190,35 @@ class LinearHead:
 
     def __call__(self, hidden: Tensor, number: Tensor) -> Tensor:
         return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What the choices of a reverse step need but for its rows, N = B L sites in row-major order.
+
+    Attributes:
+        tokens: (N,) states before the step.
+        ids, positions: (N,) where each site is, as randomness is keyed.
+        bound: (N,) float64 probability of ``where``.
+        odds: (N,) float64 noise odds of each token, or None if every candidate is accepted.
+        kept: (N,) float64 probability of ``data``.
+        noise: (S,) float64 cumulated noise law.
+        last: the last state with noise.
+        seed, step: as of ``draw``.
+        tags: of the choices where, accept, data, token and noise.
+    """
+
+    tokens: Tensor
+    ids: Tensor
+    positions: Tensor
+    bound: Tensor
+    odds: Tensor | None
+    kept: Tensor
+    noise: Tensor
+    last: int
+    seed: int
+    step: int
+    tags: tuple[int, int, int, int, int]
 
 
 def _column(column: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

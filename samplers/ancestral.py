@@ -15,9 +15,12 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from discdiff.distributions import Coins, Tokens
+from discdiff.distributions import Coins, Tokens, report
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.rank_one import Masked, RankOne
 from discdiff.samplers.redraw import redraw
@@ -39,6 +42,8 @@ class Ancestral(Predictor):
             reverse = at.predict(state).reverse(state.free, alpha_s)
             return state.at(choose("state", Tokens(reverse, z), state, at), at.s)
         bound = at.process.candidate(z, alpha_t, alpha_s).where(state.free, 0.0)
+        if at.fused and at.process.anchor(z) is None:
+            return _fused(state, bound, at)
         where = choose("where", Coins(bound), state, at)
         prediction = at.predict(state)
         if not isinstance(at.process, Masked):  # a mask is no token, so its bound is attained
@@ -46,3 +51,30 @@ class Ancestral(Predictor):
             accept = at.process.acceptance(prediction.log_own(where), z, alpha_t)
             where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
         return redraw(state.at(z, at.s), where, prediction, alpha_s, at)
+
+
+def _fused(state: State, bound: Float[Tensor, "B L"], at: At) -> State:
+    """The choices of a step as kernels, token for token: where, accept, data, token, noise."""
+    process, z = at.process, state.tokens
+    assert isinstance(process, RankOne)
+    everywhere = torch.ones_like(z, dtype=torch.bool)
+    rows = at.predict(state).loo_at(everywhere, checked=False).rows
+    keys = [at.run.key(name, state, at.step, at.slot) for name in ("where", "accept", "data", "token", "noise")]
+    pi = process.pi
+    odds = None if isinstance(process, Masked) else process.odds(z, at.alpha(state.t)).flatten()
+    what = kernels.Step(
+        tokens=z.flatten(),
+        ids=state.rows.repeat_interleave(z.shape[1]),
+        positions=torch.arange(z.shape[1], device=z.device).repeat(len(z)),
+        bound=bound.flatten(),
+        odds=odds,
+        kept=process.sitewise(at.alpha(at.s), z).flatten(),
+        noise=pi.cumsum(0).to(z.device),
+        last=int(pi.nonzero()[-1]),
+        seed=keys[0].seed,
+        step=keys[0].step,
+        tags=(keys[0].tag, keys[1].tag, keys[2].tag, keys[3].tag, keys[4].tag),
+    )
+    tokens, wrong = kernels.step(rows, what)
+    report(keys[3], wrong.view(z.shape), "logits without mass, or with a NaN or +inf")
+    return state.at(tokens.view(z.shape), at.s)

@@ -1,0 +1,198 @@
+r"""A run of choices as three Triton kernels: where, accept, data, token, noise, at every site at once.
+
+That run is the body of a reverse step on a process of constant noise: with u_name the site's uniforms of each choice,
+
+    where   u_where  < bound                        no logits yet
+    accept  u_accept < 1 / (1 + O(z) / odds)        if the process asks for it
+    data    u_data   < kept                         of the sites accepted
+    token   a draw from O where data, noise from its law where not
+
+each a function of (seed, site, choice), so the tokens are those of the program whose choices they are. Sites that keep
+their token leave a program at its first line: logits are read only of those that may change, nothing is compacted, no
+size comes back to the host, and shapes do not depend on what was drawn, so a CUDA graph can hold the step.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from discdiff.kernels.reference import group_size
+from discdiff.kernels.rows import Rows, Step
+from discdiff.kernels.triton_rows import (
+    adjusted, arguments, group_word, gumbel32, safe_log, shift_of, signed, uniform53, within_share,
+)  # fmt: skip
+
+__all__ = ["step"]
+
+_TILE = 4096  # columns a program reads together
+_KEEP, _NOISE, _READ = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def _uniforms(seed, tag, position, step, row):
+    """The two uniforms of a coin, kind 2."""
+    c0 = (tag.to(tl.uint32) << 20) | 0x80000000
+    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
+    return uniform53(w0, w1), uniform53(w2, w3)
+
+
+@triton.jit(do_not_specialize=["seed", "step", "tag_where", "tag_data"])
+def _decide_kernel(
+    id_ptr, place_ptr, bound_ptr, kept_ptr, code_ptr, count, seed, step, tag_where, tag_data,
+    BLOCK: tl.constexpr, ACCEPT: tl.constexpr,
+):  # fmt: skip
+    """What becomes of each site as far as no logits are needed."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = n < count
+    row = tl.load(id_ptr + n, mask=ok, other=0).to(tl.uint32)
+    place = tl.load(place_ptr + n, mask=ok, other=0).to(tl.uint32)
+    u, _ = _uniforms(seed, tag_where, place, step, row)
+    where = u < tl.load(bound_ptr + n, mask=ok, other=0.0)
+    if ACCEPT:
+        code = tl.where(where, _READ, _KEEP)
+    else:
+        v, _ = _uniforms(seed, tag_data, place, step, row)
+        data = v < tl.load(kept_ptr + n, mask=ok, other=0.0)
+        code = tl.where(where, tl.where(data, _READ, _NOISE), _KEEP)
+    tl.store(code_ptr + n, code.to(tl.int8), mask=ok)
+
+
+@triton.jit(do_not_specialize=["temperature"])
+def _groups_kernel(
+    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, code_ptr, peak_ptr, mass_ptr,
+    stride_row, stride_position, stride_column, width, groups, temperature,
+    SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, DOUBLE: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """A few groups of one site, if it is read at all."""
+    n = tl.program_id(0).to(tl.int64)
+    if tl.load(code_ptr + n) == _READ:
+        group = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        lane = tl.arange(0, LANES)
+        column = group[:, None] * SIZE + lane[None, :]
+        base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
+        inside = (column < width) & (lane < SIZE)[None, :]
+        x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
+        x = x.to(tl.float64 if DOUBLE else tl.float32)
+        x = adjusted(
+            x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
+        )
+        peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
+        mass = tl.sum(tl.exp(x - shift_of(peak)[:, None]), 1)
+        mass = tl.where(peak == float("inf"), float("nan"), mass)
+        tl.store(peak_ptr + n * groups + group, peak, mask=group < groups)
+        tl.store(mass_ptr + n * groups + group, mass, mask=group < groups)
+
+
+@triton.jit(do_not_specialize=["seed", "step", "tag_accept", "tag_data", "tag_token", "tag_noise", "temperature"])
+def _finish_kernel(
+    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, code_ptr, peak_ptr, mass_ptr,
+    id_ptr, place_ptr, token_ptr, odds_ptr, kept_ptr, noise_ptr, out_ptr, bad_ptr,
+    stride_row, stride_position, stride_column, width, groups, last, seed, step,
+    tag_accept, tag_data, tag_token, tag_noise, temperature,
+    SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, HALVINGS: tl.constexpr, ACCEPT: tl.constexpr,
+    DOUBLE: tl.constexpr, HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """The choices that are left of one site."""
+    n = tl.program_id(0).to(tl.int64)
+    z = tl.load(token_ptr + n)
+    code = tl.load(code_ptr + n)
+    out = z
+    wrong = False
+    if code != _KEEP:
+        row = tl.load(id_ptr + n).to(tl.uint32)
+        place = tl.load(place_ptr + n).to(tl.uint32)
+        data = code == _READ
+        if code == _READ:
+            base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
+            group = tl.arange(0, GROUPS)
+            here = group < groups
+            peak = tl.load(peak_ptr + n * groups + group, mask=here, other=float("-inf"))
+            mass = tl.load(mass_ptr + n * groups + group, mask=here, other=0.0)
+            lse = tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
+            bad = tl.sum((lse != lse).to(tl.int32), 0) > 0
+            top = tl.max(tl.where(lse == lse, lse, float("-inf")), 0)
+            wrong = bad | (top == float("-inf"))
+            accepted = True
+            if ACCEPT:
+                own = tl.load(base + tl.minimum(z, width - 1) * stride_column).to(tl.float64 if DOUBLE else tl.float32)
+                own = adjusted(
+                    own, z, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
+                    HIDDEN, SHIFT, TEMPER, FLOOR,
+                )  # fmt: skip
+                height = tl.where(wrong, 0.0, top)
+                total = tl.sum(tl.where(lse == lse, tl.exp(tl.where(lse == lse, lse, height) - height), 0.0), 0)
+                share = tl.exp(own.to(tl.float64) - height) / tl.where(total > 0, total, 1.0)
+                u, _ = _uniforms(seed, tag_accept, place, step, row)
+                accepted = u < 1 / (1 + share / tl.load(odds_ptr + n))
+                v, _ = _uniforms(seed, tag_data, place, step, row)
+                data = accepted & (v < tl.load(kept_ptr + n))
+                code = tl.where(accepted, _NOISE, _KEEP)
+            if data & (wrong == 0):
+                word = group_word(group, seed, tag_token, place, step, row)
+                key = tl.where(here & (lse == lse), lse + gumbel32(word), float("-inf"))
+                best = tl.max(key, 0)
+                winner = tl.min(tl.where(key == best, group, GROUPS), 0)
+                column = winner * SIZE + tl.arange(0, LANES)
+                inside = (column < width) & (tl.arange(0, LANES) < SIZE)
+                x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
+                x = x.to(tl.float64 if DOUBLE else tl.float32)
+                x = adjusted(
+                    x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
+                    HIDDEN, SHIFT, TEMPER, FLOOR,
+                )  # fmt: skip
+                weight = tl.exp(x - tl.max(x, 0)).to(tl.float64)
+                running = tl.cumsum(weight, 0)
+                target = within_share(seed, tag_token, place, step, row) * tl.max(running, 0)
+                picked = tl.sum((running <= target).to(tl.int32), 0)
+                final = tl.max(tl.where(weight > 0, tl.arange(0, LANES), 0), 0)
+                out = (winner * SIZE + tl.minimum(picked, final)).to(tl.int64)
+        if (code == _NOISE) & (data == 0):
+            _, v = _uniforms(seed, tag_noise, place, step, row)
+            low = tl.full((), 0, tl.int32)
+            high = low + last
+            for _ in range(HALVINGS):  # how many cumulated masses below the last do not exceed v
+                middle = (low + high) // 2
+                passed = (low < high) & (tl.load(noise_ptr + middle) <= v)
+                high = tl.where((low < high) & (passed == 0), middle, high)
+                low = tl.where(passed, middle + 1, low)
+            out = low.to(tl.int64)
+    tl.store(out_ptr + n, out)
+    tl.store(bad_ptr + n, wrong)
+
+
+def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
+    """Run the choices of a step at N sites, whose rows of O are ``rows``.
+
+    Returns:
+        (N,) states after the step, and (N,) which sites had no mass, a NaN or +inf where they were read.
+    """
+    count, device = len(rows), rows.device
+    size = group_size(rows.width)
+    groups, lanes = -(-rows.width // size), triton.next_power_of_2(size)
+    tile = max(1, min(_TILE // lanes, triton.next_power_of_2(groups)))
+    code = torch.empty(count, dtype=torch.int8, device=device)
+    peak, mass = (torch.empty(count, groups, dtype=rows.dtype, device=device) for _ in range(2))
+    out, bad = torch.empty(count, dtype=torch.int64, device=device), torch.empty(count, dtype=torch.bool, device=device)
+    pointers, strides, flags = arguments(rows)
+    where, accept, data, token, noise = what.tags
+    given = (what.ids, what.positions, what.tokens, what.bound if what.odds is None else what.odds, what.kept)
+    ids, positions, tokens, odds, kept = (x.contiguous() for x in given)
+    seed, asks = signed(what.seed), what.odds is not None
+    with torch.cuda.device_of(rows.source):
+        _decide_kernel[(triton.cdiv(count, 256),)](
+            ids, positions, what.bound.contiguous(), kept, code, count, seed, what.step, where, data,
+            BLOCK=256, ACCEPT=asks,
+        )  # fmt: skip
+        _groups_kernel[(count, triton.cdiv(groups, tile))](
+            *pointers, code, peak, mass, *strides, rows.width, groups, rows.temperature,
+            SIZE=size, LANES=lanes, TILE=tile, **flags,
+        )  # fmt: skip
+        _finish_kernel[(count,)](
+            *pointers, code, peak, mass, ids, positions, tokens, odds, kept, what.noise, out, bad,
+            *strides, rows.width, groups, what.last, seed, what.step, accept, data, token, noise, rows.temperature,
+            SIZE=size, LANES=lanes, GROUPS=triton.next_power_of_2(groups), HALVINGS=max(1, what.last.bit_length()),
+            ACCEPT=asks, **flags,
+        )  # fmt: skip
+    return out, bad
