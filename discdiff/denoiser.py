@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.prediction import Output, Prediction, Predicts, check_predicts
-from discdiff.process import Process, site_time
-from discdiff.schedule import Schedule, Time
+from discdiff.process import Process
+from discdiff.schedule import Schedule, Time, site_time
 
 __all__ = ["Counter", "Denoiser", "TimeArgument"]
 
@@ -83,12 +83,14 @@ class Denoiser:
             ValueError: for states or times out of range or of a wrong shape, or logits of a wrong shape.
         """
         self.process.check_states(x, "x")
-        return self.evaluate(x, site_time(t, *x.shape).to(x.device))
+        time = site_time(t, *x.shape)
+        self.process.schedule.alpha(time)  # for its look at the times
+        return self.evaluate(x, time.to(x.device))
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """``__call__`` without the look at every id, for loops that keep to their states."""
+        """``__call__`` without the look at every id and time, for loops that keep to states and times."""
         self.process.schedule.check_length(x.shape[1])
-        alpha = self.process.schedule.alpha(t)
+        alpha = self.process.schedule.survival(t)
         out = self.fn(x, self._time_argument(t, alpha, len(x)))
         if not isinstance(out, Tensor) or out.ndim != 3:
             got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__

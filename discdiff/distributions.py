@@ -14,7 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +25,7 @@ from torch.distributions import constraints
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
-__all__ = ["Branch", "Choice", "Coins", "Key", "PointMixture", "SiteWise", "Subset", "Tokens", "report"]
+__all__ = ["Branch", "Choice", "Coins", "Key", "Noise", "PointMixture", "SiteWise", "Subset", "Tokens", "report"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,25 @@ class Tokens(SiteWise):
         return log_p, torch.where(where[..., None], category, self.keep[..., None])
 
 
+class Noise(NamedTuple):
+    """A noise law where draws need it.
+
+    Attributes:
+        pi: (S,) float64.
+        cumulated: its running sums.
+        last: the last state with mass. It ends the scale of a draw, so that rounding never picks one of probability 0.
+    """
+
+    pi: Float[Tensor, " S"]
+    cumulated: Float[Tensor, " S"]
+    last: int
+
+    @classmethod
+    def of(cls, pi: Float[Tensor, " S"], device: torch.device) -> "Noise":
+        """The law on a device."""
+        return cls(pi.to(device), pi.cumsum(0).to(device), int(pi.nonzero()[-1]))
+
+
 def _identity(x: Tensor) -> Tensor:
     return x
 
@@ -181,7 +200,7 @@ class PointMixture(SiteWise):
     all of this form, so none of them builds a V-wide row to be drawn.
 
     Args:
-        pi: (S,) float64 noise law.
+        pi: (S,) float64 noise law, or a ``Noise`` that was made of one before.
         points: K tensors (B, L) of tokens.
         weights: K tensors (B, L) of probabilities with sum at most 1.
         shape, device: (B, L) and where to draw, needed where there are no points.
@@ -191,7 +210,7 @@ class PointMixture(SiteWise):
 
     def __init__(
         self,
-        pi: Float[Tensor, " S"],
+        pi: Float[Tensor, " S"] | Noise,
         points: Sequence[Int[Tensor, "B L"]],
         weights: Sequence[Float[Tensor, "B L"]],
         shape: tuple[int, int] | None = None,
@@ -201,15 +220,14 @@ class PointMixture(SiteWise):
     ) -> None:
         batch, length = points[0].shape if shape is None else shape
         super().__init__(batch, (length,), points[0].device if points else torch.device(device))
-        # The last state with mass ends the scale of a draw, so that rounding can never pick one of probability 0.
-        self._last = int(pi.nonzero()[-1])
-        self.pi, self.points, self.weights = pi.to(self.device), tuple(points), tuple(weights)
+        self.noise = pi if isinstance(pi, Noise) else Noise.of(pi, self.device)
+        self.pi, self.points, self.weights = self.noise.pi, tuple(points), tuple(weights)
         self.place, self.column = place, column
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         length = self.event_shape[0]
         u, v = key.uniforms(length)
-        value = self.place(torch.searchsorted(self.pi.cumsum(0)[: self._last], v, right=True))
+        value = self.place(torch.searchsorted(self.noise.cumulated[: self.noise.last], v, right=True))
         if self.points:  # where the points leave nothing, rounding must not pick noise
             value = torch.where(self._rest() > 0, value, self.points[-1])
         threshold = torch.zeros_like(u)
@@ -221,7 +239,7 @@ class PointMixture(SiteWise):
     def like(self, points: Sequence[Tensor], weights: Sequence[Tensor]) -> "PointMixture":
         """The same noise with other points and weights."""
         shape = (self.batch_shape[0], self.event_shape[0])
-        return PointMixture(self.pi, points, weights, shape, self.device, self.place, self.column)
+        return PointMixture(self.noise, points, weights, shape, self.device, self.place, self.column)
 
     def _rest(self) -> Float[Tensor, "B L"]:
         """The weight of the noise law: what the points leave."""

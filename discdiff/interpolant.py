@@ -23,9 +23,9 @@ from torch import Tensor
 
 from discdiff.distributions import Choice, Key, SiteWise
 from discdiff.hybrid import Blend
-from discdiff.process import Process, Survival, site_time, survival
+from discdiff.process import Process, Survival, survival
 from discdiff.rank_one import RankOne, check_law
-from discdiff.schedule import Schedule
+from discdiff.schedule import Schedule, site_time
 
 __all__ = ["AbsorbingUniform", "Interpolant"]
 

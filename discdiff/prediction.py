@@ -61,8 +61,8 @@ class Output:
     shift: bool = False
     suppress: tuple[int, ...] = ()
 
-    def rows(self, where: Bool[Tensor, "B L"]) -> kernels.Rows:
-        """The rows of chosen sites, unread."""
+    def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
+        """The rows of chosen sites, or of all, unread."""
         rows = kernels.Rows.at(self.source, where, self.width, back=int(self.shift))
         return replace(rows, hidden=self.suppress, convert=None if self.head is None else _as_convert(self.head))
 
@@ -70,11 +70,7 @@ class Output:
         """All of them: for small sizes, or when nothing was to be saved."""
         if self.head is None and not self.shift and not self.suppress:
             return self.source
-        return (
-            self.rows(torch.ones(self.source.shape[:2], dtype=torch.bool, device=self.source.device))
-            .dense()
-            .view(*self.source.shape[:2], self.width)
-        )
+        return self.rows().dense().view(*self.source.shape[:2], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
         """The output of chosen rows of the batch."""
@@ -188,47 +184,55 @@ class Prediction:
 
     # --- sites: what operators read -----------------------------------------------------------------------------------
 
-    def loo_at(self, where: Bool[Tensor, "B L"], checked: bool = True) -> Sites:
+    def loo_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         """O at the chosen sites, unread; or as far as ``read`` has read it.
-
-        Args:
-            where: (B, L) the sites.
-            checked: whether to look for sites where O is undefined. Without that their rows mean nothing.
 
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
         """
         if self._known is not None and not bool((where & ~self._known.where).any()):
             return self._known.narrow(where)
-        x, alpha, process = self.x[where], self.alpha[where], self.process
-        rows = self._rows(where)
+        x, alpha = self.x[where], self.alpha[where]
         if self.predicts == "denoiser":
             self._refuse(
                 where,
-                process.settled(x, alpha) & checked,
+                self.process.settled(x, alpha),
                 "the denoiser is a point mass there and does not determine it; let the model predict 'loo', or keep "
                 "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
             )
-            weight = process.own_weight(x, alpha)
-            if process.absorbing:
-                pass  # what is left is hidden, and a hidden site is no evidence
-            elif weight is not None:
-                rows = replace(rows, own=process.column(x), shift=-weight)
-            else:
-                rows = rows.then(lambda raw, n: process.forget(raw, x[n], alpha[n]))
-        elif self.predicts == "ratio" and _has_mask(process):
-            if self.output.width < process.columns:
-                self._refuse(
-                    where, process.settled(x, alpha) & checked, "a ratio without the mask's column does not determine it"
-                )
-            rows = replace(rows, width=process.vocab_size, hidden=(*rows.hidden, *self._mask_column()))
-        elif self.predicts == "ratio":
+        elif self.predicts == "ratio" and not _has_mask(self.process):
             self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
-            rows = replace(
-                rows.then(lambda raw, n: process.unmix(raw.double().softmax(-1), x[n], alpha[n]).log()),
-                width=process.vocab_size,
+        elif self.predicts == "ratio" and self.output.width < self.process.columns:
+            self._refuse(
+                where, self.process.settled(x, alpha), "a ratio without the mask's column does not determine it"
             )
+        rows = self._loo(self._rows(where), x, alpha)
         return Sites(where, rows if self._truncate is None else self._truncate(rows))
+
+    def loo_everywhere(self) -> kernels.Rows | None:
+        """O at all sites for a kernel that knows where to look: where it is undefined, its rows mean nothing.
+
+        None where a kernel could not read it: behind a head, a conversion that takes the whole row, or a truncation.
+        """
+        if self._truncate is not None:
+            return None
+        rows = self._loo(self._rows(None), self.x.flatten(), self.alpha.flatten())
+        return rows if rows.convert is None else None
+
+    def _loo(self, rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
+        """The denoiser's own rows turned into those of O."""
+        process = self.process
+        if self.predicts == "denoiser" and not _has_mask(process):  # else it is a mask, which is no evidence
+            weight = process.own_weight(x, alpha)
+            if weight is not None:
+                return replace(rows, own=process.column(x), shift=-weight)
+            return rows.then(lambda raw, n: process.forget(raw, x[n], alpha[n]))
+        if self.predicts == "ratio" and _has_mask(process):
+            return replace(rows, width=process.vocab_size, hidden=(*rows.hidden, *self._mask_column()))
+        if self.predicts == "ratio":
+            rows = rows.then(lambda raw, n: process.unmix(raw.double().softmax(-1), x[n], alpha[n]).log())
+            return replace(rows, width=process.vocab_size)
+        return rows
 
     def denoiser_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         """D at the chosen sites, unread.
@@ -343,8 +347,8 @@ class Prediction:
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
-    def _rows(self, where: Tensor) -> kernels.Rows:
-        """The denoiser's own rows at the chosen sites; a mask among the tokens is no prediction."""
+    def _rows(self, where: Tensor | None) -> kernels.Rows:
+        """The denoiser's own rows at the chosen sites, or at all; a mask among the tokens is no prediction."""
         rows = self.output.rows(where)
         hidden = () if self.predicts == "ratio" else self._mask_column()
         return replace(rows, hidden=(*rows.hidden, *hidden))

@@ -22,28 +22,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice, Tokens
-from discdiff.schedule import Schedule, Time, as_schedule
+from discdiff.schedule import Schedule, Time, as_schedule, site_time
 from discdiff.sites import Sites
 
-__all__ = ["Process", "Survival", "refuse_impossible", "site_time", "survival"]
+__all__ = ["Process", "Survival", "refuse_impossible", "survival"]
 
 Survival = float | Float[Tensor, "..."]
-
-
-def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
-    """``t`` as a float64 tensor that broadcasts with (B, L): of shape (1, 1), (B, 1) or (B, L).
-
-    Raises:
-        ValueError: if ``t`` is a tensor of another shape.
-    """
-    tensor = torch.as_tensor(t, dtype=torch.float64)
-    if tensor.ndim == 0:
-        return tensor[None, None]
-    if tensor.shape == (batch,):
-        return tensor[:, None]
-    if tensor.shape == (batch, length):
-        return tensor
-    raise ValueError(f"time t must be a float, ({batch},) or ({batch}, {length}), got shape {tuple(tensor.shape)}")
 
 
 class Process(ABC):
@@ -185,8 +169,7 @@ class Process(ABC):
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> Choice:
         """q_t(x_t | x0) at a survival: float, or broadcasting with (B, L)."""
         a = self.sitewise(alpha, x0)
-        everywhere = torch.ones_like(x0, dtype=torch.bool)
-        return Tokens(self._noising(everywhere, x0, a), x0)
+        return Tokens(self._noising(torch.ones_like(x0, dtype=torch.bool), x0, a), x0)
 
     def posterior(
         self,
@@ -336,7 +319,9 @@ class Process(ABC):
     @staticmethod
     def sitewise(alpha: Survival, x: Tensor) -> Tensor:
         """A survival for every site, float64."""
-        return torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
+        if isinstance(alpha, Tensor):
+            return alpha.to(x.device, torch.float64).expand(x.shape)
+        return torch.full(x.shape, alpha, dtype=torch.float64, device=x.device)  # filled there, not sent
 
     # --- identity -----------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.distributions import PointMixture
+from discdiff.distributions import Noise, PointMixture
 from discdiff.process import Process, Survival, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
@@ -42,7 +42,15 @@ class RankOne(Process):
 
     @property
     def states(self) -> int:
-        return len(self.pi)
+        return len(self.noise("cpu").pi)
+
+    def noise(self, device: torch.device | str) -> Noise:
+        """The noise law on a device; made and sent there once."""
+        known: dict[torch.device, Noise] = self.__dict__.setdefault("_noise", {})
+        device = torch.device(device)
+        if device not in known:
+            known[device] = Noise.of(self.pi, device)
+        return known[device]
 
     def anchor(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"] | None:
         """The state that anchored noise falls on, or None where the noise law is constant."""
@@ -61,7 +69,7 @@ class RankOne(Process):
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
         """h(x) = b(x) / alpha, the noise odds of each site's own state; infinite at alpha = 0, 0 where noise is not."""
         a = torch.as_tensor(alpha, dtype=torch.float64)
-        mass, share = self.anchored(a), self.pi.to(x.device)[self.column(x)]
+        mass, share = self.anchored(a), self.noise(x.device).pi[self.column(x)]
         own = torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)
         anchor = self.anchor(x)
         if anchor is None:
@@ -85,7 +93,9 @@ class RankOne(Process):
         if anchor is not None:
             points, weights = [*points, anchor], [*weights, mass.expand(x.shape)]
         shape = (x.shape[0], x.shape[1])
-        return PointMixture(self.pi, points, weights, shape, x.device, partial(self.place, x=x), self.column)
+        return PointMixture(
+            self.noise(x.device), points, weights, shape, x.device, partial(self.place, x=x), self.column
+        )
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> PointMixture:
         a = self.sitewise(alpha, x0)
@@ -179,7 +189,7 @@ class RankOne(Process):
 
     def _noise_rows(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
         mass = self.anchored(alpha)
-        rows = (1 - alpha - mass).clamp(min=0)[:, None] * self.pi.to(x.device)
+        rows = (1 - alpha - mass).clamp(min=0)[:, None] * self.noise(x.device).pi
         anchor = self.anchor(x)
         return rows if anchor is None else rows.scatter_add(-1, self.column(anchor)[:, None], mass[:, None])
 
@@ -211,7 +221,7 @@ class RankOne(Process):
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
         a = self.sitewise(alpha, x)
         mass = self.anchored_inflow(a)
-        rate = (1 - mass) * self.pi.to(x.device)[self.column(x)]
+        rate = (1 - mass) * self.noise(x.device).pi[self.column(x)]
         anchor = self.anchor(x)
         return (rate if anchor is None else rate + torch.where(x == anchor, mass, 0.0))[..., None]
 

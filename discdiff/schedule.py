@@ -29,6 +29,7 @@ __all__ = [
     "Sigmoid",
     "Time",
     "as_schedule",
+    "site_time",
 ]
 
 Time = float | Tensor
@@ -67,6 +68,10 @@ class Schedule(ABC):
             ValueError: if a time lies outside [0, 1].
         """
         return self._apply(self._alpha, t, "time t", 0.0)
+
+    def survival(self, t: Tensor) -> Tensor:
+        """``alpha`` of float64 times that are known to be times: nothing looks at them, so nothing waits for a GPU."""
+        return self._alpha(t)
 
     def alpha_derivative(self, t: T) -> T:
         """alpha'(t), per unit of time; negative."""
@@ -298,6 +303,22 @@ class PerSite(Schedule):
 
     def __repr__(self) -> str:
         return f"PerSite({self.base}, {self.sites} sites)"
+
+
+def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
+    """``t`` as a float64 tensor that broadcasts with (B, L): of shape (1, 1), (B, 1) or (B, L).
+
+    Raises:
+        ValueError: if ``t`` is a tensor of another shape.
+    """
+    tensor = torch.as_tensor(t, dtype=torch.float64)
+    if tensor.ndim == 0:
+        return tensor[None, None]
+    if tensor.shape == (batch,):
+        return tensor[:, None]
+    if tensor.shape == (batch, length):
+        return tensor
+    raise ValueError(f"time t must be a float, ({batch},) or ({batch}, {length}), got shape {tuple(tensor.shape)}")
 
 
 def as_schedule(schedule: object) -> Schedule:

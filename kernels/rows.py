@@ -58,10 +58,17 @@ class Rows:
         return cls(logits[:, None], row, torch.zeros_like(row), width, whole=True)
 
     @classmethod
-    def at(cls, source: Tensor, where: Tensor, width: int, back: int = 0, convert: Convert | None = None) -> "Rows":
-        """The rows of the sites that a (B, L) mask chooses, each read ``back`` positions before its site."""
-        row, position = where.nonzero(as_tuple=True)
-        whole = back == 0 and len(row) == where.numel()
+    def at(
+        cls, source: Tensor, where: Tensor | None, width: int, back: int = 0, convert: Convert | None = None
+    ) -> "Rows":
+        """The rows of the sites that a (B, L) mask chooses, or of all, each read ``back`` positions before its site."""
+        batch, length, _ = source.shape
+        if where is None:  # nothing waits for a count
+            row = torch.arange(batch, device=source.device).repeat_interleave(length, output_size=batch * length)
+            position = torch.arange(length, device=source.device).repeat(batch)
+        else:
+            row, position = where.nonzero(as_tuple=True)
+        whole = back == 0 and len(row) == batch * length
         return cls(source, row, (position - back).clamp(min=0), width, convert, whole=whole)
 
     def __len__(self) -> int:

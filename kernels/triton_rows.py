@@ -8,6 +8,8 @@ Written for the interpreter as well as the GPU: only built-in reductions, counte
 would silently select Philox-4x64), no autotuning (its launch fails without a GPU), so the tile is chosen here.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -233,6 +235,12 @@ def race(
     return Race(key, token)
 
 
+@functools.cache
+def _columns(columns: tuple[int, ...], device: torch.device) -> Tensor:
+    """Columns on a device, sent there once."""
+    return torch.tensor(columns, device=device)
+
+
 def signed(seed: int) -> int:
     """A 64-bit seed as the int64 that a kernel takes."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed
@@ -249,7 +257,7 @@ def arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool
         rows.own.contiguous() if rows.own is not None and shifted else unused,
         rows.shift.to(rows.dtype).contiguous() if rows.shift is not None and shifted else unused,
         unused if rows.floor is None else rows.floor.to(rows.dtype).contiguous(),
-        torch.tensor(rows.hidden or (-1,), device=rows.device),
+        _columns(rows.hidden or (-1,), rows.device),
     ]
     flags = {
         "DOUBLE": rows.dtype == torch.float64,

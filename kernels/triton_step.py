@@ -20,7 +20,15 @@ from torch import Tensor
 from discdiff.kernels.reference import group_size
 from discdiff.kernels.rows import Rows, Step
 from discdiff.kernels.triton_rows import (
-    adjusted, arguments, group_word, gumbel32, safe_log, shift_of, signed, uniform53, within_share,
+    adjusted,
+    arguments,
+    group_word,
+    gumbel32,
+    safe_log,
+    shift_of,
+    signed,
+    uniform53,
+    within_share,
 )  # fmt: skip
 
 __all__ = ["step"]

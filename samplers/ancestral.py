@@ -42,10 +42,12 @@ class Ancestral(Predictor):
             reverse = at.predict(state).reverse(state.free, alpha_s)
             return state.at(choose("state", Tokens(reverse, z), state, at), at.s)
         bound = at.process.candidate(z, alpha_t, alpha_s).where(state.free, 0.0)
-        if at.fused and at.process.anchor(z) is None:
-            return _fused(state, bound, at)
-        where = choose("where", Coins(bound), state, at)
         prediction = at.predict(state)
+        if at.fused and at.process.anchor(z) is None:
+            rows = prediction.loo_everywhere()
+            if rows is not None:
+                return _fused(state, bound, rows, at)
+        where = choose("where", Coins(bound), state, at)
         if not isinstance(at.process, Masked):  # a mask is no token, so its bound is attained
             prediction = prediction.read(where)
             accept = at.process.acceptance(prediction.log_own(where), z, alpha_t)
@@ -53,24 +55,22 @@ class Ancestral(Predictor):
         return redraw(state.at(z, at.s), where, prediction, alpha_s, at)
 
 
-def _fused(state: State, bound: Float[Tensor, "B L"], at: At) -> State:
+def _fused(state: State, bound: Float[Tensor, "B L"], rows: kernels.Rows, at: At) -> State:
     """The choices of a step as kernels, token for token: where, accept, data, token, noise."""
     process, z = at.process, state.tokens
     assert isinstance(process, RankOne)
-    everywhere = torch.ones_like(z, dtype=torch.bool)
-    rows = at.predict(state).loo_at(everywhere, checked=False).rows
     keys = [at.run.key(name, state, at.step, at.slot) for name in ("where", "accept", "data", "token", "noise")]
-    pi = process.pi
+    noise = process.noise(z.device)
     odds = None if isinstance(process, Masked) else process.odds(z, at.alpha(state.t)).flatten()
     what = kernels.Step(
         tokens=z.flatten(),
-        ids=state.rows.repeat_interleave(z.shape[1]),
+        ids=state.rows.repeat_interleave(z.shape[1], output_size=z.numel()),
         positions=torch.arange(z.shape[1], device=z.device).repeat(len(z)),
         bound=bound.flatten(),
         odds=odds,
         kept=process.sitewise(at.alpha(at.s), z).flatten(),
-        noise=pi.cumsum(0).to(z.device),
-        last=int(pi.nonzero()[-1]),
+        noise=noise.cumulated,
+        last=noise.last,
         seed=keys[0].seed,
         step=keys[0].step,
         tags=(keys[0].tag, keys[1].tag, keys[2].tag, keys[3].tag, keys[4].tag),

@@ -264,3 +264,62 @@ def test_the_fused_draw_stands_in_token_for_token(process: dd.Process, monkeypat
     monkeypatch.setattr(dispatch, "_pass", lambda _: backend)
     assert torch.equal(sampler.sample(batch=4, seed=0).tokens, expected)
     assert len(races) == 6
+
+
+FUSED = [
+    dd.Masked(5, dd.Linear()),
+    dd.Masked(5, dd.Linear(), mask_id=2),
+    dd.Uniform(5, dd.Linear()),
+    dd.Marginal(torch.tensor([0, 0.1, 0.5, 0.4, 0]), dd.Cosine()),
+    dd.Masked(1100, dd.Linear()),
+    dd.Uniform(1100, dd.Linear()),
+]
+
+
+@pytest.mark.parametrize(
+    ("process", "predicts"),
+    [(process, "loo") for process in FUSED] + [(p, "denoiser") for p in FUSED if not isinstance(p, dd.Marginal)],
+    ids=repr,
+)
+def test_the_fused_step_stands_in_token_for_token(
+    process: dd.Process, predicts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All choices of Ancestral by three Triton kernels (in their interpreter here) give the program's tokens."""
+    pytest.importorskip("triton")
+    from discdiff.kernels import dispatch
+
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(process.states, process.vocab_size, generator=generator) * 2
+    mixing = torch.randn(9, 9, generator=generator)
+    model = dd.Denoiser(lambda x, t: torch.einsum("lk,bkv->blv", mixing, table[x]), process, predicts)
+    to_the_end = process.absorbing or predicts == "loo"  # at t = 0 a denoiser does not give the corrector its O
+    grid = [1.0, 0.6, 0.3, *([0.0] if to_the_end else [])]
+    sampler = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(sites=2), grid=grid)
+    expected = sampler.sample(3, 9, seed=4, prompt=[1, 3]).tokens
+    steps = []
+
+    def fused(*args: object) -> object:
+        steps.append(args)
+        return run(*args)
+
+    run = dispatch.step
+    monkeypatch.setattr(dispatch, "step", fused)
+    monkeypatch.setattr(dispatch, "fuses", lambda device: True)
+    assert torch.equal(sampler.sample(3, 9, seed=4, prompt=[1, 3]).tokens, expected)
+    assert len(steps) == len(sampler.grid) - 1
+    assert not torch.equal(sampler.sample(3, 9, seed=5, prompt=[1, 3]).tokens, expected)
+    steps.clear()
+    sampler.sample(3, 9, seed=4, record=True)
+    assert steps == [], "whoever records hears every choice"
+
+
+def test_the_fused_step_names_a_site_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from discdiff.kernels import dispatch
+
+    monkeypatch.setattr(dispatch, "fuses", lambda device: True)
+    logits = torch.zeros(2, 3, 4)
+    logits[1, 2] = float("nan")
+    model = dd.Denoiser(lambda x, t: logits, dd.Masked(4, dd.Linear()), "loo")
+    with pytest.raises(ValueError, match="row 1, position 2: the denoiser gave logits without mass, or with a NaN"):
+        dd.Sampler(model.process, model, S.Ancestral(), steps=1).sample(2, 3, seed=0)
