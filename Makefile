@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
@@ -13,6 +13,11 @@ demo: .venv/demo
 
 test: .venv/test lint
 	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
+
+# The figures of docs/bench.md, other packages' steps among them.
+bench: .venv/bench
+	$(BIN)/python -m pytest -q tests/test_bench.py --benchmark-enable --benchmark-only -p no:cacheprovider
+	$(BIN)/python docs/bench.py
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -29,6 +34,10 @@ lint: .venv/test
 
 .venv/test: pyproject.toml .ci/constraints.txt | .venv/python
 	$(INSTALL) -e '.[test]'
+	touch $@
+
+.venv/bench: pyproject.toml .ci/constraints.txt | .venv/python
+	$(INSTALL) -e '.[test,bench]'
 	touch $@
 
 clean:

@@ -220,10 +220,13 @@ def textbook_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) 
 
 def _peers(logits: Tensor, z: Tensor, tokens: Tensor, t: float, s: float) -> Cases:
     """Steps of packages from the index; they must be installed (the ``bench`` extra)."""
-    from diffusers import DiscreteDDIMScheduler
-    from flow_matching.path import MixtureDiscreteProbPath
-    from flow_matching.path.scheduler import PolynomialConvexScheduler
-    from flow_matching.solver import MixtureDiscreteEulerSolver
+    try:
+        from diffusers import DiscreteDDIMScheduler
+        from flow_matching.path import MixtureDiscreteProbPath
+        from flow_matching.path.scheduler import PolynomialConvexScheduler
+        from flow_matching.solver import MixtureDiscreteEulerSolver
+    except ImportError as error:
+        raise ImportError("other packages' steps need them: pip install 'discdiff[bench]'") from error
 
     steps = round(1 / (t - s))
     scheduler = DiscreteDDIMScheduler(num_inference_steps=steps)

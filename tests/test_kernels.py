@@ -141,6 +141,16 @@ def test_every_backend_draws_the_references_tokens(backend: str, plan: Plan) -> 
     assert kernels.draw(computed, backend=backend, **key).tolist() == expected
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_widest_vocabularies_too(backend: str, dtype: torch.dtype) -> None:
+    logits, key = (torch.randn(3, 262_144) * 3).to(dtype), key_of(3)
+    assert kernels.draw(logits, backend=backend, **key).tolist() == reference.draw(logits.float(), **key).tolist()
+    reading = kernels.read(logits, top=True, backend=backend)
+    assert reading.argmax is not None
+    assert reading.argmax.tolist() == logits.argmax(-1).tolist()
+
+
 def test_another_seed_gives_other_tokens() -> None:
     logits, key = torch.randn(24, 1500), key_of(24)
     assert kernels.draw(logits, **key | {"seed": 1}).tolist() != kernels.draw(logits, **key).tolist()
