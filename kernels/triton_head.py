@@ -33,14 +33,14 @@ _COLUMNS = 128
 def _tile(
     hidden_ptr, weight_ptr, bias_ptr, row, position, column, ok,
     stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
-    DEPTH: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    DEPTH: tl.constexpr, CHUNKS: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Logits of rows (N,) at columns (C,), float32."""
     out = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
     base = row * stride_row + position * stride_position
     inside = column < width
-    for start in range(0, depth, DEPTH):
-        d = start + tl.arange(0, DEPTH)
+    for k in range(CHUNKS):
+        d = k * DEPTH + tl.arange(0, DEPTH)
         here = d < depth
         h = tl.load(
             hidden_ptr + base[:, None] + d[None, :] * stride_hidden, mask=ok[:, None] & here[None, :], other=0.0
@@ -60,7 +60,7 @@ def _head_kernel(
     hidden_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hide_ptr, weight_ptr, bias_ptr,
     peak_ptr, mass_ptr,
     stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width, count, tiles, temperature,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CHUNKS: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +73,7 @@ def _head_kernel(
     x = _tile(
         hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + safe), tl.load(position_ptr + safe), column, ok,
         stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
-        DEPTH, BIAS, PRECISION, WIDEN,
+        DEPTH, CHUNKS, BIAS, PRECISION, WIDEN,
     )  # fmt: skip
     x = adjusted(
         x, column[None, :], safe[:, None], width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature,
@@ -92,7 +92,8 @@ def _head_pick_kernel(
     peak_ptr, mass_ptr, id_ptr, place_ptr, key_ptr, token_ptr,
     stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width, tiles,
     first, seed, step, tag, temperature,
-    GROUPS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUPS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, CHUNKS: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
@@ -131,7 +132,7 @@ def _head_pick_kernel(
     x = _tile(
         hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + same), tl.load(position_ptr + same), column, alone,
         stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
-        DEPTH, BIAS, PRECISION, WIDEN,
+        DEPTH, CHUNKS, BIAS, PRECISION, WIDEN,
     )  # fmt: skip
     x = tl.sum(tl.where(alone[:, None], x, 0.0), 0)
     x = adjusted(
@@ -161,8 +162,9 @@ def race(
     del flags["DOUBLE"]
     bias = head.weight if head.bias is None else head.bias
     sizes = (*strides, *head.weight.stride(), depth, width)
+    chunk = min(64, max(16, triton.next_power_of_2(depth)))
     shape = {
-        "ROWS": 16, "COLUMNS": _COLUMNS, "DEPTH": min(64, max(16, triton.next_power_of_2(depth))),
+        "ROWS": 16, "COLUMNS": _COLUMNS, "DEPTH": chunk, "CHUNKS": triton.cdiv(depth, chunk),
         "BIAS": head.bias is not None, "PRECISION": "ieee",
         "WIDEN": not rows.source.is_cuda,  # the interpreter multiplies the bits of bfloat16
     }  # fmt: skip
