@@ -13,16 +13,8 @@ from torch import Tensor
 
 from discdiff.kernels.reference import GROUP_SIZE, Race
 from discdiff.kernels.rows import LinearHead, Rows
-from discdiff.kernels.triton_rows import (
-    adjusted,
-    arguments,
-    group_word,
-    gumbel32,
-    safe_log,
-    shift_of,
-    signed,
-    within_share,
-)  # fmt: skip
+from discdiff.kernels.triton_language import adjusted, contest, passing, safe_log, shift_of, sums, within_share
+from discdiff.kernels.triton_rows import arguments, signed
 
 __all__ = ["race"]
 
@@ -79,9 +71,7 @@ def _head_kernel(
         x, column[None, :], safe[:, None], width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature,
         HIDDEN, SHIFT, TEMPER, FLOOR,
     )  # fmt: skip
-    peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
-    mass = tl.sum(tl.exp(x - shift_of(peak)[:, None]), 1)
-    mass = tl.where(peak == float("inf"), float("nan"), mass)
+    peak, mass, _ = sums(x)
     tl.store(peak_ptr + n * tiles + tile, peak, mask=ok)
     tl.store(mass_ptr + n * tiles + tile, mass, mask=ok)
 
@@ -110,19 +100,15 @@ def _head_pick_kernel(
     whole = tl.sum(part, 1)
     lse = tl.where(whole == 0, float("-inf"), top.to(tl.float64) + safe_log(whole))
     bad = tl.sum((lse != lse).to(tl.int32), 0) > 0
-    word = group_word(first.to(tl.int32) + group, seed, tag, place, step, id)
-    key = tl.where(lse == lse, lse + gumbel32(word), float("-inf"))
-    best = tl.max(key, 0)
-    winner = tl.min(tl.where(key == best, group, GROUPS), 0)
+    best, winner = contest(lse, group, first.to(tl.int32), seed, tag, place, step, id, GROUPS)
     ok = (best > float("-inf")) & (bad == 0)
 
     # the tile of the winning group in which the running sum passes the share
     won = tl.sum(tl.where((group == winner)[:, None], tl.where(part == part, part, 0.0), 0.0), 0)
     running = tl.cumsum(won, 0)
     target = within_share(seed, tag, place, step, id) * tl.max(running, 0)
+    chosen = passing(running, target)
     lane = tl.arange(0, SHARE)
-    last = tl.max(tl.where(won > 0, lane, 0), 0)
-    chosen = tl.minimum(tl.sum((running <= target).to(tl.int32), 0), last)
     before = tl.sum(tl.where(lane < chosen, won, 0.0), 0)
 
     lanes = tl.arange(0, COLUMNS)
@@ -140,9 +126,7 @@ def _head_pick_kernel(
     )
     x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
     height = tl.max(tl.where(group == winner, tl.where(ok, top, 0.0), float("-inf")), 0)
-    weight = tl.exp(x - height).to(tl.float64)
-    picked = tl.sum((tl.cumsum(weight, 0) <= target - before).to(tl.int32), 0)
-    picked = tl.minimum(picked, tl.max(tl.where(weight > 0, lanes, 0), 0))
+    picked = passing(tl.cumsum(tl.exp(x - height).to(tl.float64), 0), target - before)
     token = first.to(tl.int64) * 1024 + (winner * SHARE + chosen) * COLUMNS + picked
     tl.store(token_ptr + n, tl.where(ok, token, -1).to(tl.int64))
     tl.store(key_ptr + n, tl.where(bad, float("nan"), best))

@@ -4,8 +4,7 @@ The first is the only one that reads logits in bulk: a program takes a few group
 ``Rows`` says to them in registers and writes three numbers a group. The second runs the race among a row's groups and
 reads the winning one again. Neither writes a row.
 
-Written for the interpreter as well as the GPU: only built-in reductions, counter words cast to uint32 (a 64-bit word
-would silently select Philox-4x64), no autotuning (its launch fails without a GPU), so the tile is chosen here.
+There is no autotuning (its launch fails in the interpreter), so tiles are chosen here.
 """
 
 import functools
@@ -17,74 +16,11 @@ from torch import Tensor
 
 from discdiff.kernels.reference import Race, Reading, group_size
 from discdiff.kernels.rows import Rows
+from discdiff.kernels.triton_language import columns, contest, group_lse, sums, within
 
-__all__ = [
-    "adjusted", "arguments", "group_word", "gumbel32", "largest", "race", "safe_log", "shift_of", "signed",
-    "statistics", "uniform53", "within_share",
-]  # fmt: skip
+__all__ = ["arguments", "largest", "race", "signed", "statistics"]
 
 _TILE = 4096  # columns a program reads together
-
-
-@triton.jit
-def uniform53(high, low):
-    """Two words to a float64 in (0, 1): (k + 1/2) / 2**53."""
-    k = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
-    return (k.to(tl.float64) + 0.5) * 1.1102230246251565e-16
-
-
-@triton.jit
-def gumbel32(word):
-    """A word to a Gumbel; log1p(x) = x log(1+x) / ((1+x) - 1), exact to rounding where 1+x != 1."""
-    u = tl.minimum((word.to(tl.float64) + 0.5) * 2.3283064365386963e-10, 1.0 - 5.9604644775390625e-08)
-    y = 1.0 - u
-    return -tl.log(u * tl.log(y) / (y - 1.0))
-
-
-@triton.jit
-def adjusted(
-    x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
-    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
-):  # fmt: skip
-    """What ``Rows`` does to the columns of row n, or of rows n[:, None]."""
-    for h in range(HIDDEN):
-        x = tl.where(column == tl.load(hidden_ptr + h), float("-inf"), x)
-    if SHIFT:
-        x = tl.where(column == tl.load(own_ptr + n), x + tl.load(shift_ptr + n).to(x.dtype), x)
-    if TEMPER:
-        x = tl.div_rn(x, tl.full(x.shape, 1.0, x.dtype) * temperature) if x.dtype == tl.float32 else x / temperature
-    if FLOOR:
-        x = tl.where(x < tl.load(floor_ptr + n).to(x.dtype), float("-inf"), x)
-    return tl.where(column < width, x, float("-inf"))
-
-
-@triton.jit
-def group_word(number, seed, tag, position, step, row):
-    """Word g % 4 of the Philox call at column block g // 4: the group Gumbels', kind 0 (kernels/philox.py)."""
-    c0 = (tag.to(tl.uint32) << 20) | (number // 4).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
-    lane = number % 4
-    return tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
-
-
-@triton.jit
-def within_share(seed, tag, position, step, row):
-    """The uniform of the draw within a group, kind 1."""
-    c0 = (tag.to(tl.uint32) << 20) | 0x40000000
-    w0, w1, _, _ = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
-    return uniform53(w0, w1)
-
-
-@triton.jit
-def safe_log(mass):
-    """log in float64, -inf at 0 without dividing by it."""
-    return tl.where(mass == 0, float("-inf"), tl.log(tl.where(mass == 0, 1.0, mass).to(tl.float64)))
-
-
-@triton.jit
-def shift_of(peak):
-    """What exponents are taken from, so that inf - inf is never computed: empty groups by nothing, +inf by a lot."""
-    return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 3.4e38, peak))
 
 
 @triton.jit(do_not_specialize=["temperature"])
@@ -98,19 +34,12 @@ def _read_kernel(
     n = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * TILE + tl.arange(0, TILE)
     lane = tl.arange(0, LANES)
-    column = group[:, None] * SIZE + lane[None, :]
-    base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
-    inside = (column < width) & (lane < SIZE)[None, :]
-    x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
-    x = x.to(tl.float64 if DOUBLE else tl.float32)
-    x = adjusted(
-        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
-    )
-    peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
-    offset = x - shift_of(peak)[:, None]
-    weight = tl.exp(offset)
-    mass = tl.where(peak == float("inf"), float("nan"), tl.sum(weight, 1))
-    tilt = tl.sum(weight * tl.where(offset < -87.0, -87.0, tl.where(offset > 0, 1.0, offset)), 1)
+    x = columns(
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
+        group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :],
+        stride_row, stride_position, stride_column, width, temperature, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+    )  # fmt: skip
+    peak, mass, tilt = sums(x)
     at = n * groups + group
     tl.store(peak_ptr + at, peak, mask=group < groups)
     tl.store(mass_ptr + at, mass, mask=group < groups)
@@ -134,29 +63,18 @@ def _pick_kernel(
     here = group < groups
     peak = tl.load(peak_ptr + n * groups + group, mask=here, other=float("-inf"))
     mass = tl.load(mass_ptr + n * groups + group, mask=here, other=0.0)
-    lse = tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
-    word = group_word(first.to(tl.int32) + group, seed, tag, position, step, row)
+    lse = group_lse(peak, mass)
     bad = tl.sum((lse != lse).to(tl.int32), 0) > 0
-    key = tl.where(here & (lse == lse), lse + gumbel32(word), float("-inf"))
-    best = tl.max(key, 0)
-    winner = tl.min(tl.where(key == best, group, GROUPS), 0)
-
-    column = winner * SIZE + tl.arange(0, LANES)
-    base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
-    inside = (column < width) & (tl.arange(0, LANES) < SIZE)
-    x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
-    x = x.to(tl.float64 if DOUBLE else tl.float32)
-    x = adjusted(
-        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
-    )
+    best, winner = contest(lse, group, first.to(tl.int32), seed, tag, position, step, row, GROUPS)
     ok = (best > float("-inf")) & (bad == 0)
+    lane = tl.arange(0, LANES)
+    x = columns(
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, winner * SIZE + lane,
+        lane < SIZE, stride_row, stride_position, stride_column, width, temperature,
+        DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+    )  # fmt: skip
     x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
-    weight = tl.exp(x - tl.max(x, 0)).to(tl.float64)
-    total = tl.cumsum(weight, 0)
-    picked = tl.sum((total <= within_share(seed, tag, position, step, row) * tl.max(total, 0)).to(tl.int32), 0)
-    # rounding may carry the target to the whole: then the last column with mass is meant
-    last = tl.max(tl.where(weight > 0, tl.arange(0, LANES), 0), 0)
-    token = first.to(tl.int64) * 1024 + winner * SIZE + tl.minimum(picked, last)
+    token = first.to(tl.int64) * 1024 + winner * SIZE + within(x, seed, tag, position, step, row)
     tl.store(token_ptr + n, tl.where(ok, token, -1).to(tl.int64))
     tl.store(key_ptr + n, tl.where(bad, float("nan"), best))
 
@@ -171,13 +89,11 @@ def _largest_kernel(
     """The two largest logits of one group of row n."""
     n = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
-    column = tl.load(group_ptr + n) * SIZE + lane
-    base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
-    x = tl.load(base + column * stride_column, mask=(column < width) & (lane < SIZE), other=float("-inf"))
-    x = x.to(tl.float64 if DOUBLE else tl.float32)
-    x = adjusted(
-        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
-    )
+    x = columns(
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
+        tl.load(group_ptr + n) * SIZE + lane, lane < SIZE,
+        stride_row, stride_position, stride_column, width, temperature, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+    )  # fmt: skip
     x = tl.where(x == x, x, float("-inf"))
     first = tl.min(tl.where(x == tl.max(x, 0), lane, LANES), 0)
     tl.store(column_ptr + n, first.to(tl.int64))

@@ -19,30 +19,13 @@ from torch import Tensor
 
 from discdiff.kernels.reference import group_size
 from discdiff.kernels.rows import Rows, Step
-from discdiff.kernels.triton_rows import (
-    adjusted,
-    arguments,
-    group_word,
-    gumbel32,
-    safe_log,
-    shift_of,
-    signed,
-    uniform53,
-    within_share,
-)  # fmt: skip
+from discdiff.kernels.triton_language import coins, columns, contest, group_lse, sums, within
+from discdiff.kernels.triton_rows import arguments, signed
 
 __all__ = ["step"]
 
 _TILE = 4096  # columns a program reads together
 _KEEP, _NOISE, _READ = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-
-
-@triton.jit
-def _uniforms(seed, tag, position, step, row):
-    """The two uniforms of a coin, kind 2."""
-    c0 = (tag.to(tl.uint32) << 20) | 0x80000000
-    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
-    return uniform53(w0, w1), uniform53(w2, w3)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "tag_where", "tag_data"])
@@ -55,12 +38,12 @@ def _decide_kernel(
     ok = n < count
     row = tl.load(id_ptr + n, mask=ok, other=0).to(tl.uint32)
     place = tl.load(place_ptr + n, mask=ok, other=0).to(tl.uint32)
-    u, _ = _uniforms(seed, tag_where, place, step, row)
+    u, _ = coins(seed, tag_where, place, step, row)
     where = u < tl.load(bound_ptr + n, mask=ok, other=0.0)
     if ACCEPT:
         code = tl.where(where, _READ, _KEEP)
     else:
-        v, _ = _uniforms(seed, tag_data, place, step, row)
+        v, _ = coins(seed, tag_data, place, step, row)
         data = v < tl.load(kept_ptr + n, mask=ok, other=0.0)
         code = tl.where(where, tl.where(data, _READ, _NOISE), _KEEP)
     tl.store(code_ptr + n, code.to(tl.int8), mask=ok)
@@ -78,17 +61,12 @@ def _groups_kernel(
     if tl.load(code_ptr + n) == _READ:
         group = tl.program_id(1) * TILE + tl.arange(0, TILE)
         lane = tl.arange(0, LANES)
-        column = group[:, None] * SIZE + lane[None, :]
-        base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
-        inside = (column < width) & (lane < SIZE)[None, :]
-        x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
-        x = x.to(tl.float64 if DOUBLE else tl.float32)
-        x = adjusted(
-            x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
-        )
-        peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
-        mass = tl.sum(tl.exp(x - shift_of(peak)[:, None]), 1)
-        mass = tl.where(peak == float("inf"), float("nan"), mass)
+        x = columns(
+            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
+            group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :],
+            stride_row, stride_position, stride_column, width, temperature, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+        )  # fmt: skip
+        peak, mass, _ = sums(x)
         tl.store(peak_ptr + n * groups + group, peak, mask=group < groups)
         tl.store(mass_ptr + n * groups + group, mass, mask=group < groups)
 
@@ -113,51 +91,41 @@ def _finish_kernel(
         place = tl.load(place_ptr + n).to(tl.uint32)
         data = code == _READ
         if code == _READ:
-            base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
             group = tl.arange(0, GROUPS)
             here = group < groups
             peak = tl.load(peak_ptr + n * groups + group, mask=here, other=float("-inf"))
             mass = tl.load(mass_ptr + n * groups + group, mask=here, other=0.0)
-            lse = tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
+            lse = group_lse(peak, mass)
             bad = tl.sum((lse != lse).to(tl.int32), 0) > 0
             top = tl.max(tl.where(lse == lse, lse, float("-inf")), 0)
             wrong = bad | (top == float("-inf"))
             accepted = True
             if ACCEPT:
-                own = tl.load(base + tl.minimum(z, width - 1) * stride_column).to(tl.float64 if DOUBLE else tl.float32)
-                own = adjusted(
-                    own, z, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
-                    HIDDEN, SHIFT, TEMPER, FLOOR,
+                own = columns(
+                    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, z, z >= 0,
+                    stride_row, stride_position, stride_column, width, temperature,
+                    DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
                 )  # fmt: skip
                 height = tl.where(wrong, 0.0, top)
                 total = tl.sum(tl.where(lse == lse, tl.exp(tl.where(lse == lse, lse, height) - height), 0.0), 0)
                 share = tl.exp(own.to(tl.float64) - height) / tl.where(total > 0, total, 1.0)
-                u, _ = _uniforms(seed, tag_accept, place, step, row)
+                u, _ = coins(seed, tag_accept, place, step, row)
                 accepted = u < 1 / (1 + share / tl.load(odds_ptr + n))
-                v, _ = _uniforms(seed, tag_data, place, step, row)
+                v, _ = coins(seed, tag_data, place, step, row)
                 data = accepted & (v < tl.load(kept_ptr + n))
                 code = tl.where(accepted, _NOISE, _KEEP)
             if data & (wrong == 0):
-                word = group_word(group, seed, tag_token, place, step, row)
-                key = tl.where(here & (lse == lse), lse + gumbel32(word), float("-inf"))
-                best = tl.max(key, 0)
-                winner = tl.min(tl.where(key == best, group, GROUPS), 0)
-                column = winner * SIZE + tl.arange(0, LANES)
-                inside = (column < width) & (tl.arange(0, LANES) < SIZE)
-                x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
-                x = x.to(tl.float64 if DOUBLE else tl.float32)
-                x = adjusted(
-                    x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
-                    HIDDEN, SHIFT, TEMPER, FLOOR,
+                _, winner = contest(lse, group, 0, seed, tag_token, place, step, row, GROUPS)
+                lane = tl.arange(0, LANES)
+                x = columns(
+                    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
+                    winner * SIZE + lane, lane < SIZE,
+                    stride_row, stride_position, stride_column, width, temperature,
+                    DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
                 )  # fmt: skip
-                weight = tl.exp(x - tl.max(x, 0)).to(tl.float64)
-                running = tl.cumsum(weight, 0)
-                target = within_share(seed, tag_token, place, step, row) * tl.max(running, 0)
-                picked = tl.sum((running <= target).to(tl.int32), 0)
-                final = tl.max(tl.where(weight > 0, tl.arange(0, LANES), 0), 0)
-                out = (winner * SIZE + tl.minimum(picked, final)).to(tl.int64)
+                out = (winner * SIZE + within(x, seed, tag_token, place, step, row)).to(tl.int64)
         if (code == _NOISE) & (data == 0):
-            _, v = _uniforms(seed, tag_noise, place, step, row)
+            _, v = coins(seed, tag_noise, place, step, row)
             low = tl.full((), 0, tl.int32)
             high = low + last
             for _ in range(HALVINGS):  # how many cumulated masses below the last do not exceed v

@@ -1,0 +1,138 @@
+"""What the Triton kernels share: words, rows of logits on their way, the race among groups and the draw within one.
+
+Written for the interpreter as well as the GPU: only built-in reductions, counter words cast to uint32 (a 64-bit word
+would silently select Philox-4x64), no infinity taken from another.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "adjusted", "coins", "columns", "contest", "group_lse", "passing", "safe_log", "shift_of", "sums", "within",
+    "within_share",
+]  # fmt: skip
+
+
+@triton.jit
+def uniform53(high, low):
+    """Two words to a float64 in (0, 1): (k + 1/2) / 2**53."""
+    k = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
+    return (k.to(tl.float64) + 0.5) * 1.1102230246251565e-16
+
+
+@triton.jit
+def gumbel32(word):
+    """A word to a Gumbel; log1p(x) = x log(1+x) / ((1+x) - 1), exact to rounding where 1+x != 1."""
+    u = tl.minimum((word.to(tl.float64) + 0.5) * 2.3283064365386963e-10, 1.0 - 5.9604644775390625e-08)
+    y = 1.0 - u
+    return -tl.log(u * tl.log(y) / (y - 1.0))
+
+
+@triton.jit
+def adjusted(
+    x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """What ``Rows`` does to the columns of row n, or of rows n[:, None]."""
+    for h in range(HIDDEN):
+        x = tl.where(column == tl.load(hidden_ptr + h), float("-inf"), x)
+    if SHIFT:
+        x = tl.where(column == tl.load(own_ptr + n), x + tl.load(shift_ptr + n).to(x.dtype), x)
+    if TEMPER:
+        x = tl.div_rn(x, tl.full(x.shape, 1.0, x.dtype) * temperature) if x.dtype == tl.float32 else x / temperature
+    if FLOOR:
+        x = tl.where(x < tl.load(floor_ptr + n).to(x.dtype), float("-inf"), x)
+    return tl.where(column < width, x, float("-inf"))
+
+
+@triton.jit
+def group_word(number, seed, tag, position, step, row):
+    """Word g % 4 of the Philox call at column block g // 4: the group Gumbels', kind 0 (kernels/philox.py)."""
+    c0 = (tag.to(tl.uint32) << 20) | (number // 4).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
+    lane = number % 4
+    return tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
+
+
+@triton.jit
+def within_share(seed, tag, position, step, row):
+    """The uniform of the draw within a group, kind 1."""
+    c0 = (tag.to(tl.uint32) << 20) | 0x40000000
+    w0, w1, _, _ = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
+    return uniform53(w0, w1)
+
+
+@triton.jit
+def safe_log(mass):
+    """log in float64, -inf at 0 without dividing by it."""
+    return tl.where(mass == 0, float("-inf"), tl.log(tl.where(mass == 0, 1.0, mass).to(tl.float64)))
+
+
+@triton.jit
+def shift_of(peak):
+    """What exponents are taken from, so that inf - inf is never computed: empty groups by nothing, +inf by a lot."""
+    return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 3.4e38, peak))
+
+
+@triton.jit
+def coins(seed, tag, position, step, row):
+    """The two uniforms of a coin, kind 2."""
+    c0 = (tag.to(tl.uint32) << 20) | 0x80000000
+    w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
+    return uniform53(w0, w1), uniform53(w2, w3)
+
+
+@triton.jit
+def columns(
+    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside,
+    stride_row, stride_position, stride_column, width, temperature,
+    DOUBLE: tl.constexpr, HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """Logits of row n at some columns, as ``Rows`` says; -inf where they are not inside."""
+    base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
+    inside = inside & (column < width)
+    x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
+    x = x.to(tl.float64 if DOUBLE else tl.float32)
+    return adjusted(
+        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
+    )
+
+
+@triton.jit
+def sums(x):
+    """(peak, mass, tilt) of the rows of a tile."""
+    peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
+    offset = x - shift_of(peak)[:, None]
+    weight = tl.exp(offset)
+    mass = tl.where(peak == float("inf"), float("nan"), tl.sum(weight, 1))
+    tilt = tl.sum(weight * tl.where(offset < -87.0, -87.0, tl.where(offset > 0, 1.0, offset)), 1)
+    return peak, mass, tilt
+
+
+@triton.jit
+def group_lse(peak, mass):
+    """log-sum-exp of groups in float64."""
+    return tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
+
+
+@triton.jit
+def contest(lse, group, first, seed, tag, position, step, row, GROUPS: tl.constexpr):
+    """The winning key and group of one row; groups beyond the last one have no mass."""
+    word = group_word(first + group, seed, tag, position, step, row)
+    key = tl.where((lse == lse) & (lse > float("-inf")), lse + gumbel32(word), float("-inf"))
+    best = tl.max(key, 0)
+    return best, tl.min(tl.where(key == best, group, GROUPS), 0)
+
+
+@triton.jit
+def passing(running, target):
+    """The first place at which running sums exceed a target; by rounding none may, then the last that adds to them."""
+    last = tl.sum((running < tl.max(running, 0)).to(tl.int32), 0)
+    return tl.minimum(tl.sum((running <= target).to(tl.int32), 0), last)
+
+
+@triton.jit
+def within(x, seed, tag, position, step, row):
+    """A column of a winning group, by inverse CDF."""
+    running = tl.cumsum(tl.exp(x - tl.max(x, 0)).to(tl.float64), 0)
+    return passing(running, within_share(seed, tag, position, step, row) * tl.max(running, 0))
