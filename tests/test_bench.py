@@ -46,7 +46,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert named["one read of the logits"].reads == 1
     assert all(result.milliseconds > 0 and result.reads > 0 for result in results)
     assert named["textbook eager step, masked"].peak_mib > logits.nbytes / 2**20
-    assert named["dense pass: read all rows"].peak_mib < named["textbook eager step, masked"].peak_mib
+    assert named["one read of the logits"].peak_mib < 1e-3
     record = bench.report(SMALL, results)
     assert json.loads(json.dumps(record))["machine"]["threads"] == torch.get_num_threads()
 
