@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -230,7 +231,7 @@ def _peers(logits: Tensor, z: Tensor, tokens: Tensor, t: float, s: float) -> Cas
         raise ImportError("other packages' steps need them: pip install 'discdiff[bench]'") from error
 
     steps = round(1 / (t - s))
-    scheduler = DiscreteDDIMScheduler(num_inference_steps=steps)
+    scheduler: Any = DiscreteDDIMScheduler(num_inference_steps=steps)
 
     class Stop(Exception):  # the solver's last step is another one, so the second call of the model ends it
         pass
@@ -249,7 +250,7 @@ def _peers(logits: Tensor, z: Tensor, tokens: Tensor, t: float, s: float) -> Cas
             solver.sample(z, step_size=None, time_grid=torch.tensor([1 - t, 1 - s, 1.0]))
 
     return {
-        "diffusers DiscreteDDIMScheduler.step, uniform": lambda: scheduler.step(  # type: ignore[attr-defined]
+        "diffusers DiscreteDDIMScheduler.step, uniform": lambda: scheduler.step(
             logits, round((1 - t) * steps), tokens, temperature=1.0
         ),
         "flow_matching Euler step, masked": euler,
