@@ -15,7 +15,7 @@ test: .venv/test lint
 	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
 
 # The figures of docs/bench.md, other packages' steps among them.
-bench: .venv/bench
+bench: .venv/test
 	$(BIN)/python -m pytest -q tests/test_bench.py --benchmark-enable --benchmark-only -p no:cacheprovider
 	$(BIN)/python docs/bench.py
 
@@ -34,10 +34,6 @@ lint: .venv/test
 
 .venv/test: pyproject.toml .ci/constraints.txt | .venv/python
 	$(INSTALL) -e '.[test]'
-	touch $@
-
-.venv/bench: pyproject.toml .ci/constraints.txt | .venv/python
-	$(INSTALL) -e '.[test,bench]'
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
 Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
 
-from discdiff import bridge, losses, samplers, theory
+from discdiff import bridge, grid, losses, samplers, theory
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity
 from discdiff.general import General, Ordinal, TimeVarying
@@ -55,6 +55,7 @@ __all__ = [
     "bridge",
     "choose",
     "cycle_residual",
+    "grid",
     "kernels",
     "loo_sensitivity",
     "losses",

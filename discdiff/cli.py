@@ -34,7 +34,7 @@ def parse_operator(expression: str) -> Operator:
         ValueError: for anything else, saying what is accepted.
         TypeError: for a composition that is ill-formed.
     """
-    known = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): getattr(samplers, name) for name in samplers.__all__}
+    known = {_snake(name): getattr(samplers, name) for name in samplers.__all__}
 
     def refuse(node: ast.AST) -> ValueError:
         part = ast.unparse(node)
@@ -72,6 +72,11 @@ def parse_operator(expression: str) -> Operator:
         return build(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError as error:
         raise ValueError(f"--sampler: {expression!r} is not an expression: {error.msg}") from error
+
+
+def _snake(name: str) -> str:
+    """ThetaRK2 -> theta_rk2, DFM -> dfm."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.replace("ReMDM", "Remdm")).lower()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

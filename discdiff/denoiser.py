@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.prediction import Output, Prediction, Predicts, check_predicts
+from discdiff.output import Output
+from discdiff.prediction import Prediction, Predicts, check_predicts
 from discdiff.process import Process
 from discdiff.schedule import Schedule, Time, site_time
 
@@ -89,16 +90,22 @@ class Denoiser:
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
         """``__call__`` without the look at every id and time, for loops that keep to states and times."""
+        return self.interpret(self.output(x, t), x, t)
+
+    def output(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Output:
+        """What the function returns, with its shape looked at: the only place that calls it."""
         self.process.schedule.check_length(x.shape[1])
-        alpha = self.process.schedule.survival(t)
-        out = self.fn(x, self._time_argument(t, alpha, len(x)))
+        out = self.fn(x, self._time_argument(t, self.process.schedule.survival(t), len(x)))
         if not isinstance(out, Tensor) or out.ndim != 3:
             got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
             raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
         width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
-        output = Output(out, width, self.head, self.shift, self.suppress)
-        prediction = Prediction(output, self.predicts, x, alpha, self.process)
+        return Output(out, width, self.head, self.shift, self.suppress)
+
+    def interpret(self, output: Output, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
+        """What an output says of x at a time, guides included."""
+        prediction = Prediction(output, self.predicts, x, self.process.schedule.survival(t), self.process)
         for guide in self.guides:
             prediction = guide(prediction)
         return prediction
@@ -157,21 +164,31 @@ class Denoiser:
 class Counter:
     """Counts the calls of one denoiser: operators can reach it only through here, so the NFE is a measurement.
 
-    ``nfe`` counts batched calls; ``nfe_rows`` (B,) the calls each row took part in.
+    ``nfe`` counts batched calls; ``nfe_rows`` (B,) the calls each row took part in. A denoiser without a time input is
+    not called for tokens it was called for last.
     """
 
     denoiser: Denoiser
     first_row: int
     nfe_rows: Int[Tensor, " B"]
     nfe: int = field(default=0)
+    _last: tuple[Tensor, Output] | None = None
 
     def __call__(self, x: Int[Tensor, "R L"], time: Float[Tensor, "#R #L"], rows: Int[Tensor, " R"]) -> Prediction:
+        if self._last is not None and self._last[0].shape == x.shape and torch.equal(self._last[0], x):
+            return self.denoiser.interpret(self._last[1], x, time)
+        self._last = None  # before the call: two outputs need not be in memory at once
         self.nfe += 1
         self.nfe_rows[rows - self.first_row] += 1
-        return self.denoiser.evaluate(x, time)
+        output = self.denoiser.output(x, time)
+        if self.denoiser.time is None:
+            self._last = x, output
+        return self.denoiser.interpret(output, x, time)
 
 
-def frozen_time(t: float, frozen: Bool[Tensor, "B L"] | None, device: torch.device) -> Float[Tensor, "#B #L"]:
+def frozen_time(
+    t: float | Float[Tensor, "B 1"], frozen: Bool[Tensor, "B L"] | None, device: torch.device
+) -> Float[Tensor, "#B #L"]:
     """The site-wise time of a state: t, and 0 at frozen sites."""
-    time = torch.full((1, 1), t, dtype=torch.float64, device=device)
+    time = t if isinstance(t, Tensor) else torch.full((1, 1), t, dtype=torch.float64, device=device)
     return time if frozen is None else torch.where(frozen, 0.0, time)

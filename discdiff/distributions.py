@@ -9,7 +9,6 @@ Sites that were not chosen cost nothing: their value is fixed, their logits are 
     0.
 """
 
-import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,7 +24,18 @@ from torch.distributions import constraints
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
-__all__ = ["Branch", "Choice", "Coins", "Key", "Noise", "PointMixture", "SiteWise", "Subset", "Tokens", "report"]
+__all__ = [
+    "Branch",
+    "Choice",
+    "Coins",
+    "Key",
+    "Noise",
+    "Other",
+    "PointMixture",
+    "SiteWise",
+    "Tokens",
+    "report",
+]
 
 
 @dataclass(frozen=True)
@@ -266,41 +276,57 @@ class PointMixture(SiteWise):
         return p.log(), states
 
 
-class Subset(Choice):
-    """A uniform subset of ``size`` of the free positions of each row (all of them where fewer are free), as a mask."""
+class Other(SiteWise):
+    """A state from noise at each chosen site that is not the site's own; other positions keep theirs.
 
-    def __init__(self, free: Bool[Tensor, "B L"], size: int) -> None:
-        super().__init__(free.shape[0], (free.shape[1],), free.device)
-        self.free, self.size = free, size
+    Args:
+        noise: the law over columns.
+        x: (B, L) the states.
+        where: (B, L) the chosen sites.
+        anchored: (B, L) the probability of the anchor instead.
+        anchor: (B, L) the anchors, or None where there are none.
+        place, column: as of ``PointMixture``.
+    """
 
-    def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
-        u = key.uniforms(self.free.shape[1])[0].masked_fill(~self.free, 2.0)
-        order = u.argsort(dim=-1, stable=True)[:, : self.size]
-        return torch.zeros_like(self.free).scatter(-1, order, True) & self.free
+    def __init__(
+        self,
+        noise: Noise,
+        x: Int[Tensor, "B L"],
+        where: Bool[Tensor, "B L"],
+        anchored: Float[Tensor, "B L"],
+        anchor: Int[Tensor, "B L"] | None,
+        place: Callable[[Tensor], Tensor] = _identity,
+        column: Callable[[Tensor], Tensor] = _identity,
+    ) -> None:
+        super().__init__(x.shape[0], (x.shape[1],), x.device)
+        self.noise, self.x, self.where, self.anchored, self.anchor = noise, x, where, anchored, anchor
+        self.place, self.own = place, column(x)
 
-    def _count(self) -> Float[Tensor, " B"]:
-        """log of the number of subsets of each row."""
-        n = self.free.sum(-1).double()
-        k = n.clamp(max=self.size)
-        return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    def _draw(self, key: Key) -> Int[Tensor, "B L"]:
+        u, v = key.uniforms(self.x.shape[1])
+        pi, running = self.noise.pi, self.noise.cumulated
+        # the scale of v leaves out the own column's interval [below, below + pi(own))
+        share, below = pi[self.own], torch.nn.functional.pad(running, (1, 0))[self.own]
+        v = v * (running[-1] - share)
+        v = torch.where(v < below, v, (v + share).clamp(min=running[self.own]))
+        value = self.place(torch.searchsorted(running[: self.noise.last], v, right=True))
+        if self.anchor is not None:
+            value = torch.where(u < self.anchored, self.anchor, value)
+        return torch.where(self.where, value, self.x)
 
-    def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        right = (value.sum(-1) == self.free.sum(-1).clamp(max=self.size)) & ~(value & ~self.free).any(-1)
-        return torch.where(right, -self._count(), -torch.inf)
+    def log_prob(self, value: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        log_p, states = self.table()
+        return torch.where(states == value[..., None], log_p, -torch.inf).logsumexp(-1).sum(-1)
 
-    def fork(self) -> tuple[Tensor, Tensor, Tensor]:
-        patterns, kind = self.free.unique(dim=0, return_inverse=True)
-        parents, values = [], []
-        for index, pattern in enumerate(patterns):
-            free = pattern.nonzero()[:, 0].tolist()
-            subsets = torch.zeros(math.comb(len(free), min(self.size, len(free))), len(pattern), dtype=torch.bool)
-            for subset, chosen in zip(subsets, itertools.combinations(free, min(self.size, len(free))), strict=True):
-                subset[list(chosen)] = True
-            rows = (kind == index).nonzero()[:, 0]
-            parents.append(rows.repeat_interleave(len(subsets)))
-            values.append(subsets.to(self.free.device).repeat(len(rows), 1))
-        parent = torch.cat(parents)
-        return parent, torch.cat(values), -self._count()[parent]
+    def table(self) -> tuple[Tensor, Tensor]:
+        columns = torch.arange(len(self.noise.pi), device=self.device)
+        states = self.place(columns[:, None, None].expand(-1, *self.x.shape)).permute(1, 2, 0)
+        own = columns == self.own[..., None]
+        left = (1 - self.noise.pi[self.own])[..., None]
+        p = (1 - self.anchored)[..., None] * torch.where(left > 0, self.noise.pi / left, 0.0) * ~own
+        if self.anchor is not None:
+            p = p + self.anchored[..., None] * (states == self.anchor[..., None])
+        return torch.where(self.where[..., None], p, own.to(p)).log(), states
 
 
 class Branch(Choice):

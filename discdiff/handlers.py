@@ -1,7 +1,7 @@
 r"""The one door for randomness: ``choose``.
 
-An operator is a program whose every random choice is a Pyro site named "step.slot.name". What a site does depends on
-who listens:
+An operator is a program whose every random choice is a Pyro site named "step.slot.name" ("@turn" in a loop). What a
+site does depends on who listens:
 
     nobody                  its value is drawn as a function of (seed, row, step, slot, name, position): the sampler
     ``pyro.poutine.trace``  the value and its log-probability are kept; ``replay`` puts values back
@@ -10,6 +10,7 @@ who listens:
 The key of the randomness rides on the distribution, so nothing is on Pyro's global handler stack while sampling.
 """
 
+import functools
 import zlib
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from discdiff.denoiser import Counter, frozen_time
 from discdiff.distributions import Choice, Key
-from discdiff.kernels.dispatch import TAGS
+from discdiff.kernels.dispatch import TAGS, philox
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.state import State
@@ -47,18 +48,18 @@ class Run:
     log_prob: Float[Tensor, " B"] | None = None
     faults: list[Tensor] = field(default_factory=list)
     fuse: bool = False
-    _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step
-    _step: int = -1
+    _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step and turn
+    _step: tuple[int, int] = (-1, 0)
 
-    def key(self, name: str, state: State, step: int, slot: int) -> Key:
-        """The key of a site, refusing a name that was used before in the same step and slot."""
+    def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
+        """The key of a site, refusing a name that was used before in the same step, turn and slot."""
         if step >= _STEPS or slot >= _SLOTS:
             raise ValueError(
                 f"site {step}.{slot}.{name}: at most {_STEPS} steps and {_SLOTS} slots a step can be keyed"
             )
-        if step != self._step:
+        if (step, turn) != self._step:
             self._names.clear()
-            self._step = step
+            self._step = step, turn
         tag = zlib.crc32(name.encode()) % TAGS
         if (slot, tag) in self._names:
             raise ValueError(
@@ -67,14 +68,24 @@ class Run:
                 "and an operator with several slots a `width`"
             )
         self._names.add((slot, tag))
-        return Key(self.seed, state.rows, slot << 20 | step, tag, self.faults)
+        return Key(_turned(self.seed, turn), state.rows, slot << 20 | step, tag, self.faults)
+
+
+@functools.lru_cache(maxsize=64)
+def _turned(seed: int, turn: int) -> int:
+    """The seed of a turn: words of Philox at a counter that no choice uses (kind 3)."""
+    if turn == 0:
+        return seed
+    high, low, _, _ = philox(seed, 3 << 30, turn, 0, 0)
+    return int(high) << 32 | int(low)
 
 
 @dataclass(frozen=True)
 class At:
-    """Where in a run an operator stands: the process, the interval t -> s, and the address (step, slot).
+    """Where in a run an operator stands: the process, the interval t -> s, and the address (step, slot, turn).
 
-    A predictor moves a state from ``t`` to ``s``; a corrector works at the time its state carries.
+    A predictor moves a state from ``t`` to ``s``; a corrector works at the time its state carries. An operator that
+    repeats its choices an unknown number of times counts the turns.
     """
 
     process: Process
@@ -83,15 +94,26 @@ class At:
     s: float
     step: int
     slot: int = 0
+    turn: int = 0
 
-    def predict(self, state: State) -> Prediction:
-        """Call the denoiser on a state, frozen sites at time 0. The call is counted."""
-        time = frozen_time(state.t, state.frozen, state.tokens.device)
-        return self.run.model(state.tokens, time, state.rows)
+    def predict(self, state: State, time: float | Float[Tensor, "B 1"] | None = None) -> Prediction:
+        """Call the denoiser on a state, frozen sites at time 0; at its own time, unless another is given.
 
-    def alpha(self, time: float) -> float | Float[Tensor, "1 L"]:
-        """alpha at a time, on the host in float64; a row of them where every position has a clock of its own."""
+        The call is counted. What was ``seen`` at the state before is not asked again.
+        """
+        if state.seen is not None and time is None:
+            return state.seen
+        when = frozen_time(state.t if time is None else time, state.frozen, state.tokens.device)
+        return self.run.model(state.tokens, when, state.rows)
+
+    def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
+        """alpha at a time in float64, on the host; a row of them where every position has a clock of its own.
+
+        For a time of every row, (B, 1), a column of them, or (B, L).
+        """
         schedule = self.process.schedule
+        if isinstance(time, Tensor):
+            return schedule.survival(time)
         if schedule.sites is None:
             return float(schedule.alpha(time))
         return schedule.alpha(torch.full((1, 1), time, dtype=torch.float64)).detach().to(self.run.model.nfe_rows.device)
@@ -104,6 +126,10 @@ class At:
     def moved(self, slots: int) -> "At":
         """The same place, ``slots`` further: where the next part of a composition stands."""
         return replace(self, slot=self.slot + slots)
+
+    def again(self, turn: int) -> "At":
+        """The same place for the turn-th time, counted from 1: where the choices of a loop are made."""
+        return replace(self, turn=turn)
 
 
 def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
@@ -126,8 +152,9 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         raise ValueError(
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
         )
-    distribution.key = at.run.key(name, state, at.step, at.slot)
-    value = pyro.sample(f"{at.step}.{at.slot}.{name}", distribution)
+    distribution.key = at.run.key(name, state, at.step, at.slot, at.turn)
+    turn = f"@{at.turn}" if at.turn else ""
+    value = pyro.sample(f"{at.step}.{at.slot}.{name}{turn}", distribution)
     if at.run.log_prob is not None:
         index = state.rows - at.run.model.first_row
         at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)

@@ -16,13 +16,14 @@ exactly one predictor on every path, and two raise TypeError when they are compo
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from discdiff.distributions import Branch
 from discdiff.handlers import At, choose
+from discdiff.process import Process
 from discdiff.state import State
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Operator",
     "Predictor",
     "Repeat",
+    "Staged",
     "Then",
     "When",
     "check_operator",
@@ -56,6 +58,7 @@ class Operator(ABC):
         enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``
             refuses it by name.
         width: how many slots of a step it takes; more than one only if it draws a name more than once.
+        remembers: whether it looks back at the state before this step, so that steps are no Markov chain of states.
     """
 
     @abstractmethod
@@ -86,6 +89,21 @@ class Operator(ABC):
     def width(self) -> int:
         return 1
 
+    @property
+    def remembers(self) -> bool:
+        return any(part.remembers for part in self.parts)
+
+    @property
+    def parts(self) -> "tuple[Operator, ...]":
+        """The operators it is made of; none for a primitive."""
+        values = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
+        return tuple(part for value in values for part in value if isinstance(part, Operator))
+
+    def check(self, process: Process) -> None:
+        """Raise ValueError if this operator, or a part of it, has no meaning on a process."""
+        for part in self.parts:
+            part.check(process)
+
     def __rshift__(self, other: "Operator") -> "Operator":
         """This operator, then the other."""
         return Then(self, check_operator(other, ">>"))
@@ -101,6 +119,32 @@ class Predictor(Operator):
     @property
     def moves(self) -> bool:
         return True
+
+
+class Staged(Predictor):
+    """A predictor of two parts: the second sees, as ``past``, the state that the first started from.
+
+    The exact kernel is the product of the parts' kernels over pairs of states, which is a small tree.
+    """
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[Predictor, Predictor]:
+        """The two parts; each is called with the whole interval."""
+
+    @property
+    def nfe(self) -> float | None:
+        return 2.0
+
+    @property
+    def width(self) -> int:
+        return sum(stage.width for stage in self.stages)
+
+    def __call__(self, state: State, at: At) -> State:
+        first, second = self.stages
+        middle = first(state, at)
+        seen = None if middle.past is None else middle.past.seen
+        return replace(second(middle.after(state, seen), at.moved(first.width)), past=None)
 
 
 class Corrector(Operator):

@@ -27,7 +27,7 @@ References: Uniform Diffusion Models Revisited (2026); SEDD (Lou et al., 2024).
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -35,52 +35,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.kernels import dispatch as kernels
+from discdiff.output import Output
 from discdiff.process import Process, Survival
 from discdiff.sites import Sites
 
-__all__ = ["Output", "Prediction", "Predicts"]
+__all__ = ["Prediction", "Predicts"]
 
 Predicts = Literal["denoiser", "loo", "ratio"]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a denoiser returned, left as it is: (B, L, V) logits, or hidden states whose head has not run.
-
-    Attributes:
-        source: (B, L, V) logits, or (B, L, D) hidden states.
-        width: V.
-        head: from hidden states (n, D) of some sites to logits (n, V).
-        shift: whether the logits at position i speak of position i + 1.
-        suppress: columns that are never predicted.
-    """
-
-    source: Float[Tensor, "B L _"]
-    width: int
-    head: Callable[[Tensor], Tensor] | None = None
-    shift: bool = False
-    suppress: tuple[int, ...] = ()
-
-    def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
-        """The rows of chosen sites, or of all, unread."""
-        rows = kernels.Rows.at(self.source, where, self.width, back=int(self.shift))
-        return replace(rows, hidden=self.suppress, convert=None if self.head is None else _as_convert(self.head))
-
-    def logits(self) -> Float[Tensor, "B L V"]:
-        """All of them: for small sizes, or when nothing was to be saved."""
-        if self.head is None and not self.shift and not self.suppress:
-            return self.source
-        return self.rows().dense().view(*self.source.shape[:2], self.width)
-
-    def select(self, index: Int[Tensor, " R"]) -> "Output":
-        """The output of chosen rows of the batch."""
-        return replace(self, source=self.source[index])
-
-
-def _as_convert(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    if isinstance(head, torch.nn.Linear):
-        return kernels.LinearHead(head.weight, head.bias)
-    return lambda hidden, number: head(hidden)
 
 
 class Prediction:
@@ -278,12 +239,51 @@ class Prediction:
         other._truncate, other._known = truncate, None
         return other
 
+    @property
+    def untruncated(self) -> "Prediction":
+        """What the denoiser itself believes, before any truncation: where confidence is read."""
+        if self._truncate is None:
+            return self
+        other = copy.copy(self)
+        other._truncate = other._known = None
+        return other
+
     def select(self, index: Int[Tensor, " R"]) -> "Prediction":
         """The prediction of chosen rows of the batch."""
         other = copy.copy(self)
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
         other._known = None
         return other
+
+    def others_at(self, where: Bool[Tensor, "B L"]) -> Sites:
+        """O at the chosen sites without each site's own token, unread: where a jump may lead."""
+        fresh = copy.copy(self)
+        fresh._known = None
+        rows = fresh.loo_at(where).rows
+        assert isinstance(rows, kernels.Rows)
+        own = self._own_column(where)
+        return Sites(where, replace(rows, own=own, shift=torch.full_like(self.alpha[where], -torch.inf)))
+
+    def rates_at(self, where: Bool[Tensor, "B L"]) -> Sites:
+        r"""log R(z -> v) = log Q(v, z) c(v) / (alpha c(z)) per unit of alpha, own column -inf, unread.
+
+        Whole rows: for what cannot be said with a few numbers a site. A state that no noise leads to is never left.
+        """
+        process, x = self.process, self.x[where]
+        alpha = self.alpha[where].clamp(min=1e-290)  # at alpha = 0 the limit
+        moving = (process.inflow(x[None], alpha[None])[0] > 0).any(-1)
+        loo, place = self.loo_at(where.masked_scatter(where, moving)).rows, moving.cumsum(0) - 1
+
+        def rates(n: Tensor) -> Tensor:
+            n, known = n[moving[n]], moving[n]
+            own = process.column(x[n])[:, None]
+            log_c = process.conditional(loo.dense(place[n]).double().log_softmax(-1), x[n], alpha[n])
+            inflow = process.inflow(x[n][None], alpha[n][None])[0].log()
+            rows = log_c - log_c.gather(-1, own) + inflow - alpha[n][:, None].log()
+            still = rows.new_full((len(known), process.columns), -torch.inf)
+            return still.index_put((known,), rows.scatter(-1, own, -torch.inf))
+
+        return Sites.computed(where, rates, process.columns)
 
     def read(self, where: Bool[Tensor, "B L"]) -> "Prediction":
         """The same prediction after O was read at the chosen sites, so that ``loo_at`` there need not read again."""

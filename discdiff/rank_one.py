@@ -20,16 +20,31 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.distributions import Noise, PointMixture
+from discdiff.distributions import Noise, Other, PointMixture
 from discdiff.process import Process, Survival, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
-__all__ = ["Marginal", "Masked", "RankOne", "Uniform", "check_law"]
+__all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform", "check_law"]
+
+
+class Exit(NamedTuple):
+    """Frozen reverse rates of the sites of (B, L), and where they lead: always to another state.
+
+    Attributes:
+        total: the rate of leaving, per unit of alpha.
+        data: the share of it that goes to a token of O.
+        anchored: the share of the rest that goes to the anchor; what remains is from pi.
+    """
+
+    total: Float[Tensor, "B L"]
+    data: Float[Tensor, "B L"]
+    anchored: Float[Tensor, "B L"]
 
 
 class RankOne(Process):
@@ -158,6 +173,36 @@ class RankOne(Process):
     ) -> Float[Tensor, "B L"]:
         """The probability that a candidate is redrawn, 1 / (1 + O(z) / h(z)), from the LOO's log-probability of z."""
         return 1 / (1 + log_own.double().exp() / self.odds(x_t, alpha_t))
+
+    def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
+        r"""How the reverse process leaves each site's state, from O(z) at the state itself alone.
+
+            R(z -> v) = inflow(z) c(v) / (alpha c(z)),  c = alpha O + b      per unit of alpha
+
+        so the destinations are those of c without z. With O(z) = 0 the total is a bound for every prediction.
+        """
+        a = self.sitewise(alpha, x)
+        mass, share = self.anchored(a), self.noise(x.device).pi[self.column(x)]
+        left = (1 - a - mass).clamp(min=0)
+        anchor = self.anchor(x)
+        at_anchor = torch.zeros_like(a) if anchor is None else (x == anchor).to(a)
+        still = left * share + mass * at_anchor  # b(z)
+        anchored = mass * (1 - at_anchor)
+        noise = left * (1 - share) + anchored
+        data = a * (1 - own)
+        inflow = self.inflow(x, alpha)[..., 0]
+        # at alpha = 0 only a mask leaves at a finite rate: it has no noise to go to
+        gone = torch.where(noise > 0, noise / a, 0.0) + (1 - own)
+        total = torch.where((inflow > 0) & (gone > 0), inflow * gone / (a * own + still), 0.0)
+        return Exit(
+            total,
+            torch.where(noise > 0, data / (data + noise), 1.0),
+            torch.where(noise > 0, anchored / noise, 0.0),
+        )
+
+    def elsewhere(self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], anchored: Float[Tensor, "B L"]) -> Other:
+        """Fresh noise at the chosen sites that is not their own state: the anchor with this share, or from pi."""
+        return Other(self.noise(x.device), x, where, anchored, self.anchor(x), partial(self.place, x=x), self.column)
 
     # --- conversions --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
+from discdiff.grid import by_time, listed
 from discdiff.handlers import At, Run, choose
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator, check_operator
@@ -55,7 +56,7 @@ class Sampler:
 
     Raises:
         TypeError: if the model is not a Denoiser or the operator does not move in time.
-        ValueError: if the processes differ, or the grid is not one.
+        ValueError: if the processes differ, the operator has no meaning on this one, or the grid is not one.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class Sampler:
         check_operator(operator, "Sampler")
         if not operator.moves:
             raise TypeError(f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects")
+        operator.check(process)
         if (steps is None) == (grid is None):
             raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
         self.process, self.model, self.operator = process, model, operator
-        self.grid = _checked_grid(grid) if grid is not None else _uniform_grid(steps)
+        self.grid = listed(grid) if grid is not None else _uniform_grid(steps)
 
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
         """The same sampler on another grid."""
@@ -266,13 +268,4 @@ def check_model(process: Process, model: Denoiser, where: str) -> None:
 def _uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:
     if isinstance(steps, bool) or not isinstance(steps, SupportsIndex) or steps.__index__() < 1:
         raise ValueError(f"steps must be a positive whole number, got {steps!r}")
-    count = steps.__index__()
-    return tuple((count - n) / count for n in range(count + 1))
-
-
-def _checked_grid(grid: Iterable[float]) -> tuple[float, ...]:
-    times = tuple(float(t) for t in grid)
-    falling = all(0 <= s < t <= 1 for t, s in itertools.pairwise(times))
-    if len(times) < 2 or not falling:
-        raise ValueError(f"grid must hold at least two strictly decreasing times in [0, 1], got {times}")
-    return times
+    return by_time(steps.__index__())

@@ -42,6 +42,10 @@ class Sites:
         count = int(where.sum())
         return cls(where, kernels.Computed(function, width, torch.arange(count, device=where.device), dtype))
 
+    def known(self, top: bool = False) -> kernels.Reading:
+        """What one reading of the rows tells: log-sum-exp, entropy; with ``top`` the margin too."""
+        return kernels.read(self.rows, top=top)
+
     def read(self, at: Int[Tensor, " N"]) -> "Sites":
         """The same sites after one reading, which also finds the log-probability of a column of each."""
         return replace(self, reading=kernels.read(self.rows, at=at))

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from discdiff.prediction import Prediction
+
 __all__ = ["State"]
 
 
@@ -18,12 +20,16 @@ class State:
         t: the time of the sites that are not frozen.
         rows: (B,) ids of the rows. Randomness is keyed by them, so they travel with a row into every sub-batch.
         frozen: (B, L) sites that never change and are clean (a prompt), or None where there are none.
+        past: an earlier state of the same rows, where an operator or its second stage looks back.
+        seen: the prediction made at this very state, so that looking back costs no denoiser call.
     """
 
     tokens: Int[Tensor, "B L"]
     t: float
     rows: Int[Tensor, " B"]
     frozen: Bool[Tensor, "B L"] | None = None
+    past: "State | None" = None
+    seen: Prediction | None = None
 
     @property
     def free(self) -> Bool[Tensor, "B L"]:
@@ -32,9 +38,15 @@ class State:
 
     def at(self, tokens: Int[Tensor, "B L"], t: float | None = None) -> "State":
         """The same rows with other tokens, and at another time if given."""
-        return replace(self, tokens=tokens, t=self.t if t is None else t)
+        return replace(self, tokens=tokens, t=self.t if t is None else t, seen=None)
+
+    def after(self, before: "State", seen: Prediction | None = None) -> "State":
+        """This state with the one it came from, and what was predicted there."""
+        return replace(self, past=replace(before, past=None, seen=seen))
 
     def select(self, which: Int[Tensor, " R"]) -> "State":
         """The sub-batch of the rows at these indices."""
         frozen = None if self.frozen is None else self.frozen[which]
-        return replace(self, tokens=self.tokens[which], rows=self.rows[which], frozen=frozen)
+        past = None if self.past is None else self.past.select(which)
+        seen = None if self.seen is None else self.seen.select(which)
+        return replace(self, tokens=self.tokens[which], rows=self.rows[which], frozen=frozen, past=past, seen=seen)

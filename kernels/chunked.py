@@ -12,7 +12,7 @@ from torch import Tensor
 
 from discdiff.kernels import reference
 from discdiff.kernels.reference import Race, Reading
-from discdiff.kernels.rows import Rows, Source
+from discdiff.kernels.rows import Computed, Rows, Source
 
 __all__ = ["Pass", "log_prob", "race", "read", "threshold"]
 
@@ -109,7 +109,8 @@ def log_prob(rows: Source, columns: Tensor) -> Tensor:
 
 def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive rows in memory, in a buffer that the next chunk overwrites unless they are to be kept."""
-    count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // rows.width)
+    held = 4 if isinstance(rows, Computed) else 1  # a function's own temporaries count too
+    count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // (rows.width * held))
     buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
     for start in range(0, len(rows), count):
         part = slice(start, start + count)

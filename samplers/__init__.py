@@ -1,6 +1,30 @@
 """The verbs: one operator a file."""
 
+from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
+from discdiff.samplers.ancestral_gibbs import ancestral_gibbs
+from discdiff.samplers.any_order import AnyOrder
+from discdiff.samplers.dfm import DFM
+from discdiff.samplers.entropy_bounded import EntropyBounded
+from discdiff.samplers.euler import Euler
+from discdiff.samplers.first_hitting import FirstHitting
 from discdiff.samplers.gibbs import Gibbs
+from discdiff.samplers.gillespie import Gillespie
+from discdiff.samplers.kl_stable import KLStable
+from discdiff.samplers.maximal_coupling import MaximalCoupling
+from discdiff.samplers.multistep import Multistep
+from discdiff.samplers.p2 import P2
+from discdiff.samplers.remdm import Remask, ReMDM
+from discdiff.samplers.split_leap import SplitLeap
+from discdiff.samplers.tau_leaping import TauLeaping
+from discdiff.samplers.theta import ThetaRK2, ThetaTrapezoidal
+from discdiff.samplers.thinning import Thinning
+from discdiff.samplers.threshold import Threshold
+from discdiff.samplers.uniformization import Uniformization
+from discdiff.samplers.unmask import Unmask
 
-__all__ = ["Ancestral", "Gibbs"]
+__all__ = [
+    "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "EntropyBounded", "Euler", "FirstHitting", "Gibbs", "Gillespie",
+    "KLStable", "MaximalCoupling", "Multistep", "ReMDM", "Remask", "SplitLeap", "TauLeaping", "ThetaRK2",
+    "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask", "ancestral_gibbs",
+]  # fmt: skip

@@ -12,21 +12,24 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
     Models Revisited (2026).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from discdiff.distributions import Coins, Tokens, report
 from discdiff.handlers import At, choose
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
+from discdiff.prediction import Prediction
+from discdiff.process import Survival
 from discdiff.rank_one import Masked, RankOne
 from discdiff.samplers.redraw import redraw
 from discdiff.state import State
 
-__all__ = ["Ancestral"]
+__all__ = ["Ancestral", "reverse_step", "reverse_tokens"]
 
 
 @dataclass(frozen=True)
@@ -36,29 +39,62 @@ class Ancestral(Predictor):
     order = 1.0
 
     def __call__(self, state: State, at: At) -> State:
-        alpha_t, alpha_s = at.alpha(state.t), at.alpha(at.s)
-        z = state.tokens
-        if not isinstance(at.process, RankOne):
-            reverse = at.predict(state).reverse(state.free, alpha_s)
-            return state.at(choose("state", Tokens(reverse, z), state, at), at.s)
-        bound = at.process.candidate(z, alpha_t, alpha_s).where(state.free, 0.0)
-        prediction = at.predict(state)
-        if at.fused and at.process.anchor(z) is None:
+        if at.fused and isinstance(at.process, RankOne) and at.process.anchor(state.tokens) is None:
+            prediction = at.predict(state)
             rows = prediction.loo_everywhere()
             if rows is not None:
-                return _fused(state, bound, rows, at)
-        where = choose("where", Coins(bound), state, at)
-        if not isinstance(at.process, Masked):  # a mask is no token, so its bound is attained
-            prediction = prediction.read(where)
-            accept = at.process.acceptance(prediction.log_own(where), z, alpha_t)
-            where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
-        return redraw(state.at(z, at.s), where, prediction, alpha_s, at)
+                return _fused(state, rows, at)
+            state = replace(state, seen=prediction)
+        return reverse_step(state, state.free, at)
 
 
-def _fused(state: State, bound: Float[Tensor, "B L"], rows: kernels.Rows, at: At) -> State:
+def reverse_step(
+    state: State, free: Bool[Tensor, "B L"], at: At, look: float | None = None, to: float | None = None
+) -> State:
+    """Draw the chosen sites from their reverse marginals, from the state's time to another.
+
+    Args:
+        state: where it starts.
+        free: (B, L) the sites that may move.
+        at: where the operator stands.
+        look: the time the denoiser is told; the state's own if None.
+        to: the time it ends; that of ``at`` if None.
+    """
+    s = at.s if to is None else to
+    return state.at(reverse_tokens(state, free, at, at.alpha(state.t), at.alpha(s), lambda: at.predict(state, look)), s)
+
+
+def reverse_tokens(
+    state: State,
+    free: Bool[Tensor, "B L"],
+    at: At,
+    alpha_t: Survival,
+    alpha_s: Survival,
+    predict: Callable[[], Prediction],
+) -> Int[Tensor, "B L"]:
+    """The draw itself, between two survivals; sites "where", "accept", "data", "token", "noise".
+
+    If no site can change, ``predict`` is not called.
+    """
+    process, z = at.process, state.tokens
+    if not isinstance(process, RankOne):
+        return choose("state", Tokens(predict().reverse(free, alpha_s), z), state, at)
+    where = choose("where", Coins(process.candidate(z, alpha_t, alpha_s).where(free, 0.0)), state, at)
+    if not bool(where.any()):
+        return z
+    if isinstance(process, Masked):  # a mask is no token: its bound is attained, and only what becomes data is asked
+        return redraw(state, where, predict, alpha_s, at).tokens
+    prediction = predict().read(where)
+    accept = process.acceptance(prediction.log_own(where), z, alpha_t)
+    where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
+    return redraw(state, where, prediction, alpha_s, at).tokens
+
+
+def _fused(state: State, rows: kernels.Rows, at: At) -> State:
     """The choices of a step as kernels, token for token: where, accept, data, token, noise."""
     process, z = at.process, state.tokens
     assert isinstance(process, RankOne)
+    bound = process.candidate(z, at.alpha(state.t), at.alpha(at.s)).where(state.free, 0.0)
     keys = [at.run.key(name, state, at.step, at.slot) for name in ("where", "accept", "data", "token", "noise")]
     noise = process.noise(z.device)
     odds = None if isinstance(process, Masked) else process.odds(z, at.alpha(state.t)).flatten()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from discdiff.distributions import Subset
+from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Corrector, Invariance
 from discdiff.samplers.redraw import redraw

@@ -5,6 +5,8 @@ On a process of rank one "data or noise?" comes first and the token after, which
 only where the answer is "data".
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,27 +20,34 @@ __all__ = ["redraw"]
 
 
 def redraw(
-    state: State, where: Bool[Tensor, "B L"], prediction: Prediction, alpha: float | Float[Tensor, "1 L"], at: At
+    state: State,
+    where: Bool[Tensor, "B L"],
+    prediction: Prediction | Callable[[], Prediction],
+    alpha: float | Float[Tensor, "#B #L"],
+    at: At,
 ) -> State:
     """Redraw the chosen sites from O Q_alpha; three sites: "data", "token", "noise".
 
     Args:
         state: the state whose sites are redrawn.
         where: (B, L) the sites.
-        prediction: the denoiser's output; O is read from it at the sites that become data.
+        prediction: the denoiser's output; O is read from it at the sites that become data. Or a function that asks for
+            it, called only if there are such sites.
         alpha: the survival at which they are drawn.
         at: where the operator stands.
 
     Raises:
         TypeError: if ``prediction`` is a tensor: logits without their meaning cannot be plugged in.
     """
-    if not isinstance(prediction, Prediction):
+    if not isinstance(prediction, Prediction) and not callable(prediction):
         raise TypeError(
             f"redraw takes a Prediction, which knows its leave-one-out form, got {type(prediction).__name__}: "
             "a denoiser plugged in its place samples another law"
         )
     process, x = at.process, state.tokens
     data = choose("data", Coins(where.double() * process.kept(alpha)), state, at)
-    tokens = choose("token", Tokens(prediction.loo_at(data), process.column(x)), state, at)
-    x = torch.where(data, process.place(tokens, x), x)
+    if isinstance(prediction, Prediction) or bool(data.any()):
+        said = prediction if isinstance(prediction, Prediction) else prediction()
+        tokens = choose("token", Tokens(said.loo_at(data), process.column(x)), state, at)
+        x = torch.where(data, process.place(tokens, x), x)
     return state.at(choose("noise", process.renoise(x, where, where & ~data, alpha), state, at))

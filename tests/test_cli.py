@@ -57,7 +57,7 @@ def test_operators_are_read(expression: str, operator: object) -> None:
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("euler_maruyama", "cannot read 'euler_maruyama' .* accepted: ancestral, gibbs"),
+        ("euler_maruyama", "cannot read 'euler_maruyama' .* accepted: adaptive, ancestral, .* unmask, literal"),
         ("ancestral >>", "is not an expression"),
         ("ancestral + gibbs", "cannot read"),
         ("__import__('os').system('true')", "cannot read"),

@@ -26,11 +26,23 @@ PROCESSES = {
 }
 CASES = [(name, "loo") for name in PROCESSES] + [("masked", "denoiser"), ("uniform", "denoiser"), ("masked", "ratio")]
 OPERATORS = [getattr(S, name) for name in S.__all__]
+COARSE = {S.Adaptive: lambda: S.Adaptive(tolerance=20.0, first=0.4)}  # or it takes a hundred steps
 
 
 def step(operator: Callable[[], dd.Operator]) -> dd.Operator:
-    made = operator()
+    made = COARSE.get(operator, operator)()
     return made if made.moves else S.Ancestral() >> made
+
+
+NEEDS_LOO = (S.P2,)
+
+
+def applies(operator: dd.Operator, process: dd.Process) -> bool:
+    try:
+        operator.check(process)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +63,13 @@ def test_no_operator_allocates_the_logits_again(
     operator: Callable[[], dd.Operator], name: str, predicts: str, logits: torch.Tensor
 ) -> None:
     """Two steps, the last of which may change every site: temporaries stay below a twentieth of the logits."""
-    process = PROCESSES[name]
-    model = dd.Denoiser(lambda x, t: logits, process, predicts)
-    meter = measured(dd.Sampler(process, model, step(operator), grid=[1.0, 0.5, 0.05]))
+    process, op = PROCESSES[name], step(operator)
+    if not applies(op, process):
+        pytest.skip(f"{op} says that it does not apply to {process}")
+    model = dd.Denoiser(lambda x, t: logits[: len(x)], process, predicts)
+    if predicts == "denoiser" and process.absorbing and isinstance(op, NEEDS_LOO):
+        pytest.skip("it needs the LOO at revealed sites")
+    meter = measured(dd.Sampler(process, model, op, grid=[1.0, 0.5, 0.05]))
     assert meter.largest < logits.nbytes / 10
     assert meter.peak < logits.nbytes / 3
     assert meter.drawn == []

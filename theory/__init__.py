@@ -13,7 +13,7 @@ from discdiff.theory.mixture import ProductMixture
 from discdiff.theory.oracle import Oracle
 from discdiff.theory.order import order
 from discdiff.theory.program import kernel, law
-from discdiff.theory.reversal import joint_generator, model_generator, reverse_generator, reverse_law
+from discdiff.theory.reversal import joint_generator, joint_midpoint, model_generator, reverse_generator, reverse_law
 from discdiff.theory.tree import Tree
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "fit",
     "integrand",
     "joint_generator",
+    "joint_midpoint",
     "kernel",
     "kl",
     "law",

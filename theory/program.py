@@ -8,6 +8,7 @@ choices, and it never sees an impossible state.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Choice
 from discdiff.handlers import At, Run
-from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator
+from discdiff.operator import Mix, Operator, Repeat, Staged, Then, When, check_operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.sampler import Sampler, check_model
@@ -103,6 +104,7 @@ def kernel(
     check_operator(operator, "kernel")
     if not operator.enumerable:
         raise TypeError(f"{operator} makes an unbounded number of choices and cannot be enumerated")
+    operator.check(process)
     if operator.moves and (s is None or not 0 <= s < t <= 1):
         raise ValueError(f"kernel: {operator} is a predictor and needs 0 <= s < t <= 1, got t = {t}, s = {s}")
     if not operator.moves and (s is not None or not 0 <= t <= 1):
@@ -120,11 +122,15 @@ class _Distinct(Counter):
     """Evaluates the denoiser once for each distinct state: thousands of paths pass through a few of them."""
 
     def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
-        assert bool((time == time[:1]).all()), "every path has the same frozen sites"
         states, length = self.denoiser.process.states, x.shape[1]
-        unique, index = state_index(x, states).unique(return_inverse=True)
-        few = self.denoiser.evaluate(all_states(states, length)[unique], time[:1].expand(len(unique), -1))
-        return few.select(index)
+        if bool((time == time[:1]).all()):
+            unique, index = state_index(x, states).unique(return_inverse=True)
+            time = time[:1].expand(len(unique), -1)
+        else:  # rows whose times are their own
+            pairs = torch.cat([state_index(x, states).double()[:, None], time], -1)
+            distinct, index = pairs.unique(dim=0, return_inverse=True)
+            unique, time = distinct[:, 0].long(), distinct[:, 1:]
+        return self.denoiser.evaluate(all_states(states, length)[unique], time).select(index)
 
 
 class _Setting:
@@ -142,6 +148,8 @@ def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
     if setting.whole:
         return _enumerate(operator, setting, now)
     match operator:
+        case Staged(stages=(first, second)):
+            return _staged(first, second, setting, now)
         case Then(left, right):
             return _kernel(left, setting, now) @ _kernel(right, setting, setting.s if left.moves else now)
         case Repeat(inner, times):
@@ -154,24 +162,51 @@ def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
     return _enumerate(operator, setting, now)
 
 
+def _staged(first: Operator, second: Operator, setting: _Setting, now: float) -> Tensor:
+    """Two stages: sum over what lies between them, which the second leaves from with the start in mind."""
+    to_middle, then = _paths(first, setting, now)
+    start, middle = to_middle.nonzero(as_tuple=True)
+    onwards, _ = _paths(second, setting, then, (start, now), middle)
+    weighted = onwards * to_middle[start, middle][:, None]
+    return torch.zeros_like(to_middle).index_add_(0, start, weighted)
+
+
 def _enumerate(operator: Operator, setting: _Setting, now: float) -> Tensor:
+    return _paths(operator, setting, now)[0]
+
+
+def _paths(
+    operator: Operator,
+    setting: _Setting,
+    now: float,
+    past: tuple[Tensor, float] | None = None,
+    begin: Tensor | None = None,
+) -> tuple[Tensor, float]:
+    """The matrix from the states ``begin`` (all by default) to all states, and the time they are at.
+
+    Args:
+        past: what each beginning looks back on: the index of a state, and its time.
+    """
     process = setting.process
     states = all_states(process.states, setting.length)
-    prefixes = _Prefixes(len(states))
+    begin = torch.arange(len(states)) if begin is None else begin
+    prefixes = _Prefixes(len(begin))
     while True:
         rows = len(prefixes.start)
         run = Run(0, _Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)))
         frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
-        state = State(states[prefixes.start], now, torch.arange(rows), frozen)
+        state = State(states[begin[prefixes.start]], now, torch.arange(rows), frozen)
+        if past is not None:
+            state = state.after(replace(state, tokens=states[past[0][prefixes.start]], t=past[1]))
         try:
             with prefixes:
                 after = operator(state, At(process, run, setting.t, setting.s, step=1))
         except _Fork as fork:
             prefixes.extend(fork)
             continue
-        matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
+        matrix = torch.zeros(len(begin), len(states), dtype=torch.float64)
         end = state_index(after.tokens, process.states)
-        return matrix.index_put_((prefixes.start, end), prefixes.log_weight.exp(), accumulate=True)
+        return matrix.index_put_((prefixes.start, end), prefixes.log_weight.exp(), accumulate=True), after.t
 
 
 @torch.no_grad()
@@ -213,8 +248,11 @@ def law(
         raise ValueError(
             f"law: initial must have shape ({process.states**size},) = (S**L,), got {tuple(current.shape)}"
         )
-    for _, t, s in sampler.intervals():
-        current = current @ kernel(sampler.operator, process, model, t, s, length=size, frozen=frozen)
+    if sampler.operator.remembers:
+        current = _with_memory(sampler, current, size, None if frozen is None else torch.as_tensor(frozen))
+    else:
+        for _, t, s in sampler.intervals():
+            current = current @ kernel(sampler.operator, process, model, t, s, length=size, frozen=frozen)
     if sampler.grid[-1] > 0:
         return current
     on_data = law_of_data(process, current, size)
@@ -222,6 +260,21 @@ def law(
     if abs(left) > 1e-9:
         raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {sampler.operator} leaves masks")
     return on_data
+
+
+def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:
+    """The law after all steps of an operator that looks back: a Markov chain of (state before, state)."""
+    operator, pairs, before = sampler.operator, torch.diag(law), None
+    for _, t, s in sampler.intervals():
+        setting = _Setting(sampler.process, sampler.model, t, s, size, frozen, True)
+        past, now = pairs.nonzero(as_tuple=True)
+        if before is None:  # on the diagonal: there is no past
+            onwards, _ = _paths(operator, setting, t, None, now)
+        else:
+            onwards, _ = _paths(operator, setting, t, (past, before), now)
+        pairs = torch.zeros_like(pairs).index_add_(0, now, onwards * pairs[past, now][:, None])
+        before = t
+    return pairs.sum(0)
 
 
 def _prior(

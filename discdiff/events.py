@@ -1,0 +1,121 @@
+"""Choices of which and when: rankings of positions, and waiting times, as Pyro distributions over a batch of rows."""
+
+import itertools
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.distributions import Choice, Key
+
+__all__ = ["Ranking", "Subset", "Waiting"]
+
+
+class Subset(Choice):
+    """A uniform subset of the free positions of each row, as a mask: ``size`` of them, or all where fewer are free.
+
+    Args:
+        free: (B, L) the positions.
+        size: how many: one number, or (B,).
+    """
+
+    def __init__(self, free: Bool[Tensor, "B L"], size: int | Int[Tensor, " B"]) -> None:
+        super().__init__(free.shape[0], (free.shape[1],), free.device)
+        self.free = free
+        self.size = torch.minimum(torch.as_tensor(size, device=free.device), free.sum(-1))
+
+    def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
+        u = key.uniforms(self.free.shape[1])[0].masked_fill(~self.free, 2.0)
+        order = u.argsort(dim=-1, stable=True)
+        chosen = torch.arange(u.shape[1], device=self.device) < self.size[:, None]
+        return torch.zeros_like(self.free).scatter(-1, order, chosen)
+
+    def _count(self) -> Float[Tensor, " B"]:
+        """log of the number of subsets of each row."""
+        n, k = self.free.sum(-1).double(), self.size.double()
+        return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+    def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        right = (value.sum(-1) == self.size) & ~(value & ~self.free).any(-1)
+        return torch.where(right, -self._count(), -torch.inf)
+
+    def fork(self) -> tuple[Tensor, Tensor, Tensor]:
+        patterns, kind = torch.cat([self.free, self.size[:, None]], -1).unique(dim=0, return_inverse=True)
+        parents, values = [], []
+        for index, pattern in enumerate(patterns):
+            free, size = pattern[:-1].nonzero()[:, 0].tolist(), int(pattern[-1])
+            subsets = torch.zeros(math.comb(len(free), size), self.free.shape[1], dtype=torch.bool)
+            for subset, chosen in zip(subsets, itertools.combinations(free, size), strict=True):
+                subset[list(chosen)] = True
+            rows = (kind == index).nonzero()[:, 0]
+            parents.append(rows.repeat_interleave(len(subsets)))
+            values.append(subsets.to(self.free.device).repeat(len(rows), 1))
+        parent = torch.cat(parents)
+        return parent, torch.cat(values), -self._count()[parent]
+
+
+class Ranking(Choice):
+    r"""Positions one after another, each with probability in proportion to its weight among those that are left.
+
+    This is the Plackett-Luce law, which is that of the largest log w + Gumbel noise. The value is (B, L): 0 for the
+    first position, 1 for the second, and so on; -1 where a position was not chosen.
+
+    Args:
+        log_weight: (B, L); -inf excludes a position.
+        count: (B,) how many; fewer where fewer are not excluded.
+    """
+
+    def __init__(self, log_weight: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> None:
+        super().__init__(log_weight.shape[0], (log_weight.shape[1],), log_weight.device)
+        self.log_weight = log_weight.double()
+        self.count = torch.minimum(count, (log_weight > -torch.inf).sum(-1))
+
+    def _draw(self, key: Key) -> Int[Tensor, "B L"]:
+        u = key.uniforms(self.log_weight.shape[1])[0]
+        order = (self.log_weight - (-u.log()).log()).argsort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(u.shape[1], device=self.device).expand_as(order)
+        return torch.full_like(order, -1).scatter(-1, order, rank.where(rank < self.count[:, None], -1))
+
+    def log_prob(self, value: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        right = (value >= 0).sum(-1) == self.count
+        left, total = self.log_weight, torch.zeros(len(value), dtype=torch.float64, device=self.device)
+        for rank in range(int(self.count.max()) if len(self.count) else 0):
+            now = value == rank
+            share = torch.where(now, left, 0.0).sum(-1) - left.logsumexp(-1)
+            total = total + torch.where(rank < self.count, share, 0.0)
+            left = left.masked_fill(now, -torch.inf)
+        return torch.where(right, total, -torch.inf)
+
+    def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
+        parent = torch.arange(len(self.log_weight), device=self.device)
+        value, total = torch.full_like(self.log_weight, -1, dtype=torch.int64), torch.zeros(len(parent)).double()
+        for rank in range(int(self.count.max()) if len(self.count) else 0):
+            log_p = self.log_weight[parent].masked_fill(value >= 0, -torch.inf).log_softmax(-1)
+            done = rank >= self.count[parent]
+            log_p = torch.where(done[:, None], torch.where(torch.arange(log_p.shape[1]) == 0, 0.0, -torch.inf), log_p)
+            row, position = (log_p > -torch.inf).nonzero(as_tuple=True)
+            chosen = value[row]
+            chosen[torch.arange(len(row)), position] = torch.where(
+                done[row], chosen[torch.arange(len(row)), position], rank
+            )
+            parent, total, value = parent[row], total[row] + log_p[row, position], chosen
+        return parent, value, total
+
+
+class Waiting(Choice):
+    """A waiting time with the exponential law of rate 1 for each row, (B,) float64. It has no finite tree."""
+
+    has_enumerate_support = False
+
+    def __init__(self, rows: Bool[Tensor, " B"] | Int[Tensor, " B"]) -> None:
+        super().__init__(len(rows), (), rows.device)
+
+    def _draw(self, key: Key) -> Float[Tensor, " B"]:
+        return -key.uniforms(1)[0][:, 0].log()
+
+    def log_prob(self, value: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return -value
+
+    def fork(self) -> tuple[Tensor, Tensor, Tensor]:
+        raise TypeError("a waiting time is a real number: its values cannot be listed")

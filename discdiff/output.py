@@ -1,0 +1,52 @@
+"""What a denoiser returned, left as it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.kernels import dispatch as kernels
+
+__all__ = ["Output"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a denoiser returned, left as it is: (B, L, V) logits, or hidden states whose head has not run.
+
+    Attributes:
+        source: (B, L, V) logits, or (B, L, D) hidden states.
+        width: V.
+        head: from hidden states (n, D) of some sites to logits (n, V).
+        shift: whether the logits at position i speak of position i + 1.
+        suppress: columns that are never predicted.
+    """
+
+    source: Float[Tensor, "B L _"]
+    width: int
+    head: Callable[[Tensor], Tensor] | None = None
+    shift: bool = False
+    suppress: tuple[int, ...] = ()
+
+    def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
+        """The rows of chosen sites, or of all, unread."""
+        rows = kernels.Rows.at(self.source, where, self.width, back=int(self.shift))
+        return replace(rows, hidden=self.suppress, convert=None if self.head is None else _as_convert(self.head))
+
+    def logits(self) -> Float[Tensor, "B L V"]:
+        """All of them: for small sizes, or when nothing was to be saved."""
+        if self.head is None and not self.shift and not self.suppress:
+            return self.source
+        return self.rows().dense().view(*self.source.shape[:2], self.width)
+
+    def select(self, index: Int[Tensor, " R"]) -> "Output":
+        """The output of chosen rows of the batch."""
+        return replace(self, source=self.source[index])
+
+
+def _as_convert(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    if isinstance(head, torch.nn.Linear):
+        return kernels.LinearHead(head.weight, head.bias)
+    return lambda hidden, number: head(hidden)

@@ -1,0 +1,55 @@
+r"""Any order, one token a call: exact at time 0, whatever the selection looks at.
+
+With the site chosen from what is already revealed, each token is drawn from its law given the others:
+p0(x) = prod_k p0(x_{i_k} | x_{i_1}, ..., x_{i_{k-1}}) holds for every adaptive order.
+
+References: ARDM (Hoogeboom et al., 2022); masked diffusion as any-order models (Shi et al., 2024; Ou et al., 2025).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from discdiff.handlers import At
+from discdiff.operator import Predictor
+from discdiff.process import Process
+from discdiff.samplers.choosing import Select, check_masked, quota
+from discdiff.samplers.unmask import Unmask, reveal
+from discdiff.state import State
+
+__all__ = ["AnyOrder"]
+
+
+@dataclass(frozen=True)
+class AnyOrder(Predictor):
+    """As ``Unmask``, with a denoiser call for every token: L calls in all, over any grid, such as grid=[1, 0].
+
+    Args:
+        select, noise, block: as of ``Unmask``.
+
+    Raises:
+        ValueError: as of ``Unmask``.
+    """
+
+    select: Select = "random"
+    noise: float = 0.0
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        Unmask(self.select, self.noise, self.block)  # for its checks
+
+    @property
+    def nfe(self) -> float | None:
+        return None  # L in all, over however many steps
+
+    def check(self, process: Process) -> None:
+        check_masked(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        due, tokens, turn = quota(state, at), state.tokens, 1
+        how = Unmask(self.select, self.noise, self.block)
+        while len(rows := (due >= turn).nonzero()[:, 0]):
+            some = replace(state, tokens=tokens, seen=None).select(rows)
+            after = reveal(how, some, torch.ones_like(rows), at.again(turn))
+            tokens, turn = tokens.index_copy(0, rows, after.tokens), turn + 1
+        return state.at(tokens, at.s)

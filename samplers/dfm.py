@@ -1,0 +1,74 @@
+r"""Discrete flow matching: the rates of the mixture path, with a free stochasticity.
+
+Given x0, every other state jumps to x0 at rate 1 / (1 - alpha) per unit of alpha, and any flux in detailed balance with
+q_t(. | x0) may be added. Here it is "a token that was kept turns to noise, noise turns to x0", eta times,
+
+    z = x0 -> v:  eta alpha pi(v) / (alpha + (1 - alpha) pi(z)),        v -> x0:  eta alpha / (1 - alpha)
+
+and averaged over the denoiser, with D(z) the probability that the token is clean,
+
+    to a token v of D, not z:   (1 + eta alpha) D(v) / (1 - alpha)
+    to a token v of noise:      eta alpha D(z) pi(v) / (alpha + (1 - alpha) pi(z))
+
+On a masked process eta is the rate of remasking, as ``ReMDM(rule="rate")``.
+
+References: Campbell et al. (2024), whose flux on a uniform process is this one but for a factor that depends on alpha
+alone; Gat et al. (2024).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.process import Process, Survival
+from discdiff.rank_one import Exit, Masked, RankOne
+from discdiff.samplers.leap import Leap
+
+__all__ = ["DFM"]
+
+
+@dataclass(frozen=True)
+class DFM(Leap):
+    """Flow-matching rates, frozen for a step, P(r) = 1 - exp(-r); one denoiser call a step, order 1.
+
+    Args:
+        eta: the stochasticity, per unit of alpha; 0 is flow matching's own path.
+
+    Raises:
+        ValueError: for a negative eta.
+    """
+
+    eta: float = 0.0
+    order = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"DFM: eta must be at least 0 and finite, got {self.eta}")
+
+    def check(self, process: Process) -> None:
+        if not isinstance(process, RankOne) or process.anchor(torch.zeros(1, 1, dtype=torch.int64)) is not None:
+            raise ValueError(f"DFM needs a process of rank one without an anchor, such as Masked, got {process}")
+
+    def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        return -torch.expm1(-rate)
+
+    def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
+        odds = process.odds(x, alpha)
+        clean = torch.where(odds < torch.inf, own * (1 + odds) / (own + odds).clamp(min=1e-300), own)
+        return self._exit(process, x, alpha, clean)
+
+    def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
+        noise, data = (self._exit(process, x, alpha, torch.full_like(x, d, dtype=torch.float64)) for d in (0.0, 1.0))
+        if isinstance(process, Masked):  # D(z) is known: a mask is noise, a token is clean
+            hidden = x == process.mask_id
+            return Exit(*(torch.where(hidden, one, two) for one, two in zip(noise, data, strict=True)))
+        return Exit(torch.maximum(noise.total, data.total), noise.data, noise.anchored)  # it is linear in D(z)
+
+    def _exit(self, process: RankOne, x: Tensor, alpha: Survival, clean: Tensor) -> Exit:
+        a, share = process.sitewise(alpha, x), process.noise(x.device).pi[process.column(x)]
+        data = (1 - clean) * (1 + self.eta * a) / (1 - a)
+        noise = clean * self.eta * a * (1 - share) / (a + (1 - a) * share).clamp(min=1e-300)
+        total = data + noise
+        return Exit(total, torch.where(noise > 0, data / total, 1.0), torch.zeros_like(total))

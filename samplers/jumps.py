@@ -1,0 +1,89 @@
+r"""One jump after another: what the simulations of the reverse CTMC share.
+
+Every row has a clock of its own, l = -log(1 - alpha), in which a mask is revealed at rate 1 and no rate is infinite
+towards data; the time of the next event of a row is exponential, and rows whose next event lies beyond s are done. The
+processes are those of rank one with one noise law. Where rates are infinite, from pure noise that is no mask and in the
+step to time 0 of what is not masked, the step is ancestral: start such a grid below 1 and end it with a short step.
+"""
+
+from abc import abstractmethod
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.events import Ranking, Waiting
+from discdiff.handlers import At, choose
+from discdiff.operator import Predictor
+from discdiff.prediction import Prediction
+from discdiff.process import Process
+from discdiff.rank_one import Exit, Masked, RankOne
+from discdiff.samplers.ancestral import Ancestral
+from discdiff.samplers.leap import own_probability
+from discdiff.state import State
+
+__all__ = ["Jumps", "look", "pick_site"]
+
+
+class Jumps(Predictor):
+    """Simulate the reverse process event by event. A subclass says when events come and what happens at one."""
+
+    enumerable = False
+
+    @property
+    def nfe(self) -> float | None:
+        return None  # as many as there are events
+
+    @abstractmethod
+    def rates(
+        self, state: State, alpha: Float[Tensor, "B 1"], at: At
+    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
+        """The rate of events at each site per unit of l until the next event, and what was looked at for it."""
+
+    @abstractmethod
+    def event(
+        self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
+    ) -> Int[Tensor, "B L"]:
+        """The tokens after an event at ``alpha``."""
+
+    def check(self, process: Process) -> None:
+        anchored = process.anchor(torch.zeros(1, 1, dtype=torch.int64)) if isinstance(process, RankOne) else None
+        one = isinstance(process, RankOne) and (anchored is None or process.absorbing)
+        if not one or process.schedule.sites is not None:
+            raise ValueError(f"{self} needs a rank-one process with one noise law and one clock, got {process}")
+
+    def __call__(self, state: State, at: At) -> State:
+        a_t, a_s = at.alpha(state.t), at.alpha(at.s)
+        assert isinstance(a_t, float) and isinstance(a_s, float)  # ``check`` has seen to it
+        if not isinstance(at.process, Masked) and (a_s == 1 or (a_t == 0 and not at.process.absorbing)):
+            return Ancestral()(state, at)
+        tokens, turn = state.tokens, 1
+        noise = torch.full((len(tokens), 1), 1 - a_t, dtype=torch.float64, device=tokens.device)  # 1 - alpha
+        rows = torch.arange(len(tokens), device=tokens.device)
+        while len(rows):
+            some, here = replace(state, tokens=tokens, seen=None).select(rows), at.again(turn)
+            rates, seen = self.rates(some, 1 - noise[rows], here)
+            rates, some = rates.where(some.free, 0.0), replace(some, seen=seen)
+            wait = choose("wait", Waiting(rows), some, here)
+            noise[rows] = noise[rows] * torch.exp(-wait / rates.sum(-1))[:, None]
+            left = (noise[rows, 0] > 1 - a_s).nonzero()[:, 0]
+            if len(left):
+                some, rows = some.select(left), rows[left]
+                tokens = tokens.index_copy(0, rows, self.event(some, rates[left], 1 - noise[rows], here))
+            else:
+                rows = left
+            turn += 1
+        return state.at(tokens, at.s)
+
+
+def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], at: At) -> tuple[Prediction, Exit]:
+    """The prediction of every row at its own time, and how the chosen sites leave; per unit of alpha."""
+    assert isinstance(at.process, RankOne)
+    said = at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0)))
+    return said, at.process.exit(state.tokens, alpha, own_probability(said, where))
+
+
+def pick_site(rates: Float[Tensor, "B L"], state: State, at: At) -> torch.Tensor:
+    """One site of each row with probability in proportion to its rate, as a mask; choice "site"."""
+    return choose("site", Ranking(rates.log(), torch.ones_like(state.rows)), state, at) >= 0

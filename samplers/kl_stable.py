@@ -1,0 +1,66 @@
+r"""KLASS: reveal what is both sure and settled since the last look.
+
+A mask is revealed when its largest probability reaches a threshold and its prediction has hardly changed since the step
+before, KL(O_now || O_before) < kl.
+
+Reference: Kim et al., KLASS (2025), with a history of one step.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from discdiff.distributions import Tokens
+from discdiff.handlers import At, choose
+from discdiff.operator import Predictor
+from discdiff.process import Process
+from discdiff.samplers.choosing import best, check_masked, compare, confidence, hidden
+from discdiff.state import State
+
+__all__ = ["KLStable"]
+
+
+@dataclass(frozen=True)
+class KLStable(Predictor):
+    """Reveal the masks that are sure and settled; at least one a row, and all in the last step.
+
+    Args:
+        threshold: the least probability of the likeliest token.
+        kl: what the prediction may have changed by, in nats.
+
+    Raises:
+        ValueError: for a threshold outside [0, 1] or a negative kl.
+    """
+
+    threshold: float = 0.9
+    kl: float = 0.01
+    remembers = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1 or not self.kl >= 0:
+            raise ValueError(f"KLStable: threshold must lie in [0, 1] and kl be at least 0, got {self}")
+
+    def check(self, process: Process) -> None:
+        check_masked(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        before, now = state.past, replace(state, past=None)
+        masks = hidden(now, at)
+        if not bool(masks.any()):
+            return now.at(now.tokens, at.s)
+        now = replace(now, seen=at.predict(now))
+        assert now.seen is not None
+        said, where = now.seen, masks
+        if at.s > 0:
+            score = confidence("max_prob", masks, lambda: said)
+            where = best(score, torch.ones_like(now.rows))
+            sure = score.exp() >= self.threshold
+            if before is not None and bool(sure.any()):
+                kl = compare(said.untruncated.loo_at(sure), at.predict(before).untruncated.loo_at(sure), _kl)
+                where = where | sure.masked_scatter(sure, kl < self.kl)
+        after = now.at(choose("token", Tokens(said.loo_at(where), now.tokens), now, at), at.s)
+        return after.after(now, said)
+
+
+def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)

@@ -1,0 +1,45 @@
+r"""The maximal coupling as a step: a site keeps its state as often as the marginals allow, or moves to the data.
+
+    z_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else z_s = z_t;      x0 ~ D(z_t)
+
+keeps every pinned marginal q_t(. | x0), but is no posterior of the forward process; fresh noise never enters. In the
+limit of small steps its rates are flow matching's, D(v) / (1 - alpha), and on a masked process it is ``Ancestral``.
+
+References: Uniform Diffusion Models Revisited (2026); Gat et al. (2024).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from discdiff.distributions import Coins, Tokens
+from discdiff.handlers import At, choose
+from discdiff.operator import Predictor
+from discdiff.process import Process
+from discdiff.rank_one import RankOne
+from discdiff.state import State
+
+__all__ = ["MaximalCoupling"]
+
+
+@dataclass(frozen=True)
+class MaximalCoupling(Predictor):
+    """The bridge ``discdiff.bridge.MaximalCoupling`` averaged over the denoiser; one call a step, order 1."""
+
+    order = 1.0
+
+    def check(self, process: Process) -> None:
+        anchored = process.anchor(torch.zeros(1, 1, dtype=torch.int64)) if isinstance(process, RankOne) else None
+        if not isinstance(process, RankOne) or (anchored is not None and not process.absorbing):
+            raise ValueError(f"MaximalCoupling needs a rank-one process with one noise law, got {process}")
+
+    def __call__(self, state: State, at: At) -> State:
+        process, z = at.process, state.tokens
+        a_t, a_s = process.sitewise(at.alpha(state.t), z), process.sitewise(at.alpha(at.s), z)
+        noisy = state.free & (process.inflow(z, a_t)[..., 0] > 0)
+        jump = torch.where(noisy & (a_t < 1), (a_s - a_t) / (1 - a_t), 0.0)
+        where = choose("where", Coins(jump), state, at)
+        if not bool(where.any()):
+            return state.at(z, at.s)
+        token = choose("token", Tokens(at.predict(state).denoiser_at(where), process.column(z)), state, at)
+        return state.at(torch.where(where, process.place(token, z), z), at.s)

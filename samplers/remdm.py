@@ -1,0 +1,128 @@
+r"""ReMDM: masked diffusion that masks some revealed sites again.
+
+    revealed:  mask again with probability sigma
+    masked:    reveal x0 with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t),    x0 ~ D
+
+keeps every pinned marginal for 0 <= sigma <= m = min(1, (1 - alpha_s) / alpha_t). With sigma = O(1) a step the sites
+that are redrawn together never become few, and the order is about 1/2; with sigma = rho times the step's length it is
+1. The published loop is ``Remask`` at one time: when(..., Ancestral() >> Remask(0.1) ** n, Ancestral()).
+
+Reference: Wang et al. (2025).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from discdiff.distributions import Coins, Tokens
+from discdiff.events import Subset
+from discdiff.handlers import At, choose
+from discdiff.operator import Corrector, Invariance, Predictor
+from discdiff.process import Process
+from discdiff.samplers.choosing import check_masked, hidden
+from discdiff.state import State
+
+__all__ = ["ReMDM", "Remask"]
+
+Rule = Literal["cap", "rescale", "rate"]
+
+
+@dataclass(frozen=True)
+class ReMDM(Predictor):
+    """Ancestral steps of a masked process with remasking; one denoiser call a step.
+
+    Args:
+        eta: how much is masked again.
+        rule: "cap": sigma = min(eta, m). "rescale": sigma = eta m. "rate": sigma = min(eta (alpha_s - alpha_t), m), the
+            only one of order 1.
+        confident: share sigma among the revealed sites as softmax(-O(z)): those that the prediction believes in least
+        go
+            first. Needs a model that predicts the LOO at revealed sites; the marginals are then kept no more.
+
+    Raises:
+        ValueError: for another rule, or eta out of range.
+    """
+
+    eta: float = 0.1
+    rule: Rule = "cap"
+    confident: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"ReMDM: rule must be one of {get_args(Rule)}, got {self.rule!r}")
+        if not self.eta >= 0 or (self.rule != "rate" and self.eta > 1):
+            raise ValueError(f"ReMDM: eta must lie in [0, 1], or [0, inf) for a rate, got {self.eta}")
+
+    @property
+    def order(self) -> float | None:
+        return None if self.confident else 1.0 if self.rule == "rate" or self.eta == 0 else 0.5
+
+    def check(self, process: Process) -> None:
+        check_masked(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        process, z = at.process, state.tokens
+        a_t, a_s = process.sitewise(at.alpha(state.t), z), process.sitewise(at.alpha(at.s), z)
+        most = torch.where(a_t > 0, (1 - a_s) / a_t, 1.0).clamp(max=1.0)
+        shares = {"cap": torch.ones_like(most), "rescale": most, "rate": a_s - a_t}
+        sigma = torch.minimum(self.eta * shares[self.rule], most)
+        masks = hidden(state, at)
+        shown = state.free & ~masks
+        again = sigma
+        if self.confident:
+            belief = at.predict(state).log_own(shown).exp()
+            again = (again * (-belief).masked_fill(~shown, -torch.inf).softmax(-1)).nan_to_num(0.0).minimum(most)
+            sigma = torch.zeros_like(sigma)
+        remask = choose("remask", Coins(torch.where(shown, again, 0.0)), state, at)
+        reveal = torch.where(a_t < 1, (a_s - (1 - sigma) * a_t) / (1 - a_t), 0.0).clamp(0.0, 1.0)
+        where = choose("where", Coins(torch.where(masks, reveal, 0.0)), state, at)
+        x = torch.where(remask, process.hide(z), z)
+        if not bool(where.any()):
+            return state.at(x, at.s)
+        return state.at(choose("token", Tokens(at.predict(state).loo_at(where), x), state, at), at.s)
+
+
+@dataclass(frozen=True)
+class Remask(Corrector):
+    """ReMDM without a move in time: mask a site with probability sigma, or reveal it with sigma alpha / (1 - alpha).
+
+    Args:
+        sigma: at most (1 - alpha) / alpha, else it is lowered to that.
+        sites: how many uniformly chosen sites of a row may change; 1 keeps p_t exactly, more, or all (None), only
+            approximately.
+
+    Raises:
+        ValueError: for sigma outside [0, 1] or no sites.
+    """
+
+    sigma: float = 0.1
+    sites: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma <= 1:
+            raise ValueError(f"Remask: sigma must lie in [0, 1], got {self.sigma}")
+        if self.sites is not None and self.sites < 1:
+            raise ValueError(f"Remask: sites must be at least 1, got {self.sites}")
+
+    @property
+    def invariant(self) -> Invariance:
+        return "exact" if self.sites == 1 else "approximate"
+
+    def check(self, process: Process) -> None:
+        check_masked(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        process, z = at.process, state.tokens
+        alpha = process.sitewise(at.alpha(state.t), z)
+        some = state.free
+        if self.sites is not None:
+            some = choose("site", Subset(state.free, self.sites), state, at)
+        sigma = torch.where(alpha > 0, (1 - alpha) / alpha, 1.0).clamp(max=self.sigma)
+        reveal = torch.where(alpha < 1, sigma * alpha / (1 - alpha), 0.0)
+        masks = hidden(state, at)
+        where = choose("where", Coins(torch.where(masks, reveal, sigma).where(some, 0.0)), state, at)
+        x, shown = torch.where(where, process.hide(z), z), where & masks
+        if not bool(shown.any()):
+            return state.at(x)
+        return state.at(choose("token", Tokens(at.predict(state).loo_at(shown), x), state, at))

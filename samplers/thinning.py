@@ -1,0 +1,48 @@
+r"""Thinning: candidate jumps by a bound that needs no denoiser, kept with the true rate over the bound.
+
+Whatever the prediction, a site leaves at a rate of at most 1 + (1 - pi(z)) (1 - alpha) / alpha per unit of
+l = -log(1 - alpha), the value at O(z) = 0. So candidates are thrown with that rate, the denoiser is asked at the time
+of a candidate, and the jump is made with probability (true rate) / (bound). This is the model's reverse CTMC exactly:
+no grid, no error. On masked processes the bound is attained and it is ``FirstHitting``.
+
+References: Lewis and Shedler (1979); Chen and Ying (2024).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.distributions import Coins
+from discdiff.handlers import At, choose
+from discdiff.prediction import Prediction
+from discdiff.rank_one import RankOne
+from discdiff.samplers.jumps import Jumps, look, pick_site
+from discdiff.samplers.leap import jump
+from discdiff.state import State
+
+__all__ = ["Thinning"]
+
+
+@dataclass(frozen=True)
+class Thinning(Jumps):
+    """Exact on processes with one noise law, away from both ends of time; a denoiser call for every candidate."""
+
+    order = math.inf
+
+    def rates(
+        self, state: State, alpha: Float[Tensor, "B 1"], at: At
+    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
+        assert isinstance(at.process, RankOne)
+        return (1 - alpha) * at.process.exit(state.tokens, alpha, 0.0).total, None  # it falls with alpha
+
+    def event(
+        self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
+    ) -> Int[Tensor, "B L"]:
+        where = pick_site(rates, state, at)
+        said, exit = look(state, alpha, where, at)
+        keep = torch.where(where, (1 - alpha) * exit.total / rates, 0.0)
+        where = choose("accept", Coins(keep), state, at)
+        return jump(state, where, exit, said, at).tokens

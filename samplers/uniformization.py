@@ -1,0 +1,78 @@
+r"""Uniformization: a Poisson process of one fixed rate that dominates all, at each of whose events the chain may jump.
+
+With lambda >= the total rate of leaving, whatever the state and time in the step,
+
+    exp(l R) = sum_k Poisson(k; lambda l) (I + R / lambda)^k
+
+so at every event a row jumps with probability (total rate) / lambda, to a site in proportion to the sites' rates. The
+denoiser is asked at every event. This is the model's reverse CTMC exactly.
+
+References: Jensen (1953); Chen and Ying (2024).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.distributions import Coins
+from discdiff.handlers import At, choose
+from discdiff.prediction import Prediction
+from discdiff.rank_one import RankOne
+from discdiff.samplers.jumps import Jumps, look, pick_site
+from discdiff.samplers.leap import jump
+from discdiff.state import State
+
+__all__ = ["Uniformization"]
+
+
+@dataclass(frozen=True)
+class Uniformization(Jumps):
+    """Exact on processes with one noise law, away from both ends of time; a denoiser call for every event.
+
+    Args:
+        bound: lambda, for a whole sequence, per unit of l = -log(1 - alpha). By default one that holds for every
+            prediction, L (1 + (1 - least pi) (1 - alpha_t) / alpha_t); a smaller one that is known to hold for a model
+            saves calls.
+
+    Raises:
+        ValueError: for a bound that is not positive; in sampling, where a rate exceeds it, naming the row.
+    """
+
+    bound: float | None = None
+    order = math.inf
+
+    def __post_init__(self) -> None:
+        if self.bound is not None and not 0 < self.bound < math.inf:
+            raise ValueError(f"Uniformization: bound must be positive and finite, got {self.bound}")
+
+    def rates(
+        self, state: State, alpha: Float[Tensor, "B 1"], at: At
+    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
+        process = at.process
+        assert isinstance(process, RankOne)
+        leaves = state.free & (process.inflow(state.tokens, alpha)[..., 0] > 0)
+        sites = (state.free & leaves.any(-1, keepdim=True)).double()  # no events where nothing can ever leave
+        if self.bound is not None:
+            return self.bound * sites / sites.sum(-1, keepdim=True).clamp(min=1), None
+        start = process.sitewise(at.alpha(at.t), state.tokens)
+        pi = process.noise(sites.device).pi
+        return sites * (1 + (1 - pi[pi > 0].min()) * (1 - start) / start.clamp(min=1e-300)), None
+
+    def event(
+        self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
+    ) -> Int[Tensor, "B L"]:
+        said, exit = look(state, alpha, state.free, at)
+        true, bound = (1 - alpha) * exit.total.where(state.free, 0.0), rates.sum(-1)
+        total = true.sum(-1)
+        if bool((total > bound * (1 + 1e-9)).any()):
+            row = int((total - bound).argmax())
+            raise ValueError(
+                f"Uniformization: row {int(state.rows[row])} leaves at rate {float(total[row]):.6g} at alpha = "
+                f"{float(alpha[row]):.6g}, above the bound {float(bound[row]):.6g}; give a larger bound, or none"
+            )
+        moves = choose("jump", Coins((total / bound).clamp(max=1.0)[:, None]), state, at)
+        where = pick_site(torch.where(moves, true, 0.0), state, at)
+        return jump(state, where, exit, said, at).tokens

@@ -1,0 +1,103 @@
+r"""Unmasking by an order: choose which masks to reveal, then draw their tokens.
+
+The number is the schedule's: after a step to s, 1 - alpha_s of the free sites are masked. Revealed tokens stay. Sites
+that are revealed together are drawn independently, and that is the only error: KL(p0 || law) is the sum of their
+expected total correlations when the order is fixed (Ben-Hamu et al., 2025, bound it by entropies).
+
+References: MaskGIT (Chang et al., 2022); Kim et al. (2025); LLaDA (Nie et al., 2025); dilated unmasking (Luxembourg et
+al., 2025).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.distributions import Tokens
+from discdiff.events import Ranking, Subset
+from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
+from discdiff.operator import Predictor
+from discdiff.process import Process
+from discdiff.samplers.choosing import Select, best, check_masked, check_select, confidence, hidden, quota
+from discdiff.state import State
+
+__all__ = ["Unmask", "reveal"]
+
+
+@dataclass(frozen=True)
+class Unmask(Predictor):
+    """Reveal the schedule's number of masks in a chosen order; one denoiser call a step, none where nothing is due.
+
+    Args:
+        select: the order, see ``choosing.confidence``; "random" chooses uniformly.
+        noise: the temperature of Gumbel noise on the scores (MaskGIT); 0 takes the best.
+        block: reveal blocks of this many sites from left to right (semi-autoregressive).
+        draw_first: draw a token at every mask and keep the most probable ones, as LLaDA does. BIASED: the choice then
+            looks at the tokens, and even one token at a time does not give the law of the data. ``select`` is not used.
+
+    Raises:
+        ValueError: for an unknown order, a negative noise or a block below 1.
+    """
+
+    select: Select = "random"
+    noise: float = 0.0
+    block: int | None = None
+    draw_first: bool = False
+
+    def __post_init__(self) -> None:
+        check_select(self.select, "Unmask")
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"Unmask: noise must be at least 0 and finite, got {self.noise}")
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"Unmask: block must be at least 1, got {self.block}")
+
+    def check(self, process: Process) -> None:
+        check_masked(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        after = reveal(self, state, quota(state, at), at)
+        return after.at(after.tokens, at.s)
+
+
+def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State:
+    """Reveal ``count`` masks of each row at the state's time; sites "order" (if random) and "token"."""
+    if not bool((count > 0).any()):
+        return state
+    masks, prediction = hidden(state, at), at.predict(state)
+    if how.draw_first:
+        drawn = choose("token", Tokens(prediction.loo_at(masks), state.tokens), state, at)
+        score = torch.zeros(masks.shape, dtype=torch.float64, device=masks.device)
+        log_p = kernels.log_prob(prediction.untruncated.loo_at(masks).rows, drawn[masks]).double()
+        score = score.masked_scatter(masks, log_p).masked_fill(~masks, -torch.inf)
+        return state.at(torch.where(_taken(how, state, masks, count, score, at), drawn, state.tokens))
+    by = None if how.select == "random" else confidence(how.select, masks, lambda: prediction)
+    chosen = _taken(how, state, masks, count, by, at)
+    return state.at(choose("token", Tokens(prediction.loo_at(chosen), state.tokens), state, at))
+
+
+def _taken(
+    how: Unmask,
+    state: State,
+    masks: Bool[Tensor, "B L"],
+    count: Int[Tensor, " B"],
+    score: Float[Tensor, "B L"] | None,
+    at: At,
+) -> Bool[Tensor, "B L"]:
+    """The ``count`` masks to reveal: all of the leftmost blocks, and by score within the block that is not finished."""
+    sure = torch.zeros_like(masks)
+    if how.block is not None:
+        block = torch.arange(masks.shape[1], device=masks.device) // how.block
+        of_block = torch.zeros(len(masks), int(block[-1]) + 1, dtype=torch.int64, device=masks.device)
+        of_block = of_block.index_add(1, block, masks.long())
+        until = of_block.cumsum(-1)
+        sure = masks & (until <= count[:, None])[:, block]
+        masks = masks & ~sure & (until - of_block < count[:, None])[:, block]
+        count = count - sure.sum(-1)
+    if score is None:
+        return sure | choose("order", Subset(masks, count), state, at)
+    score = score.masked_fill(~masks, -torch.inf)
+    if how.noise > 0:
+        return sure | (choose("order", Ranking(score / how.noise, count), state, at) >= 0)
+    return sure | best(score, count)
