@@ -22,6 +22,7 @@ class Output:
         head: from hidden states (n, D) of some sites to logits (n, V).
         shift: whether the logits at position i speak of position i + 1.
         suppress: columns that are never predicted.
+        batch_rows: the rows of the source that are meant, all in order by default. A selection copies no logits.
     """
 
     source: Float[Tensor, "B L _"]
@@ -29,21 +30,22 @@ class Output:
     head: Callable[[Tensor], Tensor] | None = None
     shift: bool = False
     suppress: tuple[int, ...] = ()
+    batch_rows: Int[Tensor, " R"] | None = None
 
     def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
         """The rows of chosen sites, or of all, unread."""
-        rows = kernels.Rows.at(self.source, where, self.width, back=int(self.shift))
+        rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), self.batch_rows)
         return replace(rows, hidden=self.suppress, convert=None if self.head is None else _as_convert(self.head))
 
     def logits(self) -> Float[Tensor, "B L V"]:
         """All of them: for small sizes, or when nothing was to be saved."""
-        if self.head is None and not self.shift and not self.suppress:
+        if self.head is None and not self.shift and not self.suppress and self.batch_rows is None:
             return self.source
-        return self.rows().dense().view(*self.source.shape[:2], self.width)
+        return self.rows().dense().view(-1, self.source.shape[1], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
         """The output of chosen rows of the batch."""
-        return replace(self, source=self.source[index])
+        return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
 
 
 def _as_convert(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

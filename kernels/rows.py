@@ -59,17 +59,21 @@ class Rows:
 
     @classmethod
     def at(
-        cls, source: Tensor, where: Tensor | None, width: int, back: int = 0, convert: Convert | None = None
+        cls, source: Tensor, where: Tensor | None, width: int, back: int = 0, batch_rows: Tensor | None = None
     ) -> "Rows":
-        """The rows of the sites that a (B, L) mask chooses, or of all, each read ``back`` positions before its site."""
-        batch, length, _ = source.shape
+        """The rows of the sites that a (B, L) mask chooses, or of all, each read ``back`` positions before its site.
+
+        ``batch_rows`` says which row of the source each of the B is; by default they are in order.
+        """
+        batch, length = len(source) if batch_rows is None else len(batch_rows), source.shape[1]
         if where is None:  # nothing waits for a count
             row = torch.arange(batch, device=source.device).repeat_interleave(length, output_size=batch * length)
             position = torch.arange(length, device=source.device).repeat(batch)
         else:
             row, position = where.nonzero(as_tuple=True)
-        whole = back == 0 and len(row) == batch * length
-        return cls(source, row, (position - back).clamp(min=0), width, convert, whole=whole)
+        whole = back == 0 and batch_rows is None and len(row) == batch * length
+        row = row if batch_rows is None else batch_rows[row]
+        return cls(source, row, (position - back).clamp(min=0), width, whole=whole)
 
     def __len__(self) -> int:
         return len(self.row)

@@ -84,7 +84,7 @@ def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, 
 def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " N"]:
     """A divergence between the rows of two predictions at the same sites, in chunks; from log-probabilities."""
     count = len(one.rows)
-    size = max(1, (1 << 18) // one.rows.width)
+    size = max(1, (1 << 16) // one.rows.width)
     parts = [
         divergence(*(sites.rows.dense(slice(n, n + size)).double().log_softmax(-1) for sites in (one, other)))
         for n in range(0, count, size)

@@ -23,7 +23,7 @@ from discdiff.samplers.ancestral import Ancestral
 from discdiff.samplers.leap import own_probability
 from discdiff.state import State
 
-__all__ = ["Jumps", "look", "pick_site"]
+__all__ = ["Jumps", "leaves", "look", "pick_site"]
 
 
 class Jumps(Predictor):
@@ -77,11 +77,17 @@ class Jumps(Predictor):
         return state.at(tokens, at.s)
 
 
+def leaves(process: RankOne, state: State, alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
+    """The sites that can leave their state at all: on a masked process, the masks."""
+    return state.free & (process.inflow(state.tokens, alpha)[..., 0] > 0)
+
+
 def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], at: At) -> tuple[Prediction, Exit]:
     """The prediction of every row at its own time, and how the chosen sites leave; per unit of alpha."""
     assert isinstance(at.process, RankOne)
     said = at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0)))
-    return said, at.process.exit(state.tokens, alpha, own_probability(said, where))
+    own = own_probability(said, where & leaves(at.process, state, alpha))
+    return said, at.process.exit(state.tokens, alpha, own)
 
 
 def pick_site(rates: Float[Tensor, "B L"], state: State, at: At) -> torch.Tensor:

@@ -4,8 +4,10 @@ r"""ReMDM: masked diffusion that masks some revealed sites again.
     masked:    reveal x0 with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t),    x0 ~ D
 
 keeps every pinned marginal for 0 <= sigma <= m = min(1, (1 - alpha_s) / alpha_t). With sigma = O(1) a step the sites
-that are redrawn together never become few, and the order is about 1/2; with sigma = rho times the step's length it is
-1. The published loop is ``Remask`` at one time: when(..., Ancestral() >> Remask(0.1) ** n, Ancestral()).
+that are redrawn together never become few: inside (0, 1) the law stops at a distance from p_t, order 0. Near t = 0 the
+bound m falls with t, and with n steps what was lost at times above n^(-1/2) is forgotten: end to end the order is 1/2.
+With sigma = rho times the step's length both are 1. The published loop is ``Remask`` at one time: when(..., Ancestral()
+>> Remask(0.1) ** n, Ancestral()).
 
 Reference: Wang et al. (2025).
 """
@@ -35,10 +37,9 @@ class ReMDM(Predictor):
     Args:
         eta: how much is masked again.
         rule: "cap": sigma = min(eta, m). "rescale": sigma = eta m. "rate": sigma = min(eta (alpha_s - alpha_t), m), the
-            only one of order 1.
+            only one of order 1; the others have order 0 inside (0, 1), 1/2 from noise to data.
         confident: share sigma among the revealed sites as softmax(-O(z)): those that the prediction believes in least
-        go
-            first. Needs a model that predicts the LOO at revealed sites; the marginals are then kept no more.
+            go first. Needs a model that predicts the LOO at revealed sites; the marginals are then kept no more.
 
     Raises:
         ValueError: for another rule, or eta out of range.
@@ -56,7 +57,7 @@ class ReMDM(Predictor):
 
     @property
     def order(self) -> float | None:
-        return None if self.confident else 1.0 if self.rule == "rate" or self.eta == 0 else 0.5
+        return None if self.confident else 1.0 if self.rule == "rate" or self.eta == 0 else 0.0
 
     def check(self, process: Process) -> None:
         check_masked(self, process)

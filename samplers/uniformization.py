@@ -21,7 +21,7 @@ from discdiff.distributions import Coins
 from discdiff.handlers import At, choose
 from discdiff.prediction import Prediction
 from discdiff.rank_one import RankOne
-from discdiff.samplers.jumps import Jumps, look, pick_site
+from discdiff.samplers.jumps import Jumps, leaves, look, pick_site
 from discdiff.samplers.leap import jump
 from discdiff.state import State
 
@@ -34,8 +34,8 @@ class Uniformization(Jumps):
 
     Args:
         bound: lambda, for a whole sequence, per unit of l = -log(1 - alpha). By default one that holds for every
-            prediction, L (1 + (1 - least pi) (1 - alpha_t) / alpha_t); a smaller one that is known to hold for a model
-            saves calls.
+            prediction, L (1 + (1 - least pi) (1 - alpha_t) / alpha_t), or L where noise is absorbing; a smaller one
+            that is known to hold for a model saves calls.
 
     Raises:
         ValueError: for a bound that is not positive; in sampling, where a rate exceeds it, naming the row.
@@ -53,10 +53,12 @@ class Uniformization(Jumps):
     ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
         process = at.process
         assert isinstance(process, RankOne)
-        leaves = state.free & (process.inflow(state.tokens, alpha)[..., 0] > 0)
-        sites = (state.free & leaves.any(-1, keepdim=True)).double()  # no events where nothing can ever leave
+        some = leaves(process, state, alpha).any(-1, keepdim=True)
+        sites = (state.free & some).double()  # no events where nothing can ever leave
         if self.bound is not None:
             return self.bound * sites / sites.sum(-1, keepdim=True).clamp(min=1), None
+        if process.absorbing:  # only what is hidden leaves, at rate 1 or less
+            return sites, None
         start = process.sitewise(at.alpha(at.t), state.tokens)
         pi = process.noise(sites.device).pi
         return sites * (1 + (1 - pi[pi > 0].min()) * (1 - start) / start.clamp(min=1e-300)), None

@@ -51,6 +51,7 @@ def joint_of_times(world: T.Enumeration, process: dd.Process, t: float, s: float
     return (p_s[:, None] * forward).T
 
 
+@pytest.mark.usefixtures("as_user")  # shapes are checked elsewhere: many small enumerations
 @pytest.mark.parametrize("process", zoo(), ids=repr)
 def test_kl_falls_fourfold_a_doubling(process: dd.Process) -> None:
     world = weak()
@@ -79,6 +80,7 @@ def test_on_a_masked_process_the_two_coincide() -> None:
     assert terminal_kl(world, mislabelled(world, process), [4, 8]) == pytest.approx(right, abs=1e-12)
 
 
+@pytest.mark.usefixtures("as_user")
 @pytest.mark.parametrize("process", zoo(), ids=repr)
 @pytest.mark.parametrize("world", [weak(), strong()], ids=["weak", "strong"])
 def test_declared_order_is_the_measured_one(process: dd.Process, world: T.Enumeration) -> None:

@@ -11,6 +11,7 @@ import torch
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.bench import Meter
+from discdiff.samplers.jumps import Jumps
 
 ROOT = Path(__file__).parent.parent
 B, L, V = 3, 48, 40_009
@@ -67,9 +68,12 @@ def test_no_operator_allocates_the_logits_again(
     if not applies(op, process):
         pytest.skip(f"{op} says that it does not apply to {process}")
     model = dd.Denoiser(lambda x, t: logits[: len(x)], process, predicts)
-    if predicts == "denoiser" and process.absorbing and isinstance(op, NEEDS_LOO):
+    if predicts != "loo" and process.absorbing and isinstance(op, NEEDS_LOO):
         pytest.skip("it needs the LOO at revealed sites")
-    meter = measured(dd.Sampler(process, model, op, grid=[1.0, 0.5, 0.05]))
+    grid = [1.0, 0.5, 0.05]
+    if isinstance(op, Jumps):  # a few events; from noise that is no mask the first step is ancestral
+        grid = [1.0, 0.95, 0.9] if process.absorbing else [1.0, 0.5, 0.45]
+    meter = measured(dd.Sampler(process, model, op, grid=grid))
     assert meter.largest < logits.nbytes / 10
     assert meter.peak < logits.nbytes / 3
     assert meter.drawn == []

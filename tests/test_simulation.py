@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import families, states, strong
+from problems import dirichlet, families, states, strong
 from scipy.stats import chisquare
 
 import discdiff as dd
@@ -13,12 +13,13 @@ from discdiff import samplers as S
 from discdiff import theory as T
 
 MASKED, UNIFORM = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())
+PAIRS = dd.AbsorbingUniform(2, dd.Linear())
 DRAWS = 60_000
 
 
 def p_value(operator: dd.Operator, process: dd.Process, times: list[float]) -> float:
     """Exact draws of p_t, the operator over the times, and the law at the last of them."""
-    world = strong()
+    world = dirichlet(0.5, 3, vocab_size=process.vocab_size)
     begin, goal = world.marginal(process, times[0]), world.marginal(process, times[-1])
     start = torch.multinomial(begin, DRAWS, True, generator=torch.Generator().manual_seed(0))
     z = states(process.states, 3)[start]
@@ -35,6 +36,7 @@ def p_value(operator: dd.Operator, process: dd.Process, times: list[float]) -> f
     [
         (S.Uniformization(), MASKED), (S.Uniformization(), UNIFORM), (S.Uniformization(12.0), UNIFORM),
         (S.Thinning(), UNIFORM), (S.Thinning(), families()[2]), (S.FirstHitting(), MASKED), (S.Gillespie(), MASKED),
+        (S.Uniformization(), PAIRS), (S.Thinning(), PAIRS),
     ],
     ids=repr,
 )  # fmt: skip
