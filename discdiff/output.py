@@ -34,8 +34,9 @@ class Output:
 
     def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
         """The rows of chosen sites, or of all, unread."""
-        rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), self.batch_rows)
-        return replace(rows, hidden=self.suppress, convert=None if self.head is None else _as_convert(self.head))
+        head = None if self.head is None else _as_convert(self.head)
+        rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), head, self.batch_rows)
+        return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:
         """All of them: for small sizes, or when nothing was to be saved."""

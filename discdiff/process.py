@@ -204,6 +204,20 @@ class Process(ABC):
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
 
+    def noised_further(
+        self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_u: Survival
+    ) -> Choice:
+        """q_{u|t}(. | x), the forward process from t to a later u, at the chosen sites; the others stay."""
+        start, a_t, a_u = x[where], self.sitewise(alpha_t, x)[where], self.sitewise(alpha_u, x)[where]
+
+        def rows(n: Tensor) -> Tensor:
+            one = torch.zeros(len(n), self.states, dtype=torch.float64, device=x.device).scatter(
+                -1, start[n][:, None], 1.0
+            )
+            return self.propagate(one, a_u[n], a_t[n]).clamp(min=0).log()
+
+        return Tokens(Sites.computed(where, rows, self.states), x)
+
     def _noising(self, where: Tensor, x0: Tensor, alpha: Tensor) -> Sites:
         """The rows of q_t(. | x0) at chosen sites."""
         start, survival = x0[where], alpha[where]

@@ -154,6 +154,14 @@ class RankOne(Process):
         share = torch.where(noise, self.anchored(a) / (1 - a), 0.0)
         return self._mixture(x, [x], [(~noise).double()], share)
 
+    def noised_further(
+        self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_u: Survival
+    ) -> PointMixture:
+        a_t, a_u = self.sitewise(alpha_t, x), self.sitewise(alpha_u, x)
+        keep = torch.where(a_t > 0, a_u / a_t, 1.0)
+        mass = (self.anchored(a_u) - keep * self.anchored(a_t)).clamp(min=0)
+        return self._mixture(x, [x], [torch.where(where, keep, 1.0)], torch.where(where, mass, 0.0))
+
     # --- what a reverse step asks, one number a site ------------------------------------------------------------------
 
     def candidate(self, x_t: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival) -> Float[Tensor, "B L"]:

@@ -411,6 +411,7 @@ def pictures(rows: list[Row]) -> None:
                 axis.set_yscale("log")
             else:  # a perfect sampler is at 0, give or take the noise
                 axis.set_yscale("symlog", linthresh=3.0)
+                axis.set_ylim(bottom=-2.0)
                 axis.axhline(0.0, color="grey", linewidth=0.8)
             axis.set_title(
                 f"{family}, L = 3: KL(p0 || law), 0 drawn at {EXACT:.0e}"

@@ -59,7 +59,13 @@ class Rows:
 
     @classmethod
     def at(
-        cls, source: Tensor, where: Tensor | None, width: int, back: int = 0, batch_rows: Tensor | None = None
+        cls,
+        source: Tensor,
+        where: Tensor | None,
+        width: int,
+        back: int = 0,
+        convert: Convert | None = None,
+        batch_rows: Tensor | None = None,
     ) -> "Rows":
         """The rows of the sites that a (B, L) mask chooses, or of all, each read ``back`` positions before its site.
 
@@ -73,7 +79,7 @@ class Rows:
             row, position = where.nonzero(as_tuple=True)
         whole = back == 0 and batch_rows is None and len(row) == batch * length
         row = row if batch_rows is None else batch_rows[row]
-        return cls(source, row, (position - back).clamp(min=0), width, whole=whole)
+        return cls(source, row, (position - back).clamp(min=0), width, convert, whole=whole)
 
     def __len__(self) -> int:
         return len(self.row)

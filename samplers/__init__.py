@@ -4,13 +4,17 @@ from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
 from discdiff.samplers.ancestral_gibbs import ancestral_gibbs
 from discdiff.samplers.any_order import AnyOrder
+from discdiff.samplers.coloured import Coloured
 from discdiff.samplers.dfm import DFM
 from discdiff.samplers.entropy_bounded import EntropyBounded
 from discdiff.samplers.euler import Euler
 from discdiff.samplers.first_hitting import FirstHitting
+from discdiff.samplers.forward_backward import Cycle, ForwardBackward, TauForwardBackward
 from discdiff.samplers.gibbs import Gibbs
 from discdiff.samplers.gillespie import Gillespie
+from discdiff.samplers.informed_gibbs import InformedGibbs
 from discdiff.samplers.kl_stable import KLStable
+from discdiff.samplers.locally_balanced import LocallyBalanced, TauLocallyBalanced
 from discdiff.samplers.maximal_coupling import MaximalCoupling
 from discdiff.samplers.multistep import Multistep
 from discdiff.samplers.p2 import P2
@@ -24,7 +28,9 @@ from discdiff.samplers.uniformization import Uniformization
 from discdiff.samplers.unmask import Unmask
 
 __all__ = [
-    "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "EntropyBounded", "Euler", "FirstHitting", "Gibbs", "Gillespie",
-    "KLStable", "MaximalCoupling", "Multistep", "ReMDM", "Remask", "SplitLeap", "TauLeaping", "ThetaRK2",
-    "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask", "ancestral_gibbs",
+    "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "Coloured", "Cycle", "EntropyBounded", "Euler",
+    "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "InformedGibbs", "KLStable", "LocallyBalanced",
+    "MaximalCoupling", "Multistep", "ReMDM", "Remask", "SplitLeap", "TauForwardBackward", "TauLeaping",
+    "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
+    "ancestral_gibbs",
 ]  # fmt: skip

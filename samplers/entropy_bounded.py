@@ -10,19 +10,18 @@ Reference: EB-sampler (Ben-Hamu et al., 2025).
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from discdiff.distributions import Tokens
-from discdiff.handlers import At, choose
-from discdiff.operator import Predictor
-from discdiff.process import Process
-from discdiff.samplers.choosing import check_masked, confidence, hidden
-from discdiff.state import State
+from discdiff.prediction import Prediction
+from discdiff.samplers.choosing import confidence
+from discdiff.samplers.sure import Sure
 
 __all__ = ["EntropyBounded"]
 
 
 @dataclass(frozen=True)
-class EntropyBounded(Predictor):
+class EntropyBounded(Sure):
     """Reveal the masks of least entropy while the bound allows; at least one a row, and all in the last step.
 
     The schedule says nothing here, as in ``Threshold``. With an exact denoiser and steps enough,
@@ -41,19 +40,10 @@ class EntropyBounded(Predictor):
         if not self.gamma >= 0:
             raise ValueError(f"EntropyBounded: gamma must be at least 0, got {self.gamma}")
 
-    def check(self, process: Process) -> None:
-        check_masked(self, process)
-
-    def __call__(self, state: State, at: At) -> State:
-        masks = hidden(state, at)
-        if not bool(masks.any()):
-            return state.at(state.tokens, at.s)
-        prediction, where = at.predict(state), masks
-        if at.s > 0:
-            entropy = -confidence("entropy", masks, lambda: prediction)
-            rising, order = entropy.sort(dim=-1, stable=True)
-            # the largest of a prefix is its last, so the sum less the largest is the sum before it
-            before = rising.cumsum(-1) - rising
-            within = (before <= self.gamma + 1e-12) & (rising < torch.inf)
-            where = torch.zeros_like(masks).scatter(-1, order, within)
-        return state.at(choose("token", Tokens(prediction.loo_at(where), state.tokens), state, at), at.s)
+    def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
+        entropy = -confidence("entropy", masks, lambda: prediction)
+        rising, order = entropy.sort(dim=-1, stable=True)
+        # the largest of a prefix is its last, so the sum less the largest is the sum before it
+        before = rising.cumsum(-1) - rising
+        within = (before <= self.gamma + 1e-12) & (rising < torch.inf)
+        return torch.zeros_like(masks).scatter(-1, order, within)

@@ -51,6 +51,18 @@ def ddim(temperature: float = 1.0, corrector: str | None = None) -> Peer:
     return run
 
 
+def ddim_correct(selection: str, sites: int = 1) -> Callable[[T.Enumeration, Tensor], Tensor]:
+    """DiscreteDDIMScheduler.step_correct alone, at t = 0.4: from states to states."""
+
+    def run(world: T.Enumeration, x: Tensor) -> Tensor:
+        believes = _believes(world, dd.Uniform(world.alphabet, dd.Linear()))
+        scheduler: Any = DiscreteDDIMScheduler(10, corrector_k=sites, corrector_selection=selection)
+        corrected: Tensor = scheduler.step_correct(believes(x, 0.4), 5, x).prev_sample
+        return corrected
+
+    return run
+
+
 def block_refinement(masked: bool, threshold: float) -> Peer:
     """BlockRefinementScheduler on one block, its mask mode or its uniform mode."""
 

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from peers import PEERS, chi_square_divergence
+from peers import PEERS, chi_square_divergence, ddim_correct
 from problems import strong
 
 import discdiff as dd
@@ -47,3 +47,24 @@ def test_the_harness_measures_what_is_exact() -> None:
     uniform = torch.randint(3, (DRAWS, 3))
     far, spread = chi_square_divergence(uniform, strong())
     assert far - 4.75 * spread > exact
+
+
+def corrected(selection: str, sites: int, times: int) -> float:
+    """The p-value of p_t after so many of diffusers' corrector sweeps from exact draws of it."""
+    from scipy.stats import chisquare
+
+    process, draws = PROCESSES["uniform"], 60_000
+    p = strong().marginal(process, 0.4)
+    start = torch.multinomial(p, draws, True, generator=torch.Generator().manual_seed(0))
+    x = torch.cartesian_prod(*[torch.arange(3)] * 3)[start]
+    for _ in range(times):
+        x = ddim_correct(selection, sites)(strong(), x)
+    count = torch.bincount((x * torch.tensor([9, 3, 1])).sum(-1), minlength=27)
+    return float(chisquare(count.numpy(), (p / p.sum() * draws).numpy()).pvalue)
+
+
+def test_step_correct_of_diffusers_keeps_the_law_for_one_random_site_alone(failure_rate: float) -> None:
+    assert corrected("random", 1, 5) > failure_rate
+    assert corrected("random", 2, 5) < failure_rate
+    for selection in ("lowest_log_margin", "lowest_maxprob", "lowest_current_prob"):
+        assert corrected(selection, 1, 5) < failure_rate

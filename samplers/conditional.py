@@ -1,0 +1,68 @@
+r"""What informed and locally balanced correctors read: the one-site conditional c = O Q_t, and rates made from it.
+
+    c_i(v | z) = p_t(z_i = v | z_{-i}) = alpha O_i(v) + (1 - alpha) pi(v),        r_i(v | z) = c_i(v) / c_i(z_i)
+
+r is the concrete score: p_t of the sequence with site i at v, over p_t of the sequence. A rate g(r) with
+g(r) = r g(1 / r) is in detailed balance with p_t. The rows are made and read in chunks; nobody holds them all.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from discdiff.prediction import Prediction
+from discdiff.sites import Sites
+
+__all__ = ["Balance", "balanced_at", "check_balance", "conditional_at", "spread"]
+
+Balance = Literal["barker", "sqrt", "min", "max"]
+# log g as a function of log r
+LOG_RATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "barker": torch.nn.functional.logsigmoid,  # r / (1 + r)
+    "sqrt": lambda log_r: log_r / 2,
+    "min": lambda log_r: log_r.clamp(max=0),
+    "max": lambda log_r: torch.where(log_r > -torch.inf, log_r.clamp(min=0), -torch.inf),
+}
+
+
+def check_balance(balance: str, where: str) -> None:
+    """Raise ValueError for an unknown balancing function."""
+    if balance not in get_args(Balance):
+        raise ValueError(f"{where}: balance must be one of {', '.join(map(repr, get_args(Balance)))}, got {balance!r}")
+
+
+def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
+    """log c at the chosen sites, unread.
+
+    Raises:
+        ValueError: where the LOO is undefined, as of a masked denoiser at revealed sites.
+    """
+    process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where]
+    loo = prediction.loo_at(where).rows
+
+    def rows(n: Tensor) -> Tensor:
+        return process.conditional(loo.dense(n).double().log_softmax(-1), x[n], alpha[n])
+
+    return Sites.computed(where, rows, process.columns)
+
+
+def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
+    """log g(r) at the chosen sites with the own column at -inf, unread; log r itself without a ``balance``."""
+    process, x = prediction.process, prediction.x[where]
+    conditional, rate = conditional_at(prediction, where).rows, LOG_RATE[balance] if balance else torch.nn.Identity()
+
+    def rows(n: Tensor) -> Tensor:
+        log_c, own = conditional.dense(n), process.column(x[n])[:, None]
+        log_own = log_c.gather(-1, own)
+        log_r = torch.where(log_own > -torch.inf, log_c - log_own, log_c)  # no data agrees: any move is right
+        return rate(log_r).scatter(-1, own, -torch.inf)
+
+    return Sites.computed(where, rows, process.columns)
+
+
+def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
+    """The numbers of the chosen sites at their places."""
+    return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())

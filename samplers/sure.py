@@ -1,0 +1,35 @@
+"""What orders that let the prediction say how many masks are revealed share: the schedule has no word but the last."""
+
+from abc import abstractmethod
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from discdiff.distributions import Tokens
+from discdiff.handlers import At, choose
+from discdiff.operator import Predictor
+from discdiff.prediction import Prediction
+from discdiff.process import Process
+from discdiff.samplers.choosing import check_masked, hidden
+from discdiff.state import State
+
+__all__ = ["Sure"]
+
+
+class Sure(Predictor):
+    """Reveal the masks that a subclass picks, and all in the step that ends at time 0; one denoiser call a step."""
+
+    @abstractmethod
+    def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
+        """The masks to reveal, at least one where there are any."""
+
+    def check(self, process: Process) -> None:
+        check_masked(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        masks = hidden(state, at)
+        if not bool(masks.any()):
+            return state.at(state.tokens, at.s)
+        prediction = at.predict(state)
+        where = self.pick(masks, prediction) if at.s > 0 else masks
+        return state.at(choose("token", Tokens(prediction.loo_at(where), state.tokens), state, at), at.s)
