@@ -90,10 +90,11 @@ def number(value: float) -> str:
 def steps() -> str:
     """KL(p0 || law) against steps, for what the uniform process and its reformulations offer."""
     law, counts = world(), (1, 2, 4, 8, 16, 32)
-    uniform, masked = PROCESSES["uniform"], PROCESSES["masked"]
+    uniform, masked, pairs = PROCESSES["uniform"], PROCESSES["masked"], dd.AbsorbingUniform(3, dd.Linear())
     rows: dict[str, Callable[[int], Tensor]] = {}
     for name, process, operator in (
         ("LOO plugged in", uniform, S.Ancestral()), ("maximal coupling", uniform, S.MaximalCoupling()),
+        ("absorbing, frozen noise", pairs, S.Ancestral()), ("absorbing, re-noising", pairs, S.Renoising()),
         ("masked", masked, S.Ancestral()), ("LOO, then Gibbs", uniform, S.Ancestral() >> S.Gibbs()),
         ("LOO, then informed, exact", uniform, S.Ancestral() >> S.InformedGibbs(exact=True)),
         ("LOO, then informed, published", uniform, S.Ancestral() >> S.InformedGibbs()),

@@ -19,6 +19,7 @@ from discdiff.samplers.maximal_coupling import MaximalCoupling
 from discdiff.samplers.multistep import Multistep
 from discdiff.samplers.p2 import P2
 from discdiff.samplers.remdm import Remask, ReMDM
+from discdiff.samplers.renoising import Renoising
 from discdiff.samplers.split_leap import SplitLeap
 from discdiff.samplers.tau_leaping import TauLeaping
 from discdiff.samplers.theta import ThetaRK2, ThetaTrapezoidal
@@ -30,7 +31,7 @@ from discdiff.samplers.unmask import Unmask
 __all__ = [
     "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "Coloured", "Cycle", "EntropyBounded", "Euler",
     "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "InformedGibbs", "KLStable", "LocallyBalanced",
-    "MaximalCoupling", "Multistep", "ReMDM", "Remask", "SplitLeap", "TauForwardBackward", "TauLeaping",
+    "MaximalCoupling", "Multistep", "ReMDM", "Remask", "Renoising", "SplitLeap", "TauForwardBackward", "TauLeaping",
     "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
     "ancestral_gibbs",
 ]  # fmt: skip

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.handlers import At
+from discdiff.distributions import Tokens
+from discdiff.handlers import At, choose
 from discdiff.operator import Operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -20,7 +21,18 @@ from discdiff.rank_one import Masked
 from discdiff.sites import Sites
 from discdiff.state import State
 
-__all__ = ["Select", "best", "check_masked", "check_select", "compare", "confidence", "hidden", "quota"]
+__all__ = [
+    "Select",
+    "believed_at",
+    "best",
+    "check_masked",
+    "check_select",
+    "compare",
+    "confidence",
+    "draw_at",
+    "hidden",
+    "quota",
+]
 
 Select = Literal["random", "max_prob", "entropy", "margin", "left_to_right", "spread"]
 
@@ -32,14 +44,26 @@ def check_select(select: str, where: str) -> None:
 
 
 def check_masked(operator: Operator, process: Process) -> None:
-    """Raise ValueError unless the process hides tokens behind a mask."""
-    if not isinstance(process, Masked):
-        raise ValueError(f"{operator} needs a Masked process, got {process}")
+    """Raise ValueError unless noise only hides tokens, behind a mask or a noise token of each site's own."""
+    if not process.absorbing:
+        raise ValueError(f"{operator} needs a process that hides tokens, Masked or AbsorbingUniform, got {process}")
 
 
 def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:
-    """The free sites that hold a mask."""
-    return state.free & (state.tokens == at.process.mask_id)
+    """The free sites that hold their mask. With noise tokens, clean ones that coincide with theirs are among them."""
+    return state.free & (state.tokens == at.process.hide(state.tokens))
+
+
+def believed_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
+    """D at hidden sites, unread: what a revealed token is drawn from. Behind a true mask it is O."""
+    return (prediction.loo_at if isinstance(prediction.process, Masked) else prediction.denoiser_at)(where)
+
+
+def draw_at(where: Bool[Tensor, "B L"], prediction: Prediction, state: State, at: At) -> Int[Tensor, "B L"]:
+    """The tokens after the chosen hidden sites were revealed; choice "token"."""
+    z = state.tokens
+    drawn = choose("token", Tokens(believed_at(prediction, where), at.process.column(z)), state, at)
+    return torch.where(where, at.process.place(drawn, z), z)
 
 
 def quota(state: State, at: At) -> Int[Tensor, " B"]:
@@ -64,7 +88,7 @@ def confidence(select: Select, where: Bool[Tensor, "B L"], predict: Callable[[],
         bits = torch.stack([((position >> k) & 1) << (digits - 1 - k) for k in range(digits)])
         score = -bits.sum(0).double()
     else:
-        reading = predict().untruncated.loo_at(where).known(top=select == "margin")
+        reading = believed_at(predict().untruncated, where).known(top=select == "margin")
         known = {
             "max_prob": lambda: reading.max_prob.log(),
             "entropy": lambda: -reading.entropy,

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from discdiff.distributions import Tokens
 from discdiff.events import Subset, Waiting
 from discdiff.handlers import At, choose
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import check_masked, hidden
+from discdiff.rank_one import Masked
+from discdiff.samplers.ancestral import Ancestral
+from discdiff.samplers.choosing import check_masked, draw_at, hidden
 from discdiff.state import State
 
 __all__ = ["FirstHitting"]
@@ -29,7 +30,10 @@ __all__ = ["FirstHitting"]
 
 @dataclass(frozen=True)
 class FirstHitting(Predictor):
-    """Exact on masked processes: no error at any step size; a call for every token that is revealed."""
+    """Exact: no error at any step size; a call for every token that is revealed.
+
+    With noise tokens in the place of a mask, a step to time 0 is ancestral: end such a grid with a short one.
+    """
 
     order = math.inf
     enumerable = False
@@ -44,6 +48,8 @@ class FirstHitting(Predictor):
             raise ValueError(f"{self} needs one clock for all positions, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
+        if at.s == 0 and not isinstance(at.process, Masked):  # tokens that coincide with their noise would never end
+            return Ancestral()(state, at)
         schedule, tokens, turn = at.process.schedule, state.tokens, 1
         noise = torch.full((len(state.rows),), 1.0, dtype=torch.float64, device=tokens.device)  # 1 - alpha, row by row
         noise, end = noise * (1 - float(schedule.alpha(state.t))), 1 - float(schedule.alpha(at.s))
@@ -61,7 +67,7 @@ class FirstHitting(Predictor):
             if len(rows):
                 where = choose("where", Subset(masks, 1), some, here)
                 said = at.predict(some, schedule.time((1 - noise[rows]).clamp(min=0.0))[:, None])
-                drawn = choose("token", Tokens(said.loo_at(where), some.tokens), some, here)
+                drawn = draw_at(where, said, some, here)
                 tokens = tokens.index_copy(0, rows, drawn)
             turn += 1
 

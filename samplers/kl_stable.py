@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from discdiff.distributions import Tokens
-from discdiff.handlers import At, choose
+from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import best, check_masked, compare, confidence, hidden
+from discdiff.samplers.choosing import believed_at, best, check_masked, compare, confidence, draw_at, hidden
 from discdiff.state import State
 
 __all__ = ["KLStable"]
@@ -56,9 +55,11 @@ class KLStable(Predictor):
             where = best(score, torch.ones_like(now.rows))
             sure = score.exp() >= self.threshold
             if before is not None and bool(sure.any()):
-                kl = compare(said.untruncated.loo_at(sure), at.predict(before).untruncated.loo_at(sure), _kl)
+                kl = compare(
+                    believed_at(said.untruncated, sure), believed_at(at.predict(before).untruncated, sure), _kl
+                )
                 where = where | sure.masked_scatter(sure, kl < self.kl)
-        after = now.at(choose("token", Tokens(said.loo_at(where), now.tokens), now, at), at.s)
+        after = now.at(draw_at(where, said, now, at), at.s)
         return after.after(now, said)
 
 

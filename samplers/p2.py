@@ -17,12 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.distributions import Tokens
-from discdiff.handlers import At, choose
+from discdiff.handlers import At
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import best, check_masked, hidden, quota
+from discdiff.samplers.choosing import best, check_masked, draw_at, hidden, quota
 from discdiff.state import State
 
 __all__ = ["P2"]
@@ -59,14 +58,14 @@ class P2(Predictor):
         if not bool(masks.any()) and not bool((left > 0).any()):
             return state.at(state.tokens, at.s)
         prediction = at.predict(state)
-        drawn = choose("token", Tokens(prediction.loo_at(masks), state.tokens), state, at)
+        drawn = draw_at(masks, prediction, state, at)
         if self.planner is not None:
             score = self.planner(drawn).double()
         else:
             asked = free if self.eta > 0 else masks
             rows = prediction.untruncated.loo_at(asked).rows
             score = torch.zeros(free.shape, dtype=torch.float64, device=free.device)
-            score = score.masked_scatter(asked, kernels.log_prob(rows, drawn[asked]).double())
+            score = score.masked_scatter(asked, kernels.log_prob(rows, at.process.column(drawn)[asked]).double())
         score = torch.where(masks, score, self.eta * score)
         score = score.clamp(min=-1e300).masked_fill(~masks & (self.eta == 0), torch.inf)
         hide = best((-score).masked_fill(~free, -torch.inf), left)

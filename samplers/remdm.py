@@ -17,12 +17,12 @@ from typing import Literal, get_args
 
 import torch
 
-from discdiff.distributions import Coins, Tokens
+from discdiff.distributions import Coins
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Corrector, Invariance, Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import check_masked, hidden
+from discdiff.samplers.choosing import check_masked, draw_at, hidden
 from discdiff.state import State
 
 __all__ = ["ReMDM", "Remask"]
@@ -81,7 +81,7 @@ class ReMDM(Predictor):
         x = torch.where(remask, process.hide(z), z)
         if not bool(where.any()):
             return state.at(x, at.s)
-        return state.at(choose("token", Tokens(at.predict(state).loo_at(where), x), state, at), at.s)
+        return state.at(draw_at(where, at.predict(state), state.at(x), at), at.s)
 
 
 @dataclass(frozen=True)
@@ -126,4 +126,4 @@ class Remask(Corrector):
         x, shown = torch.where(where, process.hide(z), z), where & masks
         if not bool(shown.any()):
             return state.at(x)
-        return state.at(choose("token", Tokens(at.predict(state).loo_at(shown), x), state, at))
+        return state.at(draw_at(shown, at.predict(state), state.at(x), at))

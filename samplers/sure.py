@@ -5,12 +5,11 @@ from abc import abstractmethod
 from jaxtyping import Bool
 from torch import Tensor
 
-from discdiff.distributions import Tokens
-from discdiff.handlers import At, choose
+from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.samplers.choosing import check_masked, hidden
+from discdiff.samplers.choosing import check_masked, draw_at, hidden
 from discdiff.state import State
 
 __all__ = ["Sure"]
@@ -32,4 +31,4 @@ class Sure(Predictor):
             return state.at(state.tokens, at.s)
         prediction = at.predict(state)
         where = self.pick(masks, prediction) if at.s > 0 else masks
-        return state.at(choose("token", Tokens(prediction.loo_at(where), state.tokens), state, at), at.s)
+        return state.at(draw_at(where, prediction, state, at), at.s)

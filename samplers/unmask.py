@@ -14,13 +14,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.distributions import Tokens
 from discdiff.events import Ranking, Subset
 from discdiff.handlers import At, choose
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import Select, best, check_masked, check_select, confidence, hidden, quota
+from discdiff.samplers.choosing import (
+    Select,
+    believed_at,
+    best,
+    check_masked,
+    check_select,
+    confidence,
+    draw_at,
+    hidden,
+    quota,
+)
 from discdiff.state import State
 
 __all__ = ["Unmask", "reveal"]
@@ -57,24 +66,26 @@ class Unmask(Predictor):
         check_masked(self, process)
 
     def __call__(self, state: State, at: At) -> State:
-        after = reveal(self, state, quota(state, at), at)
+        after, _ = reveal(self, state, quota(state, at), at)
         return after.at(after.tokens, at.s)
 
 
-def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State:
-    """Reveal ``count`` masks of each row at the state's time; sites "order" (if random) and "token"."""
+def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> tuple[State, Bool[Tensor, "B L"]]:
+    """Reveal ``count`` masks of each row at the state's time, and say which; choices "order" (if random), "token"."""
     if not bool((count > 0).any()):
-        return state
+        return state, torch.zeros_like(state.free)
     masks, prediction = hidden(state, at), at.predict(state)
     if how.draw_first:
-        drawn = choose("token", Tokens(prediction.loo_at(masks), state.tokens), state, at)
+        drawn = draw_at(masks, prediction, state, at)
         score = torch.zeros(masks.shape, dtype=torch.float64, device=masks.device)
-        log_p = kernels.log_prob(prediction.untruncated.loo_at(masks).rows, drawn[masks]).double()
+        rows = believed_at(prediction.untruncated, masks).rows
+        log_p = kernels.log_prob(rows, at.process.column(drawn)[masks]).double()
         score = score.masked_scatter(masks, log_p).masked_fill(~masks, -torch.inf)
-        return state.at(torch.where(_taken(how, state, masks, count, score, at), drawn, state.tokens))
+        chosen = _taken(how, state, masks, count, score, at)
+        return state.at(torch.where(chosen, drawn, state.tokens)), chosen
     by = None if how.select == "random" else confidence(how.select, masks, lambda: prediction)
     chosen = _taken(how, state, masks, count, by, at)
-    return state.at(choose("token", Tokens(prediction.loo_at(chosen), state.tokens), state, at))
+    return state.at(draw_at(chosen, prediction, state, at)), chosen
 
 
 def _taken(

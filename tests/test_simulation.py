@@ -36,7 +36,7 @@ def p_value(operator: dd.Operator, process: dd.Process, times: list[float]) -> f
     [
         (S.Uniformization(), MASKED), (S.Uniformization(), UNIFORM), (S.Uniformization(12.0), UNIFORM),
         (S.Thinning(), UNIFORM), (S.Thinning(), families()[2]), (S.FirstHitting(), MASKED), (S.Gillespie(), MASKED),
-        (S.Uniformization(), PAIRS), (S.Thinning(), PAIRS),
+        (S.Uniformization(), PAIRS), (S.Thinning(), PAIRS), (S.FirstHitting(), PAIRS),
     ],
     ids=repr,
 )  # fmt: skip

@@ -1,0 +1,60 @@
+r"""The re-noising step of the absorbing reformulation: tokens are revealed, and hidden again by the noise itself.
+
+    x   ~ D(. | z, u) at hidden sites, z elsewhere
+    z_s ~ q(z_s | z_t, x), the bridge of the uniform process
+    u_s = z_s if z_s != x; else z_s with probability (1 - alpha_s) pi / (alpha_s + (1 - alpha_s) pi), or drawn from pi
+
+The last is q(u | x, z_s). Given x the pair (z_s, u_s) has the joint law of time s, and (x, z_s, z_t) the law of the
+uniform process itself, which the frozen noise token of ``Ancestral`` on this process gives up. So a revealed token may
+be noised again.
+
+Fresh noise tokens are drawn site by site, which at two hidden sites is not their joint law, in every step: inside
+(0, 1) the law of the pairs stops at a distance from p_t, order 0. What the tokens lose by it is forgotten as t -> 0,
+where nothing is hidden: end to end the order is measured to be 1.
+
+Reference: Uniform Diffusion Models Revisited (ReAUDM, 2026).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from discdiff.distributions import PointMixture
+from discdiff.handlers import At, choose
+from discdiff.interpolant import AbsorbingUniform
+from discdiff.operator import Predictor
+from discdiff.process import Process
+from discdiff.rank_one import Uniform
+from discdiff.samplers.choosing import draw_at, hidden
+from discdiff.state import State
+
+__all__ = ["Renoising"]
+
+
+@dataclass(frozen=True)
+class Renoising(Predictor):
+    """Ancestral steps of ``AbsorbingUniform`` with fresh noise tokens; one denoiser call a step.
+
+    Raises:
+        ValueError: in sampling, on another process.
+    """
+
+    order = 0.0
+
+    def check(self, process: Process) -> None:
+        if not isinstance(process, AbsorbingUniform):
+            raise ValueError(f"{self} needs an AbsorbingUniform process, got {process}")
+
+    def __call__(self, state: State, at: At) -> State:
+        process = at.process
+        assert isinstance(process, AbsorbingUniform)
+        masks = hidden(state, at)
+        clean = draw_at(masks, at.predict(state), state, at) if bool(masks.any()) else state.tokens
+        (x, _), (z, u) = process.split(clean), process.split(state.tokens)
+        a_s = process.sitewise(at.alpha(at.s), x)
+        plain = Uniform(process.vocab_size, process.schedule)
+        z_s = choose("state", plain.bridge(z, x, state.t, at.s), state, at)
+        pi = 1 / process.vocab_size
+        own = torch.where(z_s == x, (1 - a_s) * pi / (a_s + (1 - a_s) * pi), 1.0)
+        u_s = choose("noise token", PointMixture(plain.noise(x.device), [z_s], [own]), state, at)
+        return state.at(torch.where(state.free, process.join(z_s, u_s), process.join(z, u)), at.s)
