@@ -79,7 +79,7 @@ def invariance() -> str:
 
 def short(operator: dd.Operator) -> str:
     """Without the options that are as usual."""
-    return re.sub(r"(, )?(scan='random'|temperature=1.0|exact=False|sites=None)", "", repr(operator))
+    return re.sub(r"(, )?(temperature=1.0|exact=False|sites=None)", "", repr(operator))
 
 
 def number(value: float) -> str:

@@ -49,6 +49,9 @@ class Gibbs(Corrector):
         if self.scan not in ("random", "systematic"):
             raise ValueError(f"Gibbs: scan must be 'random' or 'systematic', got {self.scan!r}")
 
+    def __repr__(self) -> str:
+        return f"Gibbs(sites={self.sites}{'' if self.scan == 'random' else ', scan=' + repr(self.scan)})"
+
     @property
     def invariant(self) -> Invariance:
         return "exact" if self.sites == 1 else "approximate"
