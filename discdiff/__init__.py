@@ -15,7 +15,7 @@ from discdiff.operator import Corrector, Operator, Predictor, mix, when
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
-from discdiff.sampler import Sampler, Samples
+from discdiff.sampler import Sampler, Samples, predictor_corrector
 from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
 from discdiff.state import State
 from discdiff.truncation import Truncation
@@ -60,6 +60,7 @@ __all__ = [
     "loo_sensitivity",
     "losses",
     "mix",
+    "predictor_corrector",
     "samplers",
     "theory",
     "when",

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from discdiff.denoiser import Denoiser, TimeArgument
+from discdiff.interpolant import AbsorbingUniform
 from discdiff.prediction import Predicts
 from discdiff.process import Process
 from discdiff.rank_one import Masked, Uniform
@@ -20,7 +22,12 @@ from discdiff.schedule import Cosine, Linear
 
 __all__ = ["Card", "Convolution", "load_trained", "save_trained"]
 
-_PROCESSES: dict[str, type[Process]] = {"masked": Masked, "uniform": Uniform}
+# The cosine reveals few tokens a step while little is known; where tokens are replaced, what came too early can be mended.
+_PROCESSES: dict[str, Callable[[int], Process]] = {
+    "masked": lambda size: Masked(size, Cosine()),
+    "uniform": lambda size: Uniform(size, Linear()),
+    "absorbing": lambda size: AbsorbingUniform(size, Linear()),
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Card:
     """What must be known to use a set of weights; kept in the file's metadata."""
 
     shape: Literal["image", "sequence"]
-    process: Literal["masked", "uniform"]
+    process: Literal["masked", "uniform", "absorbing"]
     vocab_size: int
     length: int  # longest sequence
     width: int
@@ -42,17 +49,21 @@ class Convolution(nn.Module):
 
     Few data and no accelerator: that a token's neighbours matter most need not be learned.
 
+    On the absorbing reformulation a site is a pair (z, u): both are embedded, and whether they are equal.
+
     Args:
-        states: S, the size of its input alphabet.
         card: sizes; the output has ``card.vocab_size`` columns.
     """
 
-    def __init__(self, states: int, card: Card) -> None:
+    def __init__(self, card: Card) -> None:
         super().__init__()
+        self.vocab_size = card.vocab_size
         self.side = math.isqrt(card.length) if card.shape == "image" else None
         if self.side is not None and self.side**2 != card.length:
             raise ValueError(f"an image must be square, and {card.length} is not a square")
-        self.token = nn.Embedding(states, card.width)
+        self.token = nn.Embedding(card.vocab_size + (card.process == "masked"), card.width)
+        self.source = nn.Embedding(card.vocab_size, card.width) if card.process == "absorbing" else None
+        self.hidden = nn.Parameter(torch.zeros(card.width)) if card.process == "absorbing" else None
         self.position = nn.Parameter(torch.randn(card.length, card.width) * 0.02)
         self.time = None
         if card.time is not None:
@@ -67,7 +78,7 @@ class Convolution(nn.Module):
         if length > longest or (self.side is not None and length != longest):
             limit = "at most" if self.side is None else "exactly"
             raise ValueError(f"this model was trained on sequences of {limit} {longest} tokens, got {length}")
-        h = self.token(x) + self.position[:length]
+        h = self._embedded(x) + self.position[:length]
         if self.time is not None:
             if alpha is None:
                 raise ValueError("this model needs a time argument")
@@ -79,6 +90,12 @@ class Convolution(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(h.flatten(2).transpose(1, 2)))
+
+    def _embedded(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        if self.source is None:
+            return self.token(x)
+        z, u = x.div(self.vocab_size, rounding_mode="floor"), x % self.vocab_size
+        return self.token(z) + self.source(u) + (z == u)[..., None] * self.hidden
 
 
 _FREQUENCIES = 16
@@ -108,9 +125,8 @@ class _Block(nn.Module):
 
 def build(card: Card) -> tuple[nn.Module, Denoiser]:
     """A network with fresh weights and the denoiser around it."""
-    # The cosine reveals few tokens a step while little is known; a uniform process can still mend what came too early.
-    process = _PROCESSES[card.process](card.vocab_size, Cosine() if card.process == "masked" else Linear())
-    network = Convolution(process.states, card)
+    process = _PROCESSES[card.process](card.vocab_size)
+    network = Convolution(card)
     return network, Denoiser(network, process, card.predicts, time=card.time)
 
 

@@ -3,8 +3,8 @@ r"""The one loop: a process, a denoiser, an operator and a grid of times."""
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import SupportsIndex
+from dataclasses import dataclass, replace
+from typing import Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -16,11 +16,11 @@ from discdiff.denoiser import Counter, Denoiser
 from discdiff.grid import by_time, listed
 from discdiff.handlers import At, Run, choose
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import Operator, check_operator
+from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator, when
 from discdiff.process import Process
 from discdiff.state import State
 
-__all__ = ["Sampler", "Samples"]
+__all__ = ["Sampler", "Samples", "predictor_corrector"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,17 @@ class Sampler:
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
         """The same sampler on another grid."""
         return Sampler(self.process, self.model, self.operator, grid=grid)
+
+    @property
+    def nfe(self) -> float | None:
+        """Planned denoiser calls of a row: what the operators of all steps declare, each ``when`` decided; or None.
+
+        ``Samples.nfe`` counts those made. It is less where a call is not needed (an answer that is still known, a last
+        step that has nothing to look at twice).
+        """
+        steps = [_decided(self.operator, t).nfe for _, t, _ in self.intervals()]
+        known = [nfe for nfe in steps if nfe is not None]
+        return sum(known) if len(known) == len(steps) else None
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
         """(step number from 1, t, s) of every step."""
@@ -247,6 +258,84 @@ class Sampler:
         times = f"steps={len(self.grid) - 1}" if self.grid == _uniform_grid(len(self.grid) - 1) else f"grid={self.grid}"
         note = "  # infill is approximate: the denoiser sees one time a row" if self._infill_is_approximate() else ""
         return f"Sampler({self.process}, {self.model}, {self.operator}, {times}){note}"
+
+
+def predictor_corrector(
+    process: Process,
+    model: Denoiser,
+    predictor: Operator,
+    corrector: Operator,
+    *,
+    nfe: int,
+    repeats: int = 1,
+    corrected: Literal["first", "last"] = "first",
+) -> Sampler:
+    r"""A sampler of at most ``nfe`` denoiser calls: equal steps, as many as can be followed by a corrector.
+
+    With p calls a predictor step and c calls for all corrections after one,
+
+        n = floor((nfe - p) / (p + c)) corrected steps of floor((nfe - c n) / p) steps
+
+    ``Sampler.nfe`` is the sum.
+
+    Args:
+        process, model: as for ``Sampler``.
+        predictor, corrector: what a step does; both must declare their calls.
+        nfe: the budget, at least p.
+        repeats: corrector moves after a corrected step.
+        corrected: "first": the first n, so that what is drawn at t = 0 is left as it is, as published. "last": the last
+            n, the one that ends at t = 0 among them, where errors are not carried away by later noise; the model must
+            then have a LOO at t = 0.
+
+    Raises:
+        TypeError: if the predictor does not move in time, or the corrector does.
+        ValueError: for a budget below one predictor step, or an operator that does not declare its calls.
+
+    Reference: Uniform Diffusion Models Revisited (2026).
+    """
+    both = predictor >> corrector**repeats
+    calls, more = predictor.nfe, (corrector**repeats).nfe
+    if calls is None or more is None or not calls > 0:
+        raise ValueError(
+            f"predictor_corrector: the predictor and the corrector must declare their calls; {predictor} has "
+            f"nfe = {calls}, {corrector}**{repeats} has {more}"
+        )
+    if nfe < calls:
+        raise ValueError(f"predictor_corrector: nfe must be at least {calls:g}, one step of {predictor}; got {nfe}")
+    n = int((nfe - calls) // (calls + more))
+    times = by_time(int((nfe - more * n) // calls))
+    if corrected == "first":
+        return Sampler(process, model, when(After(times[n]), both, predictor), grid=times)
+    if corrected == "last":
+        return Sampler(process, model, when(After(times[len(times) - 1 - n]), predictor, both), grid=times)
+    raise ValueError(f"predictor_corrector: corrected must be 'first' or 'last', got {corrected!r}")
+
+
+@dataclass(frozen=True)
+class After:
+    """The condition t > time: steps that begin before a run comes down to this time."""
+
+    time: float
+
+    def __call__(self, t: float) -> bool:
+        return t > self.time
+
+    def __repr__(self) -> str:
+        return f"t > {self.time:.4g}"
+
+
+def _decided(operator: Operator, t: float) -> Operator:
+    """The operator that a step starting at t runs, without a ``when``."""
+    match operator:
+        case When():
+            return _decided(operator.at(t), t)
+        case Then(left, right):
+            return Then(_decided(left, t), _decided(right, t))
+        case Repeat(inner, times):
+            return Repeat(_decided(inner, t), times)
+        case Mix(operators, _):
+            return replace(operator, operators=tuple(_decided(part, t) for part in operators))
+    return operator
 
 
 def check_model(process: Process, model: Denoiser, where: str) -> None:

@@ -1,6 +1,7 @@
 r"""Train the examples' denoisers: ``python -m discdiff.train digits masked`` and so on, four in all.
 
-One loss serves both processes: the cross-entropy of the denoiser that the prediction implies,
+Any loss of ``discdiff.losses`` can be trained (``bound``). The examples use another one, which serves both processes: the
+cross-entropy of the denoiser that the prediction implies,
 
     E_{t, x0, x_t}  -1/L sum_i log D_t(x0_i | x_t).
 
@@ -13,6 +14,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,11 +22,13 @@ from torch import Tensor
 
 from discdiff.data import _TEXT, ASSETS, GREY_LEVELS, digits, text, text_from_topics
 from discdiff.denoiser import Denoiser
+from discdiff.losses import Objective
 from discdiff.models import Card, build, save_trained
 
-__all__ = ["main", "train"]
+__all__ = ["Trained", "bound", "cross_entropy", "main", "train"]
 
 Batches = Callable[[torch.Generator], Int[Tensor, "B L"]]
+Loss = Callable[[Denoiser, Int[Tensor, "B L"], torch.Generator], Float[Tensor, ""]]
 
 
 def digit_batches(size: int) -> tuple[Batches, int, int]:
@@ -48,13 +52,23 @@ def text_batches(size: int, length: int = 128) -> tuple[Batches, int, int]:
     return draw, len(vocabulary), length
 
 
-def loss(model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, ""]:
-    """The loss of the module docstring on one batch; alpha is uniform, stratified over the batch."""
+def bound(objective: Objective) -> Loss:
+    """The loss of a likelihood bound, in nats a token."""
+    return lambda model, x0, generator: objective(model, x0).mean() / x0.shape[1]
+
+
+def cross_entropy(
+    model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator, prompts: bool = True
+) -> Float[Tensor, ""]:
+    """The loss of the module docstring on one batch; alpha is uniform, stratified over the batch.
+
+    With ``prompts``, half of the rows show some sites as clean, so that the model can be prompted.
+    """
     size = len(x0)
     alpha = ((torch.rand((), generator=generator) + torch.arange(size) / size) % 1).double()
     t = model.process.schedule.time(alpha)
     assert isinstance(t, Tensor)
-    time = torch.where(_given(x0, generator), 0.0, t[:, None])
+    time = torch.where(_given(x0, generator), 0.0, t[:, None]) if prompts else t[:, None].expand(x0.shape)
     x_t = model.process.marginal(x0, time).sample()
     return -model(x_t, time).denoiser.gather(-1, x0[..., None]).mean()
 
@@ -68,8 +82,25 @@ def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "
     return torch.where(kind < 0.25, prefix, (kind < 0.5) & scattered)
 
 
-def train(card: Card, batches: Batches, steps: int, seed: int, rate: float = 2e-3) -> tuple[torch.nn.Module, float]:
-    """Train a network with AdamW on a cosine schedule; returns the average of its last weights and its last loss."""
+@dataclass(frozen=True)
+class Trained:
+    """A network with the running average of its weights, and the training curve: (step, smoothed loss)."""
+
+    network: torch.nn.Module
+    curve: list[tuple[int, float]]
+
+
+def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate: float = 2e-3) -> Trained:
+    """Train a network with AdamW, on a learning rate that falls as a cosine.
+
+    Args:
+        card: what network, for what process.
+        batches: draws a batch of data with a generator.
+        loss: ``cross_entropy``, ``bound(UniformNELBO())`` or another function of (model, x0, generator).
+        steps: batches to train on.
+        seed: of weights, data and noise.
+        rate: the highest learning rate.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network, model = build(card)
@@ -77,7 +108,7 @@ def train(card: Card, batches: Batches, steps: int, seed: int, rate: float = 2e-
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
     cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=rate * 0.02)
-    start, running = time.perf_counter(), 0.0
+    start, running, curve = time.perf_counter(), 0.0, []
     for step in range(1, steps + 1):
         value = loss(model, batches(generator), generator)
         optimizer.zero_grad()
@@ -91,8 +122,9 @@ def train(card: Card, batches: Batches, steps: int, seed: int, rate: float = 2e-
                 kept.lerp_(new, 1 - decay)
         running = value.item() if step == 1 else 0.98 * running + 0.02 * value.item()
         if step % 100 == 0:
+            curve.append((step, round(running, 5)))
             print(f"step {step}/{steps}  loss {running:.4f}  {time.perf_counter() - start:.0f} s", flush=True)
-    return average, running
+    return Trained(average, curve)
 
 
 def main() -> None:
@@ -121,10 +153,10 @@ def main() -> None:
         time=None if masked else "alpha",
     )
     steps = arguments.steps or (6000 if on_digits else 3500)
-    network, last = train(card, batches, steps, arguments.seed)
+    trained = train(card, batches, cross_entropy, steps, arguments.seed)
     path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
-    save_trained(path, network, card)
-    print(f"{path}: {sum(p.numel() for p in network.parameters())} weights, loss {last:.4f}")
+    save_trained(path, trained.network, card)
+    print(f"{path}: {sum(p.numel() for p in trained.network.parameters())} weights")
 
 
 if __name__ == "__main__":
