@@ -42,6 +42,8 @@ from discdiff.sites import Sites
 __all__ = ["Prediction", "Predicts"]
 
 Predicts = Literal["denoiser", "loo", "ratio"]
+# rows of O, and the (N,) states and survivals they are at
+Truncate = Callable[[kernels.Rows, Tensor, Tensor], kernels.Source]
 
 
 class Prediction:
@@ -80,7 +82,7 @@ class Prediction:
         self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
         self._known: Sites | None = None
-        self._truncate: Callable[[kernels.Rows], kernels.Rows] | None = None
+        self._truncate: Truncate | None = None
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
@@ -168,7 +170,7 @@ class Prediction:
                 where, self.process.settled(x, alpha), "a ratio without the mask's column does not determine it"
             )
         rows = self._loo(self._rows(where), x, alpha)
-        return Sites(where, rows if self._truncate is None else self._truncate(rows))
+        return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha))
 
     def loo_everywhere(self) -> kernels.Rows | None:
         """O at all sites for a kernel that knows where to look: where it is undefined, its rows mean nothing.
@@ -227,7 +229,7 @@ class Prediction:
 
         return Sites.computed(where, denoiser, process.vocab_size, source.dtype)
 
-    def truncated(self, truncate: Callable[[kernels.Rows], kernels.Rows]) -> "Prediction":
+    def truncated(self, truncate: Truncate) -> "Prediction":
         """The same prediction with the LOO's rows changed on their way to whoever reads them.
 
         Raises:

@@ -2,17 +2,27 @@ r"""Temperature and truncation of what is drawn: a guide, so it works with every
 
     O'(v)  ~  O(v)^{1/T} on the tokens that are kept
 
-It acts on the leave-one-out prediction, the law of fresh tokens: on the denoiser of a uniform process the site's own
-token would be tempered too. The bridges, rates and acceptances that follow from O follow from O', so a step is exact
-for the tempered prediction; the law of what is sampled is no longer the data's. In a kernel it costs one or two
-operations a logit, and the threshold is found without sorting.
+It acts on the leave-one-out prediction, the law of fresh tokens. The bridges, rates and acceptances that follow from O
+follow from O', so a step is exact for the tempered prediction; the law of what is sampled is no longer the data's. For
+a single site it is p0^{1/T}, normalised, with any number of steps. In a kernel it costs one or two operations a logit,
+and the threshold is found without sorting.
 
-References: top-k (Fan et al., 2018), nucleus (Holtzman et al., 2020), min-p (Nguyen et al., 2024).
+``of="denoiser"`` is there for contrast, and is what most code does: it tempers and cuts D, and O' is what follows,
+
+    log O'(v) = log O(v) / T + (1/T - 1) log w(z) 1(v = z) + const
+
+so the evidence of the site's own token is sharpened too, once more than it is there. On an absorbing process a hidden
+site has no evidence, and the two are the same.
+
+References: top-k (Fan et al., 2018), nucleus (Holtzman et al., 2020), min-p (Nguyen et al., 2024); the leave-one-out as
+what to temper: Uniform Diffusion Models Revisited (2026).
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from discdiff.kernels import dispatch as kernels
 from discdiff.prediction import Prediction
@@ -29,21 +39,25 @@ class Truncation:
         top_k: keep the k most probable tokens.
         top_p: of what is left, keep the fewest most probable ones that hold this mass.
         min_p: keep tokens of at least this share of the largest probability.
+        of: "loo", or "denoiser" for contrast; see above.
 
     Tokens as probable as the last one kept are kept too.
 
     Raises:
-        ValueError: for a negative temperature, k below 1, or a share outside [0, 1].
+        ValueError: for a negative temperature, k below 1, a share outside [0, 1], or another ``of``.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    of: Literal["loo", "denoiser"] = "loo"
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"Truncation: temperature must be at least 0 and finite, got {self.temperature}")
+        if self.of not in ("loo", "denoiser"):
+            raise ValueError(f"Truncation: of must be 'loo' or 'denoiser', got {self.of!r}")
         kernels.threshold(torch.zeros(1, 1), top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)  # for its checks
 
     def rows(self, rows: kernels.Rows) -> kernels.Rows:
@@ -57,9 +71,24 @@ class Truncation:
         return replace(rows, floor=floor)
 
     def __call__(self, prediction: Prediction) -> Prediction:
-        return prediction.truncated(self.rows)
+        if self.of == "loo":
+            return prediction.truncated(lambda rows, x, alpha: self.rows(rows))
+        process = prediction.process
+
+        def through_denoiser(rows: kernels.Rows, x: Tensor, alpha: Tensor) -> kernels.Source:
+            settled = process.settled(x, alpha)  # D is a point mass, cut or not, and O stays what it is
+            evidence = alpha.where(~settled, 0.0)
+            cut = self.rows(rows.then(lambda raw, n: process.observe(raw, x[n], evidence[n])))
+
+            def tempered(n: Tensor) -> Tensor:
+                forgotten = process.forget(cut.dense(n), x[n], evidence[n])
+                return torch.where(settled[n][:, None], rows.dense(n), forgotten)
+
+            return kernels.Computed(tempered, cut.width, torch.arange(len(x), device=x.device), cut.dtype)
+
+        return prediction.truncated(through_denoiser)
 
     def __repr__(self) -> str:
-        options = ("temperature", 1.0), ("top_k", None), ("top_p", None), ("min_p", None)
-        shown = (f"{name}={getattr(self, name)}" for name, default in options if getattr(self, name) != default)
+        options = ("temperature", 1.0), ("top_k", None), ("top_p", None), ("min_p", None), ("of", "loo")
+        shown = (f"{name}={getattr(self, name)!r}" for name, default in options if getattr(self, name) != default)
         return f"Truncation({', '.join(shown)})"

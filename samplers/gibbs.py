@@ -50,7 +50,9 @@ class Gibbs(Corrector):
             raise ValueError(f"Gibbs: scan must be 'random' or 'systematic', got {self.scan!r}")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(sites={self.sites}{'' if self.scan == 'random' else ', scan=' + repr(self.scan)})"
+        return (
+            f"{type(self).__name__}(sites={self.sites}{'' if self.scan == 'random' else ', scan=' + repr(self.scan)})"
+        )
 
     @property
     def invariant(self) -> Invariance:

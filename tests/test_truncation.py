@@ -1,5 +1,7 @@
 """Temperature and truncation: the exact law of a guided sampler is that of the tempered leave-one-out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from problems import processes, states, strong
@@ -71,12 +73,50 @@ def test_the_denoiser_follows_from_the_tempered_prediction(process: dd.Process) 
         torch.testing.assert_close(prediction.denoiser.exp(), by_definition.denoiser.exp(), atol=1e-12, rtol=0)
 
 
-def test_tempering_the_denoiser_is_another_law() -> None:
-    """The planted fault of the field: on a uniform process the site's own token would be tempered too."""
+@pytest.mark.parametrize("guide", GUIDES, ids=repr)
+@pytest.mark.parametrize("predicts", ["denoiser", "loo", "ratio"])
+def test_the_contrast_tempers_the_denoiser(guide: dd.Truncation, predicts: str) -> None:
+    """What the field does, labelled: D is tempered and cut, so the site's own token counts once more as evidence."""
     process, z = dd.Uniform(3, dd.Linear()), states(3, 3)
-    right = strong().denoiser(process).guided(dd.Truncation(temperature=0.5))(z, 0.6)
-    wrong = tempered(strong().denoiser(process)(z, 0.6).denoiser, dd.Truncation(temperature=0.5))
-    assert float((right.denoiser.exp() - wrong.exp()).abs().max()) > 0.05
+    plain, contrast = strong().denoiser(process, predicts=predicts), replace(guide, of="denoiser")
+    found, by_definition = plain.guided(contrast)(z, 0.6).denoiser.exp(), tempered(plain(z, 0.6).denoiser, guide).exp()
+    torch.testing.assert_close(found, by_definition, atol=1e-12, rtol=0)
+    assert float((found - plain.guided(guide)(z, 0.6).denoiser.exp()).abs().max()) > 0.05
+    if predicts == "loo":  # where alpha = 1 a site is its token, and O says what else it might have been
+        clean = plain.guided(contrast)(z, 0.0)
+        torch.testing.assert_close(clean.denoiser.exp(), torch.nn.functional.one_hot(z, 3).double(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(clean.loo, plain(z, 0.0).loo, atol=1e-12, rtol=0)
+
+
+def test_the_contrast_follows_its_formula_for_the_leave_one_out() -> None:
+    """log O' = log O / T + (1/T - 1) log w at the own token."""
+    process, z = dd.Uniform(3, dd.Linear()), states(3, 3)
+    model = strong().denoiser(process)
+    weight = process.log_weight(z, torch.full(z.shape, 0.4, dtype=torch.float64))
+    own = torch.nn.functional.one_hot(z, 3) * weight[..., None]
+    expected = (2 * model(z, 0.6).loo + own).log_softmax(-1)
+    found = model.guided(dd.Truncation(temperature=0.5, of="denoiser"))(z, 0.6).loo
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("process", processes(), ids=repr)
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_one_site_is_tempered_exactly_through_the_leave_one_out(process: dd.Process, steps: int) -> None:
+    """L = 1: the law is p0^{1/T}, normalised, for any number of steps; not through the denoiser, unless masked."""
+    p0 = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    if process.vocab_size != 3:
+        pytest.skip("for three tokens")
+    model = T.Enumeration(p0, vocab_size=3, length=1).denoiser(process, predicts="loo")
+    right, wrong = (
+        T.law(dd.Sampler(process, model.guided(dd.Truncation(temperature=0.5, of=of)), S.Ancestral(), steps=steps))
+        for of in ("loo", "denoiser")
+    )
+    target = p0**2 / (p0**2).sum()
+    assert T.tv(right, target) < 1e-12
+    if process.absorbing or steps == 1:  # a hidden site, or one that alpha = 0 says nothing about, has no evidence
+        assert T.tv(wrong, target) < 1e-12
+    else:
+        assert T.tv(wrong, target) > 0.02
 
 
 def test_cold_samples_are_the_most_probable() -> None:
@@ -94,6 +134,8 @@ def test_a_guided_model_says_so() -> None:
         model.guided(dd.Truncation(top_k=1))(torch.zeros(1, 3, dtype=torch.int64), 0.5)
     with pytest.raises(TypeError, match="guide is called as"):
         model.guided("cold")
-    for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 2.0}, {"min_p": -1.0}):
+    contrast = model.guided(dd.Truncation(temperature=0.5, of="denoiser"))
+    assert repr(contrast).endswith(".guided(Truncation(temperature=0.5, of='denoiser'))")
+    for wrong in ({"of": "D"}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 2.0}, {"min_p": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             dd.Truncation(**wrong)
