@@ -5,7 +5,7 @@ Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 
 from discdiff import bridge, grid, losses, samplers, theory
 from discdiff.denoiser import Denoiser
-from discdiff.diagnose import cycle_residual, loo_sensitivity
+from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
 from discdiff.general import General, Ordinal, TimeVarying
 from discdiff.handlers import At, choose
 from discdiff.hybrid import Hybrid
@@ -62,6 +62,7 @@ __all__ = [
     "mix",
     "predictor_corrector",
     "samplers",
+    "sensitivity_curve",
     "theory",
     "when",
 ]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from jaxtyping import Int
@@ -16,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from discdiff import bench, samplers
-from discdiff.data import ASSETS, GREY_LEVELS, SIDE, text
+from discdiff.data import ASSETS, GREY_LEVELS, SIDE, examples, text
+from discdiff.diagnose import sensitivity_curve
 from discdiff.models import load_trained
 from discdiff.operator import Operator
 from discdiff.sampler import Sampler, Samples
@@ -100,6 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     data.choices["text"].add_argument("--length", type=int, default=128, help="characters, at most 128")
     data.choices["text"].add_argument("--prompt", default="", help="text to begin with")
     data.choices["text"].add_argument("--out", type=Path, default=None, help="file to write; otherwise print")
+    probe = commands.add_parser(
+        "sensitivity",
+        help="how much a leave-one-out prediction looks at the token it leaves out",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    probe.add_argument("data", choices=["digits", "text"], help="what the weights were trained on")
+    probe.add_argument("--weights", type=Path, default=None, help="file of save_trained; else the example's")
+    probe.add_argument("--rows", type=int, default=256, help="noised examples at each noise level")
+    probe.add_argument("--seed", type=int, default=0, help="the same seed gives the same figures")
+    probe.add_argument("--out", type=Path, default=Path("sensitivity.png"), help="plot to write")
     speed = commands.add_parser(
         "bench",
         help="time a step beside one read of the logits and the textbook step",
@@ -117,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     speed.add_argument("--json", type=Path, default=None, help="file for the figures")
     arguments = parser.parse_args(argv)
     try:
-        run = _bench if arguments.command == "bench" else _digits if arguments.data == "digits" else _text
+        sampling = {"digits": _digits, "text": _text}
+        named = {"bench": _bench, "sensitivity": _sensitivity}
+        run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
         run(arguments)
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"discdiff: {error}", file=sys.stderr)
@@ -126,15 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _digits(arguments: argparse.Namespace) -> None:
-    try:
-        from matplotlib import image
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'discdiff[demo]'") from error
-    out: Path = arguments.out
-    if not out.parent.is_dir():  # found out before the work, not after it
-        raise ValueError(f"--out: there is no folder {out.parent}")
+    pyplot, out = _pyplot(), arguments.out
+    _check_folder(out)
     samples = _run(arguments, SIDE * SIDE, None)
-    image.imsave(out, picture(samples.tokens).numpy(), cmap="gray_r", vmin=0, vmax=GREY_LEVELS - 1)
+    pyplot.imsave(out, picture(samples.tokens).numpy(), cmap="gray_r", vmin=0, vmax=GREY_LEVELS - 1)
     print(f"wrote {out}")
 
 
@@ -159,6 +168,51 @@ def _text(arguments: argparse.Namespace) -> None:
     else:
         arguments.out.write_text(lines + "\n", encoding="utf-8")
         print(f"wrote {arguments.out}")
+
+
+def _sensitivity(arguments: argparse.Namespace) -> None:
+    pyplot = _pyplot()
+    _check_folder(arguments.out)
+    alphas = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    model = load_trained(arguments.weights or ASSETS / f"{arguments.data}-uniform.safetensors")
+    x0 = examples(arguments.data, arguments.rows, arguments.seed)
+    curves = sensitivity_curve(model, x0, alphas, arguments.seed)
+    table = Table("alpha", *(f"read as {predicts}" for predicts in curves))
+    for n, alpha in enumerate(alphas):
+        cells = (f"{mean:.4f} ± {error:.4f}" for mean, error in (curve[n].tolist() for curve in curves.values()))
+        table.add_row(f"{alpha:g}", *cells)
+    console = Console()
+    console.print(
+        f"{model}\nTV of O(. | z) when the site's own token is replaced; 0 for a leave-one-out", highlight=False
+    )
+    console.print(table)
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for predicts, curve in curves.items():
+        declared = ", as declared" if predicts == model.predicts else ""
+        axis.errorbar(alphas, curve[:, 0], curve[:, 1], marker="o", capsize=2, label=f"read as {predicts}{declared}")
+    axis.set(xlabel="alpha", ylabel="TV when the site's own token is replaced", ylim=(0, None))
+    axis.set_title(f"Sensitivity of the leave-one-out: {arguments.data}")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.savefig(arguments.out, dpi=110)
+    print(f"wrote {arguments.out}")
+
+
+def _pyplot() -> ModuleType:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'discdiff[demo]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _check_folder(out: Path) -> None:
+    """Found out before the work, not after it."""
+    if not out.parent.is_dir():
+        raise ValueError(f"--out: there is no folder {out.parent}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -4,12 +4,13 @@ import hashlib
 import re
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["ASSETS", "GREY_LEVELS", "Vocabulary", "digits", "text", "text_from_topics"]
+__all__ = ["ASSETS", "GREY_LEVELS", "Vocabulary", "digits", "examples", "text", "text_from_topics", "windows"]
 
 ASSETS = Path(__file__).parent / "assets"
 GREY_LEVELS = 17
@@ -66,6 +67,27 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
     content = _TEXT.read_text(encoding="ascii").split("\n", 1)[1]
     vocabulary = Vocabulary(content)
     return vocabulary.encode(content), vocabulary
+
+
+def examples(data: Literal["digits", "text"], count: int, seed: int, length: int = 128) -> Int[Tensor, "B L"]:
+    """Random images, or random windows of the text.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"examples: count must be at least 1, got {count}")
+    generator = torch.Generator().manual_seed(seed)
+    if data == "digits":
+        images = digits()
+        return images[torch.randint(len(images), (count,), generator=generator)]
+    return windows(text()[0], count, length, generator)
+
+
+def windows(tokens: Int[Tensor, " N"], count: int, length: int, generator: torch.Generator) -> Int[Tensor, "B L"]:
+    """Random stretches of a long row of tokens."""
+    start = torch.randint(len(tokens) - length + 1, (count, 1), generator=generator)
+    return tokens[start + torch.arange(length)]
 
 
 def text_from_topics() -> str:

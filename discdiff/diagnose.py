@@ -7,6 +7,8 @@ References: Uniform Diffusion Models Revisited (2026), appendix H; gauge freedom
 2024).
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.denoiser import Denoiser
+from discdiff.prediction import Predicts
 
-__all__ = ["Cycles", "cycle_residual", "loo_sensitivity"]
+__all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "sensitivity_curve"]
 
 
 @torch.no_grad()
@@ -38,6 +41,47 @@ def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int 
     rows = torch.zeros_like(x, dtype=torch.bool).scatter(-1, site, True)
     before, after = (model(state, t).loo_rows(rows).double().softmax(-1) for state in (x, changed))
     return (before - after).abs().sum(-1) / 2
+
+
+def sensitivity_curve(
+    model: Denoiser, x0: Int[Tensor, "B L"], alphas: Sequence[float], seed: int = 0
+) -> dict[Predicts, Float[Tensor, "A 2"]]:
+    """``loo_sensitivity`` against alpha, under both readings of the network's output.
+
+    A network that says whether it predicts "loo" or "denoiser" is also read the other way: the reading under which the
+    LOO looks less at its own token is what it learned.
+
+    Args:
+        model: the denoiser.
+        x0: (B, L) data, which is noised.
+        alphas: survivals strictly between 0 and 1.
+        seed: of noise, sites and tokens.
+
+    Returns:
+        For each reading the mean and its standard error over the batch at every alpha, (A, 2).
+
+    Raises:
+        ValueError: for fewer than two rows, alphas out of range, or a process that ``loo_sensitivity`` refuses.
+    """
+    if len(x0) < 2:
+        raise ValueError("sensitivity_curve: an error bar needs at least 2 rows of data")
+    if not alphas or not all(0 < alpha < 1 for alpha in alphas):
+        raise ValueError(f"sensitivity_curve: alphas must lie strictly between 0 and 1, got {list(alphas)}")
+    readings: tuple[Predicts, ...] = ("ratio",) if model.predicts == "ratio" else ("loo", "denoiser")
+    found = {}
+    for predicts in readings:
+        read = copy.copy(model)
+        read.predicts = predicts
+        rows = []
+        for alpha in alphas:
+            t = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
+            with torch.random.fork_rng(devices=[]):  # the same noise for every reading
+                torch.manual_seed(seed)
+                x_t = model.process.marginal(x0, t).sample()
+            moved = loo_sensitivity(read, x_t, t, seed)
+            rows.append(torch.stack([moved.mean(), moved.std() / len(moved) ** 0.5]))
+        found[predicts] = torch.stack(rows)
+    return found
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from discdiff.schedule import Cosine, Linear
 
 __all__ = ["Card", "Convolution", "load_trained", "save_trained"]
 
-# The cosine reveals few tokens a step while little is known; where tokens are replaced, what came too early can be mended.
+# The cosine reveals few tokens a step while little is known; a token that was replaced too early can be mended.
 _PROCESSES: dict[str, Callable[[int], Process]] = {
     "masked": lambda size: Masked(size, Cosine()),
     "uniform": lambda size: Uniform(size, Linear()),
@@ -92,7 +92,7 @@ class Convolution(nn.Module):
         return self.head(self.norm(h.flatten(2).transpose(1, 2)))
 
     def _embedded(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        if self.source is None:
+        if self.source is None or self.hidden is None:
             return self.token(x)
         z, u = x.div(self.vocab_size, rounding_mode="floor"), x % self.vocab_size
         return self.token(z) + self.source(u) + (z == u)[..., None] * self.hidden

@@ -1,6 +1,6 @@
 r"""Train the examples' denoisers: ``python -m discdiff.train digits masked`` and so on, four in all.
 
-Any loss of ``discdiff.losses`` can be trained (``bound``). The examples use another one, which serves both processes: the
+Any bound of ``discdiff.losses`` is a loss (``bound``). The examples use another one, which serves both processes: the
 cross-entropy of the denoiser that the prediction implies,
 
     E_{t, x0, x_t}  -1/L sum_i log D_t(x0_i | x_t).
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.data import _TEXT, ASSETS, GREY_LEVELS, digits, text, text_from_topics
+from discdiff.data import _TEXT, ASSETS, GREY_LEVELS, digits, text, text_from_topics, windows
 from discdiff.denoiser import Denoiser
 from discdiff.losses import Objective
 from discdiff.models import Card, build, save_trained
@@ -46,8 +46,7 @@ def text_batches(size: int, length: int = 128) -> tuple[Batches, int, int]:
     tokens, vocabulary = text()
 
     def draw(generator: torch.Generator) -> Int[Tensor, "B L"]:
-        start = torch.randint(len(tokens) - length, (size, 1), generator=generator)
-        return tokens[start + torch.arange(length)]
+        return windows(tokens, size, length, generator)
 
     return draw, len(vocabulary), length
 

@@ -33,6 +33,23 @@ def test_sample_text_begins_with_the_prompt(tmp_path: Path, capfd: pytest.Captur
     assert (tmp_path / "text.txt").read_text().startswith("The ")
 
 
+def test_sensitivity_plots_both_readings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sensitivity.png"
+    assert main(["sensitivity", "digits", "--rows", "16", "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    said = capfd.readouterr().out
+    assert "read as loo" in said
+    assert "read as denoiser" in said
+    loo, denoiser = (float(cell.split("±")[0]) for cell in re.search(r"0\.7 +│([^│]+)│([^│]+)", said).groups())
+    assert loo < denoiser / 2  # the example's network says O
+    assert main(["sensitivity", "digits", "--weights", str(ASSETS / "digits-masked.safetensors")]) == 2
+    assert "needs a process whose tokens can be noise" in capfd.readouterr().err
+    assert main(["sensitivity", "digits", "--out", str(tmp_path / "no" / "x.png")]) == 2
+    assert "there is no folder" in capfd.readouterr().err
+    assert main(["sensitivity", "digits", "--rows", "1", "--out", str(out)]) == 2
+    assert "at least 2 rows" in capfd.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_text(capfd: pytest.CaptureFixture[str]) -> None:
     def run(seed: int) -> str:
         assert main(["sample", "text", "--steps", "3", "--batch", "1", "--length", "20", "--seed", str(seed)]) == 0

@@ -223,7 +223,31 @@ def test_exact_predictions_pass_the_diagnostics(process: dd.Process) -> None:
     assert float(dd.cycle_residual(wrong, z, 0.5).square.abs().max()) > 0.01, "and its ratios are those of no law"
 
 
+@pytest.mark.parametrize("true", ["loo", "denoiser"])
+@pytest.mark.parametrize("declared", ["loo", "denoiser"])
+def test_the_sensitivity_shows_what_a_network_learned(true: str, declared: str) -> None:
+    """Whatever it is declared to be: the true reading does not move at all, the other does at every alpha."""
+    process, world = dd.Uniform(3, dd.Cosine()), strong()
+
+    def network(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        said = world.denoiser(process, predicts="loo").evaluate(x, process.schedule.time(alpha)[:, None])
+        return said.loo if true == "loo" else said.denoiser
+
+    model = dd.Denoiser(network, process, predicts=declared, time="alpha", time_dtype=torch.float64)
+    curves = dd.sensitivity_curve(model, world.sample(200, seed=0), [0.2, 0.5, 0.8], seed=1)
+    assert float(curves[true].max()) < 1e-12
+    (other,) = set(curves) - {true}
+    mean, error = curves[other].T
+    assert (mean > 0.05).all()
+    assert (mean > 5 * error).all()
+
+
 def test_diagnostics_say_what_they_need() -> None:
+    exact = strong().denoiser(dd.Uniform(3, dd.Linear()))
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        dd.sensitivity_curve(exact, torch.zeros(2, 3, dtype=torch.int64), [0.5, 1.0])
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        dd.sensitivity_curve(exact, torch.zeros(1, 3, dtype=torch.int64), [0.5])
     masked = strong().denoiser(dd.Masked(3, dd.Linear()))
     with pytest.raises(ValueError, match="tokens can be noise"):
         dd.loo_sensitivity(masked, torch.zeros(1, 3, dtype=torch.int64), 0.5)
