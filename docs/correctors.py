@@ -107,6 +107,51 @@ def steps() -> str:
     return "\n".join(lines) + "\n"
 
 
+def informed() -> str:
+    """KL(p_t || law) against calls, from the product of the marginals of p_t."""
+    import problems
+
+    process = dd.Uniform(2, dd.Linear())
+    laws = {
+        "two open slots of ten, t = .02": (problems.slots(10, 1.5, 3.0, 0.0), 0.02),
+        "a ring of nine, t = .1": (problems.slots(9, 0.7, 2.5, 0.2), 0.1),
+    }
+    moves: list[dd.Operator] = [S.Gibbs()]
+    moves += [S.InformedGibbs("max_prob", exact=True, temperature=tau) for tau in (1.0, 0.2, 0.05, 0.02)]
+    moves += [S.InformedGibbs(rule, exact=True) for rule in ("current_prob", "margin")]
+    counts = (4, 8, 16, 32)
+    lines = [
+        "| law | corrector | " + " | ".join(f"{n} calls" for n in counts) + " |",
+        "|---|---|" + "---|" * len(counts),
+    ]
+    for name, (law, t) in laws.items():
+        p, start = law.marginal(process, t), problems.product_of_marginals(law, process, t)
+        lines.append(f"| {name} | none | " + f"{T.kl(p, start):.1e} | " * len(counts))
+        for operator in moves:
+            k = T.kernel(operator, process, law.denoiser(process, predicts="loo"), t=t)
+            assert operator.nfe is not None
+            ends = [start @ torch.linalg.matrix_power(k, int(n / operator.nfe)) for n in counts]
+            lines.append(f"| | `{short(operator)}` | " + " | ".join(number(max(T.kl(p, q), 0.0)) for q in ends) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def budgets() -> str:
+    """KL(p0 || law) within a number of calls, two Gibbs moves after the first steps or after the last ones."""
+    law, process, counts = world(), PROCESSES["uniform"], (8, 16, 32, 64)
+    model = law.denoiser(process, predicts="loo")
+    lines = ["| sampler | " + " | ".join(f"{n} calls" for n in counts) + " |", "|---|" + "---|" * len(counts)]
+    rows: dict[str, Callable[[int], dd.Sampler]] = {
+        "`Ancestral()`, equal steps": lambda n: dd.Sampler(process, model, S.Ancestral(), steps=n),
+    }
+    for where in ("first", "last"):
+        rows[f"two `Gibbs()` after each of the {where} steps"] = lambda n, w=where: dd.predictor_corrector(  # type: ignore[misc]
+            process, model, S.Ancestral(), S.Gibbs(), nfe=n, repeats=2, corrected=w
+        )
+    for name, build in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{T.kl(law.p0, T.law(build(n))):.1e}" for n in counts) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def diffusers() -> str:
     """diffusers' corrector alone: from exact draws of p_t, TV after one and after 20 sweeps."""
     from peers import ddim_correct
@@ -136,7 +181,15 @@ def distance(x: Tensor, p: Tensor) -> float:
 def main() -> None:
     page = ROOT / "docs" / "correctors.md"
     text = page.read_text()
-    for name, table in {"invariance": invariance(), "steps": steps(), "diffusers": diffusers()}.items():
+    tables = {
+        "invariance": invariance,
+        "informed": informed,
+        "steps": steps,
+        "budgets": budgets,
+        "diffusers": diffusers,
+    }
+    for name, build in tables.items():
+        table = build()
         text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S)
     page.write_text(text)
 

@@ -41,6 +41,24 @@ def chain(vocab_size: int, length: int, seed: int = 5) -> T.MarkovChain:
     return T.MarkovChain(initial, transition, length=length)
 
 
+def slots(length: int, coupling: float, field: float, ring: float) -> T.Enumeration:
+    """Binary sites: the first two must agree (coupling), the others are all but settled (field); all in a ring.
+
+    log p0 = coupling x_1 x_2 + field sum_{i > 2} x_i + ring sum_i x_i x_{i+1} + const, with x = 2 token - 1.
+    """
+    x = states(2, length).double() * 2 - 1
+    energy = coupling * x[:, 0] * x[:, 1] + field * x[:, 2:].sum(-1) + ring * (x * x.roll(1, 1)).sum(-1)
+    return T.Enumeration(energy.softmax(0), vocab_size=2, length=length)
+
+
+def product_of_marginals(world: T.Enumeration, process: dd.Process, t: float) -> Tensor:
+    """The law at t that one step from t = 1 leaves: every site by itself."""
+    p, law = world.marginal(process, t).view((process.states,) * world.length), torch.ones(1, dtype=torch.float64)
+    for site in range(world.length):
+        law = torch.kron(law, p.sum([other for other in range(world.length) if other != site]))
+    return law
+
+
 def processes(vocab_size: int = V) -> list[dd.Process]:
     """The two families that everything is tried on."""
     return [dd.Masked(vocab_size, dd.Linear()), dd.Uniform(vocab_size, dd.Linear())]
