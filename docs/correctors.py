@@ -126,7 +126,7 @@ def informed() -> str:
     ]
     for name, (law, t) in laws.items():
         p, start = law.marginal(process, t), problems.product_of_marginals(law, process, t)
-        lines.append(f"| {name} | none | " + f"{T.kl(p, start):.1e} | " * len(counts))
+        lines.append(f"| {name} | none |" + f" {T.kl(p, start):.1e} |" * len(counts))
         for operator in moves:
             k = T.kernel(operator, process, law.denoiser(process, predicts="loo"), t=t)
             assert operator.nfe is not None
