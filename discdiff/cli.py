@@ -175,7 +175,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     _check_folder(arguments.out)
     alphas = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
     model = load_trained(arguments.weights or ASSETS / f"{arguments.data}-uniform.safetensors")
-    x0 = examples(arguments.data, arguments.rows, arguments.seed)
+    x0 = examples(arguments.data, arguments.rows, torch.Generator().manual_seed(arguments.seed))
     curves = sensitivity_curve(model, x0, alphas, arguments.seed)
     table = Table("alpha", *(f"read as {predicts}" for predicts in curves))
     for n, alpha in enumerate(alphas):

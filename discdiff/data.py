@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["ASSETS", "GREY_LEVELS", "Vocabulary", "digits", "examples", "text", "text_from_topics", "windows"]
+__all__ = ["ASSETS", "GREY_LEVELS", "Vocabulary", "digits", "examples", "text", "text_from_topics"]
 
 ASSETS = Path(__file__).parent / "assets"
 GREY_LEVELS = 17
@@ -69,7 +69,9 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
     return vocabulary.encode(content), vocabulary
 
 
-def examples(data: Literal["digits", "text"], count: int, seed: int, length: int = 128) -> Int[Tensor, "B L"]:
+def examples(
+    data: Literal["digits", "text"], count: int, generator: torch.Generator, length: int = 128
+) -> Int[Tensor, "B L"]:
     """Random images, or random windows of the text.
 
     Raises:
@@ -77,15 +79,10 @@ def examples(data: Literal["digits", "text"], count: int, seed: int, length: int
     """
     if count < 1:
         raise ValueError(f"examples: count must be at least 1, got {count}")
-    generator = torch.Generator().manual_seed(seed)
     if data == "digits":
         images = digits()
         return images[torch.randint(len(images), (count,), generator=generator)]
-    return windows(text()[0], count, length, generator)
-
-
-def windows(tokens: Int[Tensor, " N"], count: int, length: int, generator: torch.Generator) -> Int[Tensor, "B L"]:
-    """Random stretches of a long row of tokens."""
+    tokens, _ = text()
     start = torch.randint(len(tokens) - length + 1, (count, 1), generator=generator)
     return tokens[start + torch.arange(length)]
 

@@ -12,6 +12,7 @@ D and O determine each other. The network then never spends capacity on copying 
 
 import argparse
 import copy
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.data import _TEXT, ASSETS, GREY_LEVELS, digits, text, text_from_topics, windows
+from discdiff.data import _TEXT, ASSETS, GREY_LEVELS, examples, text, text_from_topics
 from discdiff.denoiser import Denoiser
 from discdiff.losses import Objective
 from discdiff.models import Card, build, save_trained
@@ -29,26 +30,6 @@ __all__ = ["Trained", "bound", "cross_entropy", "main", "train"]
 
 Batches = Callable[[torch.Generator], Int[Tensor, "B L"]]
 Loss = Callable[[Denoiser, Int[Tensor, "B L"], torch.Generator], Float[Tensor, ""]]
-
-
-def digit_batches(size: int) -> tuple[Batches, int, int]:
-    """Batches of images, their vocabulary size and length."""
-    images = digits()
-
-    def draw(generator: torch.Generator) -> Int[Tensor, "B L"]:
-        return images[torch.randint(len(images), (size,), generator=generator)]
-
-    return draw, GREY_LEVELS, 64
-
-
-def text_batches(size: int, length: int = 128) -> tuple[Batches, int, int]:
-    """Batches of windows of the text, their vocabulary size and length."""
-    tokens, vocabulary = text()
-
-    def draw(generator: torch.Generator) -> Int[Tensor, "B L"]:
-        return windows(tokens, size, length, generator)
-
-    return draw, len(vocabulary), length
 
 
 def bound(objective: Objective) -> Loss:
@@ -139,20 +120,20 @@ def main() -> None:
         _TEXT.write_text(text_from_topics(), encoding="ascii")
         return
     on_digits = arguments.data == "digits"
-    batches, vocab_size, length = digit_batches(64) if on_digits else text_batches(32)
+    size = 64 if on_digits else 32
     masked = arguments.process == "masked"
     card = Card(
         shape="image" if on_digits else "sequence",
         process=arguments.process,
-        vocab_size=vocab_size,
-        length=length,
+        vocab_size=GREY_LEVELS if on_digits else len(text()[1]),
+        length=64 if on_digits else 128,
         width=64 if on_digits else 128,
         depth=6 if on_digits else 8,
         predicts="denoiser" if masked else "loo",
         time=None if masked else "alpha",
     )
     steps = arguments.steps or (6000 if on_digits else 3500)
-    trained = train(card, batches, cross_entropy, steps, arguments.seed)
+    trained = train(card, functools.partial(examples, arguments.data, size), cross_entropy, steps, arguments.seed)
     path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
     save_trained(path, trained.network, card)
     print(f"{path}: {sum(p.numel() for p in trained.network.parameters())} weights")

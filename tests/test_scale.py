@@ -109,8 +109,11 @@ RANDOM = {
     "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random",
     "random_", "randperm", "uniform_",
 }  # fmt: skip
-# A seed where none was given, and the weights of a new network. Training, diagnostics and textbook steps draw much.
-MAY = {"distributions.py": {"randint"}, "sampler.py": {"randint"}, "models.py": {"randn"}}
+# A seed where none was given, new weights, rows of data. Training, diagnostics and textbook steps draw much.
+MAY = {
+    "distributions.py": {"randint"}, "sampler.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
+    "data.py": {"Generator", "randint"},
+}  # fmt: skip
 WHOLLY = {"train.py", "losses.py", "diagnose.py", "bench.py"}
 
 
