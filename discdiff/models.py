@@ -19,6 +19,7 @@ from discdiff.prediction import Predicts
 from discdiff.process import Process
 from discdiff.rank_one import Masked, Uniform
 from discdiff.schedule import Cosine, Linear
+from discdiff.transformer import FREQUENCIES, Transformer, survival_features
 
 __all__ = ["Card", "Convolution", "load_trained", "save_trained"]
 
@@ -34,7 +35,7 @@ _PROCESSES: dict[str, Callable[[int], Process]] = {
 class Card:
     """What must be known to use a set of weights; kept in the file's metadata."""
 
-    shape: Literal["image", "sequence"]
+    shape: Literal["image", "sequence", "blocks"]  # blocks: a transformer
     process: Literal["masked", "uniform", "absorbing"]
     vocab_size: int
     length: int  # longest sequence
@@ -67,9 +68,9 @@ class Convolution(nn.Module):
         self.position = nn.Parameter(torch.randn(card.length, card.width) * 0.02)
         self.time = None
         if card.time is not None:
-            features = nn.Linear(2 * _FREQUENCIES, card.width)
+            features = nn.Linear(2 * FREQUENCIES, card.width)
             self.time = nn.Sequential(features, nn.SiLU(), nn.Linear(card.width, card.width))
-        self.blocks = nn.ModuleList(_Block(card.width, card.shape, 2 ** (n % 5)) for n in range(card.depth))
+        self.blocks = nn.ModuleList(_Block(card.width, self.side is not None, 2 ** (n % 5)) for n in range(card.depth))
         self.norm = nn.LayerNorm(card.width)
         self.head = nn.Linear(card.width, card.vocab_size)
 
@@ -82,7 +83,7 @@ class Convolution(nn.Module):
         if self.time is not None:
             if alpha is None:
                 raise ValueError("this model needs a time argument")
-            embedded = self.time(_features(alpha))
+            embedded = self.time(survival_features(alpha))
             h = h + (embedded[:, None] if alpha.ndim == 1 else embedded)
         h = h.transpose(1, 2)
         if self.side is not None:
@@ -98,21 +99,12 @@ class Convolution(nn.Module):
         return self.token(z) + self.source(u) + (z == u)[..., None] * self.hidden
 
 
-_FREQUENCIES = 16
-
-
-def _features(alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
-    """Sines and cosines of the survival, from half a period over [0, 1] up to a few hundred."""
-    angle = alpha[..., None] * (math.pi * 1.5 ** torch.arange(_FREQUENCIES, device=alpha.device))
-    return torch.cat([angle.sin(), angle.cos()], -1)
-
-
 class _Block(nn.Module):
-    def __init__(self, width: int, shape: Literal["image", "sequence"], dilation: int) -> None:
+    def __init__(self, width: int, image: bool, dilation: int) -> None:
         super().__init__()
         first: nn.Module
         second: nn.Module
-        if shape == "image":
+        if image:
             first, second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         else:
             first = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
@@ -126,7 +118,11 @@ class _Block(nn.Module):
 def build(card: Card) -> tuple[nn.Module, Denoiser]:
     """A network with fresh weights and the denoiser around it."""
     process = _PROCESSES[card.process](card.vocab_size)
-    network = Convolution(card)
+    network: nn.Module
+    if card.shape == "blocks":
+        network = Transformer(card.vocab_size, process.states, card.width, card.depth, sees_alpha=card.time is not None)
+    else:
+        network = Convolution(card)
     return network, Denoiser(network, process, card.predicts, time=card.time)
 
 

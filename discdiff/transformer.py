@@ -1,0 +1,273 @@
+r"""A transformer for blockwise generation: autoregression and diffusion in one network, with one cache.
+
+Clean tokens are causal, so what is kept of them never changes, whatever the block size. The noisy tokens of a block see
+the clean ones before the block, and each other:
+
+    i sees j          j clean          j noisy
+    i clean           j <= i           never
+    i noisy           j < start(i)     start(j) = start(i)
+
+A noisy block of one site is an autoregressive step, p(x_i | x_{<i}): at alpha = 0 a token says nothing of the data, so
+its embedding is left out, and neither a mask nor a random token need be made up for it.
+
+Reference: BlockGen (2026); attention by ``scaled_dot_product_attention``, rotary positions (Su et al., 2021).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Cache", "Transformer"]
+
+FREQUENCIES = 16
+_HEAD = 32
+_CHUNK = 64  # tokens of a prompt that are taken in at once
+_NEVER = 1 << 40  # the position of padding: before nobody's start
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens stand: positions, the start of their block (of a clean token, the next position), and their kind."""
+
+    position: Int[Tensor, "B N"]
+    start: Int[Tensor, "B N"]
+    noisy: Bool[Tensor, "B N"]
+
+    def then(self, other: "Places") -> "Places":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Places(*(torch.cat(pair, 1) for pair in pairs))
+
+    def sees(self, keys: "Places") -> Bool[Tensor, "B 1 N M"]:
+        """The table of the module docstring."""
+        before = keys.position[:, None] < self.start[..., None]
+        together = self.noisy[..., None] & keys.noisy[:, None] & (self.start[..., None] == keys.start[:, None])
+        return ((before & ~keys.noisy[:, None]) | together)[:, None]
+
+
+def clean_at(position: Int[Tensor, "B N"]) -> Places:
+    return Places(position, position + 1, torch.zeros_like(position, dtype=torch.bool))
+
+
+def noisy_at(position: Int[Tensor, "B N"], start: Int[Tensor, "B N"]) -> Places:
+    return Places(position, start, torch.ones_like(position, dtype=torch.bool))
+
+
+@dataclass
+class Cache:
+    """Keys and values of the clean tokens of a batch, and the tokens that are not in it yet.
+
+    Attributes:
+        kept: keys and values of each layer, (B, H, C, D).
+        position: (B, C) which position a column holds; never, where it holds none.
+        length: (B,) clean tokens of a row, pending ones not counted.
+        pending: (B, n) tokens that the next call takes in, so that a clean block costs no call of its own.
+        used: columns in use.
+    """
+
+    kept: list[tuple[Tensor, ...]]
+    position: Int[Tensor, "B C"]
+    length: Int[Tensor, " B"]
+    pending: Int[Tensor, "B n"]
+    used: int = 0
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Cache":
+        """A cache of some rows, which may repeat."""
+        kept = [tuple(part[rows] for part in pair) for pair in self.kept]
+        return Cache(kept, self.position[rows], self.length[rows], self.pending[rows], self.used)
+
+    def room(self, count: int) -> None:
+        """Make sure of ``count`` columns behind those in use."""
+        missing = self.used + count - self.position.shape[1]
+        if missing > 0:
+            more = (0, max(missing, 64))
+            self.position = functional.pad(self.position, more, value=_NEVER)
+            self.kept = [tuple(functional.pad(part, (0, 0, *more)) for part in pair) for pair in self.kept]
+
+    def keep(self, count: int, position: Int[Tensor, "B n"]) -> None:
+        """Keep the first ``count`` columns behind those in use: each row's behind its own tokens."""
+        row = torch.arange(len(position), device=position.device)[:, None]
+        columns = self.length[:, None] + torch.arange(count, device=position.device)
+        if bool((self.length != self.used).any()):
+            for part in (part for pair in self.kept for part in pair):
+                part[row, :, columns] = part[:, :, self.used : self.used + count].transpose(1, 2).clone()
+        self.position[row, columns] = position
+        self.used += count
+
+
+class Transformer(nn.Module):
+    """The network of the module docstring.
+
+    Args:
+        vocab_size: V, the columns of its output.
+        states: ids that go in: V, and the mask where there is one.
+        width: of a token, a multiple of 32; heads have 32.
+        depth: layers.
+        sees_alpha: whether the survival alpha is an input; without it the noisy tokens must say it (masks do).
+    """
+
+    def __init__(self, vocab_size: int, states: int, width: int, depth: int, sees_alpha: bool) -> None:
+        super().__init__()
+        if width % _HEAD:
+            raise ValueError(f"Transformer: width must be a multiple of {_HEAD}, got {width}")
+        self.token = nn.Embedding(states, width)
+        self.noisy = nn.Parameter(torch.zeros(width))
+        features = nn.Linear(2 * FREQUENCIES, width)
+        self.time = nn.Sequential(features, nn.SiLU(), nn.Linear(width, width)) if sees_alpha else None
+        self.layers = nn.ModuleList(_Layer(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L V"]:
+        """The denoiser of whole sequences: one noisy block."""
+        position = torch.arange(x.shape[1], device=x.device)[None]
+        whole = noisy_at(position, torch.zeros_like(position))
+        return self._logits(x, alpha, whole, x[:, :0], clean_at(position[:, :0]))
+
+    def blocks(
+        self,
+        x0: Int[Tensor, "B L"],
+        x_t: Int[Tensor, "B L"],
+        alpha: Float[Tensor, "B *L"] | None,
+        block: int | Int[Tensor, "B 1"],
+    ) -> Float[Tensor, "B L V"]:
+        """All blocks at once, each noisy given the clean ones before it: what training needs.
+
+        ``block`` is the block size, of all or of each row.
+        """
+        position = torch.arange(x0.shape[1], device=x0.device)[None]
+        start = position // block * block
+        position = position.expand_as(start)
+        return self._logits(x_t, alpha, noisy_at(position, start), x0, clean_at(position))
+
+    # --- with a cache ---
+
+    def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Cache:
+        """A cache of clean prefixes: the first ``length`` of each row's tokens; ``capacity`` tokens at most, ever."""
+        batch, width = tokens.shape
+        head = self.head.weight
+        shape = batch, head.shape[1] // _HEAD, max(capacity, width), _HEAD
+        kept = [tuple(head.new_zeros(shape) for _ in range(2)) for _ in self.layers]
+        never = torch.full((batch, shape[2]), _NEVER, device=tokens.device)
+        cache = Cache(kept, never, torch.zeros_like(length), tokens[:, :0])
+        for begin in range(0, width, _CHUNK):  # or the table of who sees whom would have the prompt's length squared
+            part = tokens[:, begin : begin + _CHUNK]
+            columns = begin + torch.arange(part.shape[1], device=tokens.device).expand_as(part)
+            self._run(self._embedded(part, None, noisy=False), clean_at(columns), cache)
+            cache.keep(part.shape[1], torch.where(columns < length[:, None], columns, _NEVER))
+            cache.length = cache.length + part.shape[1]
+        cache.length = length
+        return cache
+
+    def extend(self, cache: Cache, tokens: Int[Tensor, "B n"]) -> None:
+        """Put a clean block behind the prefix; the next call takes it in."""
+        cache.pending = torch.cat([cache.pending, tokens], 1)
+
+    def evaluate(
+        self, cache: Cache, x: Int[Tensor, "B n"], alpha: Float[Tensor, "B *n"] | None
+    ) -> Float[Tensor, "B n V"]:
+        """The logits of a noisy block behind the prefix."""
+        begin = (cache.length + cache.pending.shape[1])[:, None]
+        position = begin + torch.arange(x.shape[1], device=x.device)
+        return self._after(cache, x[:, :0], x, alpha, noisy_at(position, begin.expand_as(position)))
+
+    def score(self, cache: Cache, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
+        """The autoregressive logits of a clean block, of p(. | prefix, x_{<i}): one call of 2n queries."""
+        position = (cache.length + cache.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
+        blank = torch.full_like(x, self.token.num_embeddings - 1)  # the mask, or, at alpha = 0, what is not looked at
+        alpha = None if self.time is None else torch.zeros(len(x), device=x.device)
+        return self._after(cache, x, blank, alpha, noisy_at(position, position))
+
+    def _after(self, cache: Cache, clean: Tensor, x: Tensor, alpha: Tensor | None, places: Places) -> Tensor:
+        n = cache.pending.shape[1]
+        clean = torch.cat([cache.pending, clean], 1)
+        columns = cache.length[:, None] + torch.arange(clean.shape[1], device=x.device)
+        logits = self._logits(x, alpha, places, clean, clean_at(columns), cache)
+        if n:
+            cache.keep(n, columns[:, :n])
+            cache.length, cache.pending = cache.length + n, x[:, :0]
+        return logits
+
+    # --- one pass ---
+
+    def _logits(
+        self,
+        x: Tensor,
+        alpha: Tensor | None,
+        places: Places,
+        clean: Tensor,
+        clean_places: Places,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits of the noisy tokens x behind clean ones."""
+        shown = None if alpha is None else alpha.expand_as(x) if alpha.ndim == 2 else alpha[:, None].expand_as(x)
+        h = torch.cat([self._embedded(clean, None, noisy=False), self._embedded(x, shown, noisy=True)], 1)
+        h = self._run(h, clean_places.then(places), cache)
+        return self.head(self.norm(h[:, clean.shape[1] :]))
+
+    def _embedded(self, x: Tensor, alpha: Tensor | None, noisy: bool) -> Tensor:
+        """Tokens with their kind and survival; a noisy one that says nothing without its token."""
+        h = self.token(x)
+        if alpha is not None:
+            h = h * (alpha > 0)[..., None]
+        if self.time is not None:
+            survival = torch.ones(x.shape, dtype=h.dtype, device=x.device) if alpha is None else alpha.to(h.dtype)
+            h = h + self.time(survival_features(survival))
+        return h + self.noisy if noisy else h
+
+    def _run(self, h: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        """All layers; the keys and values of these tokens are left in the cache, behind the columns in use."""
+        used, keys = 0, places
+        if cache is not None:
+            cache.room(h.shape[1])
+            used, keys = cache.used, clean_at(cache.position[:, : cache.used]).then(places)
+        seen, turn = places.sees(keys), _rotation(places.position, _HEAD)
+        for n, layer in enumerate(self.layers):
+            h = layer(h, seen, turn, None if cache is None else cache.kept[n], used)
+        return h
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before, self.middle = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(
+        self, h: Tensor, seen: Tensor, turn: tuple[Tensor, Tensor], kept: tuple[Tensor, ...] | None, used: int
+    ) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (-1, _HEAD)).transpose(1, 2)
+            for part in self.queries_keys_values(self.before(h)).chunk(3, -1)
+        )
+        q, k = _turned(q, *turn), _turned(k, *turn)
+        if kept is not None:
+            end = used + k.shape[2]
+            for part, new in zip(kept, (k, v), strict=True):
+                part[:, :, used:end] = new
+            k, v = (part[:, :, :end] for part in kept)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        h = h + self.out(attended.transpose(1, 2).flatten(2))
+        return h + self.mlp(self.middle(h))
+
+
+def survival_features(alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
+    """Sines and cosines of the survival, from half a period over [0, 1] up to a few hundred."""
+    angle = alpha[..., None] * (math.pi * 1.5 ** torch.arange(FREQUENCIES, device=alpha.device))
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def _rotation(position: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    rate = 10_000.0 ** (-torch.arange(0, width, 2, device=position.device) / width)
+    angle = position[:, None, :, None] * rate
+    return angle.cos(), angle.sin()
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
