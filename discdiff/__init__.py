@@ -4,6 +4,7 @@ Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
 
 from discdiff import bridge, grid, losses, samplers, theory
+from discdiff.blockwise import BlockSamples, Blockwise
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
 from discdiff.general import General, Ordinal, TimeVarying
@@ -25,6 +26,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AbsorbingUniform",
     "At",
+    "BlockSamples",
+    "Blockwise",
     "Corrector",
     "Cosine",
     "Denoiser",

@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.output import Output
+from discdiff.context import Cached, Context, Kept
+from discdiff.output import Output, unshifted
 from discdiff.prediction import Prediction, Predicts, check_predicts
 from discdiff.process import Process
 from discdiff.schedule import Schedule, Time, site_time
@@ -75,6 +76,7 @@ class Denoiser:
         self.shift, self.suppress, self.scalar_time = shift, tuple(suppress), scalar_time
         self.length, self.time_dtype, self.head, self.oracle = length, time_dtype, head, oracle
         self.guides: tuple[Callable[[Prediction], Prediction], ...] = ()
+        self.context: Context | None = None
         self._clock = process.schedule
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
@@ -92,10 +94,18 @@ class Denoiser:
         """``__call__`` without the look at every id and time, for loops that keep to states and times."""
         return self.interpret(self.output(x, t), x, t)
 
-    def output(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Output:
-        """What the function returns, with its shape looked at: the only place that calls it."""
+    def output(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None) -> Output:
+        """What the function returns, with its shape looked at.
+
+        ``rows`` are the ids of the rows of x, for a denoiser that is given a context.
+        """
         self.process.schedule.check_length(x.shape[1])
-        out = self.fn(x, self._time_argument(t, self.process.schedule.survival(t), len(x)))
+        if self.context is None:
+            return self._output(self.called(x, t))
+        rows = x.new_zeros(len(x)) if rows is None else rows
+        return replace(self._output(self.context.logits(self, x, t, rows)), shift=False)
+
+    def _output(self, out: Tensor) -> Output:
         if not isinstance(out, Tensor) or out.ndim != 3:
             got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
@@ -103,16 +113,75 @@ class Denoiser:
         width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
         return Output(out, width, self.head, self.shift, self.suppress)
 
+    def called(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Tensor:
+        """The function itself at times t: the only place that calls it."""
+        return self.fn(x, self.time_argument(t.expand(len(x), -1)))
+
+    def given(self, context: Context) -> "Denoiser":
+        """The same model of a block that follows clean tokens."""
+        other = copy.copy(self)
+        other.context, other.length = context, None
+        return other
+
+    @property
+    def scores_at_once(self) -> bool:
+        """Whether ``autoregressive`` takes two queries a token; otherwise it shows the tokens once for each of them."""
+        return isinstance(self.context, Kept | None) and isinstance(self.fn, Cached) and hasattr(self.fn, "score")
+
+    def autoregressive(self, x: Int[Tensor, "B L"], rows: Tensor | None = None) -> Prediction:
+        r"""p(x_i | x_{<i}) at every site of clean tokens x, and given the context: blocks of a single noisy site.
+
+        It takes one call: the network's own ``score``, or L copies of the batch, each with its own first tokens clean
+        and the others noise.
+
+        Raises:
+            ValueError: if the network cannot be told that some sites are clean while others are noise.
+        """
+        process, length = self.process, x.shape[1]
+        try:
+            blank = process.hide(x)
+        except ValueError:  # not absorbing: at alpha = 0 any token will do
+            blank = x.new_full(x.shape, int(process.data_tokens[0]))
+        rows = x.new_zeros(len(x)) if rows is None else rows
+        if self.scores_at_once and isinstance(self.fn, Cached):
+            context, none = self.context, x.new_zeros(len(x))
+            if context is None:
+                context = Kept(rows, none, self.fn, self.fn.prefill(x[:, :0], none, length))
+            assert isinstance(context, Kept)
+            out = replace(self._output(context.score(x, rows)), shift=False)
+        elif process.absorbing or self.sees_site_times:
+            clean = torch.ones(length, length, device=x.device).tril(-1).bool()[:, None]
+            z, time = torch.where(clean, x, blank).flatten(0, 1), (~clean).double().expand(-1, len(x), -1).flatten(0, 1)
+            out = self.output(z, time, rows.repeat(length))
+            own = (
+                (unshifted(out.source) if out.shift else out.source)
+                .unflatten(0, (length, len(x)))
+                .diagonal(dim1=0, dim2=2)
+                .transpose(1, 2)
+            )
+            out = replace(out, source=own, shift=False)
+        else:
+            raise ValueError(
+                f"autoregressive: {self} takes one time a row, or none, and cannot be told that the first tokens are "
+                "clean; a network with score() can, or one with a time for every site"
+            )
+        return self._guided(Prediction(out, self.predicts, blank, 0.0, process))
+
     def interpret(self, output: Output, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
         """What an output says of x at a time, guides included."""
         prediction = Prediction(output, self.predicts, x, self.process.schedule.survival(t), self.process)
+        return self._guided(prediction)
+
+    def _guided(self, prediction: Prediction) -> Prediction:
         for guide in self.guides:
             prediction = guide(prediction)
         return prediction
 
-    def _time_argument(self, t: Tensor, alpha: Tensor, batch: int) -> Tensor | None:
+    def time_argument(self, t: Float[Tensor, "B #L"]) -> Tensor | None:
+        """The function's time argument at times t: (B,), or (B, L) where sites differ."""
         if self.time is None:
             return None
+        batch, alpha = len(t), self.process.schedule.survival(t)
         if self.time == "t":
             argument = t if self._clock == self.process.schedule else self._clock.time(alpha)
         else:
@@ -164,26 +233,41 @@ class Denoiser:
 class Counter:
     """Counts the calls of one denoiser: operators can reach it only through here, so the NFE is a measurement.
 
-    ``nfe`` counts batched calls; ``nfe_rows`` (B,) the calls each row took part in. A denoiser without a time input is
-    not called for tokens it was called for last.
+    ``nfe`` counts batched calls; ``nfe_rows`` (B,) the calls each row took part in; ``queries`` the tokens that went
+    through the network, of all rows. A denoiser without a time input is not called for tokens it was called for last.
     """
 
     denoiser: Denoiser
     first_row: int
     nfe_rows: Int[Tensor, " B"]
     nfe: int = field(default=0)
+    queries: int = field(default=0)
     _last: tuple[Tensor, Output] | None = None
 
     def __call__(self, x: Int[Tensor, "R L"], time: Float[Tensor, "#R #L"], rows: Int[Tensor, " R"]) -> Prediction:
         if self._last is not None and self._last[0].shape == x.shape and torch.equal(self._last[0], x):
             return self.denoiser.interpret(self._last[1], x, time)
         self._last = None  # before the call: two outputs need not be in memory at once
-        self.nfe += 1
-        self.nfe_rows[rows - self.first_row] += 1
-        output = self.denoiser.output(x, time)
+        self._count(x.shape[1], rows)
+        output = self.denoiser.output(x, time, rows)
         if self.denoiser.time is None:
             self._last = x, output
         return self.denoiser.interpret(output, x, time)
+
+    def autoregressive(self, x: Int[Tensor, "R L"], rows: Int[Tensor, " R"]) -> Prediction:
+        """``Denoiser.autoregressive``, counted."""
+        length = x.shape[1]
+        if self.denoiser.scores_at_once:
+            self._count(2 * length, rows)
+        else:
+            self._count(length, rows, copies=length)
+        return self.denoiser.autoregressive(x, rows)
+
+    def _count(self, width: int, rows: Tensor, copies: int = 1) -> None:
+        context = self.denoiser.context
+        self.nfe += 1
+        self.nfe_rows[rows - self.first_row] += 1
+        self.queries += copies * (width * len(rows) if context is None else context.queries(width, rows))
 
 
 def frozen_time(

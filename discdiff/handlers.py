@@ -26,7 +26,7 @@ from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.state import State
 
-__all__ = ["At", "Run", "choose"]
+__all__ = ["At", "Run", "choose", "stream"]
 
 _STEPS, _SLOTS = 1 << 20, 1 << 12
 
@@ -51,6 +51,13 @@ class Run:
     _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step and turn
     _step: tuple[int, int] = (-1, 0)
 
+    def check_faults(self) -> None:
+        """Raise ValueError if a row of logits could not be drawn from: what a GPU says only at the end."""
+        if self.faults and bool(torch.stack(self.faults).any()):
+            raise ValueError(
+                "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
+            )
+
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
         """The key of a site, refusing a name that was used before in the same step, turn and slot."""
         if step >= _STEPS or slot >= _SLOTS:
@@ -68,15 +75,18 @@ class Run:
                 "and an operator with several slots a `width`"
             )
         self._names.add((slot, tag))
-        return Key(_turned(self.seed, turn), state.rows, slot << 20 | step, tag, self.faults)
+        return Key(stream(self.seed, 0, turn), state.rows, slot << 20 | step, tag, self.faults)
 
 
 @functools.lru_cache(maxsize=64)
-def _turned(seed: int, turn: int) -> int:
-    """The seed of a turn: words of Philox at a counter that no choice uses (kind 3)."""
-    if turn == 0:
+def stream(seed: int, kind: int, n: int) -> int:
+    """The seed of the n-th part of a run: the turns of a loop are of kind 0, blocks of kind 1.
+
+    The first part has the seed itself, the others words of Philox at a counter that no choice uses (kind 3).
+    """
+    if n == 0:
         return seed
-    high, low, _, _ = philox(seed, 3 << 30, turn, 0, 0)
+    high, low, _, _ = philox(seed, 3 << 30, n, kind, 0)
     return int(high) << 32 | int(low)
 
 
@@ -117,6 +127,10 @@ class At:
         if schedule.sites is None:
             return float(schedule.alpha(time))
         return schedule.alpha(torch.full((1, 1), time, dtype=torch.float64)).detach().to(self.run.model.nfe_rows.device)
+
+    def autoregressive(self, state: State) -> Prediction:
+        """p(x_i | x_{<i}) at every site of a clean state, as ``Denoiser.autoregressive`` gives it; counted."""
+        return self.run.model.autoregressive(state.tokens, state.rows)
 
     @property
     def fused(self) -> bool:

@@ -54,8 +54,11 @@ class Objective(ABC):
     """An upper bound on -log p(x0), as an expectation that can be drawn."""
 
     @abstractmethod
-    def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """One draw for each row, where u in [0, 1) says when: unbiased over uniform u and the noise. Differentiable."""
+    def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
+        """One draw for each row, where u in [0, 1) says when: unbiased over uniform u and the noise. Differentiable.
+
+        Those in continuous time also take a u for every site, (B, L).
+        """
 
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """One unbiased draw for each row, (B,) nats a sequence, times stratified over the batch: a training loss.
@@ -123,14 +126,15 @@ class Continuous(Objective):
     def check(self, process: Process) -> None:
         """Raise ValueError for a process it does not apply to."""
 
-    def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         process, schedule = model.process, model.process.schedule
         self.check(process)
+        u = u if u.ndim == 2 else u[:, None]
         if schedule.sites is None:  # uniform in alpha
             least = schedule.alpha(1.0)
-            t, width = schedule.time(least + (1 - least) * u)[:, None], torch.tensor(1 - least, dtype=torch.float64)
+            t, width = schedule.time(least + (1 - least) * u), torch.tensor(1 - least, dtype=torch.float64)
         else:  # every site has its own alpha: uniform in t
-            t = u[:, None].expand(x0.shape)
+            t = u.expand(x0.shape)
             width = -schedule.alpha_derivative(t)
         x_t = process.noised(x0, schedule.alpha(t).detach()).sample()
         return (self.density(model.evaluate(x_t, t), x0) * width.to(x0.device)).sum(-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from discdiff.kernels import dispatch as kernels
 
-__all__ = ["Output"]
+__all__ = ["Output", "unshifted"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Output:
     def select(self, index: Int[Tensor, " R"]) -> "Output":
         """The output of chosen rows of the batch."""
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
+
+
+def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    """What position i said of position i + 1, in the place of what it is about; nothing speaks of the first."""
+    return torch.cat([source[:, :1], source[:, :-1]], 1)
 
 
 def _as_convert(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

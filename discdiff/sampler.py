@@ -34,6 +34,7 @@ class Samples:
         seed: the seed that gives these tokens again.
         trajectory: (N + 1, B, L) the states at every time of the grid, with ``record=True``.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
+        queries: tokens that went through the network, of all rows.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -42,6 +43,7 @@ class Samples:
     seed: int
     trajectory: Int[Tensor, "N B L"] | None = None
     log_prob: Float[Tensor, " B"] | None = None
+    queries: int = 0
 
 
 class Sampler:
@@ -97,6 +99,12 @@ class Sampler:
         """(step number from 1, t, s) of every step."""
         for step, (t, s) in enumerate(itertools.pairwise(self.grid), start=1):
             yield step, t, s
+
+    def through(self, state: State, run: Run) -> Iterator[State]:
+        """The states after every step, from one at the first time of the grid."""
+        for step, t, s in self.intervals():
+            state = self.operator(state, At(self.process, run, t, s, step))
+            yield state
 
     @torch.no_grad()
     def sample(
@@ -167,21 +175,15 @@ class Sampler:
             state = State(torch.where(where, given, state.tokens), state.t, rows, where)
 
         trajectory = [state.tokens]
-        intervals = track(
-            self.intervals(), "sampling", len(self.grid) - 1, console=Console(stderr=True), disable=not progress
-        )
-        for step, t, s in intervals:
-            state = self.operator(state, At(self.process, run, t, s, step))
+        states = self.through(state, run)
+        shown = track(states, "sampling", len(self.grid) - 1, console=Console(stderr=True), disable=not progress)
+        for state in shown:
             if record:
                 trajectory.append(state.tokens)
-        if run.faults and bool(torch.stack(run.faults).any()):
-            raise ValueError(
-                "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
-            )
+        run.check_faults()
         tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
-        return Samples(
-            tokens, counter.nfe, counter.nfe_rows, seed, torch.stack(trajectory) if record else None, run.log_prob
-        )
+        path = torch.stack(trajectory) if record else None
+        return Samples(tokens, counter.nfe, counter.nfe_rows, seed, path, run.log_prob, counter.queries)
 
     def _length(self, length: int | None) -> int:
         own = self.model.length
@@ -243,13 +245,17 @@ class Sampler:
             return None
         # Sites that are not frozen hold anything; only what is given must be data.
         self.process.check_data(given.where(where, self.process.data_tokens[0]), "prompt")
+        self.warn_of_infill()
+        return given, where
+
+    def warn_of_infill(self) -> None:
+        """Warn if given sites will count as noisy."""
         if self._infill_is_approximate():
             warnings.warn(
                 "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, "
                 "or one time a row), and on a process that is not absorbing they then count as noisy",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return given, where
 
     def _infill_is_approximate(self) -> bool:
         return not self.process.absorbing and not self.model.sees_site_times

@@ -7,6 +7,7 @@ product of the program's own probabilities. There is one run a site, a program m
 choices, and it never sees an impossible state.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from discdiff.blockwise import Blockwise
+from discdiff.context import Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Choice
 from discdiff.handlers import At, Run
@@ -211,7 +214,7 @@ def _paths(
 
 @torch.no_grad()
 def law(
-    sampler: Sampler,
+    sampler: Sampler | Blockwise,
     initial: Float[Tensor, " N"] | None = None,
     *,
     length: int | None = None,
@@ -221,7 +224,7 @@ def law(
     """The exact law of a sampler's output: the initial law times the kernel of every step.
 
     Args:
-        sampler: what is judged.
+        sampler: what is judged; a ``Blockwise`` one without initial, prompt and frozen.
         initial: (S**L,) law of the state at the first time of the grid; by default the prior, for a grid that starts
             at 1.
         length: L, needed where the model has none of its own.
@@ -233,6 +236,8 @@ def law(
     Raises:
         ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0.
     """
+    if isinstance(sampler, Blockwise):
+        return _blockwise(sampler, length)
     process, model = sampler.process, sampler.model
     size = length or model.length
     if size is None:
@@ -260,6 +265,28 @@ def law(
     if abs(left) > 1e-9:
         raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {sampler.operator} leaves masks")
     return on_data
+
+
+def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
+    """The law of each block given every prefix, times the prefix's own; over n**L data sequences."""
+    model, process = sampler.inner.model, sampler.inner.process
+    size = length or model.length
+    if size is None:
+        raise ValueError("law: length= must say how many sites; this model has no length of its own")
+    tokens, total = process.data_tokens, []
+    future = process.prior(1, size).sample() if sampler.future else None
+    for sizes, weight in zip(sampler.sizes, sampler.weights, strict=True):
+        so_far = torch.tensor([weight], dtype=torch.float64)
+        for begin, end in itertools.pairwise(sampler.edges(size, sizes)):
+            inner, onwards = sampler.sampler(end - begin), []
+            for prefix in tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]:
+                clean = clean_states(process, prefix[None])
+                shown = Shown(torch.zeros(1, dtype=torch.int64), torch.tensor([begin]), clean, future)
+                block = Sampler(process, model.given(shown), inner.operator, grid=inner.grid)
+                onwards.append(law(block, length=end - begin))
+            so_far = (so_far[:, None] * torch.stack(onwards)).flatten()
+        total.append(so_far)
+    return torch.stack(total).sum(0)
 
 
 def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:

@@ -1,0 +1,287 @@
+r"""Generation block by block: each is denoised behind the clean tokens before it, by any operator.
+
+    p(x) = prod_b p(x^b | x^{<b}),        or  sum_k gamma_k p_k(x) for a mixture of block sizes
+
+A block is a run of the one sampling loop, of a denoiser that is given the prefix. Blocks start at t = 1 even where a
+part of them is given: noise at an earlier time would have to come from that time's law, which on a uniform process is
+not the prior's.
+
+Reference: BlockGen (2026); block diffusion (Arriola et al., 2025).
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from discdiff.context import Cached, Growing, Kept, Shown, clean_states
+from discdiff.denoiser import Counter, Denoiser
+from discdiff.distributions import Branch
+from discdiff.handlers import At, Run, choose, stream
+from discdiff.kernels import dispatch as kernels
+from discdiff.operator import Operator
+from discdiff.process import Process
+from discdiff.sampler import Sampler, Samples
+from discdiff.state import State
+
+__all__ = ["BlockSamples", "Blockwise"]
+
+
+@dataclass(frozen=True)
+class BlockSamples(Samples):
+    """What ``Blockwise`` returns: ``Samples``, and
+
+    Attributes:
+        lengths: (B,) how many tokens of a row count: all up to the first stop, which is one of them. What follows it in
+            ``tokens`` is the stop again.
+    """
+
+    lengths: Int[Tensor, " B"] | None = None
+
+
+class Blockwise:
+    """Sample block by block.
+
+    Args:
+        process: the forward process.
+        model: a ``Denoiser`` for it. If its function is ``Cached`` a call costs the block alone; any other is shown the
+            prefix again in every call.
+        operator: what a step within a block does.
+        block: the block size; or sizes that follow each other, the last one repeated; or {size: probability}, chosen
+            for each row.
+        steps: equal steps from t = 1 to 0 in each block; a block of one site takes one.
+        grid: instead of ``steps``, decreasing times from 1 to 0.
+        future: show the sites after the block as noise, up to the full length: for networks that were trained on whole
+            sequences. A model that has just one length is always shown them.
+
+    Raises:
+        TypeError, ValueError: as ``Sampler``, or for sizes that are not positive whole numbers.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        model: Denoiser,
+        operator: Operator,
+        *,
+        block: int | Sequence[int] | Mapping[int, float],
+        steps: int | None = None,
+        grid: Iterable[float] | None = None,
+        future: bool = False,
+    ) -> None:
+        self.inner = Sampler(process, model, operator, steps=steps, grid=grid)
+        if self.inner.grid[0] != 1 or self.inner.grid[-1] != 0:
+            raise ValueError(f"Blockwise: a block goes from t = 1 to 0, got a grid from {self.inner.grid[0]}")
+        self.single = self.inner.on_grid((1.0, 0.0))
+        self.block = block
+        self.sizes: tuple[tuple[int, ...], ...]
+        self.weights: tuple[float, ...] = (1.0,)
+        if isinstance(block, Mapping):
+            self.sizes, self.weights = tuple((size,) for size in block), tuple(block.values())
+            if not block or min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-9:
+                raise ValueError(f"Blockwise: the weights of block sizes must be probabilities, got {dict(block)}")
+        else:
+            self.sizes = ((block,) if isinstance(block, int) else tuple(block),)
+        if not all(sizes and all(type(size) is int and size >= 1 for size in sizes) for sizes in self.sizes):
+            raise ValueError(f"Blockwise: block sizes must be positive whole numbers, got {block!r}")
+        self.future = future or model.length is not None
+
+    def edges(self, length: int, sizes: tuple[int, ...]) -> list[int]:
+        """Where blocks begin, and the length."""
+        repeated = itertools.chain(sizes, itertools.repeat(sizes[-1]))
+        return [*itertools.takewhile(lambda edge: edge < length, itertools.accumulate(repeated, initial=0)), length]
+
+    def sampler(self, size: int) -> Sampler:
+        """What denoises a block of some size."""
+        return self.single if size == 1 else self.inner
+
+    def nfe(self, length: int) -> float | None:
+        """Planned denoiser calls of a row without a prompt, expected over block sizes; None if not known."""
+        total = 0.0
+        for sizes, weight in zip(self.sizes, self.weights, strict=True):
+            for begin, end in itertools.pairwise(self.edges(length, sizes)):
+                calls = self.sampler(end - begin).nfe
+                if calls is None:
+                    return None
+                total += weight * calls
+        return total
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: int,
+        length: int,
+        *,
+        seed: int | None = None,
+        first_row: int = 0,
+        prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] = (),
+        stop: int | Sequence[int] = (),
+        record: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> BlockSamples:
+        """Draw samples. The tokens of row b are a function of (seed, first_row + b) and the arguments.
+
+        Args:
+            batch: B.
+            length: L, the most tokens of a row, prompt included.
+            seed: 64-bit key of the randomness; drawn from torch's global generator if None.
+            first_row: id of the first row.
+            prompt: first tokens of all rows, or of each row; rows may differ in length.
+            stop: ids of tokens that end a row. A row that has ended costs nothing more.
+            record: keep the log-probability of the choices made.
+            device: where to sample.
+
+        Raises:
+            ValueError: for wrong shapes or ids, or a length that is not the model's.
+        """
+        model, process = self.inner.model, self.inner.process
+        if batch < 1 or length < 1 or (model.length is not None and length != model.length):
+            raise ValueError(
+                f"sample: batch and length must be at least 1, and length the model's ({model.length}), "
+                f"got batch = {batch}, length = {length}"
+            )
+        stops = torch.tensor([stop] if isinstance(stop, int) else list(stop), dtype=torch.int64, device=device)
+        process.check_data(stops[None], "stop")
+        given = self._prompts(prompt, batch, length)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        rows = torch.arange(first_row, first_row + batch, device=device)
+        log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
+        tally = Counter(model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
+        job = _Job(self, Run(seed, tally, log_prob, fuse=kernels.fuses(torch.device(device))), length, stops, rows)
+        job.begin(given)
+        while job.groups:
+            job.advance(job.groups.pop())
+        return BlockSamples(
+            job.tokens, tally.nfe, tally.nfe_rows, seed, None, log_prob, tally.queries, lengths=job.lengths
+        )
+
+    def _prompts(
+        self, prompt: Tensor | Sequence[int] | Sequence[Sequence[int]], batch: int, length: int
+    ) -> list[Tensor]:
+        rows = list(prompt)
+        if not any((isinstance(row, Tensor) and row.ndim) or isinstance(row, Sequence) for row in rows):
+            rows = [rows] * batch
+        given = [torch.as_tensor(row) if len(row) else torch.zeros(0, dtype=torch.int64) for row in rows]
+        if len(given) != batch or any(len(row) > length or row.ndim != 1 for row in given):
+            shapes = sorted({tuple(row.shape) for row in given})
+            raise ValueError(
+                f"sample: prompt must be token ids, or {batch} rows of them, at most {length} each; "
+                f"got {len(given)} rows of shapes {shapes}"
+            )
+        for number, row in enumerate(given):
+            self.inner.process.check_data(row[None], f"prompt of row {number}")
+        return given
+
+    def __repr__(self) -> str:
+        inside = repr(self.inner).removeprefix("Sampler(").partition("  #")[0].removesuffix(")")
+        return f"Blockwise({inside}, block={self.block})"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows whose blocks are denoised together.
+
+    Attributes:
+        index: (R,) their places in the batch.
+        context: the tokens before their blocks.
+        edges: where their blocks begin and end.
+        turn: blocks that each of them has been through: the key of the next one's randomness, whoever is beside it.
+    """
+
+    index: Tensor
+    context: Growing
+    edges: list[int]
+    turn: int = 0
+
+
+class _Job:
+    """One run of ``sample``: the tokens so far, and the groups that are not done."""
+
+    def __init__(self, maker: Blockwise, run: Run, length: int, stops: Tensor, rows: Tensor) -> None:
+        self.maker, self.run, self.stops, self.rows = maker, run, stops, rows
+        self.tokens = torch.zeros(len(rows), length, dtype=torch.int64, device=rows.device)
+        self.lengths = torch.full_like(rows, length)
+        self.given = torch.zeros_like(rows)
+        self.groups: list[_Group] = []
+
+    def begin(self, prompts: list[Tensor]) -> None:
+        """Place the prompts, choose block sizes, show the whole blocks of the prompts to the network."""
+        maker, length = self.maker, self.tokens.shape[1]
+        for row, prompt in enumerate(prompts):
+            self.given[row] = len(prompt)
+            self.tokens[row, : len(prompt)] = prompt.to(self.rows.device)
+        state = State(self.tokens, 1.0, self.rows)
+        at = At(maker.inner.process, self.run, 1.0, 1.0, step=0)
+        chosen = torch.zeros_like(self.rows)
+        if len(maker.sizes) > 1:
+            weights = torch.tensor(maker.weights, dtype=torch.float64)
+            chosen = choose("block size", Branch(weights, len(self.rows)), state, at)
+        future = None
+        if maker.future:
+            future = choose("future", maker.inner.process.prior(len(self.rows), length, self.rows.device), state, at)
+        for number, sizes in enumerate(maker.sizes):
+            edges = maker.edges(length, sizes)
+            index = ((chosen == number) & (self.given < length)).nonzero()[:, 0]
+            if len(index):
+                starts = torch.tensor(edges, device=index.device)
+                known = starts[torch.searchsorted(starts, self.given[index], right=True) - 1]
+                self.groups.append(_Group(index, self._context(index, known, future), edges))
+        partial = any(bool((group.context.length < self.given[group.index]).any()) for group in self.groups)
+        if partial:
+            maker.inner.warn_of_infill()
+
+    def _context(self, index: Tensor, known: Tensor, future: Tensor | None) -> Growing:
+        model, tally, rows = self.maker.inner.model, self.run.model, self.rows[index]
+        shown = clean_states(self.maker.inner.process, self.tokens[index, : int(known.max())])
+        if not isinstance(model.fn, Cached):
+            return Shown(rows, known, shown, None if future is None else future[index])
+        if shown.shape[1]:
+            tally.nfe += 1
+            tally.nfe_rows[index[known > 0]] += 1
+            tally.queries += int(known.sum())
+        return Kept(rows, known, model.fn, model.fn.prefill(shown, known, self.tokens.shape[1]))
+
+    def advance(self, group: _Group) -> None:
+        """Denoise the next block of a group, and put what is left of it back: all at once where sizes agree."""
+        ends = torch.tensor(group.edges, device=group.index.device)
+        begin = group.context.length
+        size = ends[torch.searchsorted(ends, begin, right=True)] - begin
+        if bool((size != size[0]).any()):
+            for one in size.unique().tolist():
+                part = (size == one).nonzero()[:, 0]
+                self.groups.append(replace(group, index=group.index[part], context=group.context.select(part)))
+            return
+        columns = begin[:, None] + torch.arange(int(size[0]), device=begin.device)
+        place = group.index[:, None], columns
+        block = self._denoised(group, self.tokens[place], columns < self.given[group.index][:, None])
+        self.tokens[place] = block
+        ended = torch.isin(block, self.stops) & (columns >= self.given[group.index][:, None])
+        done = ended.any(-1)
+        first = ended.int().argmax(-1)
+        for row, where in zip(group.index[done].tolist(), (begin + first)[done].tolist(), strict=True):
+            self.lengths[row] = where + 1
+            self.tokens[row, where + 1 :] = self.tokens[row, where]
+        left = (~done & (columns[:, -1] + 1 < self.tokens.shape[1])).nonzero()[:, 0]
+        if len(left):
+            context = group.context if len(left) == len(done) else group.context.select(left)
+            context.extend(clean_states(self.maker.inner.process, block[left]))
+            self.groups.append(_Group(group.index[left], context, group.edges, group.turn + 1))
+
+    def _denoised(self, group: _Group, tokens: Tensor, given: Tensor) -> Tensor:
+        """The block of each row of a group, by the one sampling loop; ``tokens`` hold what is given of it."""
+        sampler, tally = self.maker.sampler(tokens.shape[1]), self.run.model
+        model = Counter(sampler.model.given(group.context), tally.first_row, tally.nfe_rows)
+        run = replace(self.run, seed=stream(self.run.seed, 1, group.turn), model=model, faults=[], _names=set())
+        process, rows = sampler.process, self.rows[group.index]
+        state = State(torch.zeros_like(tokens), 1.0, rows)
+        at = At(process, run, 1.0, 1.0, step=0)
+        noise = choose("prior", process.prior(len(rows), tokens.shape[1], tokens.device), state, at)
+        state = state.at(torch.where(given, process.place(tokens, noise), noise))
+        for after in sampler.through(replace(state, frozen=given if bool(given.any()) else None), run):
+            state = after
+        run.check_faults()
+        tally.nfe, tally.queries = tally.nfe + model.nfe, tally.queries + model.queries
+        return process.column(state.tokens)
