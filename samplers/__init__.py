@@ -4,6 +4,7 @@ from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
 from discdiff.samplers.ancestral_gibbs import ancestral_gibbs
 from discdiff.samplers.any_order import AnyOrder
+from discdiff.samplers.arpc import ARPC
 from discdiff.samplers.coloured import Coloured
 from discdiff.samplers.dfm import DFM
 from discdiff.samplers.entropy_bounded import EntropyBounded
@@ -29,7 +30,7 @@ from discdiff.samplers.uniformization import Uniformization
 from discdiff.samplers.unmask import Unmask
 
 __all__ = [
-    "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "Coloured", "Cycle", "EntropyBounded", "Euler",
+    "ARPC", "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "Coloured", "Cycle", "EntropyBounded", "Euler",
     "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "InformedGibbs", "KLStable", "LocallyBalanced",
     "MaximalCoupling", "Multistep", "ReMDM", "Remask", "Renoising", "SplitLeap", "TauForwardBackward", "TauLeaping",
     "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",

@@ -1,0 +1,152 @@
+r"""Autoregressively informed correction: the network draws a clean block, reads it in order, and doubts what it reads.
+
+    x    ~ D(. | z)                                        every site; what a mask hid, on a masked process
+    p_i  = p(. | prefix, x_{<i})                           the same network's autoregressive law
+    k    = max(1, round((1 - alpha_s) n)) sites of the n free ones go back to noise, those of the largest score
+
+    "nll"  -log p_i(x_i)         "gap"  max_v log p_i(v) - log p_i(x_i)        "entropy"  H(p_i)
+    "kl"  KL(p_i || D_i(z))      "reverse_kl"  KL(D_i(z) || p_i)               "tv"  TV(p_i, D_i(z))
+
+These scores look at the tokens they judge, so no law is kept, and with more steps the samples sharpen towards the mode:
+look at the entropy beside any quality. Two choices look at nothing, and ask no autoregressive law:
+
+    "random"   k sites at random: on a masked process the end law converges to p0, fast. On a uniform one k >= 1 noisy
+               sites are more noise than alpha_s says, the denoiser that is told alpha_s keeps it, and the law drifts
+    "forward"  every site with probability 1 - alpha_s, the noise of time s itself: converges to p0 on every process
+
+References: BlockGen (2026); random re-noising is that of ReMDM (Wang et al., 2025).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from discdiff.distributions import Coins
+from discdiff.events import Ranking
+from discdiff.handlers import At, choose
+from discdiff.operator import Operator, Predictor, when
+from discdiff.prediction import Prediction
+from discdiff.samplers.ancestral import Ancestral, reverse_step
+from discdiff.samplers.choosing import best, compare
+from discdiff.state import State
+
+__all__ = ["ARPC", "Guided"]
+
+Score = Literal["nll", "gap", "entropy", "kl", "reverse_kl", "tv", "random", "forward"]
+_BLIND = ("random", "forward")
+
+
+@dataclass(frozen=True)
+class ARPC(Predictor):
+    """One guided step. Two denoiser calls, the second of two queries a token; "random" and "forward" take one.
+
+    A network without ``score`` is shown a copy of the block for every site of it in the second.
+
+    Args:
+        score: what is re-noised first.
+        temperature: of the selection, which is Plackett-Luce by score / temperature; 0 takes the largest scores.
+
+    Raises:
+        ValueError: for an unknown score or a negative temperature; in sampling, if the network cannot be asked for its
+            autoregressive law (``Denoiser.autoregressive``).
+    """
+
+    score: Score = "nll"
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.score not in get_args(Score):
+            raise ValueError(f"ARPC: score must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}")
+        if not self.temperature >= 0:
+            raise ValueError(f"ARPC: temperature must be at least 0, got {self.temperature}")
+
+    def scheduled(self, steps: int, *, warmup: int = 0, period: int = 1) -> Operator:
+        """The published schedule over equal steps: this in every ``period``-th from ``warmup`` on, never in the last.
+
+        The other steps are ancestral. A block takes steps + floor((steps - 2 - warmup) / period) + 1 denoiser calls,
+        and no more than ``steps`` where warmup > steps - 2.
+
+        Raises:
+            ValueError: for numbers that are too small; in sampling, where the steps are others.
+        """
+        if steps < 1 or warmup < 0 or period < 1:
+            raise ValueError(
+                f"ARPC: steps and period must be at least 1 and warmup at least 0, got {steps}, {period} and {warmup}"
+            )
+        return when(Guided(steps, warmup, period), self, Ancestral())
+
+    @property
+    def nfe(self) -> float | None:
+        return 1.0 if self.score in _BLIND else 2.0
+
+    def __call__(self, state: State, at: At) -> State:
+        said = at.predict(state)
+        clean = reverse_step(replace(state, seen=said), state.free, at, to=0.0)
+        alpha = at.process.sitewise(at.alpha(at.s), state.tokens)
+        if self.score == "forward":
+            where = choose("site", Coins((1 - alpha).where(state.free, 0.0)), state, at)
+        else:
+            where = self._chosen(said, clean, alpha, at)
+        again = choose("noise again", at.process.renoise(clean.tokens, where, where, 0.0), state, at)
+        return clean.at(again, at.s)
+
+    def _chosen(self, said: Prediction, clean: State, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
+        """k sites of each row; none at alpha_s = 1."""
+        count = ((1 - alpha).mean(-1) * clean.free.sum(-1)).round().clamp(min=1).long()
+        count = torch.where((alpha < 1).all(-1), count, 0)
+        score = torch.zeros_like(alpha)
+        if self.score != "random" and bool(count.any()):
+            score = self._scores(said, at.autoregressive(clean), clean, at)
+        score = score.masked_fill(~clean.free, -torch.inf)
+        if self.temperature == 0 and self.score != "random":
+            return best(score, count)
+        log_w = score if self.score == "random" else score / self.temperature
+        return choose("site", Ranking(log_w.log_softmax(-1), count), clean, at) >= 0
+
+    def _scores(self, said: Prediction, law: Prediction, clean: State, at: At) -> Float[Tensor, "B L"]:
+        free = clean.free
+        own = at.process.column(clean.tokens)[free]
+        if self.score in ("kl", "reverse_kl", "tv"):
+            rows = compare(law.loo_at(free), said.denoiser_at(free), _DIVERGENCES[self.score])
+        elif self.score == "entropy":
+            rows = law.loo_at(free).known().entropy
+        else:
+            sites = law.loo_at(free).read(own)
+            assert sites.reading is not None
+            rows = -sites.reading.log_prob
+            if self.score == "gap":
+                rows = rows + law.loo_at(free).known().max_prob.log()
+        finite = rows.double().clamp(-1e300, 1e300)
+        return torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(free, finite)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+
+
+_DIVERGENCES = {
+    "kl": _kl,
+    "reverse_kl": lambda log_p, log_q: _kl(log_q, log_p),
+    "tv": lambda log_p, log_q: (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
+}
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The condition i >= warmup, (i - warmup) % period = 0 on the i-th of equal steps, from 0; not on the last."""
+
+    steps: int
+    warmup: int
+    period: int
+
+    def __call__(self, t: float) -> bool:
+        i = round((1 - t) * self.steps)
+        if abs((1 - t) * self.steps - i) > 1e-6:
+            raise ValueError(f"{self} is for {self.steps} equal steps of t from 1 to 0; none begins at t = {t:g}")
+        return self.warmup <= i < self.steps - 1 and (i - self.warmup) % self.period == 0
+
+    def __repr__(self) -> str:
+        return f"guided(steps={self.steps}, warmup={self.warmup}, period={self.period})"
