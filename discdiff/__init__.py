@@ -5,6 +5,7 @@ Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 
 from discdiff import bridge, grid, losses, samplers, theory
 from discdiff.blockwise import BlockSamples, Blockwise
+from discdiff.cascade import Cascade
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
 from discdiff.general import General, Ordinal, TimeVarying
@@ -28,6 +29,7 @@ __all__ = [
     "At",
     "BlockSamples",
     "Blockwise",
+    "Cascade",
     "Corrector",
     "Cosine",
     "Denoiser",

@@ -54,6 +54,8 @@ class Blockwise:
             for each row.
         steps: equal steps from t = 1 to 0 in each block; a block of one site takes one.
         grid: instead of ``steps``, decreasing times from 1 to 0.
+        window: the most tokens that the network is shown, block included: of a longer prefix the last ones. Positions
+            begin with the window, and a cache is filled anew for each block, at one call.
         future: show the sites after the block as noise, up to the full length: for networks that were trained on whole
             sequences. A model that has just one length is always shown them.
 
@@ -70,6 +72,7 @@ class Blockwise:
         block: int | Sequence[int] | Mapping[int, float],
         steps: int | None = None,
         grid: Iterable[float] | None = None,
+        window: int | None = None,
         future: bool = False,
     ) -> None:
         self.inner = Sampler(process, model, operator, steps=steps, grid=grid)
@@ -87,6 +90,13 @@ class Blockwise:
             self.sizes = ((block,) if isinstance(block, int) else tuple(block),)
         if not all(sizes and all(type(size) is int and size >= 1 for size in sizes) for sizes in self.sizes):
             raise ValueError(f"Blockwise: block sizes must be positive whole numbers, got {block!r}")
+        largest = max(max(sizes) for sizes in self.sizes)
+        if window is not None and (window < largest or model.length not in (None, window)):
+            raise ValueError(
+                f"Blockwise: the window must hold a block ({largest}) and be the model's length ({model.length}), "
+                f"got {window}"
+            )
+        self.window = window
         self.future = future or model.length is not None
 
     def edges(self, length: int, sizes: tuple[int, ...]) -> list[int]:
@@ -138,10 +148,10 @@ class Blockwise:
             ValueError: for wrong shapes or ids, or a length that is not the model's.
         """
         model, process = self.inner.model, self.inner.process
-        if batch < 1 or length < 1 or (model.length is not None and length != model.length):
+        if batch < 1 or length < 1 or (self.window is None and model.length not in (None, length)):
             raise ValueError(
-                f"sample: batch and length must be at least 1, and length the model's ({model.length}), "
-                f"got batch = {batch}, length = {length}"
+                f"sample: batch and length must be at least 1, and length the model's ({model.length}) unless there "
+                f"is a window, got batch = {batch}, length = {length}"
             )
         stops = torch.tensor([stop] if isinstance(stop, int) else list(stop), dtype=torch.int64, device=device)
         process.check_data(stops[None], "stop")
@@ -177,7 +187,7 @@ class Blockwise:
 
     def __repr__(self) -> str:
         inside = repr(self.inner).removeprefix("Sampler(").partition("  #")[0].removesuffix(")")
-        return f"Blockwise({inside}, block={self.block})"
+        return f"Blockwise({inside}, block={self.block}{'' if self.window is None else f', window={self.window}'})"
 
 
 @dataclass(frozen=True)
@@ -187,12 +197,14 @@ class _Group:
     Attributes:
         index: (R,) their places in the batch.
         context: the tokens before their blocks.
-        edges: where their blocks begin and end.
+        begin: (R,) where their blocks begin.
+        edges: where blocks begin and end.
         turn: blocks that each of them has been through: the key of the next one's randomness, whoever is beside it.
     """
 
     index: Tensor
     context: Growing
+    begin: Tensor
     edges: list[int]
     turn: int = 0
 
@@ -206,6 +218,7 @@ class _Job:
         self.lengths = torch.full_like(rows, length)
         self.given = torch.zeros_like(rows)
         self.groups: list[_Group] = []
+        self.future: Tensor | None = None
 
     def begin(self, prompts: list[Tensor]) -> None:
         """Place the prompts, choose block sizes, show the whole blocks of the prompts to the network."""
@@ -219,40 +232,50 @@ class _Job:
         if len(maker.sizes) > 1:
             weights = torch.tensor(maker.weights, dtype=torch.float64)
             chosen = choose("block size", Branch(weights, len(self.rows)), state, at)
-        future = None
         if maker.future:
-            future = choose("future", maker.inner.process.prior(len(self.rows), length, self.rows.device), state, at)
+            shown = length if maker.window is None else maker.window
+            self.future = choose(
+                "future", maker.inner.process.prior(len(self.rows), shown, self.rows.device), state, at
+            )
+        partial = False
         for number, sizes in enumerate(maker.sizes):
             edges = maker.edges(length, sizes)
             index = ((chosen == number) & (self.given < length)).nonzero()[:, 0]
             if len(index):
                 starts = torch.tensor(edges, device=index.device)
                 known = starts[torch.searchsorted(starts, self.given[index], right=True) - 1]
-                self.groups.append(_Group(index, self._context(index, known, future), edges))
-        partial = any(bool((group.context.length < self.given[group.index]).any()) for group in self.groups)
+                partial |= bool((known < self.given[index]).any())
+                self.groups.append(_Group(index, self._context(index, known, edges), known, edges))
         if partial:
             maker.inner.warn_of_infill()
 
-    def _context(self, index: Tensor, known: Tensor, future: Tensor | None) -> Growing:
-        model, tally, rows = self.maker.inner.model, self.run.model, self.rows[index]
-        shown = clean_states(self.maker.inner.process, self.tokens[index, : int(known.max())])
+    def _context(self, index: Tensor, known: Tensor, edges: list[int]) -> Growing:
+        """What rows are shown of their first ``known`` tokens: all, or the last that the window has room for."""
+        model, tally, rows, length = self.maker.inner.model, self.run.model, self.rows[index], known
+        if self.maker.window is not None:
+            length = known.clamp(max=self.maker.window - max(end - start for start, end in itertools.pairwise(edges)))
+        columns = (known - length)[:, None] + torch.arange(int(length.max()), device=index.device)
+        tokens = self.tokens[index[:, None], columns.clamp(max=self.tokens.shape[1] - 1)]
+        shown = clean_states(self.maker.inner.process, tokens)
         if not isinstance(model.fn, Cached):
-            return Shown(rows, known, shown, None if future is None else future[index])
+            return Shown(rows, length, shown, None if self.future is None else self.future[index])
         if shown.shape[1]:
             tally.nfe += 1
-            tally.nfe_rows[index[known > 0]] += 1
-            tally.queries += int(known.sum())
-        return Kept(rows, known, model.fn, model.fn.prefill(shown, known, self.tokens.shape[1]))
+            tally.nfe_rows[index[length > 0]] += 1
+            tally.queries += int(length.sum())
+        capacity = self.tokens.shape[1] if self.maker.window is None else self.maker.window
+        return Kept(rows, length, model.fn, model.fn.prefill(shown, length, capacity))
 
     def advance(self, group: _Group) -> None:
         """Denoise the next block of a group, and put what is left of it back: all at once where sizes agree."""
         ends = torch.tensor(group.edges, device=group.index.device)
-        begin = group.context.length
+        begin = group.begin
         size = ends[torch.searchsorted(ends, begin, right=True)] - begin
         if bool((size != size[0]).any()):
             for one in size.unique().tolist():
                 part = (size == one).nonzero()[:, 0]
-                self.groups.append(replace(group, index=group.index[part], context=group.context.select(part)))
+                context = group.context.select(part)
+                self.groups.append(replace(group, index=group.index[part], context=context, begin=begin[part]))
             return
         columns = begin[:, None] + torch.arange(int(size[0]), device=begin.device)
         place = group.index[:, None], columns
@@ -266,9 +289,13 @@ class _Job:
             self.tokens[row, where + 1 :] = self.tokens[row, where]
         left = (~done & (columns[:, -1] + 1 < self.tokens.shape[1])).nonzero()[:, 0]
         if len(left):
-            context = group.context if len(left) == len(done) else group.context.select(left)
-            context.extend(clean_states(self.maker.inner.process, block[left]))
-            self.groups.append(_Group(group.index[left], context, group.edges, group.turn + 1))
+            index, begin = group.index[left], (begin + size)[left]
+            if self.maker.window is not None:
+                context = self._context(index, begin, group.edges)
+            else:
+                context = group.context if len(left) == len(done) else group.context.select(left)
+                context.extend(clean_states(self.maker.inner.process, block[left]))
+            self.groups.append(_Group(index, context, begin, group.edges, group.turn + 1))
 
     def _denoised(self, group: _Group, tokens: Tensor, given: Tensor) -> Tensor:
         """The block of each row of a group, by the one sampling loop; ``tokens`` hold what is given of it."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from discdiff.denoiser import Denoiser
     from discdiff.process import Process
 
-__all__ = ["Behind", "Cached", "Context", "Growing", "Kept", "Shown", "clean_states"]
+__all__ = ["Along", "Behind", "Cached", "Context", "Growing", "Kept", "Shown", "clean_states"]
 
 
 C = TypeVar("C", bound="RowCache")
@@ -213,3 +213,24 @@ class Behind(Context):
 
     def queries(self, width: int, rows: Tensor) -> int:
         return 2 * width * len(rows)
+
+
+@dataclass
+class Along(Context):
+    """No prefix, but something for every row that the function takes as a third argument, fn(x, time, condition).
+
+    Attributes:
+        condition: (B, ...), one entry a row.
+    """
+
+    rows: Int[Tensor, " B"]
+    condition: Tensor
+
+    def __post_init__(self) -> None:
+        self.length = torch.zeros_like(self.rows)
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        return model.fn(x, model.time_argument(t.expand(len(x), -1)), self.condition[self.places(rows)])  # type: ignore[call-arg]
+
+    def queries(self, width: int, rows: Tensor) -> int:
+        return width * len(rows)

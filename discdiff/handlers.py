@@ -80,7 +80,7 @@ class Run:
 
 @functools.lru_cache(maxsize=64)
 def stream(seed: int, kind: int, n: int) -> int:
-    """The seed of the n-th part of a run: the turns of a loop are of kind 0, blocks of kind 1.
+    """The seed of the n-th part of a run: turns of a loop are of kind 0, blocks of kind 1, stages of kind 2.
 
     The first part has the seed itself, the others words of Philox at a counter that no choice uses (kind 3).
     """

@@ -13,6 +13,7 @@ from discdiff.samplers.first_hitting import FirstHitting
 from discdiff.samplers.forward_backward import Cycle, ForwardBackward, TauForwardBackward
 from discdiff.samplers.gibbs import Gibbs
 from discdiff.samplers.gillespie import Gillespie
+from discdiff.samplers.greedy import Greedy
 from discdiff.samplers.informed_gibbs import InformedGibbs
 from discdiff.samplers.kl_stable import KLStable
 from discdiff.samplers.locally_balanced import LocallyBalanced, TauLocallyBalanced
@@ -31,7 +32,7 @@ from discdiff.samplers.unmask import Unmask
 
 __all__ = [
     "ARPC", "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "Coloured", "Cycle", "EntropyBounded", "Euler",
-    "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "InformedGibbs", "KLStable", "LocallyBalanced",
+    "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "Greedy", "InformedGibbs", "KLStable", "LocallyBalanced",
     "MaximalCoupling", "Multistep", "ReMDM", "Remask", "Renoising", "SplitLeap", "TauForwardBackward", "TauLeaping",
     "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
     "ancestral_gibbs",

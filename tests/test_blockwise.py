@@ -219,6 +219,78 @@ def test_16k_tokens_need_no_more_than_the_cache() -> None:
     assert meter.peak < 8 * keys
 
 
+# --- windows, greedy ends, cascades ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_window_shows_the_last_tokens_only(cached: bool) -> None:
+    """Blocks further on are drawn as the same block behind the window's tokens alone would be."""
+    net = network(UNIFORM)
+    model = net if cached else dd.Denoiser(lambda x, alpha: net.fn(x, alpha), UNIFORM, "denoiser", time="alpha")
+    sampler = dd.Blockwise(UNIFORM, model, S.Ancestral(), block=4, steps=3, window=12)
+    out = sampler.sample(3, 24, seed=5)
+    assert out.nfe == 6 * 3 + (5 if cached else 0)  # a cache is filled anew for every block but the first
+
+    def last(prompt: Tensor) -> Tensor:
+        found = sampler.sample(3, 24, seed=9, prompt=prompt, record=True).log_prob
+        assert found is not None
+        return found
+
+    usual, far, near = (out.tokens[:, :20].clone() for _ in range(3))
+    far[:, :12] = (far[:, :12] + 1) % 3  # what the last block is not shown
+    near[:, 12:] = (near[:, 12:] + 1) % 3
+    assert torch.equal(last(far), last(usual))
+    assert not torch.equal(last(near), last(usual))
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=repr)
+def test_a_window_makes_long_sequences_of_a_short_oracle(process: dd.Process, failure_rate: float) -> None:
+    """A Markov chain is exact through a window of two sites, for 40 sites; one of independent blocks is not."""
+    short = chain(3, 2)
+    sampler = dd.Blockwise(process, short.denoiser(process), S.Ancestral(), block=1, steps=1, window=2)
+    stationary = dd.Blockwise(process, short.denoiser(process), S.Ancestral(), block=2, steps=1, window=2)
+    found = []
+    for one in (sampler, stationary):
+        x = one.sample(500, 40, seed=3).tokens
+        pairs = torch.bincount((x[:, :-1] * 3 + x[:, 1:]).flatten(), minlength=9).view(3, 3)
+        first = short.transition * 0 + pairs.sum(1, keepdim=True)
+        found.append(float(chisquare(pairs.numpy().ravel(), (first * short.transition).numpy().ravel(), ddof=2).pvalue))
+    assert found[0] > failure_rate > found[1]
+
+
+@pytest.mark.parametrize("process", FAMILIES, ids=repr)
+def test_a_greedy_end_takes_the_most_probable_token(process: dd.Process) -> None:
+    world = strong()
+    kernel = T.kernel(S.Greedy(), process, world.denoiser(process), t=0.5, s=0.0)
+    z = torch.cartesian_prod(*[torch.arange(process.states)] * 3)
+    best = world.denoiser(process)(z, 0.5).denoiser.argmax(-1)
+    ends = process.column(z[kernel.argmax(-1)])
+    assert bool(((kernel == 0) | (kernel == 1)).all())
+    assert torch.equal(ends, best)
+
+
+def test_a_cascade_conditions_its_second_stage(failure_rate: float) -> None:
+    """y from the first site of a law, x from the others given y: the law itself; y of another row is not."""
+    world = strong()
+    joint = world.p0.view(3, 9)
+    given = [T.Enumeration(row / row.sum(), vocab_size=3, length=2).denoiser(UNIFORM) for row in joint]
+    first = T.Enumeration(joint.sum(1), vocab_size=3, length=1).denoiser(UNIFORM)
+
+    def fn(x: Tensor, alpha: Tensor, y: Tensor) -> Tensor:
+        t = (1 - alpha).double()[:, None]
+        return torch.stack([one.evaluate(x, t).denoiser for one in given])[y[:, 0], torch.arange(len(x))]
+
+    second = dd.Denoiser(fn, UNIFORM, "denoiser", time="alpha", time_dtype=torch.float64)  # type: ignore[arg-type]
+    cascade = dd.Cascade(
+        dd.Sampler(UNIFORM, first, S.Ancestral(), steps=2), dd.Sampler(UNIFORM, second, S.Ancestral(), steps=64)
+    )
+    y, x = cascade.sample(20_000, (1, 2), seed=0)
+    assert counted(torch.cat([y.tokens, x.tokens], 1), world.p0) > failure_rate
+    assert counted(torch.cat([y.tokens.roll(1, 0), x.tokens], 1), world.p0) < failure_rate
+    part = cascade.sample(5, (1, 2), seed=0, first_row=7)
+    assert torch.equal(part[1].tokens, x.tokens[7:12])
+
+
 # --- likelihoods ----------------------------------------------------------------------------------------------------
 
 BOUNDS = [(MASKED, losses.MaskedNELBO()), (UNIFORM, losses.UniformNELBO()), (FAMILIES[2], losses.AbsorbingNELBO())]
@@ -294,6 +366,7 @@ def test_a_mixture_trains_each_size_in_its_share() -> None:
     [
         ({"block": 0}, "positive whole numbers, got 0"),
         ({"block": {2: 0.5}}, "must be probabilities"),
+        ({"block": 4, "window": 3}, r"must hold a block \(4\)"),
         ({"block": 2, "grid": [0.9, 0.0], "steps": None}, "from t = 1 to 0"),
     ],
 )

@@ -91,7 +91,8 @@ def test_rows_do_not_know_of_each_other(operator: type[dd.Operator], process: dd
     whole = sampler.sample(6, seed=4).tokens
     part = sampler.sample(2, seed=4, first_row=3).tokens
     assert torch.equal(part, whole[3:5])
-    assert not torch.equal(sampler.sample(6, seed=5).tokens, whole)
+    if made != S.Greedy():  # which is certain of what it does from pure noise
+        assert not torch.equal(sampler.sample(6, seed=5).tokens, whole)
 
 
 # --- adaptive steps -------------------------------------------------------------------------------------------------

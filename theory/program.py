@@ -274,14 +274,15 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
     if size is None:
         raise ValueError("law: length= must say how many sites; this model has no length of its own")
     tokens, total = process.data_tokens, []
-    future = process.prior(1, size).sample() if sampler.future else None
+    future = process.prior(1, sampler.window or size).sample() if sampler.future else None
     for sizes, weight in zip(sampler.sizes, sampler.weights, strict=True):
-        so_far = torch.tensor([weight], dtype=torch.float64)
-        for begin, end in itertools.pairwise(sampler.edges(size, sizes)):
+        so_far, edges = torch.tensor([weight], dtype=torch.float64), sampler.edges(size, sizes)
+        room = size if sampler.window is None else sampler.window - max(b - a for a, b in itertools.pairwise(edges))
+        for begin, end in itertools.pairwise(edges):
             inner, onwards = sampler.sampler(end - begin), []
             for prefix in tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]:
-                clean = clean_states(process, prefix[None])
-                shown = Shown(torch.zeros(1, dtype=torch.int64), torch.tensor([begin]), clean, future)
+                clean = clean_states(process, prefix[None, max(0, begin - room) :])
+                shown = Shown(torch.zeros(1, dtype=torch.int64), torch.tensor([clean.shape[1]]), clean, future)
                 block = Sampler(process, model.given(shown), inner.operator, grid=inner.grid)
                 onwards.append(law(block, length=end - begin))
             so_far = (so_far[:, None] * torch.stack(onwards)).flatten()

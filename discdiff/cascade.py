@@ -1,0 +1,61 @@
+"""Two stages: what one sampler draws conditions the next.
+
+    y ~ p(y),    x ~ p(x | y)
+
+A coarse image and then a fine one, a plan and then a text: the second denoiser is a function of what the first drew.
+"""
+
+import torch
+
+from discdiff.blockwise import Blockwise
+from discdiff.context import Along
+from discdiff.handlers import stream
+from discdiff.sampler import Sampler, Samples
+
+__all__ = ["Cascade"]
+
+
+class Cascade:
+    """A sampler, and one whose denoiser is called as fn(x, time, y) with the tokens y (B, L1) that the first drew.
+
+    Args:
+        first: a ``Sampler`` or a ``Blockwise``.
+        second: a ``Sampler``.
+
+    Raises:
+        TypeError: for anything else.
+    """
+
+    def __init__(self, first: Sampler | Blockwise, second: Sampler) -> None:
+        if not isinstance(first, Sampler | Blockwise) or not isinstance(second, Sampler):
+            raise TypeError(f"Cascade: takes a Sampler or Blockwise, then a Sampler; got {first!r}, {second!r}")
+        self.first, self.second = first, second
+
+    def sample(
+        self,
+        batch: int,
+        lengths: tuple[int, int],
+        *,
+        seed: int | None = None,
+        first_row: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> tuple[Samples, Samples]:
+        """Draw both stages; rows are functions of (seed, first_row + b).
+
+        Args:
+            batch: B.
+            lengths: of the first stage and of the second.
+            seed: 64-bit key of the randomness; drawn from torch's global generator if None.
+            first_row: id of the first row.
+            device: where to sample.
+        """
+        drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, device=device)
+        rows = torch.arange(first_row, first_row + batch, device=device)
+        model = self.second.model.given(Along(rows, drawn.tokens))
+        model.length = self.second.model.length
+        second = Sampler(self.second.process, model, self.second.operator, grid=self.second.grid)
+        own = stream(drawn.seed, 2, 1)
+        return drawn, second.sample(batch, lengths[1], seed=own, first_row=first_row, device=device)
+
+    def __repr__(self) -> str:
+        return f"Cascade({self.first}, {self.second})"
