@@ -30,7 +30,7 @@ from discdiff.handlers import At, choose
 from discdiff.operator import Operator, Predictor, when
 from discdiff.prediction import Prediction
 from discdiff.samplers.ancestral import Ancestral, reverse_step
-from discdiff.samplers.choosing import best, compare
+from discdiff.samplers.choosing import best, compare, kl_rows
 from discdiff.state import State
 
 __all__ = ["ARPC", "Guided"]
@@ -123,13 +123,9 @@ class ARPC(Predictor):
         return torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(free, finite)
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
-
-
 _DIVERGENCES = {
-    "kl": _kl,
-    "reverse_kl": lambda log_p, log_q: _kl(log_q, log_p),
+    "kl": kl_rows,
+    "reverse_kl": lambda log_p, log_q: kl_rows(log_q, log_p),
     "tv": lambda log_p, log_q: (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
 }
 

@@ -31,6 +31,7 @@ __all__ = [
     "confidence",
     "draw_at",
     "hidden",
+    "kl_rows",
     "quota",
 ]
 
@@ -114,3 +115,8 @@ def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Ten
         for n in range(0, count, size)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=one.where.device)
+
+
+def kl_rows(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """KL(p || q) of rows, for ``compare``."""
+    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)

@@ -13,7 +13,7 @@ import torch
 from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import believed_at, best, check_masked, compare, confidence, draw_at, hidden
+from discdiff.samplers.choosing import believed_at, best, check_masked, compare, confidence, draw_at, hidden, kl_rows
 from discdiff.state import State
 
 __all__ = ["KLStable"]
@@ -56,12 +56,8 @@ class KLStable(Predictor):
             sure = score.exp() >= self.threshold
             if before is not None and bool(sure.any()):
                 kl = compare(
-                    believed_at(said.untruncated, sure), believed_at(at.predict(before).untruncated, sure), _kl
+                    believed_at(said.untruncated, sure), believed_at(at.predict(before).untruncated, sure), kl_rows
                 )
                 where = where | sure.masked_scatter(sure, kl < self.kl)
         after = now.at(draw_at(where, said, now, at), at.s)
         return after.after(now, said)
-
-
-def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)

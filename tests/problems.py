@@ -12,6 +12,7 @@ from torch import Tensor
 
 import discdiff as dd
 from discdiff import theory as T
+from discdiff.transformer import Transformer
 
 V = L = 3
 
@@ -136,3 +137,12 @@ def mislabelled(world: T.Enumeration, process: dd.Process) -> dd.Denoiser:
     return dd.Denoiser(
         right.fn, process, predicts="loo", time="alpha", length=world.length, time_dtype=torch.float64, oracle=world
     )
+
+
+def block_network(process: dd.Process, width: int = 32) -> dd.Denoiser:
+    """The reference transformer with random weights, large enough that everything matters."""
+    torch.manual_seed(0)
+    made = Transformer(process.vocab_size, process.states, width, 2, sees_alpha=True)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return dd.Denoiser(made.eval().requires_grad_(False), process, "denoiser", time="alpha")

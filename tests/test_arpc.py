@@ -5,24 +5,16 @@ import math
 
 import pytest
 import torch
-from problems import chain, dirichlet, states, strong
+from problems import block_network, chain, dirichlet, states, strong
 from torch import Tensor
 
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("as_user")
 MASKED, UNIFORM = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())
 SCORES = ["nll", "gap", "entropy", "kl", "reverse_kl", "tv"]
-
-
-def network(process: dd.Process) -> dd.Denoiser:
-    """The reference transformer with random weights: it has ``score``."""
-    torch.manual_seed(0)
-    made = Transformer(process.vocab_size, process.states, 32, 1, sees_alpha=True)
-    return dd.Denoiser(made.eval().requires_grad_(False), process, "denoiser", time="alpha")
 
 
 # --- one step -------------------------------------------------------------------------------------------------------
@@ -33,9 +25,7 @@ def by_hand(world: T.Enumeration, process: dd.Process, t: float, score: str, tem
     z, size = states(process.states, 2), process.states
     d = world.denoiser(process)(z, t).denoiser.exp()
     joint = world.p0.view(3, 3)
-    read = torch.stack(
-        [joint.sum(1).expand(3, 3), joint / joint.sum(1, keepdim=True)]
-    )  # p(. | x_{<i}) by the first token
+    read = torch.stack([joint.sum(1).expand(3, 3), joint / joint.sum(1, keepdim=True)])  # p(. | x_{<i})
     kernel = torch.zeros(len(z), size, size, dtype=torch.float64)
     noise = torch.full((3,), 1 / 3, dtype=torch.float64) if process is UNIFORM else None
     for row, (a, b) in itertools.product(range(len(z)), itertools.product(range(3), range(3))):
@@ -140,20 +130,20 @@ def test_on_a_uniform_process_the_noise_must_be_that_of_its_time() -> None:
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=repr)
 def test_calls_are_the_formula(process: dd.Process, steps: int, warmup: int, period: int) -> None:
     operator = S.ARPC().scheduled(steps, warmup=warmup, period=period)
-    sampler = dd.Blockwise(process, network(process), operator, block=8, steps=steps)
+    sampler = dd.Blockwise(process, block_network(process), operator, block=8, steps=steps)
     guided = (steps - 2 - warmup) // period + 1 if steps - 2 >= warmup else 0
     out = sampler.sample(4, 24, seed=0)
     assert sampler.nfe(24) == 3 * (steps + guided)
     assert out.nfe <= 3 * (steps + guided)
     if guided == steps - 1:  # no plain step that may find nothing to change, but the last
         assert out.nfe >= 3 * (steps + guided - 1)
-    blind = dd.Blockwise(process, network(process), S.ARPC("random").scheduled(steps), block=8, steps=steps)
+    blind = dd.Blockwise(process, block_network(process), S.ARPC("random").scheduled(steps), block=8, steps=steps)
     assert blind.nfe(24) == 3 * steps
 
 
 def test_a_score_takes_two_queries_a_token() -> None:
     operator = S.ARPC()
-    whole = dd.Sampler(MASKED, network(MASKED), operator, grid=[1.0, 0.5]).sample(3, 8, seed=0)
+    whole = dd.Sampler(MASKED, block_network(MASKED), operator, grid=[1.0, 0.5]).sample(3, 8, seed=0)
     assert (whole.nfe, whole.queries) == (2, 3 * (8 + 16))
     shown = dd.Sampler(MASKED, chain(3, 8).denoiser(MASKED), operator, grid=[1.0, 0.5]).sample(3, 8, seed=0)
     assert (shown.nfe, shown.queries) == (2, 3 * (8 + 64))

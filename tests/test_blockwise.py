@@ -1,12 +1,10 @@
 """Blockwise sampling and likelihoods: against autoregression, exact laws and whole-sequence runs."""
 
-import itertools
 import zlib
 
-import numpy as np
 import pytest
 import torch
-from problems import chain, strong
+from problems import block_network, chain, strong
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -23,15 +21,6 @@ from discdiff.transformer import Transformer
 pytestmark = pytest.mark.usefixtures("as_user")
 MASKED, UNIFORM = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())
 FAMILIES = [MASKED, UNIFORM, dd.AbsorbingUniform(3, dd.Linear())]
-
-
-def network(process: dd.Process, width: int = 32) -> dd.Denoiser:
-    """The reference transformer with random weights, large enough that everything matters."""
-    torch.manual_seed(0)
-    made = Transformer(process.vocab_size, process.states, width, 2, sees_alpha=True)
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return dd.Denoiser(made.eval().requires_grad_(False), process, "denoiser", time="alpha")
 
 
 def counted(tokens: Tensor, p: Tensor) -> float:
@@ -102,7 +91,7 @@ def test_a_prompt_that_ends_within_a_block_conditions_it(process: dd.Process, fa
 @pytest.mark.parametrize("process", [dd.Masked(5, dd.Linear()), dd.Uniform(5, dd.Linear())], ids=repr)
 def test_block_size_one_is_the_autoregressive_sampler(process: dd.Process) -> None:
     """Tokens and log-probability, against a loop of its own over one causal pass a token."""
-    model, length, seed = network(process), 12, 11
+    model, length, seed = block_network(process), 12, 11
     net = model.fn
     assert isinstance(net, Transformer)
     sampler = dd.Blockwise(process, model, S.Ancestral(), block=1, steps=8)
@@ -145,7 +134,8 @@ PROMPTS = [[1, 2, 0], [], [2] * 9, [0] * 16, [1]]
 
 def models() -> list[dd.Denoiser]:
     """With a cache; without one; one that is always shown whole sequences."""
-    return [network(MASKED), network(UNIFORM), chain(3, 16).denoiser(UNIFORM), chain(3, 16).denoiser(MASKED)]
+    oracles = [chain(3, 16).denoiser(process) for process in (UNIFORM, MASKED)]
+    return [block_network(MASKED), block_network(UNIFORM), *oracles]
 
 
 @pytest.mark.parametrize("model", models(), ids=lambda model: f"{type(model.fn).__name__} {model.process}")
@@ -173,7 +163,7 @@ def test_rows_are_their_own(model: dd.Denoiser, block: int | list[int] | dict[in
 
 def test_finished_rows_cost_nothing() -> None:
     """Calls and queries of every row: its own blocks until its stop, the block and what the cache takes in."""
-    model = network(MASKED)
+    model = block_network(MASKED)
     sampler = dd.Blockwise(MASKED, model, S.Ancestral(), block=4, grid=[1.0, 0.5, 0.0])
     out = sampler.sample(64, 16, seed=0, stop=[2])
     assert out.lengths is not None
@@ -188,7 +178,7 @@ def test_finished_rows_cost_nothing() -> None:
 
 def test_one_block_is_the_plain_sampler() -> None:
     for process in (MASKED, UNIFORM):
-        model, operator = network(process), S.Gibbs(2) >> S.Ancestral() if process is UNIFORM else S.Ancestral()
+        model, operator = block_network(process), S.Gibbs(2) >> S.Ancestral() if process is UNIFORM else S.Ancestral()
         whole = dd.Sampler(process, model, operator, steps=4)
         blocks = dd.Blockwise(process, model, operator, block=20, steps=4)
         assert torch.equal(blocks.sample(3, 20, seed=2).tokens, whole.sample(3, 20, seed=2).tokens)
@@ -197,7 +187,7 @@ def test_one_block_is_the_plain_sampler() -> None:
 @pytest.mark.parametrize("corrected", [False, True])
 def test_calls_are_those_planned(corrected: bool) -> None:
     operator: dd.Operator = S.Gibbs() >> S.Ancestral() if corrected else S.SplitLeap()
-    sampler = dd.Blockwise(UNIFORM, network(UNIFORM), operator, block=5, steps=4)
+    sampler = dd.Blockwise(UNIFORM, block_network(UNIFORM), operator, block=5, steps=4)
     out = sampler.sample(3, 18, seed=0)
     assert sampler.nfe(18) == 8 * 4
     assert out.nfe <= 8 * 4
@@ -225,7 +215,7 @@ def test_16k_tokens_need_no_more_than_the_cache() -> None:
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_window_shows_the_last_tokens_only(cached: bool) -> None:
     """Blocks further on are drawn as the same block behind the window's tokens alone would be."""
-    net = network(UNIFORM)
+    net = block_network(UNIFORM)
     model = net if cached else dd.Denoiser(lambda x, alpha: net.fn(x, alpha), UNIFORM, "denoiser", time="alpha")
     sampler = dd.Blockwise(UNIFORM, model, S.Ancestral(), block=4, steps=3, window=12)
     out = sampler.sample(3, 24, seed=5)
@@ -291,73 +281,6 @@ def test_a_cascade_conditions_its_second_stage(failure_rate: float) -> None:
     assert torch.equal(part[1].tokens, x.tokens[7:12])
 
 
-# --- likelihoods ----------------------------------------------------------------------------------------------------
-
-BOUNDS = [(MASKED, losses.MaskedNELBO()), (UNIFORM, losses.UniformNELBO()), (FAMILIES[2], losses.AbsorbingNELBO())]
-
-
-@pytest.mark.parametrize(("process", "bound"), BOUNDS, ids=lambda x: repr(x))
-@pytest.mark.parametrize("times", ["sequence", "block"])
-@pytest.mark.parametrize("block", [1, 2])
-def test_the_bound_of_blocks_is_exact_for_an_oracle(
-    process: dd.Process, bound: losses.Objective, times: str, block: int, failure_rate: float
-) -> None:
-    """In the mean over x0: E[NELBO] is the entropy; a bound of another law's data is not."""
-    world = strong()
-    x0 = torch.cartesian_prod(*[torch.arange(3)] * 3)[torch.multinomial(world.p0, 20_000, True)]
-    value = block_losses.Blocks(bound, block, times)(world.denoiser(process), x0)  # type: ignore[arg-type]
-    excess = value + world.p0.log()[(x0 * torch.tensor([9, 3, 1])).sum(-1)]
-    z = float(excess.mean() / (excess.std() / len(excess) ** 0.5).clamp(min=1e-12))
-    limit = -float(np.sqrt(2)) * float(torch.erfinv(torch.tensor(failure_rate - 1.0, dtype=torch.float64)))
-    assert abs(float(excess.mean())) < 1e-9 if block == 1 else abs(z) < limit
-    assert float((value.mean() + world.p0.flip(0).log()[(x0 * torch.tensor([9, 3, 1])).sum(-1)].mean()).abs()) > 0.05
-
-
-def test_the_network_pass_is_the_sum_of_its_blocks() -> None:
-    """``Behind`` in one pass and block by block, for a network that has both."""
-    model = network(UNIFORM)
-    x0, x_t = torch.randint(3, (2, 3, 10), generator=torch.Generator().manual_seed(0))
-    t = torch.full((1, 1), 0.4, dtype=torch.float64)
-    whole = model.given(block_losses.Behind(x0, 4)).evaluate(x_t, t).logits
-    for begin, end in itertools.pairwise([0, 4, 8, 10]):
-        net = model.fn
-        assert isinstance(net, Transformer)
-        cache = net.prefill(x0[:, :begin], torch.full((3,), begin), 10)
-        assert (net.evaluate(cache, x_t[:, begin:end], torch.full((3,), 0.6)) - whole[:, begin:end]).abs().max() < 1e-5
-
-
-def test_mixture_bounds_are_ordered_and_the_optimism_is_what_is_missing() -> None:
-    """log-sum-exp of few draws is too small in the mean, by about what is said."""
-    world, process = strong(), UNIFORM
-    model = world.denoiser(process)
-    mixture = block_losses.BlockMixture(losses.UniformNELBO(), {1: 0.5, 3: 0.5})
-    x0 = torch.cartesian_prod(*[torch.arange(3)] * 3)
-    found = [mixture.likelihood(model, x0, draws=16, seed=seed) for seed in range(120)]
-    exact = -world.p0.log()  # both block sizes are exact
-    few = torch.stack([one.log_sum_exp for one in found])
-    missing, said = (exact - few).mean(0), torch.stack([one.optimism for one in found]).mean(0)
-    error = few.std(0) / len(found) ** 0.5
-    assert (missing > 5 * error).float().mean() > 0.7  # optimistic, and seen to be
-    assert ((missing - said).abs() < 0.35 * missing + 5 * error).all()
-    one = found[0]
-    assert (one.log_sum_exp <= one.jensen.value + 1e-9).all()
-    assert set(one.components) == {1, 3}
-
-
-def test_a_mixture_trains_each_size_in_its_share() -> None:
-    seen: list[int] = []
-
-    class Spy(losses.Objective):
-        def at(self, model: dd.Denoiser, x0: Tensor, u: Tensor) -> Tensor:
-            assert isinstance(model.context, block_losses.Behind)
-            seen.extend([model.context.block] * len(x0))
-            return torch.zeros(len(x0), dtype=torch.float64)
-
-    block_losses.BlockMixture(Spy(), {2: 0.25, 3: 0.75})(strong().denoiser(UNIFORM), torch.zeros(64, 3).long())
-    assert seen.count(2) == 16
-    assert seen.count(3) == 48
-
-
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -372,7 +295,7 @@ def test_a_mixture_trains_each_size_in_its_share() -> None:
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dd.Blockwise(MASKED, network(MASKED), S.Ancestral(), **{"steps": 2, **options})  # type: ignore[arg-type]
+        dd.Blockwise(MASKED, block_network(MASKED), S.Ancestral(), **{"steps": 2, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +309,7 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, object], message: str) -> None:
-    sampler = dd.Blockwise(MASKED, network(MASKED), S.Ancestral(), block=4, steps=2)
+    sampler = dd.Blockwise(MASKED, block_network(MASKED), S.Ancestral(), block=4, steps=2)
     with pytest.raises(ValueError, match=message):
         sampler.sample(**{"batch": 3, "length": 8, "seed": 0, **options})  # type: ignore[arg-type]
 
