@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from discdiff import bench, samplers
+from discdiff.blockwise import Blockwise
 from discdiff.data import ASSETS, GREY_LEVELS, SIDE, examples, text
 from discdiff.diagnose import sensitivity_curve
 from discdiff.models import load_trained
@@ -26,7 +28,10 @@ from discdiff.sampler import Sampler, Samples
 __all__ = ["main", "parse_operator"]
 
 
-def parse_operator(expression: str) -> Operator:
+BLOCK, WINDOW = 16, 128  # of the text example
+
+
+def parse_operator(expression: str, option: str = "--sampler") -> Operator:
     """Read an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
 
     Names are the classes of ``discdiff.samplers`` in snake case, with or without literal arguments, joined by >>, **
@@ -41,7 +46,7 @@ def parse_operator(expression: str) -> Operator:
     def refuse(node: ast.AST) -> ValueError:
         part = ast.unparse(node)
         return ValueError(
-            f"--sampler: cannot read {part!r} in {expression!r}; "
+            f"{option}: cannot read {part!r} in {expression!r}; "
             f"accepted: {', '.join(sorted(known))}, literal arguments, >>, ** n"
         )
 
@@ -68,12 +73,12 @@ def parse_operator(expression: str) -> Operator:
         try:
             return kind(*(literal(arg) for arg in args), **named)
         except TypeError as error:
-            raise ValueError(f"--sampler: {error} in {expression!r}") from error
+            raise ValueError(f"{option}: {error} in {expression!r}") from error
 
     try:
         return build(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError as error:
-        raise ValueError(f"--sampler: {expression!r} is not an expression: {error.msg}") from error
+        raise ValueError(f"{option}: {expression!r} is not an expression: {error.msg}") from error
 
 
 def _snake(name: str) -> str:
@@ -89,17 +94,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="sample from one of the two trained examples")
     data = sample.add_subparsers(dest="data", required=True)
-    for name, steps, batch in (("digits", 32, 40), ("text", 64, 4)):
+    for name, steps, batch in (("digits", "32", 40), ("text", "64, or the size of a block", 4)):
         one = data.add_parser(name, help=f"sample {name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         one.add_argument("--process", choices=["masked", "uniform"], default="masked", help="forward process")
         one.add_argument(
             "--sampler", default="ancestral", help='operator of a step, for instance "ancestral >> gibbs(sites=4)"'
         )
-        one.add_argument("--steps", type=int, default=steps, help="equal steps of t from 1 to 0")
+        one.add_argument(
+            "--corrector",
+            default=argparse.SUPPRESS,
+            help="operator after every step; or arpc, in whose place every step but the last is a guided one",
+        )
+        one.add_argument(
+            "--steps",
+            type=int,
+            default=argparse.SUPPRESS,
+            help=f"equal steps of t from 1 to 0, of each block if there are blocks (default: {steps})",
+        )
         one.add_argument("--batch", type=int, default=batch, help="how many")
         one.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples")
     data.choices["digits"].add_argument("--out", type=Path, default=Path("digits.png"), help="picture to write")
-    data.choices["text"].add_argument("--length", type=int, default=128, help="characters, at most 128")
+    data.choices["text"].add_argument(
+        "--blocks",
+        type=int,
+        default=argparse.SUPPRESS,
+        help=f"characters that are denoised at once, by a transformer that was trained on blocks of {BLOCK} and of 1",
+    )
+    data.choices["text"].add_argument(
+        "--length", type=int, default=WINDOW, help=f"characters; more than {WINDOW} only with --blocks"
+    )
     data.choices["text"].add_argument("--prompt", default="", help="text to begin with")
     data.choices["text"].add_argument("--out", type=Path, default=None, help="file to write; otherwise print")
     probe = commands.add_parser(
@@ -142,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _digits(arguments: argparse.Namespace) -> None:
     pyplot, out = _pyplot(), arguments.out
     _check_folder(out)
-    samples = _run(arguments, SIDE * SIDE, None)
+    samples = _run(arguments, SIDE * SIDE, torch.zeros(0, dtype=torch.int64))
     pyplot.imsave(out, picture(samples.tokens).numpy(), cmap="gray_r", vmin=0, vmax=GREY_LEVELS - 1)
     print(f"wrote {out}")
 
@@ -160,8 +183,7 @@ def picture(tokens: Int[Tensor, "B 64"], columns: int = 10, zoom: int = 6, gap: 
 
 def _text(arguments: argparse.Namespace) -> None:
     _, vocabulary = text()
-    prompt = vocabulary.encode(arguments.prompt) if arguments.prompt else None
-    samples = _run(arguments, arguments.length, prompt)
+    samples = _run(arguments, arguments.length, vocabulary.encode(arguments.prompt))
     lines = "\n\n".join(vocabulary.decode(row) for row in samples.tokens)
     if arguments.out is None:
         print(lines)
@@ -237,13 +259,28 @@ def _bench(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _run(arguments: argparse.Namespace, length: int, prompt: Tensor | None) -> Samples:
-    model = load_trained(ASSETS / f"{arguments.data}-{arguments.process}.safetensors")
-    sampler = Sampler(model.process, model, parse_operator(arguments.sampler), steps=arguments.steps)
+def _run(arguments: argparse.Namespace, length: int, prompt: Int[Tensor, " P"]) -> Samples:
+    block = getattr(arguments, "blocks", None)
+    name = f"{arguments.data}{'' if block is None else '-blocks'}-{arguments.process}"
+    model = load_trained(ASSETS / f"{name}.safetensors")
+    steps = getattr(arguments, "steps", 32 if arguments.data == "digits" else block or 64)
+    operator = parse_operator(arguments.sampler)
+    if "corrector" in arguments:
+        corrector = parse_operator(arguments.corrector, "--corrector")
+        operator = corrector.scheduled(steps) if isinstance(corrector, samplers.ARPC) else operator >> corrector
+    make: Callable[[], Samples]
+    sampler: Sampler | Blockwise
+    if block is None:
+        sampler = Sampler(model.process, model, operator, steps=steps)
+        make = partial(sampler.sample, arguments.batch, length, seed=arguments.seed, prompt=prompt, progress=True)
+    else:
+        window = WINDOW if length > WINDOW else None
+        sampler = Blockwise(model.process, model, operator, block=block, steps=steps, window=window)
+        make = partial(sampler.sample, arguments.batch, length, seed=arguments.seed, prompt=prompt)
     console = Console(stderr=True)
     console.print(repr(sampler), style="dim", highlight=False, markup=False, soft_wrap=True)
     start = time.perf_counter()
-    samples = sampler.sample(arguments.batch, length, seed=arguments.seed, prompt=prompt, progress=True)
+    samples = make()
     seconds = time.perf_counter() - start
     rate = samples.tokens.numel() / seconds
     console.print(f"nfe {samples.nfe}, {seconds:.2f} s, {rate:,.0f} tokens/s", highlight=False)

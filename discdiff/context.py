@@ -60,11 +60,9 @@ class Context(ABC):
 
     Attributes:
         rows: (B,) ids of the rows; one row stands for any.
-        length: (B,) clean tokens of each.
     """
 
     rows: Int[Tensor, " B"]
-    length: Int[Tensor, " B"]
 
     @abstractmethod
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
@@ -80,7 +78,13 @@ class Context(ABC):
 
 
 class Growing(Context):
-    """Prefixes that grow while a sequence is generated."""
+    """Prefixes that grow while a sequence is generated.
+
+    Attributes:
+        length: (B,) clean tokens of each.
+    """
+
+    length: Int[Tensor, " B"]
 
     @abstractmethod
     def extend(self, tokens: Int[Tensor, "B n"]) -> None:
@@ -198,7 +202,6 @@ class Behind(Context):
 
     def __post_init__(self) -> None:
         self.rows = torch.arange(len(self.tokens), device=self.tokens.device)
-        self.length = torch.zeros_like(self.rows)
 
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         time = t.expand(x.shape)
@@ -207,7 +210,7 @@ class Behind(Context):
         parts = []
         for begin in range(0, x.shape[1], self.block):
             here = slice(begin, begin + self.block)
-            shown = Shown(self.rows, self.length + begin, self.tokens[:, :begin], self.future)
+            shown = Shown(self.rows, torch.full_like(self.rows, begin), self.tokens[:, :begin], self.future)
             parts.append(shown.logits(model, x[:, here], time[:, here], self.rows))
         return torch.cat(parts, 1)
 
@@ -225,9 +228,6 @@ class Along(Context):
 
     rows: Int[Tensor, " B"]
     condition: Tensor
-
-    def __post_init__(self) -> None:
-        self.length = torch.zeros_like(self.rows)
 
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         return model.fn(x, model.time_argument(t.expand(len(x), -1)), self.condition[self.places(rows)])  # type: ignore[call-arg]

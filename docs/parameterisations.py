@@ -250,9 +250,13 @@ def pictures(figures: dict[str, Any]) -> None:
     losses_figure.savefig(WEIGHTS / "training.png", dpi=90)
 
 
-def main() -> None:
+def main(
+    description: str = __doc__,
+    measure: Callable[[str], None] = measure,
+    pages: Callable[[], None] = pages,
+) -> None:
     """Measure, unless only the page is wanted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--only", choices=["all", "pages"], default="all", help="pages: from the committed figures")
     parser.add_argument("--match", default="", help="measure again only what matches this expression")
     arguments = parser.parse_args()

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from discdiff import losses
 from discdiff import samplers as S
+from discdiff.block_losses import Blocks
 from discdiff.cli import main, parse_operator, picture
 from discdiff.data import ASSETS, Vocabulary, digits, text, text_from_topics
 from discdiff.models import Card, build, load_trained, save_trained
@@ -31,6 +33,21 @@ def test_sample_text_begins_with_the_prompt(tmp_path: Path, capfd: pytest.Captur
     assert all(line.startswith("The ") and len(line) == 40 for line in lines)
     assert main([*words, "--out", str(tmp_path / "text.txt")]) == 0
     assert (tmp_path / "text.txt").read_text().startswith("The ")
+
+
+def test_sample_text_block_by_block(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "text", "--blocks", "16", "--batch", "2"]
+    assert main([*words, "--corrector", "arpc", "--length", "128", "--steps", "3"]) == 0
+    said = capfd.readouterr()
+    assert [len(row) for row in said.out.rstrip("\n").split("\n\n")] == [128, 128]
+    assert "nfe 40, " in said.err  # 8 blocks of 3 calls, and one more in each of the 2 guided steps
+    more = ["--process", "uniform", "--steps", "2", "--length", "140", "--prompt", "The ", "--corrector", "gibbs(4)"]
+    assert main([*words, *more]) == 0
+    said = capfd.readouterr()
+    assert all(row.startswith("The ") and len(row) == 140 for row in said.out.rstrip("\n").split("\n\n"))
+    assert "window=128" in said.err
+    assert main([*words, "--length", "16"]) == 0
+    assert "steps=16, " in capfd.readouterr().err  # as many as the block has sites
 
 
 def test_sensitivity_plots_both_readings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +114,9 @@ def test_what_is_not_an_operator_is_refused(expression: str, message: str) -> No
         (["text", "--sampler", "gibbs"], "a step needs a predictor"),
         (["text", "--sampler", "ancestral >> ancestral"], "a step has one predictor"),
         (["text", "--steps", "0"], "positive whole number"),
+        (["text", "--blocks", "0", "--steps", "2"], "block sizes must be positive whole numbers, got 0"),
+        (["text", "--corrector", "arcp"], "--corrector: cannot read 'arcp'"),
+        (["text", "--corrector", "ancestral"], "a step has one predictor"),
         (["text", "--prompt", "too long a prompt", "--length", "3"], "P <= 3"),
         (["text", "--seed", "-3"], "seed must lie in"),
         (["digits", "--out", "no/such/folder/x.png"], "there is no folder no/such/folder"),
@@ -148,6 +168,17 @@ def test_committed_weights_know_their_data(name: str, process: str) -> None:
         nll = -model(x_t, t).denoiser.gather(-1, x0[..., None])[..., 0][noisy].mean()
     baseline = -frequencies.log()[x0][noisy].mean()
     assert nll < 0.8 * baseline
+
+
+@pytest.mark.parametrize(("process", "loss"), [("masked", losses.MaskedNELBO()), ("uniform", losses.UniformNELBO())])
+def test_committed_networks_of_blocks_read_and_denoise(process: str, loss: losses.Objective) -> None:
+    """One network is autoregressive at block size 1, a denoiser at 16: both bounds are far below the frequencies'."""
+    x0 = text()[0][: 128 * 200].view(-1, 128)[::7][:24]
+    model = load_trained(ASSETS / f"text-blocks-{process}.safetensors")
+    counts = torch.bincount(x0.flatten(), minlength=model.process.vocab_size).double()
+    frequencies = torch.special.entr(counts / counts.sum()).sum()
+    one, many = (Blocks(loss, block).estimate(model, x0, draws=4, seed=0).value.mean() / 128 for block in (1, 16))
+    assert one < many < 0.8 * frequencies
 
 
 def test_a_file_keeps_its_card(tmp_path: Path) -> None:

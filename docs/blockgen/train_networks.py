@@ -1,4 +1,4 @@
-"""The study's networks and their training: ``python docs/blockgen/networks.py``, 40 minutes of two cores.
+"""The study's networks and their training: ``python docs/blockgen/train_networks.py``, 40 minutes of two cores.
 
 One transformer, five ways to train it on the text: autoregressive, whole-sequence diffusion (masked, uniform), and
 BlockGen's even mixture of blocks of 1 and 16 (masked, uniform). The data are the half of the text that the judge of
@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from discdiff import block_losses, losses, train
+from discdiff.data import ASSETS
 from discdiff.losses import Objective
 from discdiff.models import Card, save_trained
 
-WEIGHTS = Path(__file__).parent
-sys.path.insert(0, str(WEIGHTS.parent / "parameterisations"))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "parameterisations"))
 import networks as study  # noqa: E402
 
 STEPS, LENGTH = 2000, 128
@@ -32,6 +33,11 @@ OBJECTIVES: dict[str, Objective] = {
     "whole-uniform": UNIFORM,
     "whole-masked": MASKED,
 }
+
+
+def weights(name: str) -> Path:
+    """Where a network is kept; the command samples from those of blocks."""
+    return ASSETS / f"text-{name}.safetensors" if name.startswith("blocks") else HERE / f"{name}.safetensors"
 
 
 def card(name: str) -> Card:
@@ -57,8 +63,8 @@ def train_one(name: str) -> None:
         return study.batches("text", 0)(generator)[:16]
 
     trained = train.train(card(name), batches, train.bound(OBJECTIVES[name]), STEPS, seed=0, rate=1e-3)
-    save_trained(WEIGHTS / f"{name}.safetensors", trained.network, card(name))
-    (WEIGHTS / f"{name}.json").write_text(json.dumps(trained.curve) + "\n")
+    save_trained(weights(name), trained.network, card(name))
+    (HERE / f"{name}.json").write_text(json.dumps(trained.curve) + "\n")
 
 
 def main() -> None:
