@@ -1,0 +1,9 @@
+"""Other people's checkpoints and packages, behind our types: one kind of file or package a module."""
+
+from discdiff.adapters.files import Files
+from discdiff.adapters.loading import Asked, Family, load
+from discdiff.adapters.native import NATIVE
+
+FAMILIES: tuple[Family, ...] = (*NATIVE,)
+
+__all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

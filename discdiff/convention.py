@@ -1,0 +1,194 @@
+"""How a checkpoint is called and what its output means: one record, and all that families differ in is a field."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from discdiff.denoiser import Denoiser, TimeArgument
+from discdiff.prediction import Predicts
+from discdiff.process import Process
+
+__all__ = ["Attention", "Called", "Convention", "Loaded"]
+
+Attention = Literal["ones", "bidirectional", "blocks"] | None
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What must be known to use a network as a denoiser.
+
+    Attributes:
+        family: whose convention it is.
+        process: the forward process it was trained for, schedule included.
+        predicts: what its output means, as for ``Denoiser``.
+        columns: the width of its output. The first ones count: V of them, S where it predicts ratios.
+        mask_source: where the mask's id was found, for instance "config.json".
+        time: the time argument, as for ``Denoiser``; None if it takes none or ignores it.
+        time_scale: what the time argument is multiplied by.
+        integer_time: whether it is rounded to a whole number then.
+        scalar_time: whether it is one a row.
+        shift: whether position i speaks of position i + 1.
+        suppress: ids that are never predicted: rows beyond the tokenizer, special tokens.
+        ids: the name of the argument for tokens; "" for the first positional one.
+        clock: the name of the argument for the time; "" for the second positional one.
+        returns: "tensor", or "logits" for an object that has them as an attribute.
+        attention: what is passed as ``attention_mask``: None, "ones" (B, L), "bidirectional" (an additive mask of zeros
+            (1, 1, L, L), which undoes a causal one), or "blocks" (each block sees itself and those before it).
+        block: the block size of "blocks".
+        autocast: the dtype it computes in, or None for that of its weights.
+        weights: "raw", or "ema" for an exponential moving average of them.
+        notes: what else a user should know, a line each.
+    """
+
+    family: str
+    process: Process
+    predicts: Predicts
+    columns: int
+    mask_source: str = "none needed"
+    time: TimeArgument = None
+    time_scale: float = 1.0
+    integer_time: bool = False
+    scalar_time: bool = True
+    shift: bool = False
+    suppress: tuple[int, ...] = ()
+    ids: str = "input_ids"
+    clock: str = "timesteps"
+    returns: Literal["tensor", "logits"] = "tensor"
+    attention: Attention = None
+    block: int | None = None
+    autocast: torch.dtype | None = None
+    weights: Literal["raw", "ema"] = "raw"
+    notes: tuple[str, ...] = field(default=())
+
+    def denoiser(self, network: nn.Module) -> "Loaded":
+        """The network under this convention."""
+        return Loaded(network, self)
+
+    def lines(self) -> dict[str, str]:
+        """What a person should look at, by name."""
+        process, mask = self.process, self.process.mask_id
+        clock: str = self.time or "none"
+        if self.time is not None and (self.time_scale != 1 or self.integer_time):
+            clock = f"{'round' if self.integer_time else ''}({self.time_scale:g} {self.time})"
+        attention = {
+            None: "the network's own",
+            "ones": "a mask of ones",
+            "bidirectional": "bidirectional, by an additive mask of zeros",
+            "blocks": f"causal between blocks of {self.block}",
+        }[self.attention]
+        found = {
+            "family": self.family,
+            "process": str(process),
+            "predicts": self.predicts,
+            "mask id": "none" if mask is None else f"{mask} ({self.mask_source})",
+            "time": clock,
+            "shift": "position i speaks of i + 1" if self.shift else "none",
+            "columns": f"{self.columns}, of which {_kept(self)} count",
+            "suppressed ids": _ranges(self.suppress),
+            "attention": attention,
+            "computes in": "the weights' dtype" if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            "weights": self.weights,
+        }
+        return found | {f"note {n}" if n > 1 else "note": note for n, note in enumerate(self.notes, 1)}
+
+
+class Called(nn.Module):
+    """A network called as fn(x, time) under its convention: what a ``Denoiser`` wants.
+
+    Raises:
+        TypeError: if it does not return what the convention says, or another number of columns.
+    """
+
+    def __init__(self, network: nn.Module, convention: Convention) -> None:
+        super().__init__()
+        self.network, self.convention = network, convention
+        self.__name__ = convention.family
+
+    def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
+        said, positional, named = self.convention, [], {}
+        if said.ids:
+            named[said.ids] = x
+        else:
+            positional.append(x)
+        if time is not None:
+            time = time * said.time_scale
+            time = time.round().long() if said.integer_time else time
+            if said.clock:
+                named[said.clock] = time
+            else:
+                positional.append(time)
+        if said.attention is not None:
+            named["attention_mask"] = self._mask(x)
+        with self._autocast(x.device):
+            out = self.network(*positional, **named)
+        logits = out if said.returns == "tensor" else getattr(out, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"{said.family}: the network returned {type(out).__name__}, expected {said.returns}")
+        if logits.ndim != 3 or logits.shape[-1] != said.columns:
+            raise TypeError(
+                f"{said.family}: the convention says logits of {said.columns} columns, got {tuple(logits.shape)}"
+            )
+        return logits[..., : _kept(said)]
+
+    def _mask(self, x: Int[Tensor, "B L"]) -> Tensor:
+        length = x.shape[1]
+        if self.convention.attention == "ones":
+            return torch.ones_like(x)
+        mask = torch.zeros(1, 1, length, length, dtype=_dtype(self.network), device=x.device)
+        if self.convention.attention == "blocks" and self.convention.block is not None:
+            block = torch.arange(length, device=x.device) // self.convention.block
+            mask = mask.masked_fill(block > block[:, None], torch.finfo(mask.dtype).min)
+        return mask
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        dtype = self.convention.autocast
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+class Loaded(Denoiser):
+    """A ``Denoiser`` made from a network and its ``convention``; what there is to correct is a field of the record:
+
+        model = replace(model.convention, shift=True).denoiser(model.network)
+
+    Attributes:
+        convention: the record.
+        network: the module itself.
+    """
+
+    def __init__(self, network: nn.Module, convention: Convention) -> None:
+        fn: Callable[[Tensor, Tensor | None], Tensor] = Called(network, convention)
+        super().__init__(
+            fn,
+            convention.process,
+            convention.predicts,
+            time=convention.time,
+            shift=convention.shift,
+            suppress=convention.suppress,
+            scalar_time=convention.scalar_time,
+        )
+        self.network, self.convention = network, convention
+
+
+def _kept(said: Convention) -> int:
+    """Columns that count: a ratio has one for the mask too."""
+    return min(said.columns, said.process.columns) if said.predicts == "ratio" else said.process.vocab_size
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def _ranges(ids: tuple[int, ...]) -> str:
+    """(1, 2, 3, 7) -> 1..3, 7."""
+    runs: list[list[int]] = []
+    for v in sorted(ids):
+        if runs and v == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], v]
+        else:
+            runs.append([v, v])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) or "none"
