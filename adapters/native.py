@@ -1,6 +1,7 @@
 """Families whose weights fit classes that transformers has: they run there, not in remote code.
 
-What their authors' classes add to Llama, Qwen2, Qwen3-MoE or GLM-4-MoE is the attention mask, which is an argument. transformers 4.57 and 5 both do.
+What their authors' classes add to Llama, Qwen2, Qwen3-MoE or GLM-4-MoE is the attention mask, which is an argument.
+It is so in transformers 4.57 and 5.
 """
 
 import re
@@ -219,16 +220,9 @@ def _llada_moe(config: dict[str, Any]) -> dict[str, Any]:
 
 def _llada2(config: dict[str, Any]) -> dict[str, Any]:
     """Of LLaDA2's configuration, GLM-4-MoE's."""
-    same: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    same += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps")
-    same += (
-        "num_experts_per_tok",
-        "n_group",
-        "topk_group",
-        "routed_scaling_factor",
-        "moe_intermediate_size",
-        "first_k_dense_replace",
-    )
+    same = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    same += ["num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps", "num_experts_per_tok"]
+    same += ["n_group", "topk_group", "routed_scaling_factor", "moe_intermediate_size", "first_k_dense_replace"]
     settings = {name: config[name] for name in same if name in config}
     partial = config.get("partial_rotary_factor", 0.5)
     return settings | {
@@ -332,7 +326,10 @@ NATIVE: tuple[Family, ...] = tuple(
         _Native(
             "ESM-2", "ESM-2 or DPLM, protein language models (Lin et al., 2023; Wang et al., 2024)", ("esm",),
             "EsmForMaskedLM", attention="ones", suppress_special=True,
-            notes=("token_dropout rescales embeddings by the share of masks, as in training",),
+            notes=(
+ "begin sequences with <cls> and end them with <eos>, as prompt and frozen sites: of masks alone its "
+ "token_dropout makes NaN",
+),
         ),
     )
 )  # fmt: skip

@@ -4,8 +4,10 @@ Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
 
 from discdiff import bridge, grid, losses, samplers, theory
+from discdiff.adapters.loading import load
 from discdiff.blockwise import BlockSamples, Blockwise
 from discdiff.cascade import Cascade
+from discdiff.convention import Convention, Loaded
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
 from discdiff.general import General, Ordinal, TimeVarying
@@ -15,6 +17,7 @@ from discdiff.interpolant import AbsorbingUniform, Interpolant
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Corrector, Operator, Predictor, mix, when
 from discdiff.prediction import Prediction
+from discdiff.probe import probe
 from discdiff.process import Process
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
 from discdiff.sampler import Sampler, Samples, predictor_corrector
@@ -30,6 +33,7 @@ __all__ = [
     "BlockSamples",
     "Blockwise",
     "Cascade",
+    "Convention",
     "Corrector",
     "Cosine",
     "Denoiser",
@@ -38,6 +42,7 @@ __all__ = [
     "Hybrid",
     "Interpolant",
     "Linear",
+    "Loaded",
     "LogLinear",
     "Marginal",
     "Masked",
@@ -62,10 +67,12 @@ __all__ = [
     "cycle_residual",
     "grid",
     "kernels",
+    "load",
     "loo_sensitivity",
     "losses",
     "mix",
     "predictor_corrector",
+    "probe",
     "samplers",
     "sensitivity_curve",
     "theory",

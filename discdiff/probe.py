@@ -98,7 +98,7 @@ class _Case:
     t: Float[Tensor, "1 1"]
 
     def nats(self, model: Denoiser | None = None, shown: Tensor | None = None, moved: int = 0) -> Float[Tensor, " B"]:
-        """-log D(x0_i | x), the mean over hidden tokens of a row, of a model shown some states and read ``moved`` on."""
+        """-log D(x0_i | x), the mean over hidden tokens of a row, of a model shown some states, read ``moved`` on."""
         model = model or self.model
         out = model.output(self.x if shown is None else shown, self.t)
         out = replace(out, source=out.source.roll(-moved, 1)) if moved else out

@@ -18,7 +18,7 @@ _ROOT = Path(__file__).parent.parent
 jaxtyping.install_import_hook(
     [
         ".".join(("discdiff", *([] if folder == "discdiff" else [folder]), file.stem))
-        for folder in ("discdiff", "theory", "samplers", "kernels")
+        for folder in ("discdiff", "theory", "samplers", "kernels", "adapters")
         for file in (_ROOT / folder).glob("*.py")
         if file.stem != "__init__" and not file.stem.startswith("triton_")
     ],

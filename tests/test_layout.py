@@ -19,11 +19,12 @@ FOLDERS = {
     "theory": "discdiff.theory",
     "samplers": "discdiff.samplers",
     "kernels": "discdiff.kernels",
+    "adapters": "discdiff.adapters",
 }
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))]
 
 
-@pytest.mark.parametrize("folder", ["theory", "samplers", "kernels"])
+@pytest.mark.parametrize("folder", ["theory", "samplers", "kernels", "adapters"])
 def test_links_point_to_the_root_folders(folder: str) -> None:
     link = ROOT / "discdiff" / folder
     assert link.is_symlink()

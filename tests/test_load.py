@@ -1,0 +1,128 @@
+"""Checkpoints: each family loads from files and says what its own network says; what disagrees is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from checkpoints import MASK, NATIVE, V, Written
+
+import discdiff as dd
+from discdiff import samplers as S
+from discdiff.adapters import FAMILIES, Files, load
+
+Writer = Callable[[Path], Written]
+
+
+@pytest.mark.parametrize("family", sorted(NATIVE))
+def test_a_family_says_what_its_own_network_says(family: str, tmp_path: Path) -> None:
+    written = NATIVE[family](tmp_path / "checkpoint")
+    model = load(written.folder, quiet=True)
+    assert model.convention.family == family
+    assert model.process.mask_id == written.mask_id
+    x = torch.randint(4, MASK, (2, 9), generator=torch.Generator().manual_seed(1))
+    x[:, 2:5] = written.mask_id
+    own = written.logits(x)
+    said = model.output(x, torch.full((1, 1), 0.5, dtype=torch.float64))
+    assert float((said.source - own[..., : said.width]).abs().max()) < 1e-5
+    assert float(own.std()) > 0.1  # it says something
+    expected = torch.cat([own[:, :1], own[:, :-1]], 1) if model.shift else own
+    expected = expected[..., : model.process.vocab_size].clone()
+    expected[..., list(model.suppress)] = -torch.inf
+    expected[..., MASK if model.process.mask_id == MASK else []] = -torch.inf
+    masked = x == written.mask_id
+    torch.testing.assert_close(model(x, 0.5).denoiser[masked], expected.log_softmax(-1)[masked], rtol=0, atol=1e-5)
+    out = dd.Sampler(model.process, model, S.Ancestral(), steps=4).sample(2, 8, seed=0, prompt=[0])
+    assert not bool(torch.isin(out.tokens[:, 1:], torch.tensor([written.mask_id, *model.suppress])).any())
+
+
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "DiffuGPT", "A2D-Qwen2"])
+def test_attention_is_bidirectional(family: str, tmp_path: Path) -> None:
+    model = load(NATIVE[family](tmp_path / "checkpoint").folder, quiet=True)
+    x = torch.full((1, 6), 5)
+    y = x.clone()
+    y[0, -1] = 7
+    first, second = (model.fn(state, None)[0, 0] for state in (x, y))
+    assert float((first - second).abs().max()) > 1e-3
+    causal = replace(model.convention, attention=None).denoiser(model.network)  # the planted fault
+    first, second = (causal.fn(state, None)[0, 0] for state in (x, y))
+    assert float((first - second).abs().max()) == 0
+
+
+def test_a_mask_id_that_the_files_disagree_on_is_refused(tmp_path: Path) -> None:
+    written = checkpoints.llada(tmp_path / "checkpoint")
+    (written.folder / "generation_config.json").write_text(json.dumps({"mask_token_id": 8}))
+    with pytest.raises(ValueError, match=r"36 by config.json, 8 by generation_config.json; pass .* mask_id=36"):
+        load(written.folder, quiet=True)
+    model = load(written.folder, mask_id=36, quiet=True)
+    assert (model.process.mask_id, model.convention.mask_source) == (36, "given")
+
+
+def test_a_mask_id_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
+    written = checkpoints.a2d("Llama")(tmp_path / "checkpoint")
+    config = json.loads((written.folder / "config.json").read_text())
+    del config["mask_token_id"]
+    (written.folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"nothing in .* says the mask id; pass load"):
+        load(written.folder, quiet=True)
+    with pytest.raises(ValueError, match=r"the mask id is 40 \(given\), but the network .* knows ids 0..39"):
+        load(written.folder, mask_id=V, quiet=True)
+
+
+def test_rows_beyond_the_tokenizer_and_special_tokens_are_suppressed(tmp_path: Path) -> None:
+    model = load(NATIVE["ESM-2"](tmp_path / "checkpoint").folder, quiet=True)
+    assert model.suppress == (0, 1, 2, 37, 38, 39)
+    assert model.convention.lines()["suppressed ids"] == "0..2, 37..39"
+
+
+def test_the_convention_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(NATIVE["Dream"](tmp_path / "checkpoint").folder)
+    said = capsys.readouterr().err
+    for line in (
+        "family:         Dream",
+        "mask id:        36 (config.json)",
+        "shift:          position i speaks of i + 1",
+    ):
+        assert line in said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda weights: weights.pop("lm_head.weight"), "do not fit Qwen2ForCausalLM: missing: lm_head.weight"),
+        (lambda weights: weights.update(more=torch.zeros(2)), "do not fit Qwen2ForCausalLM: unexpected: more"),
+        (lambda weights: weights.update({"model.norm.weight": torch.zeros(2)}), "do not fit Qwen2ForCausalLM"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    spoil: Callable[[dict[str, torch.Tensor]], object], message: str, tmp_path: Path
+) -> None:
+    written = checkpoints.dream(tmp_path / "checkpoint")
+    weights = dict(Files(written.folder).weights)
+    spoil(weights)
+    checkpoints.folder(written.folder, Files(written.folder).config, weights)
+    with pytest.raises(ValueError, match=message):
+        load(written.folder, quiet=True)
+
+
+def test_what_is_not_there_or_not_known_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        load(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of", "architectures": ["Nobody"]}')
+    with pytest.raises(ValueError, match=r"by no family from architectures \['Nobody'\]; pass family= one of"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="there is no family 'x'; known: LLaDA, "):
+        load(tmp_path, family="x")
+    written = checkpoints.dream(tmp_path / "empty")
+    (written.folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        load(written.folder)
+
+
+def test_families_have_names_of_their_own() -> None:
+    names = [family.name for family in FAMILIES]
+    assert len(set(names)) == len(names)
+    assert set(NATIVE) <= set(names)
