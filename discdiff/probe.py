@@ -19,6 +19,7 @@ from discdiff.diagnose import sensitivity_curve
 __all__ = ["Finding", "Findings", "probe"]
 
 ALPHA = 0.5
+NOISY = 0.2  # where t, sigma and alpha are far apart
 _ERRORS, _NATS = 3.0, 0.02  # a difference counts from so many standard errors, and so many nats a token, on
 _CANDIDATES = 8
 
@@ -58,7 +59,7 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
     r"""Check what a denoiser is said to predict against what it does.
 
     * **shift**: the nats of hidden tokens, -log D(x0_i | x_t), with position i read one place to the left and right.
-    * **mask id**: the same with the mask replaced by other ids, those that no data holds before all.
+    * **mask id**: the same with the mask replaced by other ids, those before all that no data holds.
     * **time**: whether the output changes with time at all; and the same nats under the other time arguments.
     * **predicts**: on processes whose tokens can be noise, whether the output looks at the token it speaks of, by
       ``sensitivity_curve``: a denoiser does, a leave-one-out does not.
@@ -80,12 +81,16 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
     model.process.check_data(x0, "x0")
     if len(x0) < 2:
         raise ValueError("probe: needs at least 2 rows of data, to tell a difference from chance")
-    at = float(model.process.schedule.time(torch.tensor(ALPHA, dtype=torch.float64)))
+    case = _noised(model, x0, ALPHA, seed)
+    return Findings((_shift(case), _mask(case), _time(_noised(model, x0, NOISY, seed)), _predicts(case, seed)))
+
+
+def _noised(model: Denoiser, x0: Int[Tensor, "B L"], alpha: float, seed: int) -> "_Case":
+    at = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         x = model.process.marginal(x0, at).sample()
-    case = _Case(model, x0, x, torch.full((1, 1), at, dtype=torch.float64, device=x.device))
-    return Findings((_shift(case), _mask(case), _time(case), _predicts(case, seed)))
+    return _Case(model, x0, x, torch.full((1, 1), at, dtype=torch.float64, device=x.device))
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,9 @@ def _mask(case: _Case) -> Finding:
     mask = process.mask_id
     if mask is None:
         return Finding("mask id", "unknown", "the process has none")
-    absent = sorted(set(range(process.states)) - set(case.x0.unique().tolist()) - {mask}, reverse=True)
-    near = [v for v in (mask - 1, mask + 1) if v in absent]
-    candidates = list(dict.fromkeys([*near, *case.model.suppress[:_CANDIDATES], *absent]))[:_CANDIDATES]
-    if not candidates:
-        return Finding("mask id", "unknown", "every other id is in the data")
+    held = set(case.x0.unique().tolist())
+    others = sorted(set(range(process.states)) - {mask}, key=lambda v: (v in held, abs(v - mask)))
+    candidates = list(dict.fromkeys([*case.model.suppress[:2], *others]))[:_CANDIDATES]
 
     def hidden_by(v: int) -> Callable[[], Tensor]:
         return lambda: case.nats(shown=case.x.masked_fill(case.x.eq(mask), v))
