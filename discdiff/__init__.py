@@ -7,6 +7,7 @@ from discdiff import bridge, grid, losses, samplers, theory
 from discdiff.adapters.loading import load
 from discdiff.blockwise import BlockSamples, Blockwise
 from discdiff.cascade import Cascade
+from discdiff.conditions import Alphabets, conditional, conditioned, marginal
 from discdiff.convention import Convention, Loaded
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbsorbingUniform",
+    "Alphabets",
     "At",
     "BlockSamples",
     "Blockwise",
@@ -64,12 +66,15 @@ __all__ = [
     "Uniform",
     "bridge",
     "choose",
+    "conditional",
+    "conditioned",
     "cycle_residual",
     "grid",
     "kernels",
     "load",
     "loo_sensitivity",
     "losses",
+    "marginal",
     "mix",
     "predictor_corrector",
     "probe",

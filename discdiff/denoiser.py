@@ -123,6 +123,12 @@ class Denoiser:
         other.context, other.length = context, None
         return other
 
+    def calling(self, fn: Callable[[Tensor, Tensor | None], Tensor]) -> "Denoiser":
+        """The same convention around another function."""
+        other = copy.copy(self)
+        other.fn, other.oracle = fn, None
+        return other
+
     @property
     def scores_at_once(self) -> bool:
         """Whether ``autoregressive`` takes two queries a token; otherwise it shows the tokens once for each of them."""

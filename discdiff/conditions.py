@@ -1,0 +1,164 @@
+r"""One joint denoiser, many laws: what is held fixed, at which time, and what else a network is told.
+
+A denoiser that takes a time for every site is at once the denoiser of every conditional and marginal law:
+
+    joint         every site moves from noise to data      the model itself
+    conditional   the others are held clean, at time 0     p(x_A | x_B)
+    marginal      the others are held noise, at time 1     p(x_A), B summed out
+
+since at time 0 a site is known and at time 1 nothing is known of it. Nothing is approximate in this but the network; on
+an absorbing process the tokens say the time, so that any masked denoiser will do.
+
+Reference: one model for all of them, with a time for each modality (UniDiffuser, Bao et al., 2023).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.context import Along, Context, clean_states
+from discdiff.denoiser import Denoiser
+from discdiff.output import unshifted
+
+__all__ = ["Alphabets", "Among", "conditional", "conditioned", "marginal"]
+
+
+@dataclass
+class Among(Context):
+    """Some sites of a longer sequence, the others held at states and times of their own.
+
+    Attributes:
+        rows: (B,) ids of the rows; one row stands for any.
+        moving: (L,) the sites that the denoiser is asked about.
+        states: (B, L) the states of the others; those of moving sites are not looked at.
+        time: (L,) their times.
+    """
+
+    rows: Int[Tensor, " B"]
+    moving: Bool[Tensor, " L"]
+    states: Int[Tensor, "B L"]
+    time: Float[Tensor, " L"]
+
+    def logits(self, model: Denoiser, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        moving = self.moving.to(x.device)
+        whole = self.states.to(x.device)[self.places(rows)].clone()
+        whole[:, moving] = x
+        time = self.time.to(t.device, t.dtype).expand(len(x), -1).clone()
+        time[:, moving] = t.expand(x.shape)
+        out = model.called(whole, time)
+        return (unshifted(out) if model.shift else out)[:, moving]
+
+    def queries(self, width: int, rows: Tensor) -> int:
+        return len(self.moving) * len(rows)
+
+
+def conditional(model: Denoiser, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> Denoiser:
+    """The denoiser of p(x_A | x_B): a sequence of the moving sites A alone, the others clean.
+
+    Args:
+        model: the denoiser of whole sequences, with a time for each site, or absorbing.
+        x0: (L,) or (B, L) tokens; those of moving sites are not looked at.
+        moving: (L,) the sites A.
+        first_row: the id of the first row of x0.
+
+    Raises:
+        ValueError: if it cannot be told that sites differ, or for tokens or sites out of range.
+    """
+    rows = x0.expand(1, -1) if x0.ndim == 1 else x0
+    _check(model, rows.shape[1], moving, "conditional")
+    known = torch.where(moving, model.process.data_tokens[0], rows)
+    model.process.check_data(known, "x0")
+    return _held(model, moving, clean_states(model.process, known), 0.0, first_row)
+
+
+def marginal(model: Denoiser, moving: Bool[Tensor, " L"], seed: int = 0) -> Denoiser:
+    """The denoiser of p(x_A): a sequence of the moving sites A alone, the others one draw of the noise.
+
+    An exact network does not look at noise of time 1, so the draw does not matter to it.
+
+    Args:
+        model: the denoiser of whole sequences, with a time for each site, or absorbing.
+        moving: (L,) the sites A.
+        seed: of the noise.
+
+    Raises:
+        ValueError: if it cannot be told that sites differ, or for sites out of range.
+    """
+    _check(model, len(moving), moving, "marginal")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        noise = model.process.prior(1, len(moving)).sample()
+    return _held(model, moving, noise, 1.0, 0)
+
+
+def conditioned(model: Denoiser, condition: Tensor, first_row: int = 0) -> Denoiser:
+    """The same model told something about every row, a class or an embedded text: fn(x, time, condition).
+
+    Args:
+        model: its function takes a third argument.
+        condition: (B, ...), one entry a row, of whatever type the function takes; one row stands for any.
+        first_row: the id of the first row.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    if condition.ndim < 1 or len(condition) < 1:
+        raise ValueError(f"conditioned: condition must have a row for each sequence, got {tuple(condition.shape)}")
+    other = model.given(Along(torch.arange(first_row, first_row + len(condition)), condition))
+    other.length = model.length
+    return other
+
+
+class Alphabets:
+    """A network's function kept to an alphabet of its own at every site: several vocabularies in one sequence.
+
+    The joint vocabulary holds all of them side by side. On masked processes noise is one mask for all; where tokens are
+    noise it would have to be each site's own, which no process here has.
+
+    Args:
+        model: the denoiser whose function is kept, on an absorbing process.
+        allowed: (L, V), which tokens a site may hold.
+
+    Raises:
+        ValueError: if the process is not absorbing, the shape is wrong, or a site may hold nothing.
+    """
+
+    def __init__(self, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> None:
+        if not model.process.absorbing:
+            raise ValueError(f"Alphabets: needs an absorbing process, got {model.process}")
+        if allowed.ndim != 2 or allowed.shape[1] != model.process.vocab_size:
+            size = model.process.vocab_size
+            raise ValueError(f"Alphabets: allowed must be (L, {size}), got {tuple(allowed.shape)}")
+        empty = (~allowed.any(1)).nonzero()[:, 0].tolist()
+        if empty:
+            raise ValueError(f"Alphabets: site {empty[0]} may hold no token")
+        self.fn, self.allowed = model.fn, allowed
+
+    def __call__(self, x: Int[Tensor, "B L"], time: Tensor | None) -> Tensor:
+        return self.fn(x, time).masked_fill(~self.allowed.to(x.device), -torch.inf)
+
+    @classmethod
+    def of(cls, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> Denoiser:
+        """The same model, kept so."""
+        return model.calling(cls(model, allowed))
+
+
+def _held(model: Denoiser, moving: Tensor, states: Tensor, time: float, first_row: int) -> Denoiser:
+    rows = torch.arange(first_row, first_row + len(states))
+    other = model.given(Among(rows, moving, states, torch.full((len(moving),), time, dtype=torch.float64)))
+    other.length = int(moving.sum())
+    return other
+
+
+def _check(model: Denoiser, length: int, moving: Tensor, where: str) -> None:
+    if not (model.process.absorbing or model.sees_site_times):
+        raise ValueError(
+            f"{where}: {model} takes one time a row, or none, and cannot be told that some sites are held; "
+            "a denoiser with a time for every site can, or one of an absorbing process"
+        )
+    if moving.dtype != torch.bool or tuple(moving.shape) != (length,) or not bool(moving.any()):
+        raise ValueError(f"{where}: moving must be a bool mask ({length},) with a site in it, got {moving}")
+    if model.length is not None and model.length != length:
+        raise ValueError(f"{where}: the model is for length {model.length}, got {length}")
