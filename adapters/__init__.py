@@ -1,9 +1,10 @@
 """Other people's checkpoints and packages, behind our types: one kind of file or package a module."""
 
+from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family, load
 from discdiff.adapters.native import NATIVE
 
-FAMILIES: tuple[Family, ...] = (*NATIVE,)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Inert", "load_inert"]
+__all__ = ["Inert", "load_inert", "plain"]
 
 
 class Inert:
@@ -54,3 +54,19 @@ def load_inert(path: Path) -> object:
             f"load: {path} holds more than weights ({error}); convert it, or unpickle it yourself if you trust it and "
             "save its state_dict as safetensors"
         ) from error
+
+
+def plain(value: object) -> object:
+    """Configurations as dictionaries, lists and values: what OmegaConf's classes and others keep in their state."""
+    if isinstance(value, Inert):
+        state = value.state
+        if isinstance(state, dict) and "_content" in state:
+            return plain(state["_content"])
+        if isinstance(state, dict) and "_val" in state:
+            return plain(state["_val"])
+        return plain(state) if state else [plain(part) for part in value.arguments]
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value

@@ -1,0 +1,161 @@
+r"""The diffusion transformer that MDLM, Duo, UDLM, SEDD, RADD, BD3LM and GIDD share, with their names for its weights.
+
+    h <- h + g_1 W_o attention(R W_qkv m_1(norm(h)))        m(h) = (1 + scale) h + shift
+    h <- h + g_2 mlp(m_2(norm(h)))
+
+Scales, shifts and gates are affine in an embedding of the time; without one they are 1, 0 and 1. Attention is torch's
+own, in both directions, or causal between blocks.
+
+References: DiT (Peebles and Xie, 2023), as in SEDD (Lou et al., 2024) and MDLM (Sahoo et al., 2024); blocks as in BD3LM
+(Arriola et al., 2025).
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["DiffusionTransformer", "Ratios"]
+
+_FREQUENCIES = 128
+_ROPE = 10_000.0
+
+
+class DiffusionTransformer(nn.Module):
+    """The network of the module docstring.
+
+    Args:
+        rows: ids that go in and columns that come out.
+        width: of a token.
+        heads: of attention.
+        depth: layers.
+        time_width: of the embedded time; None for a network without one.
+        block: if given, a site sees its own block of so many and those before it.
+        norm_shift: whether norms have a shift beside their scale (RADD's do).
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        heads: int,
+        depth: int,
+        time_width: int | None,
+        block: int | None = None,
+        norm_shift: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads or width // heads % 2:
+            raise ValueError(f"DiffusionTransformer: {heads} heads of even width do not fit into a width of {width}")
+        self.width, self.heads, self.block = width, heads, block
+        self.vocab_embed = _Embedding(rows, width)
+        if time_width is not None:
+            self.sigma_map = _Clock(time_width)
+        self.blocks = nn.ModuleList(_Block(width, heads, time_width, norm_shift) for _ in range(depth))
+        self.output_layer = _Last(width, rows, time_width, norm_shift)
+
+    def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L C"]:
+        """Logits; a network with a time that is not told one is told 0, as its authors do."""
+        position = torch.arange(x.shape[1], device=x.device)
+        seen = None if self.block is None else position // self.block <= (position // self.block)[:, None]
+        return self._run(x, time, position, seen)
+
+    def _run(
+        self, x: Tensor, time: Tensor | None, position: Int[Tensor, " N"], seen: Bool[Tensor, "N N"] | None
+    ) -> Tensor:
+        h, told = self.vocab_embed(x), None
+        if hasattr(self, "sigma_map"):
+            time = torch.zeros(len(x), device=x.device) if time is None else time
+            told = functional.silu(self.sigma_map(time.to(h.dtype)))
+        half = torch.arange(0, self.width // self.heads, 2, device=x.device) * (self.heads / self.width)
+        angle = position[:, None] * (_ROPE**-half)
+        turn = torch.cat([angle.cos()] * 2, -1).to(h.dtype), torch.cat([angle.sin()] * 2, -1).to(h.dtype)
+        for block in self.blocks:
+            h = block(h, told, turn, seen)
+        return self.output_layer(h, told)
+
+
+class Ratios(nn.Module):
+    r"""SEDD's output: log ratios, 0 at a site's own token.
+
+    On an absorbing graph the network's own output is what is left after the part that is known,
+
+        log r(v) = y(v) - log(e^sigma - 1) - log V
+    """
+
+    def __init__(self, network: DiffusionTransformer, scaled: bool) -> None:
+        super().__init__()
+        self.network, self.scaled = network, scaled
+
+    def forward(self, x: Int[Tensor, "B L"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B L C"]:
+        out = self.network(x, sigma)
+        if self.scaled:
+            out = out - (sigma.expm1().log().to(out.dtype)[:, None, None] + math.log(out.shape[-1] - 1))
+        return out.scatter(-1, x[..., None], 0.0)
+
+
+class _Embedding(nn.Module):
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(rows, width))
+
+    def forward(self, x: Int[Tensor, "B L"]) -> Tensor:
+        return self.embedding[x]
+
+
+class _Clock(nn.Module):
+    """Cosines and sines of the time, from period 2 pi up to 1e4 times that, and two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        rate = (-math.log(1e4) / _FREQUENCIES * torch.arange(_FREQUENCIES, device=time.device)).exp()
+        angle = time[:, None] * rate
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, time_width: int | None, norm_shift: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=norm_shift) for _ in range(2))
+        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        hidden = 4 * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.adaLN_modulation = None if time_width is None else nn.Linear(time_width, 6 * width)
+
+    def forward(self, h: Tensor, told: Tensor | None, turn: tuple[Tensor, Tensor], seen: Tensor | None) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(self.adaLN_modulation, told, 6)
+        wide = self.attn_qkv(self.norm1(h) * (1 + scale_1) + shift_1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in wide.chunk(3, -1))
+        attended = functional.scaled_dot_product_attention(_turned(q, *turn), _turned(k, *turn), v, attn_mask=seen)
+        h = h + gate_1 * self.attn_out(attended.transpose(1, 2).flatten(2))
+        return h + gate_2 * self.mlp(self.norm2(h) * (1 + scale_2) + shift_2)
+
+
+class _Last(nn.Module):
+    def __init__(self, width: int, rows: int, time_width: int | None, norm_shift: bool) -> None:
+        super().__init__()
+        self.norm_final, self.linear = nn.LayerNorm(width, bias=norm_shift), nn.Linear(width, rows)
+        self.adaLN_modulation = None if time_width is None else nn.Linear(time_width, 2 * width)
+
+    def forward(self, h: Tensor, told: Tensor | None) -> Tensor:
+        shift, scale = _modulation(self.adaLN_modulation, told, 2)
+        return self.linear(self.norm_final(h) * (1 + scale) + shift)
+
+
+def _modulation(layer: nn.Linear | None, told: Tensor | None, parts: int) -> list[Tensor] | list[float]:
+    """Shifts, scales and gates; those of a network without a time are 0, 0 and 1."""
+    if layer is None or told is None:
+        return [0.0, 0.0, 1.0] * (parts // 3) if parts > 2 else [0.0, 0.0]
+    return list(layer(told)[:, None].chunk(parts, -1))
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
