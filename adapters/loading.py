@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from discdiff.adapters.files import Files
 from discdiff.convention import Convention, Loaded
+from discdiff.plugins import plugged
 from discdiff.schedule import Schedule
 
 __all__ = ["Asked", "Family", "load"]
@@ -96,11 +96,11 @@ def every_family() -> tuple[Family, ...]:
     """Our families, then those of installed packages (entry points of the group ``discdiff.families``)."""
     from discdiff.adapters import FAMILIES  # it imports every family, and those this module
 
-    plugged = [point.load() for point in entry_points(group="discdiff.families")]
-    wrong = [found for found in plugged if not isinstance(found, Family)]
+    found, _ = plugged("families")
+    wrong = [name for name, one in found.items() if not isinstance(one, Family)]
     if wrong:
-        raise TypeError(f"load: the entry point group 'discdiff.families' must hold Family objects, got {wrong}")
-    return (*FAMILIES, *plugged)
+        raise TypeError(f"load: the entry point group 'discdiff.families' must hold Family objects; {wrong} are none")
+    return (*FAMILIES, *(one for one in found.values() if isinstance(one, Family)))
 
 
 def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:

@@ -2,6 +2,8 @@
 
 import argparse
 import ast
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -17,12 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from discdiff import bench, samplers
+from discdiff import bench, samplers, theory
+from discdiff.adapters.loading import every_family
 from discdiff.blockwise import Blockwise
 from discdiff.data import ASSETS, GREY_LEVELS, SIDE, examples, text
 from discdiff.diagnose import sensitivity_curve
 from discdiff.models import load_trained
 from discdiff.operator import Operator
+from discdiff.plugins import plugged
+from discdiff.process import Process
 from discdiff.sampler import Sampler, Samples
 
 __all__ = ["main", "parse_operator"]
@@ -34,14 +39,14 @@ BLOCK, WINDOW = 16, 128  # of the text example
 def parse_operator(expression: str, option: str = "--sampler") -> Operator:
     """Read an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
 
-    Names are the classes of ``discdiff.samplers`` in snake case, with or without literal arguments, joined by >>, **
-    and parentheses. The text is parsed, never evaluated.
+    Names are the classes of ``discdiff.samplers`` in snake case and those that other packages plug in, with or without
+    literal arguments, joined by >>, ** and parentheses. The text is parsed, never evaluated.
 
     Raises:
         ValueError: for anything else, saying what is accepted.
         TypeError: for a composition that is ill-formed.
     """
-    known = {_snake(name): getattr(samplers, name) for name in samplers.__all__}
+    known = _operators()[0]
 
     def refuse(node: ast.AST) -> ValueError:
         part = ast.unparse(node)
@@ -79,6 +84,14 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
         return build(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError as error:
         raise ValueError(f"{option}: {expression!r} is not an expression: {error.msg}") from error
+
+
+def _operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
+    """Operators by their names in expressions, ours before those of other packages; and what cannot be imported."""
+    found, broken = plugged("operators")
+    others = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Operator)}
+    broken |= dict.fromkeys(found.keys() - others.keys(), "is no Operator class")
+    return others | {_snake(name): getattr(samplers, name) for name in samplers.__all__}, broken
 
 
 def _snake(name: str) -> str:
@@ -150,10 +163,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--peers", action="store_true", help="also other packages' steps (pip install 'discdiff[bench]')"
     )
     speed.add_argument("--json", type=Path, default=None, help="file for the figures")
+    verify = commands.add_parser("verify", help="check an operator's declarations against the exact law of its program")
+    verify.add_argument("operator", help='my_module:MyOperator, or an expression such as "ancestral >> gibbs"')
+    commands.add_parser("list", help="operators, processes and families of checkpoints, other packages' among them")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "verify":
+            return _verify(arguments.operator)
         sampling = {"digits": _digits, "text": _text}
-        named = {"bench": _bench, "sensitivity": _sensitivity}
+        named = {"bench": _bench, "sensitivity": _sensitivity, "list": _list}
         run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
         run(arguments)
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -218,6 +236,70 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     axis.legend(frameon=False)
     figure.savefig(arguments.out, dpi=110)
     print(f"wrote {arguments.out}")
+
+
+def _verify(text: str) -> int:
+    """Print what ``check_operator`` finds; 1 if a declaration does not hold."""
+    report = theory.check_operator(_named_operator(text) if ":" in text else parse_operator(text, "verify"))
+    table = Table("", "claim", "seen", "allowed", "where")
+    for check in report.checks:
+        mark = "[green]ok[/]" if check.ok else "[red]FAIL[/]"
+        table.add_row(mark, check.name, f"{check.error:.2g}", f"{check.allowed:.2g}", "" if check.ok else check.where)
+    console = Console()
+    console.print(report.subject, highlight=False, markup=False)
+    console.print(table)
+    console.print(f"{len(report.checks)} claims checked, {len(report.failed)} do not hold", highlight=False)
+    return 0 if report.ok else 1
+
+
+def _named_operator(text: str) -> Operator:
+    """The operator that module:name is, or makes when it is called without arguments."""
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")  # as python -m does
+    try:
+        held = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"verify: cannot import {module!r}: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not hasattr(held, name):
+        raise ValueError(f"verify: {module} has no {name!r}")
+    found = getattr(held, name)
+    try:
+        operator = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise ValueError(f"verify: {name} needs arguments ({error}); name an instance of it") from error
+    if not isinstance(operator, Operator):
+        raise ValueError(f"verify: {text} is {operator!r}, which is no Operator")
+    return operator
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    operators, broken = _operators()
+    table = Table("operator", "moves", "order", "keeps p_t", "calls a step")
+    for name, kind in sorted(operators.items()):
+        try:
+            made: Operator | None = kind()
+        except TypeError:
+            made = None  # it needs arguments
+        if made is None:
+            table.add_row(f"{name}{inspect.signature(kind)}", "", "", "", "")
+        else:
+            said = (made.order, made.invariant, made.nfe) if not made.moves else (made.order, "", made.nfe)
+            table.add_row(name, "t to s" if made.moves else "", *("" if part is None else str(part) for part in said))
+    console.print(table)
+    more, faults = plugged("processes")
+    here = importlib.import_module("discdiff")
+    own = (getattr(here, name) for name in here.__all__)
+    processes = sorted({one.__name__ for one in own if isinstance(one, type) and issubclass(one, Process)} | set(more))
+    console.print(f"processes: {', '.join(name for name in processes if name not in ('Process', 'RankOne'))}")
+    families = Table("family", "what it is")
+    for family in every_family():
+        families.add_row(family.name, family.about)
+    console.print(families)
+    for name, error in (broken | faults | plugged("families")[1]).items():
+        print(f"discdiff: the plug-in {name!r} cannot be used: {error}", file=sys.stderr)
 
 
 def _pyplot() -> ModuleType:

@@ -15,6 +15,7 @@ from discdiff.theory.order import order
 from discdiff.theory.program import kernel, law
 from discdiff.theory.reversal import joint_generator, joint_midpoint, model_generator, reverse_generator, reverse_law
 from discdiff.theory.tree import Tree
+from discdiff.theory.verification import check_operator
 
 __all__ = [
     "HMM",
@@ -28,6 +29,7 @@ __all__ = [
     "Report",
     "Tree",
     "bound",
+    "check_operator",
     "check_process",
     "entropy",
     "fit",

@@ -8,6 +8,7 @@ place where it was seen. An exception inside the process fails its check and is 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy import stats
@@ -17,7 +18,7 @@ from discdiff.distributions import Choice
 from discdiff.interpolant import Interpolant
 from discdiff.process import Process
 
-__all__ = ["Check", "Report", "check_process"]
+__all__ = ["Check", "Report", "check_process", "run_check"]
 
 _TIMES = (1.0, 0.9, 0.5, 0.1, 0.02)
 _SHARES = (0.0, 0.3, 0.99)
@@ -111,22 +112,23 @@ def check_process(process: Process, *, strict: bool = False) -> Report:
         ("inflow: a column of the generator", 1e-12, _inflow),
         ("sampling: draws follow log_prob (-log10 p)", 6.0, _sampling),
     ]
-    checks = tuple(_run(process, name, allowed, errors) for name, allowed, errors in properties)
+    checks = tuple(run_check(name, allowed, partial(errors, process)) for name, allowed, errors in properties)
     report = Report(repr(process), checks)
     if strict and not report.ok:
         raise AssertionError(str(report))
     return report
 
 
-def _run(process: Process, name: str, allowed: float, errors: Callable[[Process], Errors]) -> Check:
+def run_check(name: str, allowed: float, errors: Callable[[], Errors]) -> Check:
+    """The worst of some errors and where it was; an exception on the way is a finding, not a crash."""
     worst, where = 0.0, ""
     try:
-        for error, place in errors(process):
+        for error, place in errors():
             if not error <= worst:  # NaN is worst
                 worst, where = error, place
             if worst != worst:
                 break
-    except Exception as error:  # whatever a user's process raises is a finding, not a crash
+    except Exception as error:
         return Check(name, float("nan"), allowed, f"{type(error).__name__}: {error}")
     return Check(name, worst, allowed, where)
 
