@@ -30,7 +30,7 @@ def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         while name.startswith(_PREFIXES):
             name = name.removeprefix(next(prefix for prefix in _PREFIXES if name.startswith(prefix)))
-        if not name.startswith(("rotary_emb.", "noise.", "sampling_eps_")) and name != "logit_bias":
+        if not name.startswith(("rotary_emb.", "noise.", "sampling_eps_", "limiting_distribution", "logit_bias")):
             found[name] = tensor
     return found
 
@@ -41,7 +41,9 @@ def shaped(shapes: dict[str, tuple[int, ...]], heads: int, block: int | None = N
     depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
     clock = shapes.get("sigma_map.mlp.2.weight")
     time_width, norm_shift = None if clock is None else clock[0], "output_layer.norm_final.bias" in shapes
-    return DiffusionTransformer(rows, width, heads, depth, time_width, block, norm_shift)
+    labels = shapes.get("cond_map.embedding_table.weight")
+    classes = None if labels is None else labels[0]
+    return DiffusionTransformer(rows, width, heads, depth, time_width, block, norm_shift, classes)
 
 
 def averaged(files: Files, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -96,9 +98,7 @@ class _Kind:
                 f"load: {files.path} does not hold a diffusion transformer; its weights: {', '.join(list(shapes)[:4])}"
             )
         said = self.convention(config, shapes["vocab_embed.embedding"][0], asked)
-        if asked.mask_id is not None and asked.mask_id != said.process.mask_id:
-            raise ValueError(f"load: {self.name} has its mask at {said.process.mask_id}, not at {asked.mask_id}")
-        block = config.get("block_size") if self.name == "BD3LM" else None
+        block = config.get("block_size") if self.name == "BD3LM" and config.get("cross_attn", True) else None
         network = shaped(shapes, _first(config, "n_heads", "num_attention_heads"), block)
         fit(network, weights, files.path)
         wrapped: nn.Module = network
@@ -114,10 +114,11 @@ def configuration(files: Files) -> Config:
         held = plain(files.saved.get("hyper_parameters"))
         config = held.get("config", held) if isinstance(held, dict) else {}
     flat = {name: value for name, value in config.items() if not isinstance(value, dict)}
-    for part in ("model", "algo", "noise", "graph"):
+    for part in ("model", "algo", "noise", "graph", "data"):
         inner = config.get(part)
         if isinstance(inner, dict):
-            flat |= {(f"{part}_{name}" if name in ("type", "name") else name): value for name, value in inner.items()}
+            own = ("type", "name", "eps")
+            flat |= {(f"{part}_{name}" if name in own else name): value for name, value in inner.items()}
     return flat
 
 
@@ -130,17 +131,27 @@ def _first(config: Config, *names: str) -> int:
 
 def _masked(config: Config, rows: int, asked: Asked) -> Convention:
     """MDLM and BD3LM: the mask is the last row, and time is told only where the configuration says so."""
-    process = Masked(rows - 1, asked.schedule or LogLinear())
+    schedule, source = asked.schedule or _noise(config), "the family's rule: the last row"
+    if asked.mask_id is None and "bert" in str(config.get("tokenizer_name_or_path", "")):
+        raise ValueError(
+            f"load: trained with the tokenizer {config['tokenizer_name_or_path']}, which has a mask of its own; "
+            "pass its id as mask_id="
+        )
+    process = Masked(rows - 1, schedule)
+    if asked.mask_id is not None and asked.mask_id != rows - 1:
+        process, source = Masked(rows, schedule, mask_id=asked.mask_id), "given"
     told = bool(config.get("time_conditioning", False))
     return Convention(
-        "MDLM", process, "denoiser", rows, "the family's rule: the last row", time="sigma" if told else None,
+        "MDLM", process, "denoiser", rows, source, time="sigma" if told else None,
         ids="", clock="", notes=(_GPU,),
     )  # fmt: skip
 
 
 def _uniform(config: Config, rows: int, asked: Asked) -> Convention:
     """Duo and UDLM: no mask, and the time is always told unless the configuration says otherwise."""
-    process = Uniform(rows, asked.schedule or LogLinear())
+    if asked.mask_id is not None:
+        raise ValueError(f"load: uniform noise has no mask, got mask_id={asked.mask_id}")
+    process = Uniform(rows, asked.schedule or _noise(config))
     told = bool(config.get("time_conditioning", True))
     return Convention("Duo", process, "loo", rows, time="sigma" if told else None, ids="", clock="", notes=(_LOO, _GPU))
 
@@ -154,9 +165,18 @@ def _ratios(config: Config, rows: int, asked: Asked) -> Convention:
 
 
 def _noise(config: Config) -> Schedule:
-    if config.get("noise_type") == "geometric":
+    """The clock the configuration names; log-linear where it names none.
+
+    Raises:
+        ValueError: for one that is not known here, rather than sampling on another.
+    """
+    kind = str(config.get("noise_type", "loglinear")).replace("-", "")
+    if kind == "geometric":
         return Geometric(float(config["sigma_min"]), float(config["sigma_max"]))
-    return LogLinear()
+    if kind != "loglinear":
+        raise ValueError(f"load: the noise {kind!r} of the configuration is not known; pass schedule=")
+    eps = config.get("noise_eps")
+    return LogLinear() if eps is None else LogLinear(float(eps))
 
 
 def _radd(config: Config, rows: int, asked: Asked) -> Convention:
@@ -180,8 +200,10 @@ def _kind(*names: str) -> Callable[[Files], bool]:
 
     def recognises(files: Files) -> bool:
         config = configuration(files)
-        said = {str(config.get(key, "")).lower() for key in ("model_type", "algo_name", "parameterization")}
-        return bool(said & set(names)) and "p_uniform" not in config
+        if config.get("diffusion") == "uniform":  # as UDLM's repository says it, whose parameterization is d3pm
+            return "udlm" in names
+        said = [str(config[key]).lower() for key in ("model_type", "algo_name", "parameterization") if key in config]
+        return bool(said) and said[0] in names and "p_uniform" not in config
 
     return recognises
 
@@ -210,7 +232,7 @@ DIFFUSION_TRANSFORMERS: tuple[Family, ...] = tuple(
     kind.family()
     for kind in (
         _Kind("MDLM", "MDLM, masked diffusion (Sahoo et al., 2024)", _kind("mdlm", "subs"), _masked),
-        _Kind("Duo", "Duo, uniform diffusion (Sahoo et al., 2025)", _kind("duo", "duo_base"), _uniform),
+        _Kind("Duo", "Duo, uniform diffusion (Sahoo et al., 2025)", _kind("duo", "duo_base", "distillation"), _uniform),
         _Kind("UDLM", "UDLM, uniform diffusion (Schiff et al., 2025)", _kind("udlm"), _named("UDLM", _uniform)),
         _Kind("SEDD", "SEDD, concrete scores, absorbing or uniform (Lou et al., 2024)", _sedd, _ratios),
         _Kind("RADD", "RADD, masked diffusion without a time (Ou et al., 2025)", _is_radd, _radd),

@@ -34,6 +34,10 @@ class DiffusionTransformer(nn.Module):
         time_width: of the embedded time; None for a network without one.
         block: if given, a site sees its own block of so many and those before it.
         norm_shift: whether norms have a shift beside their scale (RADD's do).
+        classes: labels that a row can be told (UDLM's, with one that says nothing); None for a network without them.
+
+    Raises:
+        ValueError: if the heads do not fit into the width, or there are classes and no time.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class DiffusionTransformer(nn.Module):
         time_width: int | None,
         block: int | None = None,
         norm_shift: bool = False,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2:
@@ -53,28 +58,52 @@ class DiffusionTransformer(nn.Module):
         self.vocab_embed = _Embedding(rows, width)
         if time_width is not None:
             self.sigma_map = _Clock(time_width)
+        if classes is not None:
+            if time_width is None:
+                raise ValueError("DiffusionTransformer: classes are told along with the time, and it has no time_width")
+            self.cond_map = _Labels(classes, time_width)
         self.blocks = nn.ModuleList(_Block(width, heads, time_width, norm_shift) for _ in range(depth))
         self.output_layer = _Last(width, rows, time_width, norm_shift)
 
-    def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L C"]:
-        """Logits; a network with a time that is not told one is told 0, as its authors do."""
+    def forward(
+        self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None, label: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B L C"]:
+        """Logits; a network with a time that is not told one is told 0, as its authors do.
+
+        Raises:
+            ValueError: for a label told to a network without classes.
+        """
         position = torch.arange(x.shape[1], device=x.device)
         seen = None if self.block is None else position // self.block <= (position // self.block)[:, None]
-        return self._run(x, time, position, seen)
+        told = self._told(x, time, label)
+        return self.output_layer(self._hidden(x, told, position, seen), told)
 
-    def _run(
-        self, x: Tensor, time: Tensor | None, position: Int[Tensor, " N"], seen: Bool[Tensor, "N N"] | None
-    ) -> Tensor:
-        h, told = self.vocab_embed(x), None
-        if hasattr(self, "sigma_map"):
-            time = torch.zeros(len(x), device=x.device) if time is None else time
-            told = functional.silu(self.sigma_map(time.to(h.dtype)))
+    def _told(self, x: Tensor, time: Tensor | None, label: Tensor | None = None) -> Float[Tensor, "B D"] | None:
+        """The embedded time and label."""
+        if label is not None and not hasattr(self, "cond_map"):
+            raise ValueError("DiffusionTransformer: it was told a label, and has no classes")
+        if not hasattr(self, "sigma_map"):
+            return None
+        time = torch.zeros(len(x), device=x.device) if time is None else time
+        told = functional.silu(self.sigma_map(time))
+        return told if label is None else told + functional.silu(self.cond_map(label))
+
+    def _hidden(
+        self,
+        x: Int[Tensor, "B N"],
+        told: Tensor | None,
+        position: Int[Tensor, "*#batch N"],
+        seen: Bool[Tensor, "*heads N M"] | None,
+        kept: list[list[Tensor]] | None = None,
+    ) -> Float[Tensor, "B N W"]:
+        """All layers; ``kept`` has keys and values of tokens before these, a pair a layer, theirs are put behind."""
+        h = self.vocab_embed(x)
         half = torch.arange(0, self.width // self.heads, 2, device=x.device) * (self.heads / self.width)
-        angle = position[:, None] * (_ROPE**-half)
+        angle = position[..., None, :, None] * (_ROPE**-half)
         turn = torch.cat([angle.cos()] * 2, -1).to(h.dtype), torch.cat([angle.sin()] * 2, -1).to(h.dtype)
-        for block in self.blocks:
-            h = block(h, told, turn, seen)
-        return self.output_layer(h, told)
+        for n, block in enumerate(self.blocks):
+            h = block(h, told, turn, seen, None if kept is None else kept[n])
+        return h
 
 
 class Ratios(nn.Module):
@@ -115,7 +144,17 @@ class _Clock(nn.Module):
     def forward(self, time: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
         rate = (-math.log(1e4) / _FREQUENCIES * torch.arange(_FREQUENCIES, device=time.device)).exp()
         angle = time[:, None] * rate
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
+        features = torch.cat([angle.cos(), angle.sin()], -1)  # in whole precision, whatever that of the weights
+        return self.mlp(features.to(next(self.parameters()).dtype))
+
+
+class _Labels(nn.Module):
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes, width)
+
+    def forward(self, label: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        return self.embedding_table(label)
 
 
 class _Block(nn.Module):
@@ -129,11 +168,22 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.adaLN_modulation = None if time_width is None else nn.Linear(time_width, 6 * width)
 
-    def forward(self, h: Tensor, told: Tensor | None, turn: tuple[Tensor, Tensor], seen: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        told: Tensor | None,
+        turn: tuple[Tensor, Tensor],
+        seen: Tensor | None,
+        kept: list[Tensor] | None,
+    ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(self.adaLN_modulation, told, 6)
         wide = self.attn_qkv(self.norm1(h) * (1 + scale_1) + shift_1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in wide.chunk(3, -1))
-        attended = functional.scaled_dot_product_attention(_turned(q, *turn), _turned(k, *turn), v, attn_mask=seen)
+        q, k = _turned(q, *turn), _turned(k, *turn)
+        if kept is not None:
+            k, v = torch.cat([kept[0], k], 2), torch.cat([kept[1], v], 2)
+            kept[:] = k, v
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         h = h + gate_1 * self.attn_out(attended.transpose(1, 2).flatten(2))
         return h + gate_2 * self.mlp(self.norm2(h) * (1 + scale_2) + shift_2)
 

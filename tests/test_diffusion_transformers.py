@@ -171,8 +171,6 @@ def test_heads_and_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     checkpoints.folder(folder, CONFIGS["MDLM"], w)
     with pytest.raises(ValueError, match=r"fit a DiffusionTransformer: 1 missing, such as blocks\.1\.mlp\.2\.bias"):
         load(folder, quiet=True)
-    with pytest.raises(ValueError, match="MDLM has its mask at 12, not at 3"):
-        load(write("MDLM", tmp_path / "other")[0], mask_id=3, quiet=True)
     with pytest.raises(ValueError, match="3 heads of even width do not fit into a width of 16"):
         DiffusionTransformer(4, 16, 3, 1, None)
 
@@ -218,6 +216,39 @@ def test_a_lightning_checkpoint_gives_its_average_and_runs_nothing(tmp_path: Pat
     short, _ = lightning(tmp_path / "short.ckpt", average[1:], content)
     with pytest.raises(ValueError, match=r"averages in .* are not of its"):
         load(short, quiet=True)
+
+
+def test_what_a_configuration_says_is_kept_or_refused(tmp_path: Path) -> None:
+    def hub(name: str, **more: object) -> Path:
+        _, w = write("MDLM", tmp_path / name)
+        return checkpoints.folder(tmp_path / name, CONFIGS["MDLM"] | more, {f"backbone.{k}": v for k, v in w.items()})
+
+    with pytest.raises(ValueError, match="the noise 'cosine' of the configuration is not known; pass schedule="):
+        load(hub("cosine", noise={"type": "cosine"}), quiet=True)
+    given = load(tmp_path / "cosine", schedule=dd.Cosine(), quiet=True)
+    assert given.process.schedule == dd.Cosine()
+    assert load(hub("eps", noise={"type": "log-linear", "eps": 0.01}), quiet=True).process.schedule == dd.LogLinear(
+        0.01
+    )
+    with pytest.raises(ValueError, match="bert-base-uncased, which has a mask of its own; pass its id as mask_id="):
+        load(hub("bert", data={"tokenizer_name_or_path": "bert-base-uncased"}), quiet=True)
+    model = load(tmp_path / "bert", mask_id=3, quiet=True)
+    assert (model.process.mask_id, model.process.vocab_size, model.convention.mask_source) == (3, ROWS, "given")
+    with pytest.raises(ValueError, match="uniform noise has no mask, got mask_id=3"):
+        load(write("Duo", tmp_path / "duo")[0], mask_id=3, quiet=True)
+
+
+def test_the_algorithm_says_more_than_the_parameterization(tmp_path: Path) -> None:
+    """A block model is parameterised like MDLM, and is none."""
+    content: dict[str, object] = {"model": {"n_heads": HEADS}, "algo": {"name": "bd3lm"}, "parameterization": "subs"}
+    path, _ = lightning(tmp_path / "blocks.ckpt", None, content | {"block_size": 2})
+    assert load(path, quiet=True).convention.family == "BD3LM"
+    path, _ = lightning(tmp_path / "other.ckpt", None, content | {"algo": {"name": "blockgen"}})
+    with pytest.raises(ValueError, match="recognised by no family"):
+        load(path, quiet=True)
+    udlm = {"model": {"n_heads": HEADS}, "diffusion": "uniform", "parameterization": "d3pm"}
+    path, _ = lightning(tmp_path / "udlm.ckpt", None, udlm)
+    assert load(path, quiet=True).convention.family == "UDLM"
 
 
 def test_a_file_that_is_not_torchs_is_named(tmp_path: Path) -> None:
