@@ -20,6 +20,7 @@ from discdiff.operator import Corrector, Operator, Predictor, mix, when
 from discdiff.prediction import Prediction
 from discdiff.probe import probe
 from discdiff.process import Process
+from discdiff.quantise import features, quantised
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
 from discdiff.sampler import Sampler, Samples, predictor_corrector
 from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
@@ -69,6 +70,7 @@ __all__ = [
     "conditional",
     "conditioned",
     "cycle_residual",
+    "features",
     "grid",
     "kernels",
     "load",
@@ -78,6 +80,7 @@ __all__ = [
     "mix",
     "predictor_corrector",
     "probe",
+    "quantised",
     "samplers",
     "sensitivity_curve",
     "theory",
