@@ -13,6 +13,8 @@ from discdiff.cli import main, parse_operator
 from discdiff.handlers import At
 from discdiff.plugins import plugged
 
+pytestmark = pytest.mark.usefixtures("as_user")  # many matrices
+
 UNIFORM = [dd.Uniform(3, dd.Linear())]
 
 
@@ -62,7 +64,12 @@ class Cheap(S.Gibbs):
     nfe = 0.5
 
 
+class Exact(S.Gillespie):
+    order = float("inf")
+
+
 FALSE = {
+    "ends in p_s (-log10 p)": Exact(),
     "frozen sites are left alone": Careless(),
     "the same key gives the same tokens, in any batch": Hidden(),
     "it moves (the share of p_t that stays)": Idle(),
@@ -74,7 +81,7 @@ FALSE = {
 
 
 @pytest.mark.parametrize(
-    "operator", [S.Gibbs(), S.Ancestral(), S.Ancestral() >> S.Gibbs(), S.Thinning(), S.InformedGibbs()], ids=repr
+    "operator", [S.Gibbs(), S.Ancestral(), S.Ancestral() >> S.Gibbs(), S.Thinning(), S.Gillespie(), S.InformedGibbs()], ids=repr
 )
 def test_what_is_true_passes(operator: dd.Operator) -> None:
     report = T.check_operator(operator, processes=UNIFORM)
