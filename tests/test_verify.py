@@ -81,7 +81,9 @@ FALSE = {
 
 
 @pytest.mark.parametrize(
-    "operator", [S.Gibbs(), S.Ancestral(), S.Ancestral() >> S.Gibbs(), S.Thinning(), S.Gillespie(), S.InformedGibbs()], ids=repr
+    "operator",
+    [S.Gibbs(), S.Ancestral(), S.Ancestral() >> S.Gibbs(), S.Thinning(), S.Gillespie(), S.InformedGibbs()],
+    ids=repr,
 )
 def test_what_is_true_passes(operator: dd.Operator) -> None:
     report = T.check_operator(operator, processes=UNIFORM)
