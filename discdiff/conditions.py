@@ -20,6 +20,7 @@ from torch import Tensor
 
 from discdiff.context import Along, Context, clean_states
 from discdiff.denoiser import Denoiser
+from discdiff.diagnose import noise
 from discdiff.output import unshifted
 
 __all__ = ["Alphabets", "Among", "conditional", "conditioned", "marginal"]
@@ -87,10 +88,7 @@ def marginal(model: Denoiser, moving: Bool[Tensor, " L"], seed: int = 0) -> Deno
         ValueError: if it cannot be told that sites differ, or for sites out of range.
     """
     _check(model, len(moving), moving, "marginal")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        noise = model.process.prior(1, len(moving)).sample()
-    return _held(model, moving, noise, 1.0, 0)
+    return _held(model, moving, noise(model.process, 1, len(moving), seed), 1.0, 0)
 
 
 def conditioned(model: Denoiser, condition: Tensor, first_row: int = 0) -> Denoiser:

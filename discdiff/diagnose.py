@@ -17,8 +17,23 @@ from torch import Tensor
 
 from discdiff.denoiser import Denoiser
 from discdiff.prediction import Predicts
+from discdiff.process import Process
 
-__all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "sensitivity_curve"]
+__all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "noise", "noised", "sensitivity_curve"]
+
+
+def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int[Tensor, "B L"]:
+    """Data noised to time t for measurements; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return process.marginal(x0, t).sample()
+
+
+def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "B L"]:
+    """The same of noise alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return process.prior(batch, length).sample()
 
 
 @torch.no_grad()
@@ -75,9 +90,7 @@ def sensitivity_curve(
         rows = []
         for alpha in alphas:
             t = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
-            with torch.random.fork_rng(devices=[]):  # the same noise for every reading
-                torch.manual_seed(seed)
-                x_t = model.process.marginal(x0, t).sample()
+            x_t = noised(model.process, x0, t, seed)  # the same noise for every reading
             moved = loo_sensitivity(read, x_t, t, seed)
             rows.append(torch.stack([moved.mean(), moved.std() / len(moved) ** 0.5]))
         found[predicts] = torch.stack(rows)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.denoiser import Denoiser, TimeArgument
-from discdiff.diagnose import sensitivity_curve
+from discdiff.diagnose import noise, noised, sensitivity_curve
 
 __all__ = ["Finding", "Findings", "probe"]
 
@@ -87,9 +87,7 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
 
 def _noised(model: Denoiser, x0: Int[Tensor, "B L"], alpha: float, seed: int) -> "_Case":
     at = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        x = model.process.marginal(x0, at).sample()
+    x = noised(model.process, x0, at, seed)
     return _Case(model, x0, x, torch.full((1, 1), at, dtype=torch.float64, device=x.device))
 
 
@@ -207,9 +205,7 @@ def _predicts(case: _Case, seed: int) -> Finding:
 
 def _without_data(model: Denoiser, seed: int) -> Iterator[Finding]:
     length = model.length or 16
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        x = model.process.prior(2, length).sample()
+    x = noise(model.process, 2, length, seed)
     left: tuple[Literal["shift", "mask id", "predicts"], ...] = ("shift", "mask id", "predicts")
     needs = "pass a few rows of its data, probe(model, x0)"
     if model.time is None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from discdiff.denoiser import Denoiser
+from discdiff.diagnose import noised
 
 __all__ = ["Int8Linear", "Remembered", "features", "quantised", "time_module"]
 
@@ -138,9 +139,7 @@ def features(
     try:
         for alpha in alphas:
             t = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = model.process.marginal(x0, t).sample()
+            x = noised(model.process, x0, t, seed)
             before = {name: len(parts) for name, parts in found.items()}
             model(x, t)
             for name, parts in found.items():
