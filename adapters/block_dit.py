@@ -47,7 +47,7 @@ class Memory:
 
 
 class BlockTransformer(DiffusionTransformer):
-    """The network of the module docstring; ``forward`` takes a whole sequence as one noisy block.
+    """The network of the module docstring; ``forward`` takes a whole sequence and has it causal between blocks.
 
     Args:
         rows, width, heads, depth, time_width: as of ``DiffusionTransformer``; it is told time 0 where it has one.
@@ -56,7 +56,7 @@ class BlockTransformer(DiffusionTransformer):
     """
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, clean: int) -> None:
-        super().__init__(rows, width, heads, depth, time_width)
+        super().__init__(rows, width, heads, depth, time_width, block=clean)
         if clean < 1:
             raise ValueError(f"BlockTransformer: clean must be a positive block size, got {clean}")
         self.clean = clean
@@ -137,7 +137,7 @@ class BlockTransformer(DiffusionTransformer):
 
 
 class CausalBlockTransformer(BlockTransformer):
-    """The one whose clean tokens are causal, as in BlockGen with several block sizes.
+    """The one whose clean tokens are causal, as in BlockGen with several block sizes; a whole sequence is one block.
 
     Args:
         rows, width, heads, depth, time_width: as of ``BlockTransformer``.
@@ -146,7 +146,7 @@ class CausalBlockTransformer(BlockTransformer):
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, blank: int) -> None:
         super().__init__(rows, width, heads, depth, time_width, clean=1)
-        self.blank = blank
+        self.block, self.blank = None, blank
 
     def score(self, memory: Memory, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n C"]:
         """The autoregressive logits of a clean block, of p(. | prefix, x_{<i}): one call of 2n queries."""

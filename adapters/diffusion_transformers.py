@@ -1,11 +1,13 @@
-"""MDLM, Duo, UDLM, SEDD, RADD, BD3LM and GIDD from the hub's folders, and their Lightning checkpoints."""
+"""MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from the hub's folders, and their Lightning checkpoints."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from discdiff.adapters.block_dit import BlockTransformer, CausalBlockTransformer
 from discdiff.adapters.dit import DiffusionTransformer, Ratios
 from discdiff.adapters.files import Files
 from discdiff.adapters.inert import plain
@@ -35,15 +37,21 @@ def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def shaped(shapes: dict[str, tuple[int, ...]], heads: int, block: int | None = None) -> DiffusionTransformer:
-    """A network of the sizes that the weights have."""
+def shaped(shapes: dict[str, tuple[int, ...]], config: Config, said: Convention) -> DiffusionTransformer:
+    """A network of the sizes that the weights have; one of blocks that is told no time keeps its clean tokens."""
+    heads = _first(config, "n_heads", "num_attention_heads")
     rows, width = shapes["vocab_embed.embedding"]
     depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
     clock = shapes.get("sigma_map.mlp.2.weight")
     time_width, norm_shift = None if clock is None else clock[0], "output_layer.norm_final.bias" in shapes
     labels = shapes.get("cond_map.embedding_table.weight")
     classes = None if labels is None else labels[0]
-    return DiffusionTransformer(rows, width, heads, depth, time_width, block, norm_shift, classes)
+    if config.get("x0_causal"):
+        mask = said.process.mask_id
+        return CausalBlockTransformer(rows, width, heads, depth, time_width, blank=0 if mask is None else mask)
+    if said.block is not None and said.time is None:
+        return BlockTransformer(rows, width, heads, depth, time_width, clean=said.block)
+    return DiffusionTransformer(rows, width, heads, depth, time_width, said.block, norm_shift, classes)
 
 
 def averaged(files: Files, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -91,6 +99,9 @@ class _Kind:
 
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         config = configuration(files)
+        if asked.mask_id is None:
+            mask, source = files.mask_id(-1, None)
+            asked = asked if mask == -1 else replace(asked, mask_id=mask, mask_source=source)
         weights, ema = averaged(files, stripped(files.weights))
         shapes = {name: tuple(part.shape) for name, part in weights.items()}
         if "vocab_embed.embedding" not in shapes:
@@ -98,12 +109,12 @@ class _Kind:
                 f"load: {files.path} does not hold a diffusion transformer; its weights: {', '.join(list(shapes)[:4])}"
             )
         said = self.convention(config, shapes["vocab_embed.embedding"][0], asked)
-        block = config.get("block_size") if self.name == "BD3LM" and config.get("cross_attn", True) else None
-        network = shaped(shapes, _first(config, "n_heads", "num_attention_heads"), block)
+        network = shaped(shapes, config, said)
         fit(network, weights, files.path)
         wrapped: nn.Module = network
         if said.predicts == "ratio":
-            wrapped = Ratios(network, bool(config.get("scale_by_sigma")))
+            scaled = config.get("scale_by_sigma") if "graph_type" in config else True
+            wrapped = Ratios(network, bool(scaled))
         return wrapped, replace(said, weights="ema" if ema else "raw")
 
 
@@ -119,7 +130,21 @@ def configuration(files: Files) -> Config:
         if isinstance(inner, dict):
             own = ("type", "name", "eps")
             flat |= {(f"{part}_{name}" if name in own else name): value for name, value in inner.items()}
-    return flat
+    return flat | _in_blocks(flat, files)
+
+
+def _in_blocks(config: Config, files: Files) -> Config:
+    """BlockGen's noise and its largest block: said by a training run's configuration, or else by the folders' names."""
+    if config.get("type", config.get("model_type")) != "block-dit":
+        return {}
+    said = str(config.get("algo_name", "")).rpartition("-")[2]
+    named = files.path.absolute().as_posix()
+    found = [said] if said else [kind for kind in ("absorb", "uniform") if f"/{kind}" in named]
+    size = re.search(r"block_size/(\d+)/", named)
+    weights = [float(weight) for weight in str(config.get("block_weights", "")).split()]
+    largest = 2 ** max((n for n, weight in enumerate(weights) if weight > 0), default=0)
+    sizes = {"block_size": largest} if weights else {} if size is None else {"block_size": int(size[1])}
+    return {"in_blocks": found[0] if len(found) == 1 else "", **sizes}
 
 
 def _first(config: Config, *names: str) -> int:
@@ -130,7 +155,7 @@ def _first(config: Config, *names: str) -> int:
 
 
 def _masked(config: Config, rows: int, asked: Asked) -> Convention:
-    """MDLM and BD3LM: the mask is the last row, and time is told only where the configuration says so."""
+    """MDLM and BD3LM: the mask is the tokenizer's or the last row; time is told where the configuration says so."""
     schedule, source = asked.schedule or _noise(config), "the family's rule: the last row"
     if asked.mask_id is None and "bert" in str(config.get("tokenizer_name_or_path", "")):
         raise ValueError(
@@ -139,7 +164,7 @@ def _masked(config: Config, rows: int, asked: Asked) -> Convention:
         )
     process = Masked(rows - 1, schedule)
     if asked.mask_id is not None and asked.mask_id != rows - 1:
-        process, source = Masked(rows, schedule, mask_id=asked.mask_id), "given"
+        process, source = Masked(rows, schedule, mask_id=asked.mask_id), asked.mask_source
     told = bool(config.get("time_conditioning", False))
     return Convention(
         "MDLM", process, "denoiser", rows, source, time="sigma" if told else None,
@@ -149,7 +174,7 @@ def _masked(config: Config, rows: int, asked: Asked) -> Convention:
 
 def _uniform(config: Config, rows: int, asked: Asked) -> Convention:
     """Duo and UDLM: no mask, and the time is always told unless the configuration says otherwise."""
-    if asked.mask_id is not None:
+    if asked.mask_id is not None and asked.mask_source == "given":
         raise ValueError(f"load: uniform noise has no mask, got mask_id={asked.mask_id}")
     process = Uniform(rows, asked.schedule or _noise(config))
     told = bool(config.get("time_conditioning", True))
@@ -157,10 +182,12 @@ def _uniform(config: Config, rows: int, asked: Asked) -> Convention:
 
 
 def _ratios(config: Config, rows: int, asked: Asked) -> Convention:
-    """SEDD on either graph."""
-    schedule = asked.schedule or _noise(config)
-    process: Process = Masked(rows - 1, schedule) if config.get("graph_type") == "absorb" else Uniform(rows, schedule)
-    source = "the family's rule: the last row" if process.mask_id is not None else "none needed"
+    """SEDD on either graph; what MDLM's relatives train under this name is always absorbing."""
+    schedule, absorbs = asked.schedule or _noise(config), config.get("graph_type", "absorb") == "absorb"
+    process: Process = Masked(rows - 1, schedule) if absorbs else Uniform(rows, schedule)
+    if absorbs and asked.mask_id not in (None, rows - 1):
+        raise ValueError(f"load: ratios of a mask that is not the last row ({asked.mask_id}, {rows} rows) are not read")
+    source = "the family's rule: the last row" if absorbs else "none needed"
     return Convention("SEDD", process, "ratio", rows, source, time="sigma", ids="", clock="", notes=(_GPU,))
 
 
@@ -184,13 +211,13 @@ def _radd(config: Config, rows: int, asked: Asked) -> Convention:
 
 
 def _gidd(config: Config, rows: int, asked: Asked) -> Convention:
-    """The mask is the last of the tokenizer's ids; rows are rounded up to a multiple of 128 beyond it in some files."""
+    """The mask is the tokenizer's, or the last id; rows are rounded up to a multiple of 128 beyond it in some files."""
     p_uniform, known = float(config["p_uniform"]), int(config.get("vocab_size", rows))
-    mask = asked.mask_id if asked.mask_id is not None else known - 1
+    mask, source = (known - 1, "the family's rule") if asked.mask_id is None else (asked.mask_id, asked.mask_source)
     schedule = asked.schedule or HybridClock(p_uniform)
     process: Process = Hybrid(mask, schedule, p_uniform=p_uniform) if p_uniform > 0 else Masked(mask, schedule)
     return Convention(
-        "GIDD", process, "loo" if p_uniform > 0 else "denoiser", rows, "the family's rule: the last id", time="t",
+        "GIDD", process, "loo" if p_uniform > 0 else "denoiser", rows, source, time="t",
         ids="", clock="", notes=(_LOO, _GPU) if p_uniform > 0 else (_GPU,),
     )  # fmt: skip
 
@@ -202,15 +229,19 @@ def _kind(*names: str) -> Callable[[Files], bool]:
         config = configuration(files)
         if config.get("diffusion") == "uniform":  # as UDLM's repository says it, whose parameterization is d3pm
             return "udlm" in names
-        said = [str(config[key]).lower() for key in ("model_type", "algo_name", "parameterization") if key in config]
+        found = (files.config.get("model_type"), config.get("algo_name"), config.get("parameterization"))
+        said = [str(name).lower() for name in found if name is not None]
         return bool(said) and said[0] in names and "p_uniform" not in config
 
     return recognises
 
 
+_trained_as_sedd = _kind("sedd", "score")
+
+
 def _sedd(files: Files) -> bool:
     own = isinstance(files.config.get("graph"), dict) and "tokens" in files.config
-    return own and any("sigma_map." in name for name in files.shapes)
+    return _trained_as_sedd(files) or (own and any("sigma_map." in name for name in files.shapes))
 
 
 def _is_radd(files: Files) -> bool:
@@ -218,14 +249,39 @@ def _is_radd(files: Files) -> bool:
     return own and not any("sigma_map." in name for name in files.shapes)
 
 
+def _is_blockgen(noise: str) -> Callable[[Files], bool]:
+    return lambda files: configuration(files).get("in_blocks") == noise
+
+
 def _named(name: str, convention: Callable[[Config, int, Asked], Convention]) -> Callable[..., Convention]:
     return lambda config, rows, asked: replace(convention(config, rows, asked), family=name)
 
 
 def _blocks(config: Config, rows: int, asked: Asked) -> Convention:
-    said = replace(_masked(config, rows, asked), family="BD3LM", block=config.get("block_size"))
-    note = f"blocks of {said.block}, causal between them: sample it with Blockwise(block={said.block})"
-    return replace(said, notes=(note, *said.notes))
+    block = (asked.block or config.get("block_size")) if config.get("cross_attn", True) else None
+    return _in_blocks_of(replace(_masked(config, rows, asked), family="BD3LM"), block)
+
+
+def _in_blocks_of(said: Convention, block: int | None) -> Convention:
+    if block is None:
+        return said
+    note = f"blocks of {block}, causal between them: sample it with Blockwise(block={block})"
+    return replace(said, block=block, notes=(note, *said.notes))
+
+
+def _blockgen(noise: Callable[[Config, int, Asked], Convention], name: str) -> Callable[..., Convention]:
+    """BlockGen, whose network is never told the time."""
+
+    def convention(config: Config, rows: int, asked: Asked) -> Convention:
+        said = replace(noise(config, rows, asked), family=name, time=None)
+        block, several = asked.block or config.get("block_size"), bool(config.get("x0_causal"))
+        if block is None and not several:
+            raise ValueError("load: nothing says the block size of this BlockGen; pass load(..., block=...)")
+        note = ("trained on blocks of 1 as well: it is autoregressive, and ARPC needs no other verifier",)
+        said = _in_blocks_of(said, block)
+        return replace(said, notes=said.notes + note * several)
+
+    return convention
 
 
 DIFFUSION_TRANSFORMERS: tuple[Family, ...] = tuple(
@@ -237,6 +293,15 @@ DIFFUSION_TRANSFORMERS: tuple[Family, ...] = tuple(
         _Kind("SEDD", "SEDD, concrete scores, absorbing or uniform (Lou et al., 2024)", _sedd, _ratios),
         _Kind("RADD", "RADD, masked diffusion without a time (Ou et al., 2025)", _is_radd, _radd),
         _Kind("BD3LM", "BD3LM, block diffusion (Arriola et al., 2025)", _kind("bd3lm"), _blocks),
+        *(
+            _Kind(
+                name, f"BlockGen, {noise} diffusion in blocks of several sizes (Deschenaux and Gulcehre, 2026)",
+                _is_blockgen(word), _blockgen(convention, name),
+            )
+            for name, noise, word, convention in (
+                ("BlockGen-masked", "masked", "absorb", _masked), ("BlockGen-uniform", "uniform", "uniform", _uniform)
+            )
+        ),
         _Kind(
             "GIDD", "GIDD, masks and uniform noise together (von Ruette et al., 2025)",
             lambda files: "p_uniform" in configuration(files), _gidd,

@@ -15,7 +15,9 @@ from discdiff.adapters.inert import load_inert
 
 __all__ = ["Files"]
 
-_SINGLE = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+_HUB = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+_TRAINED = ("model.pt", "checkpoints-meta/checkpoint.pth")  # as the trainers of GIDD and SEDD leave them
+_HYDRA = ("config.yaml", ".hydra/config.yaml", "../.hydra/config.yaml")
 _TORCH = {".ckpt", ".pt", ".pth", ".bin", ".tar"}
 
 
@@ -34,12 +36,25 @@ class Files:
             raise FileNotFoundError(f"load: there is no file or folder {path}")
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.config = self._json("config.json") if path.is_dir() else {}
+        self.config = (self._json("config.json") if path.is_dir() else {}) or self._yaml()
         self.generation = self._json("generation_config.json") if path.is_dir() else {}
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.folder / name
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def _yaml(self) -> dict[str, Any]:
+        """The configuration that a training run leaves, beside its weights or a folder higher."""
+        for name in _HYDRA:
+            file = self.folder / name
+            if file.is_file():
+                try:
+                    import yaml
+                except ImportError as error:
+                    raise ImportError(f"load: reading {file} needs PyYAML: pip install 'discdiff[hf]'") from error
+                said = yaml.safe_load(file.read_text(encoding="utf-8"))
+                return said if isinstance(said, dict) else {}
+        return {}
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -52,7 +67,7 @@ class Files:
             shards = self._json(index).get("weight_map", {})
             if shards:
                 return [self.folder / name for name in sorted(set(shards.values()))]
-        one = [self.folder / name for name in _SINGLE if (self.folder / name).is_file()]
+        one = [self.folder / name for name in (*_HUB, *_TRAINED) if (self.folder / name).is_file()]
         if not one:
             one = sorted(file for file in self.folder.iterdir() if file.suffix in {*_TORCH, ".safetensors", ".npz"})
         if not one:

@@ -22,6 +22,8 @@ class Asked:
 
     mask_id: int | None = None
     schedule: Schedule | None = None
+    block: int | None = None
+    mask_source: str = "given"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def load(
     family: str | None = None,
     mask_id: int | None = None,
     schedule: Schedule | None = None,
+    block: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     families: Sequence[Family] | None = None,
@@ -58,11 +61,12 @@ def load(
     everything but the weights is left inert.
 
     Args:
-        source: a folder as ``save_pretrained`` writes it, a file of weights, or the id of a repository on the hub,
-            whose JSON, text and weights are fetched.
+        source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name", perhaps with a folder
+            behind it, of a repository on the hub, whose JSON, text and weights are fetched.
         family: its name, where the files do not say it (``discdiff list`` has all).
         mask_id: the mask's id, where the files disagree or say nothing.
         schedule: the clock it is to be sampled on; the family's own by default.
+        block: the block size, where a network of blocks does not say it.
         dtype: what the weights are converted to; as they are by default.
         device: where to put the network.
         families: which to try, those of the package and of installed plug-ins by default.
@@ -81,7 +85,7 @@ def load(
     known = tuple(families) if families is not None else every_family()
     files = Files(_fetched(source))
     chosen = _chosen(files, known, family)
-    network, convention = chosen.build(files, Asked(mask_id, schedule))
+    network, convention = chosen.build(files, Asked(mask_id, schedule, block))
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     model = convention.denoiser(network)
     if not quiet:
@@ -121,9 +125,9 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
 
 
 def _fetched(source: str | Path) -> Path:
-    """A path as it is; anything else of the form owner/name from the hub, without code."""
+    """A path as it is; anything else of the form owner/name or owner/name/folder from the hub, without code."""
     path = Path(source)
-    if path.exists() or isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if path.exists() or isinstance(source, Path) or "/" not in source or source.startswith((".", "/", "~")):
         return path
     try:
         from huggingface_hub import snapshot_download
@@ -131,8 +135,10 @@ def _fetched(source: str | Path) -> Path:
         raise ImportError(
             f"load: there is no file {source}, and hub ids need huggingface_hub: pip install 'discdiff[hf]'"
         ) from error
-    wanted = ["*.json", "*.txt", "*.safetensors", "*.bin", "*.ckpt", "*.npz"]
-    return Path(snapshot_download(source, allow_patterns=wanted))
+    owner, name, *within = source.split("/")
+    kinds = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.ckpt", "*.npz")
+    wanted = ["/".join([*within, kind]) for kind in kinds]
+    return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted)).joinpath(*within)
 
 
 def fit(network: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> None:

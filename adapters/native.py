@@ -70,7 +70,7 @@ class _Native:
         process, suppress = masked(columns, mask, files, asked, source)
         if self.suppress_special:
             suppress += tuple(v for v in files.special(*_SPECIAL) if v != mask)
-        block = files.config.get("block_size", self.block) if self.attention == "blocks" else None
+        block = asked.block or files.config.get("block_size", self.block) if self.attention == "blocks" else None
         convention = Convention(
             family=self.name,
             process=process,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from discdiff.denoiser import Denoiser
     from discdiff.process import Process
 
-__all__ = ["Along", "Behind", "Cached", "Context", "Growing", "Kept", "Shown", "clean_states"]
+__all__ = ["Along", "AtOnce", "Behind", "Cached", "Context", "Growing", "Kept", "Shown", "clean_states"]
 
 
 C = TypeVar("C", bound="RowCache")
@@ -52,6 +52,17 @@ class Cached(Protocol[C]):
 
     def evaluate(self, cache: C, x: Int[Tensor, "B n"], time: Float[Tensor, "B *n"] | None) -> Tensor:
         """What the network says of a noisy block behind the prefix, (B, n, V)."""
+        ...
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """A network that takes every block of given sequences, each behind the clean ones before it, in one pass."""
+
+    def blocks_at_once(
+        self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None, block: int
+    ) -> Tensor:
+        """What the network says of noisy blocks x behind the clean ones of x0, (B, L, V)."""
         ...
 
 
@@ -188,7 +199,8 @@ class Kept(Growing, Generic[C]):
 class Behind(Context):
     """Every block of given sequences at once, each behind the clean ones before it: what likelihoods and training need.
 
-    A network that has ``blocks(x0, x, time, block)`` takes one pass; another is shown each block with its prefix.
+    A network that has ``blocks_at_once(x0, x, time, block)`` takes one pass; another is shown each block with its
+    prefix.
 
     Attributes:
         tokens: (B, L) the clean sequences, as states.
@@ -205,8 +217,8 @@ class Behind(Context):
 
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         time = t.expand(x.shape)
-        if hasattr(model.fn, "blocks"):
-            return model.fn.blocks(self.tokens, x, model.time_argument(time), self.block)
+        if isinstance(model.fn, AtOnce):
+            return model.fn.blocks_at_once(self.tokens, x, model.time_argument(time), self.block)
         parts = []
         for begin in range(0, x.shape[1], self.block):
             here = slice(begin, begin + self.block)

@@ -1,14 +1,14 @@
 """How a checkpoint is called and what its output means: one record, and all that families differ in is a field."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from discdiff.context import AtOnce, Cached, RowCache
 from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.prediction import Predicts
 from discdiff.process import Process
@@ -104,6 +104,8 @@ class Called(nn.Module):
         TypeError: if it does not return what the convention says, or another number of columns.
     """
 
+    network: Any  # a module; what it can do beside being called, ``_called`` has looked at
+
     def __init__(self, network: nn.Module, convention: Convention) -> None:
         super().__init__()
         self.network, self.convention = network, convention
@@ -115,9 +117,8 @@ class Called(nn.Module):
             named[said.ids] = x
         else:
             positional.append(x)
+        time = self._clock(time)
         if time is not None:
-            time = time * said.time_scale
-            time = time.round().long() if said.integer_time else time
             if said.clock:
                 named[said.clock] = time
             else:
@@ -126,6 +127,17 @@ class Called(nn.Module):
             named["attention_mask"] = self._mask(x)
         with self._autocast(x.device):
             out = self.network(*positional, **named)
+        return self._columns(out)
+
+    def _clock(self, time: Tensor | None) -> Tensor | None:
+        if time is None:
+            return None
+        scaled = time * self.convention.time_scale
+        return scaled.round().long() if self.convention.integer_time else scaled
+
+    def _columns(self, out: object) -> Float[Tensor, "B L C"]:
+        """The logits that count."""
+        said = self.convention
         logits = out if said.returns == "tensor" else getattr(out, "logits", None)
         if not isinstance(logits, Tensor):
             raise TypeError(f"{said.family}: the network returned {type(out).__name__}, expected {said.returns}")
@@ -150,6 +162,53 @@ class Called(nn.Module):
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+class _Keeping(Called):
+    """One whose network is ``Cached``."""
+
+    def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> RowCache:
+        with self._autocast(tokens.device):
+            return self.network.prefill(tokens, length, capacity)
+
+    def extend(self, cache: RowCache, tokens: Int[Tensor, "B n"]) -> None:
+        with self._autocast(tokens.device):
+            self.network.extend(cache, tokens)
+
+    def evaluate(self, cache: RowCache, x: Int[Tensor, "B n"], time: Float[Tensor, "B *n"] | None) -> Tensor:
+        with self._autocast(x.device):
+            return self._columns(self.network.evaluate(cache, x, self._clock(time)))
+
+
+class _AtOnce(_Keeping):
+    """One that takes all blocks in one pass, too."""
+
+    def blocks_at_once(
+        self,
+        x0: Int[Tensor, "B L"],
+        x: Int[Tensor, "B L"],
+        time: Float[Tensor, "B *L"] | None,
+        block: int | Int[Tensor, "B 1"],
+    ) -> Tensor:
+        with self._autocast(x.device):
+            return self._columns(self.network.blocks_at_once(x0, x, self._clock(time), block))
+
+
+class _Scoring(_AtOnce):
+    """One that is autoregressive, too."""
+
+    def score(self, cache: RowCache, x: Int[Tensor, "B n"]) -> Tensor:
+        with self._autocast(x.device):
+            return self._columns(self.network.score(cache, x))
+
+
+def _called(network: nn.Module, convention: Convention) -> Called:
+    """With what the network can do beside being called."""
+    if not isinstance(network, Cached):
+        return Called(network, convention)
+    if not isinstance(network, AtOnce):
+        return _Keeping(network, convention)
+    return (_Scoring if hasattr(network, "score") else _AtOnce)(network, convention)
+
+
 class Loaded(Denoiser):
     """A ``Denoiser`` made from a network and its ``convention``; what there is to correct is a field of the record:
 
@@ -161,9 +220,8 @@ class Loaded(Denoiser):
     """
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
-        fn: Callable[[Tensor, Tensor | None], Tensor] = Called(network, convention)
         super().__init__(
-            fn,
+            _called(network, convention),
             convention.process,
             convention.predicts,
             time=convention.time,

@@ -127,7 +127,7 @@ class Transformer(nn.Module):
         whole = noisy_at(position, torch.zeros_like(position))
         return self._logits(x, alpha, whole, x[:, :0], clean_at(position[:, :0]))
 
-    def blocks(
+    def blocks_at_once(
         self,
         x0: Int[Tensor, "B L"],
         x_t: Int[Tensor, "B L"],

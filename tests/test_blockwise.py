@@ -98,7 +98,7 @@ def test_block_size_one_is_the_autoregressive_sampler(process: dd.Process) -> No
     out = sampler.sample(4, length, seed=seed, record=True)
     x, ids = torch.zeros(4, length, dtype=torch.int64), torch.arange(4)
     for i in range(length):
-        logits = net.blocks(x, torch.zeros_like(x), torch.zeros(4), 1)[:, i]
+        logits = net.blocks_at_once(x, torch.zeros_like(x), torch.zeros(4), 1)[:, i]
         key = {"seed": stream(seed, 1, i), "step": 1, "tag": zlib.crc32(b"token") % TAGS}
         x[:, i] = kernels.draw(logits, rows=ids, positions=torch.zeros_like(ids), **key)
     assert torch.equal(out.tokens, x)

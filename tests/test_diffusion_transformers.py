@@ -14,6 +14,8 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff.adapters import load
 from discdiff.adapters.dit import DiffusionTransformer
+from discdiff.context import Cached
+from discdiff.convention import Loaded
 
 ROWS, WIDTH, HEADS, DEPTH, CLOCK = 13, 16, 2, 2, 8
 X = torch.tensor([[0, 12, 3, 5, 12, 1], [7, 7, 12, 2, 0, 12]])
@@ -46,8 +48,11 @@ def weights(clock: int | None = CLOCK, shift: bool = False) -> dict[str, Tensor]
     return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def written_out(w: dict[str, Tensor], x: Tensor, time: Tensor, seen: Callable[[int, int], bool]) -> Tensor:
-    """The network site by site and head by head, in float64."""
+def written_out(
+    w: dict[str, Tensor], x: Tensor, time: Tensor, seen: Callable[[int, int], bool], places: list[int] | None = None
+) -> Tensor:
+    """The network site by site and head by head, in float64; ``places`` are the positions of what is shown."""
+    places = list(range(x.shape[1])) if places is None else places
     w, out = {name: part.double() for name, part in w.items()}, []
     for tokens, when in zip(x, time.double(), strict=True):
         c = torch.zeros(0)
@@ -83,7 +88,8 @@ def written_out(w: dict[str, Tensor], x: Tensor, time: Tensor, seen: Callable[[i
             for i in range(len(tokens)):
                 for head in range(HEADS):
                     others = [j for j in range(len(tokens)) if seen(i, j)]
-                    score = [turned(q[i, head], i) @ turned(k[j, head], j) / (WIDTH / HEADS) ** 0.5 for j in others]
+                    query = turned(q[i, head], places[i]) / (WIDTH / HEADS) ** 0.5
+                    score = [query @ turned(k[j, head], places[j]) for j in others]
                     mixed[i, head] = torch.stack(score).softmax(0) @ v[others, head]
             h = h + gate_1 * (mixed.flatten(1) @ w[f"blocks.{n}.attn_out.weight"].T)
             m = norm(h, f"blocks.{n}.norm2") * (1 + scale_2) + shift_2
@@ -249,6 +255,125 @@ def test_the_algorithm_says_more_than_the_parameterization(tmp_path: Path) -> No
     udlm = {"model": {"n_heads": HEADS}, "diffusion": "uniform", "parameterization": "d3pm"}
     path, _ = lightning(tmp_path / "udlm.ckpt", None, udlm)
     assert load(path, quiet=True).convention.family == "UDLM"
+
+
+def test_a_run_of_sedds_trainer_gives_its_average(tmp_path: Path) -> None:
+    w, run = weights(), tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    (run / "checkpoints-meta").mkdir()
+    lines = ["tokens: 12", "graph: {type: absorb}", "noise: {type: geometric, sigma_min: 0.001, sigma_max: 20.0}"]
+    lines.append(f"model: {{hidden_size: {WIDTH}, n_heads: {HEADS}, scale_by_sigma: true}}")
+    (run / ".hydra" / "config.yaml").write_text("\n".join(lines) + "\n")
+    saved = {"model": w, "ema": {"shadow_params": [2 * part for part in w.values()], "decay": 0.9}, "step": 3}
+    torch.save(saved, run / "checkpoints-meta" / "checkpoint.pth")
+    for path in (run, run / "checkpoints-meta" / "checkpoint.pth"):
+        model = load(path, quiet=True)
+        assert (model.convention.family, model.convention.weights) == ("SEDD", "ema")
+        assert model.process == dd.Masked(12, dd.schedule.Geometric(0.001, 20.0))
+    own = written_out({name: 2 * part for name, part in w.items()}, X, SIGMA, everyone)
+    own = own - (SIGMA.double().expm1().log() + math.log(ROWS - 1))[:, None, None]
+    said = model.network(X, SIGMA)
+    assert float((said - own.scatter(-1, X[..., None], 0.0)).abs().max()) < 1e-3 * float(own.abs().max())
+
+
+@pytest.mark.parametrize("content", [{"parameterization": "sedd"}, {"algo": {"name": "sedd"}}])
+def test_sedd_as_mdlm_and_its_relatives_train_it(content: dict[str, object], tmp_path: Path) -> None:
+    path, _ = lightning(tmp_path / "last.ckpt", None, {"model": {"n_heads": HEADS, "type": "ddit"}, **content})
+    model = load(path, quiet=True)
+    assert (model.convention.family, model.predicts, model.process.mask_id) == ("SEDD", "ratio", 12)
+    known = (SIGMA.double().expm1().log() + math.log(ROWS - 1))[:, None, None]
+    own = written_out(weights(), X, SIGMA, everyone) - known
+    assert float((model.network(X, SIGMA) - own.scatter(-1, X[..., None], 0.0)).abs().max()) < 1e-4
+
+
+def test_gidds_mask_is_that_of_its_tokenizer(tmp_path: Path) -> None:
+    """Its trainer adds [PAD] and [MASK] to a tokenizer that lacks them; rows may go on behind."""
+    model = {"type": "diffusion", "diffusion_process": "gidd", "p_uniform": 0.1, "n_heads": HEADS}
+    added = {"added_tokens_decoder": {"10": {"content": "[PAD]"}, "11": {"content": "[MASK]"}}, "mask_token": "[MASK]"}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(json.dumps({"model": model}))  # JSON is YAML
+    (run / "tokenizer_config.json").write_text(json.dumps(added))
+    torch.save(weights(), run / "model.pt")
+    found = load(run, quiet=True)
+    assert (found.convention.family, found.process.mask_id, found.process.vocab_size) == ("GIDD", 11, 11)
+    assert found.convention.mask_source == "the tokenizer"
+    (run / "tokenizer_config.json").unlink()
+    assert load(run, quiet=True).process.mask_id == 12  # the family's rule
+    (run / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="recognised by no family"):
+        load(run, quiet=True)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_bd3lm_keeps_its_clean_tokens(tmp_path: Path) -> None:
+    """Block after block behind a memory says what the whole sequence, causal between blocks, says."""
+    model = load(write("BD3LM", tmp_path / "hub")[0], quiet=True)
+    assert isinstance(model.fn, Cached)
+    drawn = [
+        dd.Blockwise(model.process, one, S.Ancestral(), block=2, steps=2).sample(3, 6, seed=1)
+        for one in uncached(model)
+    ]
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+    assert drawn[0].nfe == drawn[1].nfe
+    assert drawn[0].queries < drawn[1].queries
+    hybrid = checkpoints.folder(tmp_path / "told", CONFIGS["BD3LM"] | {"time_conditioning": True}, weights())
+    assert not isinstance(load(hybrid, quiet=True).fn, Cached)  # what it keeps would depend on the time
+
+
+def uncached(model: Loaded) -> list[dd.Denoiser]:
+    """The model, and the same shown the prefix again in every call."""
+    return [model, model.calling(lambda x, time: model.network(x)[..., : model.process.vocab_size])]
+
+
+def blockgen(path: Path, causal: bool) -> Path:
+    """As its authors publish it: the model's part of the configuration, and averaged weights."""
+    config = {"name": "small", "type": "block-dit", "hidden_size": WIDTH, "n_heads": HEADS, "x0_causal": causal}
+    return checkpoints.folder(path, config, weights())
+
+
+@pytest.mark.parametrize("noise", ["absorb", "uniform"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_blockgen_is_what_its_folders_say(noise: str, causal: bool, tmp_path: Path) -> None:
+    kind = "multi_block_size/2/owt/0.05_0.95" if causal else "single_block_size/2/owt"
+    model = load(blockgen(tmp_path / kind / noise, causal), quiet=True)
+    assert model.convention.family == f"BlockGen-{'masked' if noise == 'absorb' else 'uniform'}"
+    assert (model.time, model.convention.block) == (None, 2)
+    assert model.scores_at_once == causal
+
+    def seen(i: int, j: int) -> bool:  # the sequence of clean tokens, then of noisy ones; 6 each
+        clean = (lambda a, b: b <= a) if causal else (lambda a, b: b // 2 <= a // 2)
+        if j < 6:
+            return clean(i, j) if i < 6 else j // 2 < (i - 6) // 2
+        return i >= 6 and (i - 6) // 2 == (j - 6) // 2
+
+    clean = (X + 1) % 12
+    own = written_out(weights(), torch.cat([clean, X], 1), torch.zeros(2), seen, places=[*range(6)] * 2)[:, 6:]
+    columns = model.process.vocab_size
+    said = model.fn.blocks_at_once(clean, X, None, 2)  # type: ignore[union-attr]
+    assert float((said - own[..., :columns]).abs().max()) < 1e-4
+    memory = model.fn.prefill(clean[:, :2], torch.tensor([2, 2]), 6)  # type: ignore[union-attr]
+    behind = model.fn.evaluate(memory, X[:, 2:4], None)  # type: ignore[union-attr]
+    assert float((behind - own[:, 2:4, :columns]).abs().max()) < 1e-4
+    out = dd.Blockwise(model.process, model, S.Ancestral(), block=2, steps=2).sample(2, 6, seed=0, prompt=[1, 2])
+    assert int(out.tokens.max()) < columns
+    assert out.tokens[:, :2].tolist() == [[1, 2]] * 2
+
+
+def test_blockgen_that_does_not_say_what_it_is_is_asked_about(tmp_path: Path) -> None:
+    plain = blockgen(tmp_path / "mine", causal=False)
+    with pytest.raises(ValueError, match="recognised by no family"):
+        load(plain, quiet=True)
+    with pytest.raises(ValueError, match=r"nothing says the block size of this BlockGen; pass load\(\.\.\., block="):
+        load(plain, family="BlockGen-uniform", quiet=True)
+    assert load(plain, family="BlockGen-uniform", block=4, quiet=True).convention.block == 4
+    algo = {"name": "blockgen-absorb", "block_weights": "0.05 0.0 0.95", "parameterization": "subs"}
+    content = {"model": {"type": "block-dit", "n_heads": HEADS, "x0_causal": True}, "algo": algo}
+    path, _ = lightning(tmp_path / "last.ckpt", None, content)
+    model = load(path, quiet=True)
+    assert (model.convention.family, model.convention.block, model.process.mask_id) == ("BlockGen-masked", 4, 12)
 
 
 def test_a_file_that_is_not_torchs_is_named(tmp_path: Path) -> None:

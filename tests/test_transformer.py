@@ -38,7 +38,7 @@ def test_cached_logits_are_those_of_the_whole_pass(sees_alpha: bool, block: int,
     shown = alpha if sees_alpha else None
     nothing = torch.zeros(5) if sees_alpha else None
     blank = torch.full_like(x0, V)
-    whole, read = net.blocks(x0, x_t, shown, block), net.blocks(x0, blank, nothing, 1)
+    whole, read = net.blocks_at_once(x0, x_t, shown, block), net.blocks_at_once(x0, blank, nothing, 1)
     most = (L - 3 * block) // block
     length = torch.randint(most + 1, (5,), generator=torch.Generator().manual_seed(seed)) * block
     cache = net.prefill(x0[:, : int(length.max())], length, capacity=L)
@@ -58,43 +58,45 @@ def test_cached_logits_are_those_of_the_whole_pass(sees_alpha: bool, block: int,
 
 def test_whole_sequences_are_one_block() -> None:
     net, (x0, x_t, alpha) = network(), batch(4, 0)
-    assert (net(x_t, alpha) - net.blocks(x0, x_t, alpha, L)).abs().max() < 1e-5
+    assert (net(x_t, alpha) - net.blocks_at_once(x0, x_t, alpha, L)).abs().max() < 1e-5
 
 
 def test_blocks_see_what_is_before_them_and_themselves() -> None:
     net, (x0, x_t, alpha) = network(), batch(4, 1)
-    usual, position = net.blocks(x0, x_t, alpha, 4), torch.arange(L)
+    usual, position = net.blocks_at_once(x0, x_t, alpha, 4), torch.arange(L)
     for site in (5, 11):
         begin = site // 4 * 4
         other = x0.clone()
         other[:, site] = (other[:, site] + 1) % V
-        moved = (net.blocks(other, x_t, alpha, 4) - usual).abs().amax((0, 2)) > 1e-6
+        moved = (net.blocks_at_once(other, x_t, alpha, 4) - usual).abs().amax((0, 2)) > 1e-6
         assert torch.equal(moved, position >= begin + 4)
         noise = x_t.clone()
         noise[:, site] = (noise[:, site] + 1) % V
-        moved = (net.blocks(x0, noise, alpha, 4) - usual).abs().amax((0, 2)) > 1e-6
+        moved = (net.blocks_at_once(x0, noise, alpha, 4) - usual).abs().amax((0, 2)) > 1e-6
         assert torch.equal(moved, (position >= begin) & (position < begin + 4))
 
 
 def test_block_sizes_may_differ_between_rows() -> None:
     net, (x0, x_t, alpha) = network(), batch(2, 2)
-    both = net.blocks(x0, x_t, alpha, torch.tensor([[1], [8]]))
+    both = net.blocks_at_once(x0, x_t, alpha, torch.tensor([[1], [8]]))
     for row, size in enumerate((1, 8)):
-        assert (both[row] - net.blocks(x0, x_t, alpha, size)[row]).abs().max() < 1e-5
+        assert (both[row] - net.blocks_at_once(x0, x_t, alpha, size)[row]).abs().max() < 1e-5
 
 
 def test_pure_noise_says_nothing() -> None:
     net, (x0, x_t, alpha) = network(), batch(2, 3)
     other, nothing = (x_t + 1) % V, torch.zeros(2)
-    assert torch.equal(net.blocks(x0, x_t, nothing, 4), net.blocks(x0, other, nothing, 4))
-    assert (net.blocks(x0, x_t, alpha, 4) - net.blocks(x0, other, alpha, 4)).abs().max() > 0.1
+    assert torch.equal(net.blocks_at_once(x0, x_t, nothing, 4), net.blocks_at_once(x0, other, nothing, 4))
+    assert (net.blocks_at_once(x0, x_t, alpha, 4) - net.blocks_at_once(x0, other, alpha, 4)).abs().max() > 0.1
 
 
 def test_a_cache_grows_when_it_must() -> None:
     net, (x0, x_t, alpha) = network(), batch(2, 4)
     cache = net.prefill(x0[:, :8], torch.tensor([8, 8]), capacity=8)
     net.extend(cache, x0[:, 8:16])
-    assert (net.evaluate(cache, x_t[:, 16:], alpha[:, 16:]) - net.blocks(x0, x_t, alpha, 8)[:, 16:]).abs().max() < 1e-5
+    assert (
+        net.evaluate(cache, x_t[:, 16:], alpha[:, 16:]) - net.blocks_at_once(x0, x_t, alpha, 8)[:, 16:]
+    ).abs().max() < 1e-5
 
 
 def test_a_card_brings_it_back(tmp_path: Path) -> None:
