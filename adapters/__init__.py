@@ -2,9 +2,10 @@
 
 from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from discdiff.adapters.files import Files
+from discdiff.adapters.gemma import GEMMA
 from discdiff.adapters.loading import Asked, Family, load
 from discdiff.adapters.native import NATIVE
 
-FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

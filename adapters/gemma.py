@@ -1,0 +1,146 @@
+r"""DiffusionGemma: blocks of noise ("canvases") behind what an encoder keeps of the clean tokens before them.
+
+    logits of the canvas x = decoder(x, encoder(prefix))
+
+The encoder is causal, the decoder sees the prefix and the whole canvas, and no time is told. Noise is uniform: a canvas
+starts as any tokens. It runs in transformers' own classes (5.11 or newer).
+
+Reference: DiffusionGemma (Google, 2026).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from discdiff.adapters.files import Files
+from discdiff.adapters.loading import Asked, Family
+from discdiff.adapters.native import native
+from discdiff.convention import Convention
+from discdiff.rank_one import Uniform
+from discdiff.schedule import Linear
+
+__all__ = ["GEMMA", "Canvas", "Prefix"]
+
+
+@dataclass
+class Prefix:
+    """What the encoder keeps of clean tokens. Rows are padded on the left, so that they all end where a canvas begins.
+
+    Attributes:
+        kept: transformers' cache.
+        seen: (B, C) 1 for tokens, 0 for padding.
+        length: (B,) tokens of a row.
+    """
+
+    kept: Any
+    seen: Int[Tensor, "B C"]
+    length: Int[Tensor, " B"]
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Prefix":
+        """That of some rows, which may repeat."""
+        kept = copy.deepcopy(self.kept)
+        kept.batch_select_indices(rows)
+        return Prefix(kept, self.seen[rows], self.length[rows])
+
+
+class Canvas(nn.Module):
+    """A network that keeps clean prefixes, of transformers' ``DiffusionGemmaForBlockDiffusion``.
+
+    Args:
+        network: theirs.
+        beginning: the token that stands before a canvas with nothing before it; their prompts begin with it.
+        rounds: how often it is shown its own logits and asked again (self-conditioning), a decoder pass each. Its
+            authors show it those of the step before, which makes of a step more than a function of the tokens.
+    """
+
+    network: Any
+
+    def __init__(self, network: nn.Module, beginning: int, rounds: int = 0) -> None:
+        super().__init__()
+        self.network, self.beginning, self.rounds = network, beginning, rounds
+
+    def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+        """The logits of a canvas behind nothing."""
+        none = torch.zeros_like(x[:, 0])
+        return self.evaluate(self.prefill(x[:, :0], none, 0), x, None)
+
+    def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
+        """Keep the first ``length`` tokens of each row; where there are none, the beginning alone."""
+        from transformers import DynamicCache
+
+        empty, tokens = length == 0, nn.functional.pad(tokens, (0, 1))
+        tokens[empty, 0] = self.beginning
+        length = length + empty.long()
+        width = int(length.max())
+        column = torch.arange(width, device=tokens.device) - (width - length)[:, None]
+        prefix = Prefix(
+            DynamicCache(config=self.network.config.get_text_config()),
+            torch.zeros_like(column[:, :0]),
+            torch.zeros_like(length),
+        )
+        self._read(prefix, tokens.gather(1, column.clamp(min=0)), column >= 0)
+        return prefix
+
+    def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
+        """Put a clean block behind the prefix."""
+        self._read(prefix, tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+    def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n V"]:
+        """The logits of a canvas behind the prefix."""
+        said = None
+        for _ in range(self.rounds + 1):
+            said = self.network(
+                past_key_values=prefix.kept,
+                decoder_input_ids=x,
+                decoder_attention_mask=torch.cat([prefix.seen, torch.ones_like(x)], 1),
+                decoder_position_ids=prefix.length[:, None] + torch.arange(x.shape[1], device=x.device),
+                self_conditioning_logits=said,
+            ).logits
+        assert said is not None
+        return said
+
+    def _read(self, prefix: Prefix, tokens: Tensor, real: Tensor) -> None:
+        prefix.seen = torch.cat([prefix.seen, real.long()], 1)
+        position = prefix.length[:, None] + real.long().cumsum(1) - 1
+        prefix.length = prefix.length + real.sum(1)
+        self.network.model.encoder(
+            input_ids=tokens,
+            attention_mask=prefix.seen,
+            position_ids=position.clamp(min=0),
+            past_key_values=prefix.kept,
+        )
+
+
+def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
+    if asked.mask_id is not None:
+        raise ValueError(f"load: DiffusionGemma's noise is uniform and has no mask, got mask_id={asked.mask_id}")
+    network = native("DiffusionGemmaForBlockDiffusion", dict(files.config), files.weights)
+    text: Any = network.config.get_text_config()  # type: ignore[union-attr, operator]
+    block = asked.block or int(files.config.get("canvas_length", 256))
+    convention = Convention(
+        "DiffusionGemma",
+        Uniform(text.vocab_size, asked.schedule or Linear()),
+        "denoiser",
+        text.vocab_size,
+        suppress=tuple(range(files.tokenizer_size or text.vocab_size, text.vocab_size)),
+        ids="",
+        block=block,
+        notes=(
+            f"canvases of {block} begin where the prompt ends: Blockwise(block=[len(prompt), {block}])",
+            "self-conditioning is off: Canvas(network.network, beginning, rounds=1) shows it its own logits once",
+            "how it was trained is not published; its authors sample from its output as from a denoiser's",
+        ),
+    )
+    return Canvas(network, int(text.bos_token_id)), convention
+
+
+GEMMA = Family(
+    "DiffusionGemma",
+    "DiffusionGemma, uniform diffusion in blocks (Google, 2026)",
+    lambda files: files.config.get("model_type") == "diffusion_gemma",
+    _build,
+)
