@@ -1,11 +1,12 @@
 """Other people's checkpoints and packages, behind our types: one kind of file or package a module."""
 
 from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS
+from discdiff.adapters.evodiff import EVODIFF
 from discdiff.adapters.files import Files
 from discdiff.adapters.gemma import GEMMA
 from discdiff.adapters.loading import Asked, Family, load
 from discdiff.adapters.native import NATIVE
 
-FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

@@ -1,0 +1,151 @@
+r"""ByteNet: a network of dilated convolutions along a sequence, with EvoDiff's names for its weights.
+
+    h <- h + W_2 a(norm(conv_d(a(norm(W_1 a(norm(h)))))))        dilations d = 1, 2, 4, ..., and again
+
+References: ByteNet (Kalchbrenner et al., 2016), as in EvoDiff (Alamdari et al., 2023).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+__all__ = ["ByteNet", "bytenet"]
+
+
+class ByteNet(nn.Module):
+    """The network of the module docstring.
+
+    Args:
+        rows: ids that go in and columns that come out.
+        narrow: width of an embedded token.
+        width: between layers.
+        inner: within a layer.
+        depth: layers.
+        kernel: width of a convolution, odd.
+        period: the largest dilation; they go 1, 2, 4, ... up to it, and again.
+        activation: "gelu" or "relu".
+        timed: whether it is told a step k.
+
+    Raises:
+        ValueError: for an even kernel, an odd narrow width or another activation.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        narrow: int,
+        width: int,
+        inner: int,
+        depth: int,
+        kernel: int = 5,
+        period: int = 128,
+        activation: str = "gelu",
+        timed: bool = False,
+    ) -> None:
+        super().__init__()
+        if kernel % 2 == 0 or narrow % 2 or activation not in ("gelu", "relu"):
+            raise ValueError(
+                f"ByteNet: the kernel must be odd ({kernel}), the embedding even ({narrow}), and the activation gelu "
+                f"or relu ({activation})"
+            )
+        act = nn.GELU if activation == "gelu" else nn.ReLU
+        dilations = [2 ** (n % period.bit_length()) for n in range(depth)]
+        self.timed = timed
+        self.embedder = _Body(nn.Embedding(rows, narrow), [_Layer(width, inner, kernel, d, act) for d in dilations])
+        self.last_norm = nn.LayerNorm(width)
+        self.decoder = _Pointwise(width, rows)
+
+    def forward(
+        self,
+        x: Int[Tensor, "B L"],
+        step: Int[Tensor, " B"] | None = None,
+        input_mask: Float[Tensor, "B L 1"] | None = None,
+    ) -> Float[Tensor, "B L C"]:
+        """Logits.
+
+        Args:
+            x: tokens.
+            step: k of each row, where it is told.
+            input_mask: 1 where there is a sequence, 0 where there is padding.
+
+        Raises:
+            ValueError: if it wants a step and is not told one.
+        """
+        if self.timed and step is None:
+            raise ValueError("ByteNet: this one is told the step, one whole number a row")
+        h = self.embedder(x, step if self.timed else None, input_mask)
+        return self.decoder(self.last_norm(h))
+
+
+class _Body(nn.Module):
+    def __init__(self, embedder: nn.Embedding, layers: "list[_Layer]") -> None:
+        super().__init__()
+        self.embedder, self.layers = embedder, nn.ModuleList(layers)
+        self.up_embedder = _Pointwise(embedder.embedding_dim, layers[0].width)
+
+    def forward(self, x: Tensor, step: Tensor | None, mask: Tensor | None) -> Float[Tensor, "B L D"]:
+        h = self.embedder(x)
+        h = h if step is None else h + _waves(step, h.shape[-1]).to(h.dtype)[:, None]
+        h = self.up_embedder(h)
+        for layer in self.layers:
+            h = layer(h, mask)
+        return h
+
+
+class _Pointwise(nn.Module):
+    """A linear layer, kept as a convolution of width 1."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, out, 1)
+
+    def forward(self, h: Float[Tensor, "B L D"]) -> Float[Tensor, "B L C"]:
+        return self.conv(h.mT).mT
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, inner: int, kernel: int, dilation: int, act: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.width = width
+        before = nn.LayerNorm(width), act(), _Pointwise(width, inner), nn.LayerNorm(inner), act()
+        self.sequence1 = nn.Sequential(*before)
+        self.conv = nn.Conv1d(inner, inner, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+        self.sequence2 = nn.Sequential(nn.LayerNorm(inner), act(), _Pointwise(inner, width))
+
+    def forward(self, h: Float[Tensor, "B L D"], mask: Float[Tensor, "B L 1"] | None) -> Float[Tensor, "B L D"]:
+        inside = self.sequence1(h)
+        inside = inside if mask is None else inside * mask
+        return h + self.sequence2(self.conv(inside.mT).mT)
+
+
+def _waves(step: Int[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
+    """sin(k w_0), cos(k w_0), sin(k w_1), ... with w_j = 10^(-8 j / D)."""
+    angle = step[:, None] * torch.exp(torch.arange(0, width, 2, device=step.device) * (-math.log(1e4) / width))
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+
+
+def bytenet(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], timed: bool) -> ByteNet:
+    """The network whose weights have these shapes.
+
+    Args:
+        shapes: by name, without the "module." of the files.
+        config: the authors' configuration where there is one: ``r`` and ``activation`` are not in the shapes. Both
+            configurations they published have 128 and gelu.
+        timed: whether it is told a step.
+
+    Raises:
+        ValueError: if these are no such weights.
+    """
+    try:
+        rows, narrow = shapes["embedder.embedder.weight"]
+        inner, width, _ = shapes["embedder.layers.0.sequence1.2.conv.weight"]
+        kernel = shapes["embedder.layers.0.conv.weight"][-1]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"load: these are not EvoDiff's weights: {', '.join(list(shapes)[:4])}") from error
+    depth = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("embedder.layers."))
+    activation = str(config.get("activation", "relu" if "n_layers" in config else "gelu"))
+    return ByteNet(rows, narrow, width, inner, depth, kernel, int(config.get("r", 128)), activation, timed)
