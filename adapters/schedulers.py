@@ -7,9 +7,6 @@ import ast
 from dataclasses import dataclass
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.outputs import BaseOutput
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -23,6 +20,13 @@ from discdiff.process import Process
 from discdiff.rank_one import Masked, Uniform
 from discdiff.schedule import Schedule
 from discdiff.state import State
+
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+    from diffusers.utils.outputs import BaseOutput
+except ImportError as error:
+    raise ImportError("an operator as a scheduler needs diffusers: pip install 'discdiff[bench]'") from error
 
 __all__ = ["OperatorScheduler", "OperatorSchedulerOutput"]
 

@@ -1,0 +1,128 @@
+r"""A discrete scheduler of diffusers' as an operator: it runs in our sampler, and its own code is what is judged.
+
+The scheduler's ``step`` is run as it is, with its draws answered by ``choose`` (``torch_draws``): keyed by row, and, as
+long as they are multinomials and integers, enumerated. So ``T.kernel`` and ``T.law`` are exact for it, and
+``T.check_operator`` checks what it is said to do. A step that draws by ``torch.rand`` is given ``enumerable=False`` and
+judged by chi-square.
+
+A scheduler speaks of step n of N equal ones, from t = 1 - n/N to 1 - (n+1)/N, and has its own survival there;
+``Linear()`` is that of ``DiscreteDDIMScheduler``. Nothing of diffusers is imported: any object with these methods will
+do.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discdiff.adapters.torch_draws import Answered
+from discdiff.handlers import At
+from discdiff.operator import Corrector, Invariance, Operator, Predictor
+from discdiff.process import Process
+from discdiff.state import State
+
+__all__ = ["SchedulerCorrection", "SchedulerStep"]
+
+_MOST_STEPS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class _Scheduled(Operator):
+    """What both have.
+
+    Args:
+        scheduler: of diffusers'; it is copied before every step, and never changed.
+        options: further arguments of its step, such as {"temperature": 1.0}.
+        process: the kind of process it is for.
+        enumerable: False if it draws by ``torch.rand``.
+    """
+
+    scheduler: Any
+    options: Mapping[str, object] = field(default_factory=dict)
+    process: type[Process] = field(default=Process, kw_only=True)  # type: ignore[type-abstract]
+    enumerable: bool = field(default=True, kw_only=True)
+
+    def check(self, process: Process) -> None:
+        if not isinstance(process, self.process):
+            raise ValueError(f"{self} is for {self.process.__name__}, got {process}")
+
+    def _prepared(self, steps: int, settings: Mapping[str, object]) -> Any:  # noqa: ANN401
+        scheduler = copy.copy(self.scheduler)
+        scheduler.set_timesteps(steps, **settings)
+        return scheduler
+
+    def _tokens(self, step: Callable[..., Any], timestep: int | Tensor, state: State, at: At) -> Tensor:
+        """What the step makes of a state; sites that are given keep theirs."""
+        scheduler = step.__self__  # type: ignore[attr-defined]
+        said, before = at.predict(state).denoiser, dict(vars(scheduler))
+        with Answered(state, at):
+            tokens = step(said, timestep, state.tokens.clone(), **self.options).prev_sample
+        kept = sorted(name for name, value in vars(scheduler).items() if value is not before.get(name))
+        if kept:
+            raise ValueError(
+                f"{self}: the scheduler keeps {', '.join(kept)} for its next step, which then depends on more than the "
+                "tokens; it is no kernel on them"
+            )
+        at.process.check_states(tokens, f"what {self} returns")
+        return torch.where(state.free, tokens, state.tokens)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{type(self).__name__}({type(self.scheduler).__name__}{options})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SchedulerStep(_Scheduled, Predictor):
+    """``scheduler.step`` from t to s, which must be a step of N equal ones; one denoiser call.
+
+    Args:
+        scheduler, options, process, enumerable: see above.
+        settings: further arguments of ``set_timesteps``.
+        numbered: whether ``step`` takes the number n, as in block pipelines, or else ``timesteps[n]``.
+        order: what it is said to be of.
+
+    Raises:
+        ValueError: when called for an interval that is no step of equal ones, for a scheduler with a memory of its own,
+            or draws that cannot be keyed.
+    """
+
+    settings: Mapping[str, object] = field(default_factory=dict, kw_only=True)
+    numbered: bool = field(default=True, kw_only=True)
+    order: float | None = field(default=None, kw_only=True)
+
+    def __call__(self, state: State, at: At) -> State:
+        steps = round(1 / (at.t - at.s))
+        number = round((1 - at.t) * steps)
+        if abs((at.t - at.s) * steps - 1) > 1e-6 or abs((1 - at.t) * steps - number) > 1e-6:
+            raise ValueError(
+                f"{self}: diffusers' steps are N equal ones of t from 1 to 0, and [{at.t:g}, {at.s:g}] is none of them"
+            )
+        scheduler = self._prepared(steps, self.settings)
+        timestep = number if self.numbered else scheduler.timesteps[number]
+        return state.at(self._tokens(scheduler.step, timestep, state, at), at.s)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SchedulerCorrection(_Scheduled, Corrector):
+    """``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, strictly between 0 and 1; one denoiser call.
+
+    Args:
+        scheduler, options, process, enumerable: see above.
+        invariant: whether it is said to keep p_t.
+
+    Raises:
+        ValueError: when called at t = 0 or 1, where it is not defined, or at a time with no such N up to 4096.
+    """
+
+    invariant: Invariance | None = field(default=None, kw_only=True)
+
+    def __call__(self, state: State, at: At) -> State:
+        alpha = Fraction(1 - state.t).limit_denominator(_MOST_STEPS)
+        if not 0 < alpha < 1 or abs(float(alpha) - (1 - state.t)) > 1e-9:
+            raise ValueError(f"{self}: t must be a fraction n/N strictly between 0 and 1, got {state.t:g}")
+        scheduler = self._prepared(alpha.denominator, {})
+        return state.at(self._tokens(scheduler.step_correct, alpha.numerator - 1, state, at))
