@@ -6,7 +6,8 @@ from discdiff.adapters.files import Files
 from discdiff.adapters.gemma import GEMMA
 from discdiff.adapters.loading import Asked, Family, load
 from discdiff.adapters.native import NATIVE
+from discdiff.adapters.own import OWN
 
-FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF, OWN)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

@@ -279,7 +279,7 @@ def _blockgen(noise: Callable[[Config, int, Asked], Convention], name: str) -> C
             raise ValueError("load: nothing says the block size of this BlockGen; pass load(..., block=...)")
         note = ("trained on blocks of 1 as well: it is autoregressive, and ARPC needs no other verifier",)
         said = _in_blocks_of(said, block)
-        return replace(said, notes=said.notes + note * several)
+        return replace(said, aligned=not several, notes=said.notes + note * several)
 
     return convention
 

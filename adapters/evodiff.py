@@ -192,6 +192,8 @@ class _Kind:
 
     def recognises(self, files: Files) -> bool:
         """By the file's name: all have the same weights, and nothing in them says which they are."""
+        if "model_type" in files.config:
+            return False
         named = f"{files.path.name} {files.parts[0].name}".lower().replace("_", "-")
         return any(word in named for word in self.said) and any("sequence1.2.conv" in name for name in files.shapes)
 

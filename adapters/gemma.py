@@ -129,6 +129,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         suppress=tuple(range(files.tokenizer_size or text.vocab_size, text.vocab_size)),
         ids="",
         block=block,
+        aligned=False,
         notes=(
             f"canvases of {block} begin where the prompt ends: Blockwise(block=[len(prompt), {block}])",
             "self-conditioning is off: Canvas(network.network, beginning, rounds=1) shows it its own logits once",

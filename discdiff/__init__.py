@@ -4,6 +4,7 @@ Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
 
 from discdiff import bridge, grid, losses, samplers, theory
+from discdiff.adapters.generation import generate
 from discdiff.adapters.loading import load
 from discdiff.blockwise import BlockSamples, Blockwise
 from discdiff.cascade import Cascade
@@ -71,6 +72,7 @@ __all__ = [
     "conditioned",
     "cycle_residual",
     "features",
+    "generate",
     "grid",
     "kernels",
     "load",

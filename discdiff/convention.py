@@ -39,7 +39,8 @@ class Convention:
         returns: "tensor", or "logits" for an object that has them as an attribute.
         attention: what is passed as ``attention_mask``: None, "ones" (B, L), "bidirectional" (an additive mask of zeros
             (1, 1, L, L), which undoes a causal one), or "blocks" (each block sees itself and those before it).
-        block: the block size of "blocks".
+        block: the block size of a network that was trained in blocks.
+        aligned: whether its blocks begin at multiples of that size, prompts included; or else where the prompt ends.
         autocast: the dtype it computes in, or None for that of its weights.
         weights: "raw", or "ema" for an exponential moving average of them.
         notes: what else a user should know, a line each.
@@ -61,6 +62,7 @@ class Convention:
     returns: Literal["tensor", "logits"] = "tensor"
     attention: Attention = None
     block: int | None = None
+    aligned: bool = True
     autocast: torch.dtype | None = None
     weights: Literal["raw", "ema"] = "raw"
     notes: tuple[str, ...] = field(default=())

@@ -44,6 +44,11 @@ class Card:
     predicts: Predicts
     time: TimeArgument
 
+    @classmethod
+    def read(cls, text: str) -> "Card":
+        """Of a file's metadata."""
+        return cls(**json.loads(text))
+
 
 class Convolution(nn.Module):
     """A residual network of convolutions of width 3 over states: dilated ones along a sequence, or 3 x 3 over an image.
@@ -74,7 +79,7 @@ class Convolution(nn.Module):
         self.norm = nn.LayerNorm(card.width)
         self.head = nn.Linear(card.width, card.vocab_size)
 
-    def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L V"]:
+    def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
         length, longest = x.shape[1], len(self.position)
         if length > longest or (self.side is not None and length != longest):
             limit = "at most" if self.side is None else "exactly"
@@ -142,7 +147,7 @@ def load_trained(path: Path) -> Denoiser:
         metadata = file.metadata() or {}
         if "card" not in metadata:
             raise ValueError(f"{path} has no card in its metadata; it was not written by save_trained")
-        card = Card(**json.loads(metadata["card"]))
+        card = Card.read(metadata["card"])
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     network, model = build(card)
     network.load_state_dict(weights)

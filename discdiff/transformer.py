@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab_size)
 
-    def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L V"]:
+    def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
         """The denoiser of whole sequences: one noisy block."""
         position = torch.arange(x.shape[1], device=x.device)[None]
         whole = noisy_at(position, torch.zeros_like(position))

@@ -13,6 +13,8 @@ from checkpoints import MASK, NATIVE, V, Written
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.adapters import FAMILIES, Files, load
+from discdiff.data import ASSETS
+from discdiff.models import load_trained
 
 Writer = Callable[[Path], Written]
 
@@ -126,3 +128,15 @@ def test_families_have_names_of_their_own() -> None:
     names = [family.name for family in FAMILIES]
     assert len(set(names)) == len(names)
     assert set(NATIVE) <= set(names)
+
+
+@pytest.mark.parametrize("name", ["digits-masked", "text-uniform", "text-blocks-uniform"])
+def test_what_was_trained_here_loads_too(name: str) -> None:
+    path = ASSETS / f"{name}.safetensors"
+    model, own = load(path, quiet=True), load_trained(path)
+    assert (model.process, model.predicts, model.time) == (own.process, own.predicts, own.time)
+    x = torch.randint(own.process.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x, 0.7).denoiser, own(x, 0.7).denoiser)
+    assert model.scores_at_once == own.scores_at_once == ("blocks" in name)
+    with pytest.raises(ValueError, match="the card of this file says its mask"):
+        load(path, mask_id=3, quiet=True)

@@ -1,0 +1,106 @@
+"""``generate``: the call that users of transformers know, around a sampler."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from discdiff.blockwise import Blockwise
+from discdiff.convention import Loaded
+from discdiff.denoiser import Denoiser
+from discdiff.operator import Operator
+from discdiff.sampler import Sampler
+
+__all__ = ["generate"]
+
+
+def generate(
+    model: Denoiser,
+    input_ids: Int[Tensor, "B P"],
+    attention_mask: Int[Tensor, "B P"] | None = None,
+    *,
+    max_new_tokens: int,
+    operator: Operator | str = "ancestral",
+    steps: int | None = None,
+    block_length: int | None = None,
+    eos_token_id: int | Sequence[int] = (),
+    pad_token_id: int | None = None,
+    seed: int | None = None,
+) -> Int[Tensor, "B N"]:
+    """Prompts and what a model says behind them, as ``generate`` of transformers returns it: (B, P + new) tokens.
+
+    ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``;
+    new tokens are ``[:, P:]``. They are those of ``Sampler``, or ``Blockwise``, with the same seed: a function of
+    (seed, row), whatever the other rows are. Rows of one length that follow each other are denoised together.
+
+    Args:
+        model: a denoiser; one from ``load`` knows its own blocks.
+        input_ids: (B, P) prompts, padded on the left.
+        attention_mask: (B, P) 0 for padding.
+        max_new_tokens: how many tokens to add to each prompt.
+        operator: what a step does, or an expression such as "ancestral >> gibbs(sites=2)".
+        steps: how many, in each block; as many as there are sites by default.
+        block_length: denoise so many new tokens at a time, the ones after them shown as noise (semi-autoregressive); of
+            a model that was trained in blocks, its own block size.
+        eos_token_id: tokens that end a row; behind them it is padded.
+        pad_token_id: with what; the end token itself by default.
+        seed: 64-bit key of the randomness; drawn from torch's global generator if None.
+
+    Raises:
+        ValueError: for padding on the right, or what the sampler refuses.
+    """
+    length, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
+    if max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
+    if isinstance(operator, str):
+        from discdiff.cli import parse_operator
+
+        operator = parse_operator(operator, "generate: operator")
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    out = torch.nn.functional.pad(input_ids, (0, max_new_tokens))
+    row = 0
+    for size, run in itertools.groupby(length):
+        batch = len(list(run))
+        here = slice(row, row + batch)
+        prompt = input_ids[here, width - size :]
+        maker = _maker(model, operator, size, max_new_tokens, steps, block_length)
+        told: dict[str, Any] = {"prompt": prompt, "seed": seed, "first_row": row, "device": input_ids.device}
+        if isinstance(maker, Blockwise):
+            told["stop"] = eos_token_id  # what has ended costs nothing more
+        out[here, width:] = maker.sample(batch, size + max_new_tokens, **told).tokens[:, size:]
+        row += batch
+    ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), dtype=torch.int64)
+    if len(ends):
+        new = out[:, width:]
+        ended = torch.isin(new, ends.to(out.device)).long()
+        behind = ended.cumsum(1) - ended > 0
+        out[:, width:] = torch.where(behind, int(ends[0]) if pad_token_id is None else pad_token_id, new)
+    return out
+
+
+def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
+    """Tokens of each prompt."""
+    if attention_mask is None:
+        return [input_ids.shape[1]] * len(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"generate: attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}"
+        )
+    if bool((attention_mask.long().diff(dim=1) < 0).any()):
+        raise ValueError("generate: prompts must be padded on the left: tokenizer(..., padding_side='left')")
+    return [int(n) for n in attention_mask.long().sum(1)]
+
+
+def _maker(
+    model: Denoiser, operator: Operator, prompt: int, new: int, steps: int | None, block_length: int | None
+) -> Sampler | Blockwise:
+    said = model.convention if isinstance(model, Loaded) else None
+    trained = None if said is None else said.block
+    block = trained if block_length is None else block_length
+    if block is None:
+        return Sampler(model.process, model, operator, steps=steps or new)
+    sizes = block if prompt == 0 or (said is not None and trained is not None and said.aligned) else [prompt, block]
+    return Blockwise(model.process, model, operator, block=sizes, steps=steps or block, future=trained is None)

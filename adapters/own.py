@@ -1,0 +1,31 @@
+"""What was trained here: files of ``save_trained``, with a card in their metadata."""
+
+from torch import nn
+
+from discdiff.adapters.files import Files
+from discdiff.adapters.loading import Asked, Family, fit
+from discdiff.convention import Convention
+from discdiff.models import Card, build
+
+__all__ = ["OWN"]
+
+
+def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
+    if asked.mask_id is not None or asked.block is not None:
+        raise ValueError("load: the card of this file says its mask; neither that nor a block size is to be given")
+    card = Card.read(files.metadata["card"])
+    network, model = build(card)
+    fit(network, {name: part.float() for name, part in files.weights.items()}, files.path)
+    process = model.process if asked.schedule is None else model.process.with_schedule(asked.schedule)
+    said = Convention(
+        "discdiff", process, card.predicts, card.vocab_size, time=card.time, scalar_time=False, ids="", clock="",
+        mask_source="the card" if process.mask_id is not None else "none needed",
+    )  # fmt: skip
+    return network, said
+
+
+def _has_card(files: Files) -> bool:
+    return files.path.is_file() and "card" in files.metadata
+
+
+OWN = Family("discdiff", "trained here, by discdiff.train", _has_card, _build)
