@@ -17,7 +17,6 @@ from discdiff import theory as T
 from discdiff.denoiser import Counter
 from discdiff.distributions import Coins
 from discdiff.handlers import Run
-from discdiff.theory import program
 from discdiff.theory.enumeration import all_states, state_index
 
 
@@ -118,9 +117,7 @@ def test_kernel_with_frozen_sites_keeps_them() -> None:
     assert (k.view(27, 3, 3, 3).sum(2) - loose.view(27, 3, 3, 3).sum(2)).abs().max() > 0.01
 
 
-def test_too_many_paths_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "_MOST_PATHS", 10_000)
-
+def test_too_many_paths_is_said() -> None:
     class Many(dd.Corrector):
         def __call__(self, state: dd.State, at: dd.At) -> dd.State:
             for n in range(9):
@@ -129,7 +126,7 @@ def test_too_many_paths_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     process = dd.Uniform(3, dd.Linear())
     with pytest.raises(ValueError, match=r"more than 10000 paths"):
-        T.kernel(Many(), process, weak().denoiser(process), t=0.5)
+        T.kernel(Many(), process, weak().denoiser(process), t=0.5, most=10_000)
 
 
 def test_order_of_a_known_error() -> None:

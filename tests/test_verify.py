@@ -82,7 +82,16 @@ FALSE = {
 
 @pytest.mark.parametrize(
     "operator",
-    [S.Gibbs(), S.Ancestral(), S.Ancestral() >> S.Gibbs(), S.Thinning(), S.Gillespie(), S.InformedGibbs()],
+    [
+        S.Gibbs(),
+        S.Ancestral(),
+        S.Ancestral() >> S.Gibbs(),
+        S.Thinning(),
+        S.Gillespie(),
+        S.InformedGibbs(),
+        S.ForwardBackward(),  # at some times there is nothing for it to do
+        S.Renoising(),  # on none of the usual processes
+    ],
     ids=repr,
 )
 def test_what_is_true_passes(operator: dd.Operator) -> None:

@@ -29,9 +29,13 @@ from discdiff.sampler import Sampler, check_model
 from discdiff.state import State
 from discdiff.theory.enumeration import all_states, law_of_data, state_index
 
-__all__ = ["kernel", "law"]
+__all__ = ["TooManyPaths", "kernel", "law"]
 
 _MOST_PATHS = 8_000_000
+
+
+class TooManyPaths(ValueError):
+    """A program with more paths than were to be enumerated."""
 
 
 class _Fork(Exception):
@@ -44,8 +48,9 @@ class _Fork(Exception):
 class _Prefixes(Messenger):
     """Answers each site from the prefixes of the rows that reach it."""
 
-    def __init__(self, states: int) -> None:
+    def __init__(self, states: int, most: int) -> None:
         super().__init__()
+        self.most = most
         self.start = torch.arange(states)  # the row of the matrix each prefix belongs to
         self.log_weight = torch.zeros(states, dtype=torch.float64)
         self.values: dict[str, Tensor] = {}
@@ -63,8 +68,8 @@ class _Prefixes(Messenger):
         elsewhere[fork.rows] = False  # rows of a mix that took another branch
         kept = elsewhere.nonzero()[:, 0]
         source = torch.cat([kept, fork.rows[parent]])
-        if len(source) > _MOST_PATHS:
-            raise ValueError(f"site {fork.name}: more than {_MOST_PATHS} paths; use a smaller vocabulary or length")
+        if len(source) > self.most:
+            raise TooManyPaths(f"site {fork.name}: more than {self.most} paths; use a smaller vocabulary or length")
         self.start, self.log_weight = self.start[source], self.log_weight[source]
         self.log_weight[len(kept) :] += log_p.double()
         self.values = {name: old[source] for name, old in self.values.items()}
@@ -82,6 +87,7 @@ def kernel(
     length: int | None = None,
     frozen: Bool[Tensor, " L"] | Sequence[bool] | None = None,
     whole: bool = False,
+    most: int = _MOST_PATHS,
 ) -> Float[Tensor, "N N"]:
     r"""The exact transition matrix of an operator, by enumeration of its program.
 
@@ -94,6 +100,7 @@ def kernel(
         frozen: (L,) sites that never change and are seen at time 0.
         whole: enumerate a composition as one program instead of multiplying its parts' matrices. Slower, equal: the
             test of the algebra.
+        most: how many paths through the program are enumerated before it is given up.
 
     Returns:
         (S**L, S**L) float64, row = state before, column = state after, base-S indices with the first site slowest.
@@ -101,7 +108,8 @@ def kernel(
 
     Raises:
         TypeError: for an operator whose choices have no finite tree, or a model that is not a Denoiser.
-        ValueError: for times out of order, processes that differ, or too many paths.
+        ValueError: for times out of order, or processes that differ.
+        TooManyPaths: a ValueError, for a program that is not done by then.
     """
     check_model(process, model, "kernel")
     check_operator(operator, "kernel")
@@ -118,7 +126,7 @@ def kernel(
     mask = None if frozen is None else torch.as_tensor(frozen, dtype=torch.bool)
     if mask is not None and mask.shape != (size,):
         raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(mask.shape)}")
-    return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, mask, whole), t)
+    return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, mask, whole, most), t)
 
 
 class _Distinct(Counter):
@@ -140,10 +148,18 @@ class _Setting:
     """What stays the same while a composition is taken apart."""
 
     def __init__(
-        self, process: Process, model: Denoiser, t: float, s: float, length: int, frozen: Tensor | None, whole: bool
+        self,
+        process: Process,
+        model: Denoiser,
+        t: float,
+        s: float,
+        length: int,
+        frozen: Tensor | None,
+        whole: bool,
+        most: int = _MOST_PATHS,
     ) -> None:
         self.process, self.model, self.t, self.s = process, model, t, s
-        self.length, self.frozen, self.whole = length, frozen, whole
+        self.length, self.frozen, self.whole, self.most = length, frozen, whole, most
 
 
 def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
@@ -193,7 +209,7 @@ def _paths(
     process = setting.process
     states = all_states(process.states, setting.length)
     begin = torch.arange(len(states)) if begin is None else begin
-    prefixes = _Prefixes(len(begin))
+    prefixes = _Prefixes(len(begin), setting.most)
     while True:
         rows = len(prefixes.start)
         run = Run(0, _Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)))
