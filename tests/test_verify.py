@@ -90,13 +90,23 @@ FALSE = {
         S.Gillespie(),
         S.InformedGibbs(),
         S.ForwardBackward(),  # at some times there is nothing for it to do
-        S.Renoising(),  # on none of the usual processes
     ],
     ids=repr,
 )
 def test_what_is_true_passes(operator: dd.Operator) -> None:
     report = T.check_operator(operator, processes=UNIFORM)
     assert report.ok, str(report)
+
+
+def test_what_is_for_no_usual_process_is_examined_on_its_own() -> None:
+    report = T.check_operator(S.Renoising())
+    assert report.ok, str(report)
+    assert all(check.name.startswith("AbsorbingUniform") for check in report.checks)
+
+
+def test_a_program_of_too_many_paths_is_judged_by_its_draws() -> None:
+    names = [check.name.partition(": ")[2] for check in T.check_operator(S.Adaptive(), processes=UNIFORM).checks]
+    assert names == ["the same key gives the same tokens, in any batch", "frozen sites are left alone"]
 
 
 @pytest.mark.parametrize("claim", list(FALSE))
