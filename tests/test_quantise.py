@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from problems import strong
+from small import UNIFORM, WORLD, Small, trained
 from torch import Tensor, nn
 
 import discdiff as dd
@@ -14,55 +14,24 @@ from discdiff.data import ASSETS
 from discdiff.models import load_trained
 from discdiff.quantise import Int8Linear, Remembered, features, quantised
 
-WORLD, UNIFORM = strong(), dd.Uniform(3, dd.Linear())
-
-
-class Small(nn.Module):
-    """Three sites of three tokens and a time, two hidden layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 64))
-        self.inner = nn.Linear(9, 64)
-        self.middle = nn.Linear(64, 64)
-        self.out = nn.Linear(64, 9)
-
-    def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
-        h = self.inner(nn.functional.one_hot(x, 3).flatten(1).float()) + self.time(alpha[:, None].float())
-        return self.out(self.middle(h.relu()).relu()).unflatten(-1, (3, 3))
-
 
 @pytest.fixture(scope="module")
-def trained() -> dd.Denoiser:
-    """Trained on the exact leave-one-outs themselves, until its law is close to the world's."""
-    torch.manual_seed(0)
-    network, exact = Small(), WORLD.denoiser(UNIFORM, predicts="loo")
-    z = torch.cartesian_prod(*[torch.arange(3)] * 3)
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-    alphas = torch.linspace(0.0, 0.98, 25).double()
-    shown, alpha = z.repeat(25, 1), alphas.repeat_interleave(27)
-    target = torch.cat([exact(z, float(1 - a)).loo for a in alphas]).exp().float()
-    for _ in range(1500):
-        loss = -(target * network(shown, alpha).log_softmax(-1)).sum(-1).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    network.eval().requires_grad_(False)
-    return dd.Denoiser(network, UNIFORM, "loo", time="alpha", scalar_time=True, length=3)
+def model() -> dd.Denoiser:
+    return trained(1500)
 
 
 def law(model: dd.Denoiser, steps: int = 8) -> Tensor:
     return T.law(dd.Sampler(UNIFORM, model, S.Ancestral(), steps=steps))
 
 
-def test_int8_changes_the_law_little_and_the_time_features_are_what_must_stay(trained: dd.Denoiser) -> None:
-    float_law, p0 = law(trained), WORLD.p0
+def test_int8_changes_the_law_little_and_the_time_features_are_what_must_stay(model: dd.Denoiser) -> None:
+    float_law, p0 = law(model), WORLD.p0
     own = T.kl(p0, float_law)
     assert own < 0.1  # it has learned something: the product of marginals is at .3
-    int8 = T.kl(float_law, law(quantised(trained)))
-    everything = T.kl(float_law, law(quantised(trained, whole=lambda name: False)))
-    coarse = T.kl(float_law, law(quantised(trained, levels=7)))
-    coarse_time = T.kl(float_law, law(quantised(trained, whole=lambda name: "time" not in name, levels=7)))
+    int8 = T.kl(float_law, law(quantised(model)))
+    everything = T.kl(float_law, law(quantised(model, whole=lambda name: False)))
+    coarse = T.kl(float_law, law(quantised(model, levels=7)))
+    coarse_time = T.kl(float_law, law(quantised(model, whole=lambda name: "time" not in name, levels=7)))
     assert everything >= int8 * 0.1
     assert int8 < 1e-3
     assert int8 < 0.1 * own
@@ -82,8 +51,8 @@ def test_rows_of_weights_are_within_half_a_step() -> None:
     torch.testing.assert_close(small(x), x @ (small.weight * small.scale[:, None]).T + layer.bias)
 
 
-def test_what_is_said_of_a_time_is_remembered_exactly(trained: dd.Denoiser) -> None:
-    small = quantised(trained)
+def test_what_is_said_of_a_time_is_remembered_exactly(model: dd.Denoiser) -> None:
+    small = quantised(model)
     assert isinstance(small.fn, nn.Module)
     clock = small.fn.get_submodule("time")
     assert isinstance(clock, Remembered)
@@ -115,19 +84,19 @@ def test_the_examples_can_be_quantised(name: str) -> None:
     assert float((a.exp() - b.exp()).abs().sum(-1).max()) < 0.3
 
 
-def test_hidden_features_are_those_of_the_call(trained: dd.Denoiser) -> None:
+def test_hidden_features_are_those_of_the_call(model: dd.Denoiser) -> None:
     x0 = torch.tensor([[0, 1, 2], [2, 2, 1]])
-    found = features(trained, x0, [1.0, 0.4], ["middle", "out"])
+    found = features(model, x0, [1.0, 0.4], ["middle", "out"])
     assert found["middle"].shape == (2, 2, 64)
-    assert isinstance(trained.fn, nn.Module)
-    clean = trained.fn(x0, torch.ones(2))
+    assert isinstance(model.fn, nn.Module)
+    clean = model.fn(x0, torch.ones(2))
     torch.testing.assert_close(found["out"][0].view(2, 3, 3), clean)
     assert not torch.equal(found["out"][0], found["out"][1])
-    assert not trained.fn.get_submodule("out")._forward_hooks
+    assert not model.fn.get_submodule("out")._forward_hooks
     with pytest.raises(ValueError, match="there is no module 'nothing'; some there are: time"):
-        features(trained, x0, [0.5], ["nothing"])
+        features(model, x0, [0.5], ["nothing"])
     with pytest.raises(ValueError, match=r"alphas must lie in \(0, 1\]"):
-        features(trained, x0, [0.0], ["out"])
+        features(model, x0, [0.0], ["out"])
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:

@@ -104,7 +104,7 @@ def test_what_is_for_no_usual_process_is_examined_on_its_own() -> None:
     assert all(check.name.startswith("AbsorbingUniform") for check in report.checks)
 
 
-def test_a_program_of_too_many_paths_is_judged_by_its_draws() -> None:
+def test_a_program_of_too_many_paths_is_not_enumerated() -> None:
     names = [check.name.partition(": ")[2] for check in T.check_operator(S.Adaptive(), processes=UNIFORM).checks]
     assert names == ["the same key gives the same tokens, in any batch", "frozen sites are left alone"]
 
