@@ -5,9 +5,10 @@ from discdiff.adapters.evodiff import EVODIFF
 from discdiff.adapters.files import Files
 from discdiff.adapters.gemma import GEMMA
 from discdiff.adapters.loading import Asked, Family, load
+from discdiff.adapters.md4 import MD4
 from discdiff.adapters.native import NATIVE
 from discdiff.adapters.own import OWN
 
-FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF, OWN)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF, MD4, OWN)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

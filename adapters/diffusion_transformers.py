@@ -214,8 +214,10 @@ def _gidd(config: Config, rows: int, asked: Asked) -> Convention:
     """The mask is the tokenizer's, or the last id; rows are rounded up to a multiple of 128 beyond it in some files."""
     p_uniform, known = float(config["p_uniform"]), int(config.get("vocab_size", rows))
     mask, source = (known - 1, "the family's rule") if asked.mask_id is None else (asked.mask_id, asked.mask_source)
-    schedule = asked.schedule or HybridClock(p_uniform)
-    process: Process = Hybrid(mask, schedule, p_uniform=p_uniform) if p_uniform > 0 else Masked(mask, schedule)
+    if asked.schedule is not None:
+        raise ValueError("load: this network is told t of its own clock; choose the times by Sampler(grid=) instead")
+    own = HybridClock(p_uniform)
+    process: Process = Hybrid(mask, own, p_uniform=p_uniform) if p_uniform > 0 else Masked(mask, own)
     return Convention(
         "GIDD", process, "loo" if p_uniform > 0 else "denoiser", rows, source, time="t",
         ids="", clock="", notes=(_LOO, _GPU) if p_uniform > 0 else (_GPU,),

@@ -1,0 +1,265 @@
+r"""MD4's text networks, from the arrays that its JAX code trains.
+
+    h <- h + g_1 W_o attention(R W_q m_1(norm(h)), ...)        m(h) = (1 + scale) h + shift
+    h <- h + g_2 W_2 (a(W_1 m_2(norm(h))) * W_3 m_2(norm(h)))
+
+Scales, shifts and gates are affine in a(time); a network that is told no time has scaled root-mean-square norms in
+their place. The time is that of its own clock, alpha = 1 - t on its linear one, of which the authors keep 1e-4 at both
+ends.
+
+An array is named by its path in the parameters, with "/" or "." between. In the authors' environment
+
+    flat = flax.traverse_util.flatten_dict({"ema_params": state.ema_params}, sep="/")
+    numpy.savez("md4.npz", **flat)
+
+What arrays do not say is read from a config.json beside them (``config.to_json_best_effort()``, both in a folder), or
+is as in the published ones: ``mlp_type`` glu, ``noise_schedule`` linear, heads of 64.
+
+Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et al., 2024).
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from discdiff.adapters.files import Files
+from discdiff.adapters.loading import Asked, Family, fit
+from discdiff.convention import Convention
+from discdiff.rank_one import Masked
+from discdiff.schedule import FromFunction, Linear, Polynomial, Schedule
+
+__all__ = ["MD4", "GatedTransformer", "torch_names"]
+
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": torch.sigmoid,
+    "swiglu": functional.silu,
+    "geglu": lambda h: functional.gelu(h, approximate="tanh"),
+}
+_ROPE, _EPS, _HEAD = 10_000.0, 1e-5, 64
+_NAMES = (
+    (r"CondEmbedding_0/dense0", "clock.0"),
+    (r"CondEmbedding_0/Dense_0", "clock.2"),
+    (r"Embed_0", "outside"),
+    (r"Transformer_0/Embed_0", "inside"),
+    (r"Transformer_0/TransformerBlock_(\d+)/attention/(w[qkvo])", r"blocks.\1.\2"),
+    (r"Transformer_0/TransformerBlock_(\d+)/feed_forward/(w[123])", r"blocks.\1.\2"),
+    (r"Transformer_0/TransformerBlock_(\d+)/Dense_0", r"blocks.\1.modulation"),
+    (r"Transformer_0/TransformerBlock_(\d+)/RMSNorm_0", r"blocks.\1.before"),
+    (r"Transformer_0/TransformerBlock_(\d+)/RMSNorm_1", r"blocks.\1.middle"),
+    (r"Transformer_0/RMSNorm_0", "norm"),
+)
+_PARTS = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+
+
+class GatedTransformer(nn.Module):
+    """The network of the module docstring.
+
+    Args:
+        states: ids that go in; the last is the mask.
+        width: of a token.
+        head: of one head of attention.
+        hidden: of the gated layers.
+        depth: layers.
+        time_width: of the embedded time; None for a network without one.
+        outside: the width tokens are embedded in before they get ``width``; None where they get it at once.
+        gate: "glu", "swiglu" or "geglu".
+
+    Raises:
+        ValueError: for another gate, or heads that do not fit into the width.
+    """
+
+    def __init__(
+        self,
+        states: int,
+        width: int,
+        head: int,
+        hidden: int,
+        depth: int,
+        time_width: int | None,
+        outside: int | None,
+        gate: str = "glu",
+    ) -> None:
+        super().__init__()
+        if gate not in _GATES or width % head or head % 2:
+            raise ValueError(
+                f"GatedTransformer: the gate must be one of {', '.join(_GATES)}, and heads of even width fit into the "
+                f"width; got {gate!r}, {head} and {width}"
+            )
+        self.head_width, self.gate = head, _GATES[gate]
+        if time_width is not None:
+            wide = nn.Linear(time_width, 4 * time_width)
+            self.clock = nn.Sequential(wide, nn.SiLU(), nn.Linear(4 * time_width, time_width))
+        if outside is not None:
+            self.outside = nn.Embedding(states, outside)
+        self.inside = nn.Embedding(states, width) if outside is None else nn.Linear(outside, width)
+        self.blocks = nn.ModuleList(_Block(width, hidden, time_width) for _ in range(depth))
+        self.norm = None if time_width is not None else nn.RMSNorm(width, eps=_EPS)
+        self.modulation = None if time_width is None else nn.Linear(time_width, 2 * width)
+        self.head = nn.Linear(width, states - 1, bias=False)
+
+    def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L V"]:
+        """Logits of all ids but the mask.
+
+        Raises:
+            ValueError: if it wants a time and is not told one.
+        """
+        told = None
+        if hasattr(self, "clock"):
+            if time is None:
+                raise ValueError("GatedTransformer: this one is told the time")
+            waves = _waves(1000 * time, self.clock[2].out_features)  # type: ignore[arg-type]
+            told = self.gate(self.clock(waves.to(self.head.weight.dtype)))
+        h = self.inside(self.outside(x) if hasattr(self, "outside") else x)
+        angle = torch.arange(x.shape[1], device=x.device)[:, None] * _ROPE ** (
+            -torch.arange(0, self.head_width, 2, device=x.device) / self.head_width
+        )
+        turn = angle.cos().to(h.dtype), angle.sin().to(h.dtype)
+        for block in self.blocks:
+            h = block(h, told, turn, self.gate)
+        if self.modulation is None or told is None:
+            assert self.norm is not None
+            return self.head(self.norm(h))
+        shift, scale = self.modulation(told)[:, None].chunk(2, -1)
+        return self.head(_normed(h) * (1 + scale) + shift)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, hidden: int, time_width: int | None) -> None:
+        super().__init__()
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.w1, self.w3 = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        if time_width is None:
+            self.before, self.middle = (nn.RMSNorm(width, eps=_EPS) for _ in range(2))
+        else:
+            self.modulation = nn.Linear(time_width, 6 * width)
+
+    def forward(
+        self, h: Tensor, told: Tensor | None, turn: tuple[Tensor, Tensor], gate: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        if told is None:
+            h = h + self._attended(self.before(h), turn)
+            return h + self._gated(self.middle(h), gate)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(told)[:, None].chunk(6, -1)
+        h = h + gate_1 * self._attended(_normed(h) * (1 + scale_1) + shift_1, turn)
+        return h + gate_2 * self._gated(_normed(h) * (1 + scale_2) + shift_2, gate)
+
+    def _attended(self, h: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        width = 2 * turn[0].shape[-1]
+        q, k, v = (layer(h).unflatten(-1, (-1, width)).transpose(1, 2) for layer in (self.wq, self.wk, self.wv))
+        attended = functional.scaled_dot_product_attention(_turned(q, *turn), _turned(k, *turn), v)
+        return self.wo(attended.transpose(1, 2).flatten(2))
+
+    def _gated(self, h: Tensor, gate: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.w2(gate(self.w1(h)) * self.w3(h))
+
+
+def _normed(h: Tensor) -> Tensor:
+    return functional.layer_norm(h, h.shape[-1:], eps=_EPS)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Neighbours are a pair: (x_0, x_1), (x_2, x_3), ..."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
+    """Sines, then cosines, of rates from 1 down to 1e-4."""
+    half = width // 2
+    angle = time.float()[:, None] * torch.exp(torch.arange(half, device=time.device) * (-math.log(1e4) / (half - 1)))
+    return functional.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Weights by the names here, and whether they are averaged ones: of both kinds, those.
+
+    Raises:
+        ValueError: if there is something that MD4's text networks do not have.
+    """
+    paths = {name.replace(".", "/").removesuffix("/value"): part for name, part in arrays.items()}
+    average, raw = (
+        {n: p for n, p in paths.items() if re.match(rf"(.*/)?{key}/", n)} for key in ("ema_params", "params")
+    )
+    inner = {name.rpartition("classifier/")[2]: part for name, part in (average or raw or paths).items()}
+    outside, told = ("Embed_0/embedding" in inner), any(name.startswith("CondEmbedding_0") for name in inner)
+    ends = [*["inside"] * outside, *["modulation"] * told, "head"]  # layers of a kind are numbered as they come
+    rules = (*_NAMES, *((f"Transformer_0/Dense_{n}", name) for n, name in enumerate(ends)))
+    found, unknown = dict[str, Tensor](), []
+    for name, part in inner.items():
+        module, _, kind = name.rpartition("/")
+        here = next((re.sub(rule, new, module) for rule, new in rules if re.fullmatch(rule, module)), None)
+        if here is None or kind not in _PARTS:
+            unknown.append(name)
+        else:
+            found[f"{here}.{_PARTS[kind]}"] = part.T.contiguous() if kind == "kernel" else part
+    if unknown:
+        raise ValueError(
+            f"load: {len(unknown)} arrays are not of MD4's text network, such as {', '.join(sorted(unknown)[:3])}; its "
+            "image networks, classes and learned schedules are not read"
+        )
+    return found, bool(average)
+
+
+def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
+    weights, ema = torch_names(files.weights)
+    shape = {name: tuple(part.shape) for name, part in weights.items()}
+    try:
+        (vocab_size, width), (hidden, _) = shape["head.weight"], shape["blocks.0.w1.weight"]
+    except KeyError as error:
+        raise ValueError(f"load: {files.path} lacks {error} of MD4's text network") from error
+    clock, outside = shape.get("clock.2.weight"), shape.get("outside.weight")
+    head = files.config.get("feature_dim") or (clock[0] if clock else outside[1] if outside else _HEAD)
+    network = GatedTransformer(
+        vocab_size + 1,
+        width,
+        int(head),
+        hidden,
+        1 + max(int(name.split(".")[1]) for name in shape if name.startswith("blocks.")),
+        None if clock is None else clock[0],
+        None if outside is None else outside[1],
+        str(files.config.get("mlp_type", "glu")),
+    )
+    fit(network, weights, files.path)
+    if asked.mask_id not in (None, vocab_size):
+        raise ValueError(f"load: MD4's mask is the id after the last, {vocab_size}; got mask_id={asked.mask_id}")
+    own = _clock(str(files.config.get("noise_schedule", "linear")))
+    if clock is not None and asked.schedule is not None:
+        raise ValueError("load: this network is told t of its own clock; choose the times by Sampler(grid=) instead")
+    return network, Convention(
+        "MD4",
+        Masked(vocab_size, asked.schedule or own),
+        "denoiser",
+        vocab_size,
+        "the family's rule: the id after the last",
+        time=None if clock is None else "t",
+        ids="",
+        clock="",
+        weights="ema" if ema else "raw",
+    )
+
+
+def _clock(name: str) -> Schedule:
+    if name == "linear":
+        return Linear()
+    if name == "cosine":
+        return FromFunction(lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)))
+    if re.fullmatch(r"poly[\d.]+", name):
+        return Polynomial(float(name.removeprefix("poly")))
+    raise ValueError(f"load: the noise schedule {name!r} is not known; accepted: linear, cosine, poly2 and the like")
+
+
+def _recognises(files: Files) -> bool:
+    said = files.path.suffix == ".npz" or files.config.get("model_type") == "md4"
+    return said and any("TransformerBlock_0" in name for name in files.shapes)
+
+
+MD4 = Family("MD4", "MD4, masked diffusion, from its arrays (Shi et al., 2024)", _recognises, _build)
