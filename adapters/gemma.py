@@ -3,13 +3,12 @@ r"""DiffusionGemma: blocks of noise ("canvases") behind what an encoder keeps of
     logits of the canvas x = decoder(x, encoder(prefix))
 
 The encoder is causal, the decoder sees the prefix and the whole canvas, and no time is told. Noise is uniform: a canvas
-starts as any tokens. It runs in transformers' own classes (5.11 or newer).
+starts as any tokens. It runs in transformers' own classes (5.11 or newer). The calls counted are the decoder's; the
+encoder reads each canvas once, when it is done.
 
 Reference: DiffusionGemma (Google, 2026).
 """
 
-import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,32 +18,12 @@ from torch import Tensor, nn
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family
 from discdiff.adapters.native import native
+from discdiff.adapters.prefix import Prefix, left_padded
 from discdiff.convention import Convention
 from discdiff.rank_one import Uniform
 from discdiff.schedule import Linear
 
-__all__ = ["GEMMA", "Canvas", "Prefix"]
-
-
-@dataclass
-class Prefix:
-    """What the encoder keeps of clean tokens. Rows are padded on the left, so that they all end where a canvas begins.
-
-    Attributes:
-        kept: transformers' cache.
-        seen: (B, C) 1 for tokens, 0 for padding.
-        length: (B,) tokens of a row.
-    """
-
-    kept: Any
-    seen: Int[Tensor, "B C"]
-    length: Int[Tensor, " B"]
-
-    def select(self, rows: Int[Tensor, " R"]) -> "Prefix":
-        """That of some rows, which may repeat."""
-        kept = copy.deepcopy(self.kept)
-        kept.batch_select_indices(rows)
-        return Prefix(kept, self.seen[rows], self.length[rows])
+__all__ = ["GEMMA", "Canvas"]
 
 
 class Canvas(nn.Module):
@@ -75,14 +54,8 @@ class Canvas(nn.Module):
         empty, tokens = length == 0, nn.functional.pad(tokens, (0, 1))
         tokens[empty, 0] = self.beginning
         length = length + empty.long()
-        width = int(length.max())
-        column = torch.arange(width, device=tokens.device) - (width - length)[:, None]
-        prefix = Prefix(
-            DynamicCache(config=self.network.config.get_text_config()),
-            torch.zeros_like(column[:, :0]),
-            torch.zeros_like(length),
-        )
-        self._read(prefix, tokens.gather(1, column.clamp(min=0)), column >= 0)
+        prefix = Prefix(DynamicCache(config=self.network.config.get_text_config()), tokens[:, :0], tokens[:, :0])
+        self._read(prefix, *left_padded(tokens, length))
         return prefix
 
     def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
@@ -104,13 +77,12 @@ class Canvas(nn.Module):
         return said
 
     def _read(self, prefix: Prefix, tokens: Tensor, real: Tensor) -> None:
+        held = prefix.seen.shape[1]
         prefix.seen = torch.cat([prefix.seen, real.long()], 1)
-        position = prefix.length[:, None] + real.long().cumsum(1) - 1
-        prefix.length = prefix.length + real.sum(1)
         self.network.model.encoder(
             input_ids=tokens,
             attention_mask=prefix.seen,
-            position_ids=position.clamp(min=0),
+            position_ids=prefix.position[:, held:],
             past_key_values=prefix.kept,
         )
 

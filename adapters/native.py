@@ -6,11 +6,12 @@ It is so in transformers 4.57 and 5.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from discdiff.adapters.block_causal import BlockCausal
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family
 from discdiff.convention import Attention, Convention
@@ -39,7 +40,7 @@ class _Native:
         shift: whether position i speaks of i + 1; or the key in config.json that says so.
         mask_rule: the mask's id where nothing on disk says it.
         suppress_special: whether special tokens are never predicted.
-        block: of block-causal attention.
+        block: the block size of one that is causal between blocks, where its configuration does not say it.
         notes: for the convention.
     """
 
@@ -70,7 +71,7 @@ class _Native:
         process, suppress = masked(columns, mask, files, asked, source)
         if self.suppress_special:
             suppress += tuple(v for v in files.special(*_SPECIAL) if v != mask)
-        block = asked.block or files.config.get("block_size", self.block) if self.attention == "blocks" else None
+        block = None if self.block is None else asked.block or int(files.config.get("block_size", self.block))
         convention = Convention(
             family=self.name,
             process=process,
@@ -81,10 +82,11 @@ class _Native:
             suppress=tuple(sorted({v for v in suppress if v < process.vocab_size})),
             returns="logits",
             attention=self.attention,
-            block=block,
             notes=self.notes,
         )
-        return network, convention
+        if block is None:
+            return network, convention
+        return BlockCausal(network, block), replace(convention, block=block, ids="", returns="tensor", attention=None)
 
 
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:
@@ -296,7 +298,7 @@ NATIVE: tuple[Family, ...] = tuple(
         ),
         _Native(
             "LLaDA2", "LLaDA2, block diffusion with experts, run as GLM-4-MoE (inclusionAI, 2025)", ("llada2_moe",),
-            "Glm4MoeForCausalLM", "", _llada2, _llada2_weights, "blocks", mask_rule=156895, block=32,
+            "Glm4MoeForCausalLM", "", _llada2, _llada2_weights, mask_rule=156895, block=32,
             notes=("blocks begin at multiples of the block size, prompts included",),
         ),
         _Native(

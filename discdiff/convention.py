@@ -15,7 +15,7 @@ from discdiff.process import Process
 
 __all__ = ["Attention", "Called", "Convention", "Loaded"]
 
-Attention = Literal["ones", "bidirectional", "blocks"] | None
+Attention = Literal["ones", "bidirectional"] | None
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Convention:
         ids: the name of the argument for tokens; "" for the first positional one.
         clock: the name of the argument for the time; "" for the second positional one.
         returns: "tensor", or "logits" for an object that has them as an attribute.
-        attention: what is passed as ``attention_mask``: None, "ones" (B, L), "bidirectional" (an additive mask of zeros
-            (1, 1, L, L), which undoes a causal one), or "blocks" (each block sees itself and those before it).
+        attention: what is passed as ``attention_mask``: None, "ones" (B, L), or "bidirectional" (an additive mask of
+            zeros (1, 1, L, L), which undoes a causal one).
         block: the block size of a network that was trained in blocks.
         aligned: whether its blocks begin at multiples of that size, prompts included; or else where the prompt ends.
         autocast: the dtype it computes in, or None for that of its weights.
@@ -78,10 +78,9 @@ class Convention:
         if self.time is not None and (self.time_scale != 1 or self.integer_time):
             clock = f"{'round' if self.integer_time else ''}({self.time_scale:g} {self.time})"
         attention = {
-            None: "the network's own",
+            None: "the network's own" if self.block is None else f"causal between blocks of {self.block}",
             "ones": "a mask of ones",
             "bidirectional": "bidirectional, by an additive mask of zeros",
-            "blocks": f"causal between blocks of {self.block}",
         }[self.attention]
         found = {
             "family": self.family,
@@ -153,11 +152,7 @@ class Called(nn.Module):
         length = x.shape[1]
         if self.convention.attention == "ones":
             return torch.ones_like(x)
-        mask = torch.zeros(1, 1, length, length, dtype=_dtype(self.network), device=x.device)
-        if self.convention.attention == "blocks" and self.convention.block is not None:
-            block = torch.arange(length, device=x.device) // self.convention.block
-            mask = mask.masked_fill(block > block[:, None], torch.finfo(mask.dtype).min)
-        return mask
+        return torch.zeros(1, 1, length, length, dtype=_dtype(self.network), device=x.device)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = self.convention.autocast

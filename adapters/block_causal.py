@@ -1,0 +1,106 @@
+r"""A decoder of transformers' as a network of blocks: each sees itself and those before it, and clean ones are kept.
+
+    i sees j          j clean                 j noisy
+    i clean           b(j) <= b(i)            never
+    i noisy           b(j) <  b(i)            b(j) = b(i)
+
+b(j) is the number of the block of j. The mask is the decoder's ``attention_mask``, in transformers 4.57 as in 5.
+
+Reference: block diffusion (Arriola et al., 2025), as in LLaDA2 (inclusionAI, 2025).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from discdiff.adapters.prefix import Prefix, left_padded
+
+__all__ = ["BlockCausal"]
+
+
+class BlockCausal(nn.Module):
+    """The network of the module docstring.
+
+    Args:
+        network: a model of transformers' that returns ``.logits`` and takes masks (B, 1, N, M).
+        block: the block size.
+
+    Raises:
+        ValueError: for a block size that is not positive.
+    """
+
+    network: Any
+
+    def __init__(self, network: nn.Module, block: int) -> None:
+        super().__init__()
+        if block < 1:
+            raise ValueError(f"BlockCausal: the block size must be positive, got {block}")
+        self.network, self.block = network, block
+
+    def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
+        """Logits of a sequence, causal between blocks."""
+        number = torch.arange(x.shape[1], device=x.device) // self.block
+        sees = number <= number[:, None]
+        return self.network(input_ids=x, attention_mask=self._additive(sees[None])).logits
+
+    def blocks_at_once(
+        self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
+    ) -> Float[Tensor, "B L C"]:
+        """Every block, each noisy behind the clean ones before it: what likelihoods and training need."""
+        length, position = x.shape[1], torch.arange(x.shape[1], device=x.device).expand_as(x)
+        clean, noisy = position // self.block, position // block
+        behind = position[:, None, :] < (noisy * block)[:, :, None]
+        own = noisy[:, None, :] == noisy[:, :, None]
+        among = clean[:, None, :] <= clean[:, :, None]
+        sees = torch.cat([torch.cat([among, torch.zeros_like(own)], 2), torch.cat([behind, own], 2)], 1)
+        out = self.network(
+            input_ids=torch.cat([x0, x], 1),
+            attention_mask=self._additive(sees),
+            position_ids=torch.cat([position, position], 1),
+        )
+        return out.logits[:, length:]
+
+    def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
+        """Keep the first ``length`` tokens of each row; the cache grows beyond any ``capacity``."""
+        from transformers import DynamicCache
+
+        shown, real = left_padded(tokens, length)
+        prefix = Prefix(DynamicCache(), real[:, :0].long(), tokens[:, :0])
+        if shown.shape[1]:
+            self._read(prefix, shown, real)
+        return prefix
+
+    def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
+        """Put a clean block behind the prefix; the next call takes it in."""
+        prefix.pending = torch.cat([prefix.pending, tokens], 1)
+
+    def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n C"]:
+        """The logits of a noisy block behind the prefix."""
+        pending, prefix.pending = prefix.pending, x[:, :0]
+        shown = torch.cat([pending, x], 1)
+        logits = self._read(prefix, shown, torch.ones_like(shown, dtype=torch.bool))
+        prefix.seen = prefix.seen[:, : prefix.seen.shape[1] - x.shape[1]]
+        prefix.kept.crop(-x.shape[1])  # the noisy ones are forgotten again
+        return logits[:, pending.shape[1] :]
+
+    def _read(self, prefix: Prefix, tokens: Tensor, real: Tensor) -> Tensor:
+        """Logits of tokens behind the prefix, of which they become a part."""
+        held = prefix.seen.shape[1]
+        prefix.seen = torch.cat([prefix.seen, real.long()], 1)
+        position = prefix.position
+        number = position // self.block
+        sees = (number[:, None, :] <= number[:, held:, None]) & (prefix.seen[:, None, :] == 1)
+        return self.network(
+            input_ids=tokens,
+            attention_mask=self._additive(sees),
+            position_ids=position[:, held:],
+            past_key_values=prefix.kept,
+            use_cache=True,
+        ).logits
+
+    def _additive(self, sees: Bool[Tensor, "B N M"]) -> Float[Tensor, "B 1 N M"]:
+        dtype = next(part.dtype for part in self.network.parameters() if part.is_floating_point())
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+        return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,52 @@
+"""Clean prefixes that networks of transformers keep, in its caches."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+__all__ = ["Prefix", "left_padded"]
+
+
+@dataclass
+class Prefix:
+    """What a network keeps of clean tokens. Rows are padded on the left, so that they all end where a block begins.
+
+    Attributes:
+        kept: transformers' cache.
+        seen: (B, C) 1 for tokens that it holds, 0 for padding.
+        pending: (B, n) tokens that the next call takes in.
+    """
+
+    kept: Any
+    seen: Int[Tensor, "B C"]
+    pending: Int[Tensor, "B n"]
+
+    @property
+    def length(self) -> Int[Tensor, " B"]:
+        """(B,) tokens of a row, pending ones not counted."""
+        return self.seen.sum(1)
+
+    @property
+    def position(self) -> Int[Tensor, "B C"]:
+        """Where in the sequence those are that it holds."""
+        return (self.seen.cumsum(1) - 1).clamp(min=0)
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Prefix":
+        """That of some rows, which may repeat."""
+        kept = copy.deepcopy(self.kept)
+        if self.seen.shape[1]:
+            kept.batch_select_indices(rows)
+        return Prefix(kept, self.seen[rows], self.pending[rows])
+
+
+def left_padded(
+    tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"]
+) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"]]:
+    """The first ``length`` tokens of each row moved to the right, and where they are."""
+    width = int(length.max()) if len(length) else 0
+    column = torch.arange(width, device=tokens.device) - (width - length)[:, None]
+    return tokens.gather(1, column.clamp(min=0)), column >= 0
