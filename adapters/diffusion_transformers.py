@@ -215,7 +215,7 @@ def _gidd(config: Config, rows: int, asked: Asked) -> Convention:
     p_uniform, known = float(config["p_uniform"]), int(config.get("vocab_size", rows))
     mask, source = (known - 1, "the family's rule") if asked.mask_id is None else (asked.mask_id, asked.mask_source)
     if asked.schedule is not None:
-        raise ValueError("load: this network is told t of its own clock; choose the times by Sampler(grid=) instead")
+        raise ValueError("load: this network is told t of its own clock; use load(...).with_schedule(schedule)")
     own = HybridClock(p_uniform)
     process: Process = Hybrid(mask, own, p_uniform=p_uniform) if p_uniform > 0 else Masked(mask, own)
     return Convention(

@@ -211,7 +211,9 @@ class _Kind:
             rare = tuple(v for v in range(_COMMON, rows) if v != mask)
             return network, Convention(self.name, process, "denoiser", rows, source, suppress=rare, ids="")
         if asked.mask_id is not None or asked.schedule is not None:
-            raise ValueError("load: EvoDiff's D3PM models have no mask and a clock of their own; see with_schedule()")
+            raise ValueError(
+                "load: EvoDiff's D3PM models have no mask and a clock of their own; use load(...).with_schedule(schedule)"
+            )
         convention = Convention(
             self.name, self.process(), "loo", rows, time="t", time_scale=float(_STEPS - 1), integer_time=True,
             suppress=tuple(range(_COMMON, _LETTERS)), ids="", clock="", notes=(_SQUARE, _MIXED),

@@ -233,7 +233,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         raise ValueError(f"load: MD4's mask is the id after the last, {vocab_size}; got mask_id={asked.mask_id}")
     own = _clock(str(files.config.get("noise_schedule", "linear")))
     if clock is not None and asked.schedule is not None:
-        raise ValueError("load: this network is told t of its own clock; choose the times by Sampler(grid=) instead")
+        raise ValueError("load: this network is told t of its own clock; use load(...).with_schedule(schedule)")
     return network, Convention(
         "MD4",
         Masked(vocab_size, asked.schedule or own),

@@ -182,9 +182,9 @@ def test_without_diffusers_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "diffusers", None)
     for name in [name for name in sys.modules if name.startswith("diffusers.")]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "discdiff.adapters.schedulers", raising=False)
+    monkeypatch.delitem(sys.modules, "discdiff.adapters.to_diffusers", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'discdiff\[bench\]'"):
-        importlib.import_module("discdiff.adapters.schedulers")
+        importlib.import_module("discdiff.adapters.to_diffusers")
 
 
 # --- flow matching ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import LLaDA2Pipeline
 
-    from discdiff.adapters.schedulers import OperatorScheduler
+    from discdiff.adapters.to_diffusers import OperatorScheduler
 
 V, LENGTH, STEPS = 5, 8, 4
 MASKED, UNIFORM = dd.Masked(V, dd.Linear()), dd.Uniform(V, dd.Linear())
