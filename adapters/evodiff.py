@@ -212,7 +212,7 @@ class _Kind:
             return network, Convention(self.name, process, "denoiser", rows, source, suppress=rare, ids="")
         if asked.mask_id is not None or asked.schedule is not None:
             raise ValueError(
-                "load: EvoDiff's D3PM models have no mask and a clock of their own; use load(...).with_schedule(schedule)"
+                "load: EvoDiff's D3PM models have no mask and a clock of their own; use load(...).with_schedule()"
             )
         convention = Convention(
             self.name, self.process(), "loo", rows, time="t", time_scale=float(_STEPS - 1), integer_time=True,
