@@ -37,7 +37,7 @@ WINDOW = (0.9, 0.1)
 REFINEMENTS = ([8, 16, 32], [32, 64, 128], [96, 192, 384])
 TIMES = ((0.6, 0.4), (0.4, 0.2))
 DRAWS = 20_000
-PATHS = 2**19  # a program with more of them is not enumerated
+PATHS = 2**20  # a program with more of them is not enumerated
 Errors = Iterator[tuple[float, str]]
 
 
