@@ -42,13 +42,13 @@ _GATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _ROPE, _EPS, _HEAD = 10_000.0, 1e-5, 64
 _NAMES = (
-    (r"CondEmbedding_0/dense0", "clock.0"),
-    (r"CondEmbedding_0/Dense_0", "clock.2"),
+    (r"CondEmbedding_0/dense0", "time.0"),
+    (r"CondEmbedding_0/Dense_0", "time.2"),
     (r"Embed_0", "outside"),
     (r"Transformer_0/Embed_0", "inside"),
     (r"Transformer_0/TransformerBlock_(\d+)/attention/(w[qkvo])", r"blocks.\1.\2"),
     (r"Transformer_0/TransformerBlock_(\d+)/feed_forward/(w[123])", r"blocks.\1.\2"),
-    (r"Transformer_0/TransformerBlock_(\d+)/Dense_0", r"blocks.\1.modulation"),
+    (r"Transformer_0/TransformerBlock_(\d+)/Dense_0", r"blocks.\1.adaLN_modulation"),
     (r"Transformer_0/TransformerBlock_(\d+)/RMSNorm_0", r"blocks.\1.before"),
     (r"Transformer_0/TransformerBlock_(\d+)/RMSNorm_1", r"blocks.\1.middle"),
     (r"Transformer_0/RMSNorm_0", "norm"),
@@ -90,16 +90,16 @@ class GatedTransformer(nn.Module):
                 f"GatedTransformer: the gate must be one of {', '.join(_GATES)}, and heads of even width fit into the "
                 f"width; got {gate!r}, {head} and {width}"
             )
-        self.head_width, self.gate = head, _GATES[gate]
+        self.head_width, self.time_width, self.gate = head, time_width, _GATES[gate]
         if time_width is not None:
             wide = nn.Linear(time_width, 4 * time_width)
-            self.clock = nn.Sequential(wide, nn.SiLU(), nn.Linear(4 * time_width, time_width))
+            self.time = nn.Sequential(wide, nn.SiLU(), nn.Linear(4 * time_width, time_width))
         if outside is not None:
             self.outside = nn.Embedding(states, outside)
         self.inside = nn.Embedding(states, width) if outside is None else nn.Linear(outside, width)
         self.blocks = nn.ModuleList(_Block(width, hidden, time_width) for _ in range(depth))
         self.norm = None if time_width is not None else nn.RMSNorm(width, eps=_EPS)
-        self.modulation = None if time_width is None else nn.Linear(time_width, 2 * width)
+        self.adaLN_modulation = None if time_width is None else nn.Linear(time_width, 2 * width)
         self.head = nn.Linear(width, states - 1, bias=False)
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L V"]:
@@ -109,11 +109,11 @@ class GatedTransformer(nn.Module):
             ValueError: if it wants a time and is not told one.
         """
         told = None
-        if hasattr(self, "clock"):
+        if self.time_width is not None:
             if time is None:
                 raise ValueError("GatedTransformer: this one is told the time")
-            waves = _waves(1000 * time, self.clock[2].out_features)  # type: ignore[arg-type]
-            told = self.gate(self.clock(waves.to(self.head.weight.dtype)))
+            waves = _waves(1000 * time, self.time_width)
+            told = self.gate(self.time(waves.to(self.head.weight.dtype)))
         h = self.inside(self.outside(x) if hasattr(self, "outside") else x)
         angle = torch.arange(x.shape[1], device=x.device)[:, None] * _ROPE ** (
             -torch.arange(0, self.head_width, 2, device=x.device) / self.head_width
@@ -121,10 +121,10 @@ class GatedTransformer(nn.Module):
         turn = angle.cos().to(h.dtype), angle.sin().to(h.dtype)
         for block in self.blocks:
             h = block(h, told, turn, self.gate)
-        if self.modulation is None or told is None:
+        if self.adaLN_modulation is None or told is None:
             assert self.norm is not None
             return self.head(self.norm(h))
-        shift, scale = self.modulation(told)[:, None].chunk(2, -1)
+        shift, scale = self.adaLN_modulation(told)[:, None].chunk(2, -1)
         return self.head(_normed(h) * (1 + scale) + shift)
 
 
@@ -137,7 +137,7 @@ class _Block(nn.Module):
         if time_width is None:
             self.before, self.middle = (nn.RMSNorm(width, eps=_EPS) for _ in range(2))
         else:
-            self.modulation = nn.Linear(time_width, 6 * width)
+            self.adaLN_modulation = nn.Linear(time_width, 6 * width)
 
     def forward(
         self, h: Tensor, told: Tensor | None, turn: tuple[Tensor, Tensor], gate: Callable[[Tensor], Tensor]
@@ -145,7 +145,7 @@ class _Block(nn.Module):
         if told is None:
             h = h + self._attended(self.before(h), turn)
             return h + self._gated(self.middle(h), gate)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(told)[:, None].chunk(6, -1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(told)[:, None].chunk(6, -1)
         h = h + gate_1 * self._attended(_normed(h) * (1 + scale_1) + shift_1, turn)
         return h + gate_2 * self._gated(_normed(h) * (1 + scale_2) + shift_2, gate)
 
@@ -191,7 +191,7 @@ def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     )
     inner = {name.rpartition("classifier/")[2]: part for name, part in (average or raw or paths).items()}
     outside, told = ("Embed_0/embedding" in inner), any(name.startswith("CondEmbedding_0") for name in inner)
-    ends = [*["inside"] * outside, *["modulation"] * told, "head"]  # layers of a kind are numbered as they come
+    ends = [*["inside"] * outside, *["adaLN_modulation"] * told, "head"]  # layers of a kind are numbered as they come
     rules = (*_NAMES, *((f"Transformer_0/Dense_{n}", name) for n, name in enumerate(ends)))
     found, unknown = dict[str, Tensor](), []
     for name, part in inner.items():
@@ -216,7 +216,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         (vocab_size, width), (hidden, _) = shape["head.weight"], shape["blocks.0.w1.weight"]
     except KeyError as error:
         raise ValueError(f"load: {files.path} lacks {error} of MD4's text network") from error
-    clock, outside = shape.get("clock.2.weight"), shape.get("outside.weight")
+    clock, outside = shape.get("time.2.weight"), shape.get("outside.weight")
     head = files.config.get("feature_dim") or (clock[0] if clock else outside[1] if outside else _HEAD)
     network = GatedTransformer(
         vocab_size + 1,

@@ -213,7 +213,6 @@ class Loaded(Denoiser):
 
     Attributes:
         convention: the record.
-        network: the module itself.
     """
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
@@ -226,7 +225,18 @@ class Loaded(Denoiser):
             suppress=convention.suppress,
             scalar_time=convention.scalar_time,
         )
-        self.network, self.convention = network, convention
+        self.convention = convention
+
+    @property
+    def network(self) -> nn.Module:
+        """The module itself.
+
+        Raises:
+            AttributeError: after ``calling`` with a function that has none.
+        """
+        if not isinstance(self.fn, Called):
+            raise AttributeError(f"{self} calls {self.fn!r}, which holds no network")
+        return self.fn.network
 
 
 def _kept(said: Convention) -> int:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from discdiff.convention import Called
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import noised
 
@@ -107,7 +108,7 @@ def features(
         model: its function is an ``nn.Module``.
         x0: (B, L) data.
         alphas: survivals in (0, 1].
-        modules: their names, as of ``named_modules``; each must give one tensor.
+        modules: their names, as of ``named_modules``; each must give a tensor, or a tuple with one first.
         seed: of the noise.
 
     Returns:
@@ -119,7 +120,7 @@ def features(
     """
     if not isinstance(model.fn, nn.Module):
         raise TypeError(f"features: the denoiser's function must be an nn.Module, got {type(model.fn).__name__}")
-    known = dict(model.fn.named_modules())
+    known = dict((model.fn.network if isinstance(model.fn, Called) else model.fn).named_modules())
     missing = [name for name in modules if name not in known]
     if missing:
         raise ValueError(f"features: there is no module {missing[0]!r}; some there are: {', '.join(list(known)[1:9])}")
@@ -129,6 +130,7 @@ def features(
 
     def listener(name: str) -> Callable[[nn.Module, object, object], None]:
         def listen(module: nn.Module, arguments: object, out: object) -> None:
+            out = out[0] if isinstance(out, tuple) else out  # hidden states first, as transformers' layers have it
             if not isinstance(out, Tensor):
                 raise TypeError(f"features: {name} gives a {type(out).__name__}, not a tensor")
             found[name].append(out.detach())

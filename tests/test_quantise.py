@@ -1,7 +1,9 @@
 """Denoisers of int8 weights: what they change in the law, exactly; and hidden features at chosen noise levels."""
 
 import copy
+from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 from small import UNIFORM, WORLD, Small, trained
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.adapters import load
+from discdiff.context import Cached
 from discdiff.data import ASSETS
 from discdiff.models import load_trained
 from discdiff.quantise import Int8Linear, Remembered, features, quantised
@@ -104,3 +108,21 @@ def test_what_cannot_be_quantised_is_refused() -> None:
         quantised(WORLD.denoiser(UNIFORM))
     with pytest.raises(ValueError, match=r"levels must be 1\.\.127"):
         quantised(dd.Denoiser(Small(), UNIFORM, "loo"), levels=200)
+
+
+def test_checkpoints_can_be_quantised_and_looked_into(tmp_path: Path) -> None:
+    """Under their modules' own names; layers of transformers that give tuples give their hidden states."""
+    model = load(checkpoints.llada2(tmp_path / "hub").folder, quiet=True)
+    small = quantised(model)
+    assert isinstance(small, dd.Loaded)
+    layers = [part for part in small.network.modules() if isinstance(part, Int8Linear)]
+    assert layers
+    assert not any(isinstance(part, Int8Linear) for part in model.network.modules())
+    x0 = torch.randint(4, 36, (2, 8), generator=torch.Generator().manual_seed(0))
+    name = "network.model.layers.1"
+    a, b = (features(one, x0, [0.9, 0.5], [name])[name] for one in (model, small))
+    assert a.shape == (2, 2, 8, 32)
+    assert 0 < float((a - b).abs().max()) < 0.1 * float(a.abs().max())
+    assert isinstance(small.fn, Cached)
+    with pytest.raises(AttributeError, match="which holds no network"):
+        _ = model.calling(lambda x, time: model.fn(x, time)).network  # type: ignore[attr-defined]
