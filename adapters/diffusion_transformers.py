@@ -118,12 +118,16 @@ class _Kind:
         return wrapped, replace(said, weights="ema" if ema else "raw")
 
 
+def _said(files: Files) -> Config:
+    """What config.json says, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
+    held = {} if files.config else plain(files.saved.get("hyper_parameters"))
+    inside = held.get("config", held) if isinstance(held, dict) else {}
+    return files.config or inside or files.run
+
+
 def configuration(files: Files) -> Config:
-    """One flat configuration: of config.json, or of the hyperparameters of a Lightning checkpoint."""
-    config = files.config
-    if not config and files.saved:
-        held = plain(files.saved.get("hyper_parameters"))
-        config = held.get("config", held) if isinstance(held, dict) else {}
+    """One flat configuration."""
+    config = _said(files)
     flat = {name: value for name, value in config.items() if not isinstance(value, dict)}
     for part in ("model", "algo", "noise", "graph", "data"):
         inner = config.get(part)
@@ -242,12 +246,13 @@ _trained_as_sedd = _kind("sedd", "score")
 
 
 def _sedd(files: Files) -> bool:
-    own = isinstance(files.config.get("graph"), dict) and "tokens" in files.config
+    said = _said(files)
+    own = isinstance(said.get("graph"), dict) and "tokens" in said
     return _trained_as_sedd(files) or (own and any("sigma_map." in name for name in files.shapes))
 
 
 def _is_radd(files: Files) -> bool:
-    own = "tokens" in files.config and "model" in files.config
+    own = {"tokens", "model"} <= set(_said(files))
     return own and not any("sigma_map." in name for name in files.shapes)
 
 

@@ -36,15 +36,16 @@ class Files:
             raise FileNotFoundError(f"load: there is no file or folder {path}")
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.config = (self._json("config.json") if path.is_dir() else {}) or self._yaml()
+        self.config = self._json("config.json") if path.is_dir() else {}
         self.generation = self._json("generation_config.json") if path.is_dir() else {}
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.folder / name
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def _yaml(self) -> dict[str, Any]:
-        """The configuration that a training run leaves, beside its weights or a folder higher."""
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """The YAML configuration that a training run leaves, beside its weights or a folder higher."""
         for name in _HYDRA:
             file = self.folder / name
             if file.is_file():

@@ -224,6 +224,16 @@ def test_a_lightning_checkpoint_gives_its_average_and_runs_nothing(tmp_path: Pat
         load(short, quiet=True)
 
 
+def test_what_a_checkpoint_says_itself_comes_before_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {n_heads: 99}\nalgo: {name: duo}\n")
+    path, _ = lightning(tmp_path / "last.ckpt", None, {"model": {"n_heads": HEADS}, "algo": {"name": "mdlm"}})
+    assert load(path, quiet=True).convention.family == "MDLM"
+    bare = {f"backbone.{name}": part for name, part in weights().items()}
+    torch.save({"state_dict": bare}, tmp_path / "bare.ckpt")
+    with pytest.raises(ValueError, match="99 heads of even width do not fit"):
+        load(tmp_path / "bare.ckpt", quiet=True)
+
+
 def test_what_a_configuration_says_is_kept_or_refused(tmp_path: Path) -> None:
     def hub(name: str, **more: object) -> Path:
         _, w = write("MDLM", tmp_path / name)

@@ -96,5 +96,7 @@ def test_canvases_begin_where_the_prompt_ends(written: tuple[Path, nn.Module]) -
     out = dd.Blockwise(model.process, model, S.Ancestral(), block=[5, 4], steps=3).sample(2, 13, seed=0, prompt=prompt)
     assert out.tokens[:, :5].tolist() == [prompt] * 2
     assert out.nfe == 1 + 2 * 3
+    said = dd.generate(model, torch.tensor([prompt] * 2), max_new_tokens=8, steps=3, seed=0)
+    assert torch.equal(said, out.tokens)
     with pytest.raises(ValueError, match="uniform and has no mask"):
         load(written[0], mask_id=4, quiet=True)
