@@ -1,14 +1,16 @@
 """What lies on disk: configurations, tokenizer and weights, read without running anybody's code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from discdiff.adapters.inert import load_inert
@@ -19,6 +21,17 @@ _HUB = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safet
 _TRAINED = ("model.pt", "checkpoints-meta/checkpoint.pth")  # as the trainers of GIDD and SEDD leave them
 _HYDRA = ("config.yaml", ".hydra/config.yaml", "../.hydra/config.yaml")
 _TORCH = {".ckpt", ".pt", ".pth", ".bin", ".tar"}
+_KNOWN = {*_TORCH, ".safetensors", ".npz"}
+
+
+@contextmanager
+def _tensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, opened."""
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ValueError(f"load: {file} is not a safetensors file: {error}") from error
 
 
 class Files:
@@ -34,6 +47,8 @@ class Files:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(f"load: there is no file or folder {path}")
+        if path.is_file() and path.suffix not in _KNOWN:
+            raise ValueError(f"load: {path} is no file of weights; accepted: {', '.join(sorted(_KNOWN))}, or a folder")
         self.path = path
         self.folder = path if path.is_dir() else path.parent
         self.config = self._json("config.json") if path.is_dir() else {}
@@ -41,7 +56,10 @@ class Files:
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.folder / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"load: {file} is not JSON: {error}") from error
 
     @cached_property
     def run(self) -> dict[str, Any]:
@@ -70,9 +88,9 @@ class Files:
                 return [self.folder / name for name in sorted(set(shards.values()))]
         one = [self.folder / name for name in (*_HUB, *_TRAINED) if (self.folder / name).is_file()]
         if not one:
-            one = sorted(file for file in self.folder.iterdir() if file.suffix in {*_TORCH, ".safetensors", ".npz"})
+            one = sorted(file for file in self.folder.iterdir() if file.suffix in _KNOWN)
         if not one:
-            raise FileNotFoundError(f"load: {self.folder} holds no weights (.safetensors, {', '.join(sorted(_TORCH))})")
+            raise FileNotFoundError(f"load: {self.folder} holds no weights ({', '.join(sorted(_KNOWN))})")
         return one[:1]
 
     @cached_property
@@ -80,7 +98,7 @@ class Files:
         """The metadata of a safetensors file."""
         if self.parts[0].suffix != ".safetensors":
             return {}
-        with safe_open(self.parts[0], "pt") as file:
+        with _tensors(self.parts[0]) as file:
             return file.metadata() or {}
 
     @cached_property
@@ -89,7 +107,7 @@ class Files:
         found: dict[str, tuple[int, ...]] = {}
         for part in self.parts:
             if part.suffix == ".safetensors":
-                with safe_open(part, "pt") as file:
+                with _tensors(part) as file:
                     found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             else:
                 found |= {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
@@ -113,11 +131,14 @@ class Files:
         found: dict[str, Tensor] = {}
         for part in self.parts:
             if part.suffix == ".safetensors":
-                with safe_open(part, "pt") as file:
+                with _tensors(part) as file:
                     found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             elif part.suffix == ".npz":
-                with np.load(part, allow_pickle=False) as arrays:
-                    found |= {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+                try:
+                    with np.load(part, allow_pickle=False) as arrays:
+                        found |= {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+                except (ValueError, BadZipFile) as error:  # numpy takes what it does not know for a pickle
+                    raise ValueError(f"load: {part} is not an archive of arrays (numpy.savez)") from error
         if self.saved:
             inner = [self.saved[key] for key in ("state_dict", "model_state_dict", "model") if key in self.saved]
             tensors = inner[0] if inner else self.saved

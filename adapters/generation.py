@@ -52,6 +52,9 @@ def generate(
     Raises:
         ValueError: for padding on the right, or what the sampler refuses.
     """
+    input_ids = torch.as_tensor(input_ids)
+    if input_ids.ndim != 2:
+        raise ValueError(f"generate: input_ids must be (B, P), a row for each prompt, got {tuple(input_ids.shape)}")
     length, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
     if max_new_tokens < 1:
         raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -101,6 +104,7 @@ def _maker(
     trained = None if said is None else said.block
     block = trained if block_length is None else block_length
     if block is None:
-        return Sampler(model.process, model, operator, steps=steps or new)
+        return Sampler(model.process, model, operator, steps=new if steps is None else steps)
     sizes = block if prompt == 0 or (said is not None and trained is not None and said.aligned) else [prompt, block]
-    return Blockwise(model.process, model, operator, block=sizes, steps=steps or block, future=trained is None)
+    steps = block if steps is None and block > 0 else steps
+    return Blockwise(model.process, model, operator, block=sizes, steps=steps, future=trained is None)

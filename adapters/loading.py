@@ -116,7 +116,10 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
     fitting = [one for one in known if one.recognises(files)]
     if len(fitting) == 1:
         return fitting[0]
-    what = f"architectures {files.config['architectures']}" if "architectures" in files.config else "its weights' names"
+    if "architectures" in files.config:
+        what = f"architectures {files.config['architectures']}"
+    else:
+        what = f"its weights' names ({', '.join(list(files.shapes)[:3])})"
     found = " and ".join(one.name for one in fitting)
     raise ValueError(
         f"load: {files.path} is recognised by {found or 'no family'} from {what}; "
@@ -138,7 +141,12 @@ def _fetched(source: str | Path) -> Path:
     owner, name, *within = source.split("/")
     kinds = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.ckpt", "*.npz")
     wanted = ["/".join([*within, kind]) for kind in kinds]
-    return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted)).joinpath(*within)
+    try:
+        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted)).joinpath(*within)
+    except Exception as error:  # of many kinds, and none says that the path may have been meant
+        raise FileNotFoundError(
+            f"load: there is no file or folder {source}, and the hub gave nothing for it: {error}"
+        ) from error
 
 
 def fit(network: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> None:

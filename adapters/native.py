@@ -82,11 +82,18 @@ class _Native:
             suppress=tuple(sorted({v for v in suppress if v < process.vocab_size})),
             returns="logits",
             attention=self.attention,
+            longest=_table(network),
             notes=self.notes,
         )
         if block is None:
             return network, convention
         return BlockCausal(network, block), replace(convention, block=block, ids="", returns="tensor", attention=None)
+
+
+def _table(network: nn.Module) -> int | None:
+    """Rows of its table of positions; rotary ones have no end."""
+    tables = (part for name, part in network.named_modules() if name.endswith(("position_embeddings", ".wpe")))
+    return next((part.num_embeddings for part in tables if isinstance(part, nn.Embedding)), None)
 
 
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:

@@ -39,6 +39,7 @@ class Convention:
         returns: "tensor", or "logits" for an object that has them as an attribute.
         attention: what is passed as ``attention_mask``: None, "ones" (B, L), or "bidirectional" (an additive mask of
             zeros (1, 1, L, L), which undoes a causal one).
+        longest: the most tokens it takes, where it has a table of positions.
         block: the block size of a network that was trained in blocks.
         aligned: whether its blocks begin at multiples of that size, prompts included; or else where the prompt ends.
         autocast: the dtype it computes in, or None for that of its weights.
@@ -61,6 +62,7 @@ class Convention:
     clock: str = "timesteps"
     returns: Literal["tensor", "logits"] = "tensor"
     attention: Attention = None
+    longest: int | None = None
     block: int | None = None
     aligned: bool = True
     autocast: torch.dtype | None = None
@@ -114,6 +116,8 @@ class Called(nn.Module):
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
         said, positional, named = self.convention, [], {}
+        if said.longest is not None and x.shape[1] > said.longest:
+            raise ValueError(f"{said.family}: the network takes at most {said.longest} tokens, got {x.shape[1]}")
         if said.ids:
             named[said.ids] = x
         else:

@@ -113,6 +113,18 @@ def test_weights_that_do_not_fit_are_named(
 def test_what_is_not_there_or_not_known_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         load(tmp_path / "nothing")
+    for name, message in (
+        ("a.txt", r"a\.txt is no file of weights; accepted: \.bin, "),
+        ("a.safetensors", r"a\.safetensors is not a safetensors file"),
+        ("a.npz", r"a\.npz is not an archive of arrays"),
+        ("broken/config.json", r"config\.json is not JSON"),
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("nothing of the kind")
+        with pytest.raises(ValueError, match=message):
+            load(file.parent if file.suffix == ".json" else file)
+        file.unlink()
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of", "architectures": ["Nobody"]}')
     with pytest.raises(ValueError, match=r"by no family from architectures \['Nobody'\]; pass family= one of"):
         load(tmp_path)
@@ -140,3 +152,30 @@ def test_what_was_trained_here_loads_too(name: str) -> None:
     assert model.scores_at_once == own.scores_at_once == ("blocks" in name)
     with pytest.raises(ValueError, match="the card of this file says its mask"):
         load(path, mask_id=3, quiet=True)
+
+
+def test_a_hub_that_gives_nothing_is_told_with_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    with pytest.raises(
+        FileNotFoundError, match="no file or folder my/run, and the hub gave nothing for it: no network"
+    ):
+        load("my/run")
+
+
+@pytest.mark.parametrize(("family", "longest"), [("BERT", 512), ("DiffuGPT", 64), ("LLaDA", None)])
+def test_sequences_longer_than_the_table_of_positions_are_refused(
+    family: str, longest: int | None, tmp_path: Path
+) -> None:
+    model = load(NATIVE[family](tmp_path / "checkpoint").folder, quiet=True)
+    assert model.convention.longest == longest
+    x = torch.full((1, 513), 5)
+    if longest is None:
+        model(x, 0.5)
+        return
+    with pytest.raises(ValueError, match=f"takes at most {longest} tokens, got 513"):
+        model(x, 0.5)
