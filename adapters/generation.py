@@ -105,6 +105,8 @@ def _maker(
     block = trained if block_length is None else block_length
     if block is None:
         return Sampler(model.process, model, operator, steps=new if steps is None else steps)
+    if block < 1:
+        raise ValueError(f"generate: block_length must be at least 1, got {block}")
     sizes = block if prompt == 0 or (said is not None and trained is not None and said.aligned) else [prompt, block]
-    steps = block if steps is None and block > 0 else steps
+    steps = block if steps is None else steps
     return Blockwise(model.process, model, operator, block=sizes, steps=steps, future=trained is None)

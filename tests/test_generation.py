@@ -79,7 +79,7 @@ def test_what_cannot_be_is_refused(model: dd.Loaded) -> None:
         dd.generate(model, torch.tensor([4, 5]), max_new_tokens=2)
     with pytest.raises(ValueError, match="steps must be a positive whole number, got 0"):
         dd.generate(model, PROMPTS, max_new_tokens=2, steps=0)
-    with pytest.raises(ValueError, match="block sizes must be positive whole numbers"):
-        dd.generate(model, PROMPTS, max_new_tokens=2, block_length=0, steps=1)
+    with pytest.raises(ValueError, match="block_length must be at least 1, got 0"):
+        dd.generate(model, PROMPTS, max_new_tokens=2, block_length=0)
     with pytest.raises(ValueError, match="generate: operator: cannot read 'nothing'"):
         dd.generate(model, PROMPTS, max_new_tokens=2, operator="nothing")
