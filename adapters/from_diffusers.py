@@ -46,6 +46,14 @@ class _Scheduled(Operator):
     process: type[Process] = field(default=Process, kw_only=True)  # type: ignore[type-abstract]
     enumerable: bool = field(default=True, kw_only=True)
 
+    _needs = ("set_timesteps", "step")
+
+    def __post_init__(self) -> None:
+        lacking = [name for name in self._needs if not callable(getattr(self.scheduler, name, None))]
+        if lacking:
+            kind = type(self.scheduler).__name__
+            raise TypeError(f"{type(self).__name__}: needs a discrete scheduler, and {kind} has no {lacking[0]}()")
+
     def check(self, process: Process) -> None:
         if not isinstance(process, self.process):
             raise ValueError(f"{self} is for {self.process.__name__}, got {process}")
@@ -119,6 +127,7 @@ class SchedulerCorrection(_Scheduled, Corrector):
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)
+    _needs = ("set_timesteps", "step_correct")
 
     def __call__(self, state: State, at: At) -> State:
         alpha = Fraction(1 - state.t).limit_denominator(_MOST_STEPS)

@@ -149,6 +149,8 @@ def test_what_is_no_kernel_on_tokens_or_no_step_of_theirs_is_refused() -> None:
         dd.Sampler(UNIFORM, model, predictor(), grid=[1.0, 0.3, 0.0]).sample(2, seed=0)
     with pytest.raises(ValueError, match="is for Uniform"):
         dd.Sampler(MASKED, weak().denoiser(MASKED), predictor(), steps=2)
+    with pytest.raises(TypeError, match=r"AmusedScheduler has no step_correct\(\)"):
+        SchedulerCorrection(AmusedScheduler(V))
     careless = SchedulerStep(AmusedScheduler(V), numbered=False)
     with pytest.raises(TypeError, match="enumerable=False"):
         T.law(dd.Sampler(MASKED, weak().denoiser(MASKED), careless, steps=2))
