@@ -128,20 +128,33 @@ def _said(files: Files) -> Config:
 def configuration(files: Files) -> Config:
     """One flat configuration."""
     config = _said(files)
-    flat = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    flat = {name: _resolved(value, config) for name, value in config.items() if not isinstance(value, dict)}
     for part in ("model", "algo", "noise", "graph", "data"):
         inner = config.get(part)
         if isinstance(inner, dict):
             own = ("type", "name", "eps")
-            flat |= {(f"{part}_{name}" if name in own else name): value for name, value in inner.items()}
+            named = {(f"{part}_{name}" if name in own else name): value for name, value in inner.items()}
+            flat |= {name: _resolved(value, config) for name, value in named.items()}
     return flat | _in_blocks(flat, files)
+
+
+def _resolved(value: object, config: Config) -> object:
+    """What "${model.length}" stands for, as Hydra leaves it in what it saves; anything else as it is."""
+    said = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+    if said is None:
+        return value
+    found: Any = config
+    for name in said[1].split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _in_blocks(config: Config, files: Files) -> Config:
     """BlockGen's noise and its largest block: said by a training run's configuration, or else by the folders' names."""
-    if config.get("type", config.get("model_type")) != "block-dit":
+    algorithm = str(config.get("algo_name", ""))
+    if config.get("type") != "block-dit" and not algorithm.startswith("blockgen-"):
         return {}
-    said = str(config.get("algo_name", "")).rpartition("-")[2]
+    said = algorithm.rpartition("-")[2]
     named = files.path.absolute().as_posix()
     found = [said] if said else [kind for kind in ("absorb", "uniform") if f"/{kind}" in named]
     size = re.search(r"block_size/(\d+)/", named)

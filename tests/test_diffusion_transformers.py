@@ -259,6 +259,9 @@ def test_the_algorithm_says_more_than_the_parameterization(tmp_path: Path) -> No
     content: dict[str, object] = {"model": {"n_heads": HEADS}, "algo": {"name": "bd3lm"}, "parameterization": "subs"}
     path, _ = lightning(tmp_path / "blocks.ckpt", None, content | {"block_size": 2})
     assert load(path, quiet=True).convention.family == "BD3LM"
+    whole = content | {"model": {"n_heads": HEADS, "length": 6}, "block_size": "${model.length}"}  # as it pretrains
+    path, _ = lightning(tmp_path / "whole.ckpt", None, whole)
+    assert load(path, quiet=True).convention.block == 6
     path, _ = lightning(tmp_path / "other.ckpt", None, content | {"algo": {"name": "blockgen"}})
     with pytest.raises(ValueError, match="recognised by no family"):
         load(path, quiet=True)
