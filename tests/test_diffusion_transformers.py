@@ -208,7 +208,7 @@ def lightning(path: Path, ema: list[Tensor] | None, content: dict[str, object]) 
 def test_a_lightning_checkpoint_gives_its_average_and_runs_nothing(tmp_path: Path) -> None:
     w = weights()
     average = [2 * part for part in w.values()]
-    content = {"model": {"n_heads": HEADS}, "algo": {"name": "mdlm"}, "time_conditioning": True}
+    content = {"model": {"n_heads": HEADS, "type": "ddit"}, "algo": {"name": "mdlm"}, "time_conditioning": True}
     path, ran = lightning(tmp_path / "last.ckpt", average, content)
     model = load(path, quiet=True)
     assert (model.convention.family, model.convention.weights, model.time) == ("MDLM", "ema", "sigma")
