@@ -5,13 +5,17 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-all bench lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
 	$(BIN)/discdiff sample text --process uniform --sampler "ancestral >> gibbs(sites=8)" --prompt "The "
 
 test: .venv/test lint
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+
+# The slow tests too: an hour.
+test-all: .venv/test lint
 	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
 
 # The figures of docs/bench.md, other packages' steps among them.
