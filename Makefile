@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench gpu lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
@@ -22,6 +22,14 @@ test-all: .venv/test lint
 bench: .venv/test
 	$(BIN)/python -m pytest -q tests/test_bench.py --benchmark-enable --benchmark-only -p no:cacheprovider
 	$(BIN)/python docs/bench.py
+
+# What only a GPU can tell, in minutes: on a machine whose own Python has CUDA builds of torch and triton (GPU_PYTHON).
+GPU_PYTHON ?= $(PYTHON)
+GPU_OUT ?= build/gpu
+gpu:
+	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -o filterwarnings= \
+		tests/test_gpu.py
+	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) docs/gpu.py $(GPU_OUT)
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ __all__ = ["Pass", "log_prob", "race", "read", "threshold"]
 class Pass(Protocol):
     """What a backend brings: ``reference`` on rows where they lie, or None for rows that it cannot read."""
 
-    def statistics(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None: ...
+    def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
     def largest(self, rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None: ...
 
@@ -42,15 +42,15 @@ _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in
 _WINDOWS = 256  # winning groups looked at together
 
 
-def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None) -> Reading:
-    """``reference.read`` of rows that are not in memory."""
-    groups = by.statistics(rows) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
+def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool = True) -> Reading:
+    """``reference.read`` of rows that are not in memory; a pass may leave out the tilt where it is not asked for."""
+    groups = by.statistics(rows, tilt) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
     if groups is not None and isinstance(rows, Rows):
         return _finish(rows, groups, at, top, by)
     readings = []
     for part, x in _chunks(rows):
         columns, chunk = None if at is None else at[part], Rows.of(x)
-        groups = None if by is None else by.statistics(chunk)
+        groups = None if by is None else by.statistics(chunk, tilt)
         readings.append(reference.read(x, columns, top) if groups is None else _finish(chunk, groups, columns, top, by))
     if not readings:
         return reference.read(torch.zeros(0, rows.width, dtype=rows.dtype, device=rows.device), at, top)
@@ -77,7 +77,7 @@ def race(
         keys = [part.key for part in parts] or [torch.zeros(0, dtype=torch.float64, device=rows.device)]
         tokens = [part.token for part in parts] or [torch.zeros(0, dtype=torch.int64, device=rows.device)]
         return Race(torch.cat(keys), torch.cat(tokens))
-    reading = read(rows, None, False, by) if reading is None else reading
+    reading = read(rows, None, False, by, tilt=False) if reading is None else reading
     done = by.race(rows, reading, seed, ids, positions, step, tag, first_group) if by is not None else None
     if done is not None:
         return done

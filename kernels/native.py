@@ -35,15 +35,15 @@ def available() -> bool:
     return _library() is not None
 
 
-def statistics(rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None:
+def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
     """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
     if not _readable(rows):
         return None
     size = group_size(rows.width)
     shape = (len(rows), -(-rows.width // size))
-    peak, mass, tilt = (torch.empty(shape, dtype=torch.float32) for _ in range(3))
-    _run("row_pass", rows, peak, mass, tilt)
-    return peak, mass, tilt
+    peak, mass, third = (torch.empty(shape, dtype=torch.float32) for _ in range(3))
+    _run("row_pass", rows, peak, mass, third)
+    return peak, mass, third
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -75,4 +75,5 @@ def _to_one_device(*words: int | Tensor) -> tuple[int | Tensor, ...]:
     device = next((w.device for w in words if isinstance(w, Tensor)), None)
     if device is None or device.type == "cpu":
         return words
-    return tuple(w if isinstance(w, Tensor) else torch.tensor(w, device=device) for w in words)
+    # filled there: a copy from the host would wait for it
+    return tuple(w if isinstance(w, Tensor) else torch.full((), w, dtype=torch.int64, device=device) for w in words)

@@ -25,25 +25,31 @@ _COLUMNS = 128
 def _tile(
     hidden_ptr, weight_ptr, bias_ptr, row, position, column, ok,
     stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
-    DEPTH: tl.constexpr, CHUNKS: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    DEPTH: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Logits of rows (N,) at columns (C,), float32."""
+    """Logits of rows (N,) at columns (C,), float32; EVEN says that DEPTH divides the depth."""
     out = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
-    base = row * stride_row + position * stride_position
-    inside = column < width
+    d = tl.arange(0, DEPTH)
+    here = tl.where(ok, row * stride_row + position * stride_position, 0)
+    h_ptr = hidden_ptr + here[:, None] + d[None, :] * stride_hidden
+    # A column beyond the last is the last again: what is computed of it is thrown away, and its load needs no mask.
+    own = tl.minimum(column, width - 1).to(tl.int64)
+    w_ptr = weight_ptr + own[None, :] * stride_weight + d[:, None] * stride_depth
     for k in range(CHUNKS):
-        d = k * DEPTH + tl.arange(0, DEPTH)
-        here = d < depth
-        h = tl.load(
-            hidden_ptr + base[:, None] + d[None, :] * stride_hidden, mask=ok[:, None] & here[None, :], other=0.0
-        )
-        at = column.to(tl.int64)[None, :] * stride_weight + d[:, None] * stride_depth
-        w = tl.load(weight_ptr + at, mask=here[:, None] & inside[None, :], other=0.0)
+        if EVEN:
+            h, w = tl.load(h_ptr), tl.load(w_ptr)
+        else:
+            left = d < depth - k * DEPTH
+            h = tl.load(h_ptr, mask=left[None, :], other=0.0)
+            w = tl.load(w_ptr, mask=left[:, None], other=0.0)
         if WIDEN:
             h, w = h.to(tl.float32), w.to(tl.float32)
         out = tl.dot(h, w, acc=out, input_precision=PRECISION)
+        h_ptr += DEPTH * stride_hidden
+        w_ptr += DEPTH * stride_depth
     if BIAS:
-        out += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        out += tl.load(bias_ptr + own).to(tl.float32)[None, :]
     return out
 
 
@@ -52,28 +58,41 @@ def _head_kernel(
     hidden_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hide_ptr, weight_ptr, bias_ptr,
     peak_ptr, mass_ptr,
     stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width, count, tiles, temperature,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, BAND: tl.constexpr,
+    DEPTH: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Of ROWS rows and one tile of columns: the largest logit and the sum of exponentials."""
-    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    tile = tl.program_id(1)
+    """Of ROWS rows and TOGETHER tiles of columns: each tile's largest logit and sum of exponentials.
+
+    Programs that run at one time share BAND blocks of rows, so that the weights are read from the cache.
+    """
+    number = tl.program_id(0)
+    blocks, across = tl.cdiv(count, ROWS), tl.cdiv(width, TOGETHER * COLUMNS)
+    begin = number // (BAND * across) * BAND
+    high = tl.minimum(blocks - begin, BAND)
+    inner = number % (BAND * across)
+    n = (begin + inner % high).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = inner // high * TOGETHER
     ok = n < count
     safe = tl.where(ok, n, 0)
-    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    column = first * COLUMNS + tl.arange(0, TOGETHER * COLUMNS)
     x = _tile(
         hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + safe), tl.load(position_ptr + safe), column, ok,
         stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
-        DEPTH, CHUNKS, BIAS, PRECISION, WIDEN,
+        DEPTH, CHUNKS, EVEN, BIAS, PRECISION, WIDEN,
     )  # fmt: skip
     x = adjusted(
-        x, column[None, :], safe[:, None], width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature,
-        HIDDEN, SHIFT, TEMPER, FLOOR,
+        x, column[None, :], first * COLUMNS, (first + TOGETHER) * COLUMNS, safe[:, None], width,
+        own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
-    peak, mass, _ = sums(x)
-    tl.store(peak_ptr + n * tiles + tile, peak, mask=ok)
-    tl.store(mass_ptr + n * tiles + tile, mass, mask=ok)
+    x = tl.reshape(x, (ROWS * TOGETHER, COLUMNS))
+    peak, mass, _ = sums(x, False)
+    tile = first + tl.arange(0, TOGETHER)
+    at = n[:, None] * tiles + tile[None, :]
+    inside = ok[:, None] & (tile < tiles)[None, :]
+    tl.store(peak_ptr + at, tl.reshape(peak, (ROWS, TOGETHER)), mask=inside)
+    tl.store(mass_ptr + at, tl.reshape(mass, (ROWS, TOGETHER)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "tag", "first", "temperature"])
@@ -83,7 +102,7 @@ def _head_pick_kernel(
     stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width, tiles,
     first, seed, step, tag, temperature,
     GROUPS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, CHUNKS: tl.constexpr,
+    DEPTH: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
@@ -118,12 +137,14 @@ def _head_pick_kernel(
     x = _tile(
         hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + same), tl.load(position_ptr + same), column, alone,
         stride_row, stride_position, stride_hidden, stride_weight, stride_depth, depth, width,
-        DEPTH, CHUNKS, BIAS, PRECISION, WIDEN,
+        DEPTH, CHUNKS, EVEN, BIAS, PRECISION, WIDEN,
     )  # fmt: skip
     x = tl.sum(tl.where(alone[:, None], x, 0.0), 0)
+    start = (winner * SHARE + chosen) * COLUMNS
     x = adjusted(
-        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
-    )
+        x, column, start, start + COLUMNS, n, width,
+        own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, False,
+    )  # fmt: skip
     x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
     height = tl.max(tl.where(group == winner, tl.where(ok, top, 0.0), float("-inf")), 0)
     picked = passing(tl.cumsum(tl.exp(x - height).to(tl.float64), 0), target - before)
@@ -143,24 +164,28 @@ def race(
     key = torch.empty(count, dtype=torch.float64, device=rows.device)
     token = torch.empty(count, dtype=torch.int64, device=rows.device)
     pointers, strides, flags = arguments(rows)
-    del flags["DOUBLE"]
+    del flags["NEAR"], flags["DOUBLE"]
     bias = head.weight if head.bias is None else head.bias
     sizes = (*strides, *head.weight.stride(), depth, width)
     chunk = min(64, max(16, triton.next_power_of_2(depth)))
     shape = {
-        "ROWS": 16, "COLUMNS": _COLUMNS, "DEPTH": chunk, "CHUNKS": triton.cdiv(depth, chunk),
+        "COLUMNS": _COLUMNS, "DEPTH": chunk, "CHUNKS": triton.cdiv(depth, chunk), "EVEN": depth % chunk == 0,
         "BIAS": head.bias is not None, "PRECISION": "ieee",
-        "WIDEN": not rows.source.is_cuda,  # the interpreter multiplies the bits of bfloat16
+        "WIDEN": not isinstance(_head_kernel, triton.JITFunction),  # the interpreter multiplies the bits of bfloat16
     }  # fmt: skip
+    # Half-precision tiles of 128 x 256 reach .9 of a matrix product on an H200; float32 has no fast unit to fill.
+    wide = rows.source.element_size() == 2
+    block, together = (64 if count <= 64 else 128, 2) if wide else (16 if count <= 16 else 64, 1)
     if count:
         with torch.cuda.device_of(rows.source):
-            large = shape | {"ROWS": 16 if count <= 16 else 64}
-            _head_kernel[(triton.cdiv(count, large["ROWS"]), tiles)](
-                *pointers, head.weight, bias, peak, mass, *sizes, count, tiles, rows.temperature, **large, **flags
-            )
+            _head_kernel[(triton.cdiv(count, block) * triton.cdiv(width, together * _COLUMNS),)](
+                *pointers, head.weight, bias, peak, mass, *sizes, count, tiles, rows.temperature,
+                ROWS=block, TOGETHER=together, BAND=8, num_warps=8 if block == 128 else 4, num_stages=3,
+                **shape, **flags,
+            )  # fmt: skip
             _head_pick_kernel[(count,)](
                 *pointers, head.weight, bias, peak, mass, ids.contiguous(), positions.contiguous(), key, token,
                 *sizes, tiles, first_group, signed(seed), step, tag, rows.temperature,
-                GROUPS=triton.next_power_of_2(triton.cdiv(tiles, share)), SHARE=share, **shape, **flags,
+                GROUPS=triton.next_power_of_2(triton.cdiv(tiles, share)), SHARE=share, ROWS=16, **shape, **flags,
             )  # fmt: skip
     return Race(key, token)

@@ -30,19 +30,25 @@ def gumbel32(word):
 
 @triton.jit
 def adjusted(
-    x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
-    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+    x, column, first, beyond, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """What ``Rows`` does to the columns of row n, or of rows n[:, None]."""
+    """What ``Rows`` does to the columns of row n, or of rows n[:, None], which lie in first..beyond - 1.
+
+    A single column is looked for only where it may be found: a comparison an element costs as much as a read of it.
+    WHOLE says that all columns are inside the width.
+    """
     for h in range(HIDDEN):
-        x = tl.where(column == tl.load(hidden_ptr + h), float("-inf"), x)
+        hidden = tl.load(hidden_ptr + h)
+        if (hidden >= first) & (hidden < beyond):
+            x = tl.where(column == hidden, float("-inf"), x)
     if SHIFT:
         x = tl.where(column == tl.load(own_ptr + n), x + tl.load(shift_ptr + n).to(x.dtype), x)
     if TEMPER:
         x = tl.div_rn(x, tl.full(x.shape, 1.0, x.dtype) * temperature) if x.dtype == tl.float32 else x / temperature
     if FLOOR:
         x = tl.where(x < tl.load(floor_ptr + n).to(x.dtype), float("-inf"), x)
-    return tl.where(column < width, x, float("-inf"))
+    return x if WHOLE else tl.where(column < width, x, float("-inf"))
 
 
 @triton.jit
@@ -71,7 +77,7 @@ def safe_log(mass):
 @triton.jit
 def shift_of(peak):
     """What exponents are taken from, so that inf - inf is never computed: empty groups by nothing, +inf by a lot."""
-    return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 3.4e38, peak))
+    return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 2e38, peak))
 
 
 @triton.jit
@@ -84,28 +90,44 @@ def coins(seed, tag, position, step, row):
 
 @triton.jit
 def columns(
-    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside,
+    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside, first, beyond,
     stride_row, stride_position, stride_column, width, temperature,
-    DOUBLE: tl.constexpr, HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+    NEAR: tl.constexpr, DOUBLE: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Logits of row n at some columns, as ``Rows`` says; -inf where they are not inside."""
+    """Logits of row n at some columns of first..beyond - 1, as ``Rows`` says; -inf where they are not inside.
+
+    NEAR says that columns lie side by side, so that 32 bits hold their offsets; WHOLE that all of them are inside.
+    """
     base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
-    inside = inside & (column < width)
-    x = tl.load(base + column.to(tl.int64) * stride_column, mask=inside, other=float("-inf"))
-    x = x.to(tl.float64 if DOUBLE else tl.float32)
+    if NEAR:
+        at = base + column
+    else:
+        at = base + column.to(tl.int64) * stride_column
+    if WHOLE:
+        x = tl.load(at)
+    else:
+        x = tl.load(at, mask=inside & (column < width), other=float("-inf"))
     return adjusted(
-        x, column, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR
-    )
+        x.to(tl.float64 if DOUBLE else tl.float32), column, first, beyond, n, width,
+        own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, WHOLE,
+    )  # fmt: skip
 
 
 @triton.jit
-def sums(x):
-    """(peak, mass, tilt) of the rows of a tile."""
+def sums(x, TILT: tl.constexpr):
+    """(peak, mass, tilt) of the rows of a tile, the tilt only if TILT asks for it.
+
+    exp2 is one instruction where exp is six; the subtraction comes first, so large logits lose nothing.
+    """
     peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
     offset = x - shift_of(peak)[:, None]
-    weight = tl.exp(offset)
+    if x.dtype == tl.float64:
+        weight = tl.exp(offset)
+    else:
+        weight = tl.exp2(offset * 1.4426950408889634)
     mass = tl.where(peak == float("inf"), float("nan"), tl.sum(weight, 1))
-    tilt = tl.sum(weight * tl.where(offset < -87.0, -87.0, tl.where(offset > 0, 1.0, offset)), 1)
+    tilt = tl.sum(weight * tl.maximum(offset, -87.0), 1) if TILT else mass
     return peak, mass, tilt
 
 

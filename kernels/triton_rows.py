@@ -20,30 +20,48 @@ from discdiff.kernels.triton_language import columns, contest, group_lse, sums, 
 
 __all__ = ["arguments", "largest", "race", "signed", "statistics"]
 
-_TILE = 4096  # columns a program reads together
+_TILE = 2048  # columns a program reads together: two groups in two warps were fastest on an H200 (docs/bench.md)
+
+
+@triton.jit
+def _keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT: tl.constexpr):
+    peak, mass, tilt = sums(x, TILT)
+    tl.store(peak_ptr + at, peak, mask=ok)
+    tl.store(mass_ptr + at, mass, mask=ok)
+    if TILT:
+        tl.store(tilt_ptr + at, tilt, mask=ok)
 
 
 @triton.jit(do_not_specialize=["temperature"])
 def _read_kernel(
     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr, tilt_ptr,
     stride_row, stride_position, stride_column, width, groups, temperature,
-    SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, DOUBLE: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, TILT: tl.constexpr,
+    NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
     """Groups TILE b .. TILE b + TILE - 1 of row n; a group has SIZE columns in LANES, a power of two."""
     n = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * TILE + tl.arange(0, TILE)
     lane = tl.arange(0, LANES)
-    x = columns(
-        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
-        group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :],
-        stride_row, stride_position, stride_column, width, temperature, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
-    )  # fmt: skip
-    peak, mass, tilt = sums(x)
-    at = n * groups + group
-    tl.store(peak_ptr + at, peak, mask=group < groups)
-    tl.store(mass_ptr + at, mass, mask=group < groups)
-    tl.store(tilt_ptr + at, tilt, mask=group < groups)
+    first = tl.program_id(1) * TILE * SIZE
+    beyond = first + TILE * SIZE
+    column, inside = group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :]
+    at, ok = n * groups + group, group < groups
+    if (SIZE == LANES) & (beyond <= width):  # all but the last tile of a row need no masks
+        x = columns(
+            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside,
+            first, beyond, stride_row, stride_position, stride_column, width, temperature,
+            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, True,
+        )  # fmt: skip
+        _keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT)
+    else:
+        x = columns(
+            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside,
+            first, beyond, stride_row, stride_position, stride_column, width, temperature,
+            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
+        )  # fmt: skip
+        _keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT)
 
 
 # Not specialised: an argument that happens to be 1 would arrive as a constant, without the `to` of a tensor.
@@ -52,7 +70,7 @@ def _pick_kernel(
     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr,
     id_ptr, place_ptr, key_ptr, token_ptr,
     stride_row, stride_position, stride_column, width, groups, first, seed, step, tag, temperature,
-    SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
     """The race of row n."""
@@ -70,8 +88,9 @@ def _pick_kernel(
     lane = tl.arange(0, LANES)
     x = columns(
         source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, winner * SIZE + lane,
-        lane < SIZE, stride_row, stride_position, stride_column, width, temperature,
-        DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+        lane < SIZE, winner * SIZE, (winner + 1) * SIZE,
+        stride_row, stride_position, stride_column, width, temperature,
+        NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
     x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
     token = first.to(tl.int64) * 1024 + winner * SIZE + within(x, seed, tag, position, step, row)
@@ -83,21 +102,22 @@ def _pick_kernel(
 def _largest_kernel(
     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, group_ptr, column_ptr, second_ptr,
     stride_row, stride_position, stride_column, width, temperature,
-    SIZE: tl.constexpr, LANES: tl.constexpr, DOUBLE: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
     """The two largest logits of one group of row n."""
     n = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
+    first = tl.load(group_ptr + n) * SIZE
     x = columns(
-        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
-        tl.load(group_ptr + n) * SIZE + lane, lane < SIZE,
-        stride_row, stride_position, stride_column, width, temperature, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, first + lane, lane < SIZE,
+        first, first + SIZE, stride_row, stride_position, stride_column, width, temperature,
+        NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
     x = tl.where(x == x, x, float("-inf"))
-    first = tl.min(tl.where(x == tl.max(x, 0), lane, LANES), 0)
-    tl.store(column_ptr + n, first.to(tl.int64))
-    tl.store(second_ptr + n, tl.max(tl.where(lane == first, float("-inf"), x), 0))
+    best = tl.min(tl.where(x == tl.max(x, 0), lane, LANES), 0)
+    tl.store(column_ptr + n, best.to(tl.int64))
+    tl.store(second_ptr + n, tl.max(tl.where(lane == best, float("-inf"), x), 0))
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,22 +134,22 @@ def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
     return column, second
 
 
-def statistics(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.statistics`` of rows where they lie."""
+def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.statistics`` of rows where they lie; without the tilt, which entropies need, mass comes twice."""
     size = group_size(rows.width)
     groups = -(-rows.width // size)
     lanes = triton.next_power_of_2(size)
     tile = max(1, min(_TILE // lanes, triton.next_power_of_2(groups)))
-    shape = (len(rows), groups)
-    peak, mass, tilt = (torch.empty(shape, dtype=rows.dtype, device=rows.device) for _ in range(3))
+    peak, mass = (torch.empty(len(rows), groups, dtype=rows.dtype, device=rows.device) for _ in range(2))
+    third = torch.empty_like(mass) if tilt else mass
     pointers, strides, flags = arguments(rows)
     if len(rows):
         with torch.cuda.device_of(rows.source):
             _read_kernel[(len(rows), triton.cdiv(groups, tile))](
-                *pointers, peak, mass, tilt, *strides, rows.width, groups, rows.temperature,
-                SIZE=size, LANES=lanes, TILE=tile, **flags,
+                *pointers, peak, mass, third, *strides, rows.width, groups, rows.temperature,
+                SIZE=size, LANES=lanes, TILE=tile, TILT=tilt, num_warps=2, **flags,
             )  # fmt: skip
-    return peak, mass, tilt
+    return peak, mass, third
 
 
 def race(
@@ -176,6 +196,7 @@ def arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool
         _columns(rows.hidden or (-1,), rows.device),
     ]
     flags = {
+        "NEAR": rows.source.stride(2) == 1,
         "DOUBLE": rows.dtype == torch.float64,
         "HIDDEN": len(rows.hidden),
         "SHIFT": shifted,

@@ -24,7 +24,7 @@ from discdiff.kernels.triton_rows import arguments, signed
 
 __all__ = ["step"]
 
-_TILE = 4096  # columns a program reads together
+_TILE = 4096  # columns a program reads together: most programs find that their site is not read
 _KEEP, _NOISE, _READ = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -53,7 +53,7 @@ def _decide_kernel(
 def _groups_kernel(
     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, code_ptr, peak_ptr, mass_ptr,
     stride_row, stride_position, stride_column, width, groups, temperature,
-    SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, DOUBLE: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
     """A few groups of one site, if it is read at all."""
@@ -61,12 +61,14 @@ def _groups_kernel(
     if tl.load(code_ptr + n) == _READ:
         group = tl.program_id(1) * TILE + tl.arange(0, TILE)
         lane = tl.arange(0, LANES)
+        first = tl.program_id(1) * TILE * SIZE
         x = columns(
             source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
-            group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :],
-            stride_row, stride_position, stride_column, width, temperature, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+            group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :], first, first + TILE * SIZE,
+            stride_row, stride_position, stride_column, width, temperature,
+            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
         )  # fmt: skip
-        peak, mass, _ = sums(x)
+        peak, mass, _ = sums(x, False)
         tl.store(peak_ptr + n * groups + group, peak, mask=group < groups)
         tl.store(mass_ptr + n * groups + group, mass, mask=group < groups)
 
@@ -78,14 +80,15 @@ def _finish_kernel(
     stride_row, stride_position, stride_column, width, groups, last, seed, step,
     tag_accept, tag_data, tag_token, tag_noise, temperature,
     SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, HALVINGS: tl.constexpr, ACCEPT: tl.constexpr,
-    DOUBLE: tl.constexpr, HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+    NEAR: tl.constexpr, DOUBLE: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
     """The choices that are left of one site."""
     n = tl.program_id(0).to(tl.int64)
     z = tl.load(token_ptr + n)
-    code = tl.load(code_ptr + n)
+    code = tl.load(code_ptr + n).to(tl.int32)  # both branches below must leave names with one type
     out = z
-    wrong = False
+    wrong = tl.full((), 0, tl.int1)
     if code != _KEEP:
         row = tl.load(id_ptr + n).to(tl.uint32)
         place = tl.load(place_ptr + n).to(tl.uint32)
@@ -103,8 +106,8 @@ def _finish_kernel(
             if ACCEPT:
                 own = columns(
                     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, z, z >= 0,
-                    stride_row, stride_position, stride_column, width, temperature,
-                    DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+                    z, z + 1, stride_row, stride_position, stride_column, width, temperature,
+                    NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
                 )  # fmt: skip
                 height = tl.where(wrong, 0.0, top)
                 total = tl.sum(tl.where(lse == lse, tl.exp(tl.where(lse == lse, lse, height) - height), 0.0), 0)
@@ -119,9 +122,9 @@ def _finish_kernel(
                 lane = tl.arange(0, LANES)
                 x = columns(
                     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
-                    winner * SIZE + lane, lane < SIZE,
+                    winner * SIZE + lane, lane < SIZE, winner * SIZE, (winner + 1) * SIZE,
                     stride_row, stride_position, stride_column, width, temperature,
-                    DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+                    NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
                 )  # fmt: skip
                 out = (winner * SIZE + within(x, seed, tag_token, place, step, row)).to(tl.int64)
         if (code == _NOISE) & (data == 0):
