@@ -20,7 +20,7 @@ from torch import Tensor
 from discdiff.context import Cached, Growing, Kept, Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Branch
-from discdiff.handlers import At, Run, choose, stream
+from discdiff.handlers import At, Run, alone, choose, stream
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator
 from discdiff.process import Process
@@ -119,6 +119,7 @@ class Blockwise:
                 total += weight * calls
         return total
 
+    @alone
     @torch.no_grad()
     def sample(
         self,
@@ -130,6 +131,7 @@ class Blockwise:
         prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] = (),
         stop: int | Sequence[int] = (),
         record: bool = False,
+        listen: bool = False,
         device: torch.device | str = "cpu",
     ) -> BlockSamples:
         """Draw samples. The tokens of row b are a function of (seed, first_row + b) and the arguments.
@@ -142,6 +144,7 @@ class Blockwise:
             prompt: first tokens of all rows, or of each row; rows may differ in length.
             stop: ids of tokens that end a row. A row that has ended costs nothing more.
             record: keep the log-probability of the choices made.
+            listen: make every choice a Pyro site, as of ``Sampler.sample``.
             device: where to sample.
 
         Raises:
@@ -160,7 +163,8 @@ class Blockwise:
         rows = torch.arange(first_row, first_row + batch, device=device)
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
         tally = Counter(model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
-        job = _Job(self, Run(seed, tally, log_prob, fuse=kernels.fuses(torch.device(device))), length, stops, rows)
+        run = Run(seed, tally, log_prob, fuse=kernels.fuses(torch.device(device)), listen=listen)
+        job = _Job(self, run, length, stops, rows)
         job.begin(given)
         while job.groups:
             job.advance(job.groups.pop())

@@ -38,6 +38,7 @@ class Cascade:
         *,
         seed: int | None = None,
         first_row: int = 0,
+        listen: bool = False,
         device: torch.device | str = "cpu",
     ) -> tuple[Samples, Samples]:
         """Draw both stages; rows are functions of (seed, first_row + b).
@@ -47,15 +48,16 @@ class Cascade:
             lengths: of the first stage and of the second.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
+            listen: make every choice a Pyro site, as of ``Sampler.sample``.
             device: where to sample.
         """
-        drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, device=device)
+        drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, listen=listen, device=device)
         rows = torch.arange(first_row, first_row + batch, device=device)
         model = self.second.model.given(Along(rows, drawn.tokens))
         model.length = self.second.model.length
         second = Sampler(self.second.process, model, self.second.operator, grid=self.second.grid)
         own = stream(drawn.seed, 2, 1)
-        return drawn, second.sample(batch, lengths[1], seed=own, first_row=first_row, device=device)
+        return drawn, second.sample(batch, lengths[1], seed=own, first_row=first_row, listen=listen, device=device)
 
     def __repr__(self) -> str:
         return f"Cascade({self.first}, {self.second})"

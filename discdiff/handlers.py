@@ -1,18 +1,23 @@
 r"""The one door for randomness: ``choose``.
 
-An operator is a program whose every random choice is a Pyro site named "step.slot.name" ("@turn" in a loop). What a
-site does depends on who listens:
+An operator is a program of random choices named "step.slot.name" ("@turn" in a loop). What a choice does depends on
+who listens:
 
     nobody                  its value is drawn as a function of (seed, row, step, slot, name, position): the sampler
     ``pyro.poutine.trace``  the value and its log-probability are kept; ``replay`` puts values back
     ``theory.kernel``       every possible value is tried: the exact transition matrix
 
-The key of the randomness rides on the distribution, so nothing is on Pyro's global handler stack while sampling.
+The key of the randomness rides on the distribution, so a run needs no handler. Pyro's handler stack belongs to the
+process and not to a thread, so a run is deaf to it unless it was asked to listen, and only one listens at a time.
 """
 
+import contextlib
 import functools
+import threading
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import ParamSpec, TypeVar
 
 import pyro
 import torch
@@ -26,8 +31,10 @@ from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.state import State
 
-__all__ = ["At", "Run", "choose", "stream"]
+__all__ = ["At", "Run", "alone", "choose", "listening", "stream"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _STEPS, _SLOTS = 1 << 20, 1 << 12
 
 
@@ -41,6 +48,7 @@ class Run:
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not kept.
         faults: flags of bad rows on a GPU, looked at once, at the end.
         fuse: whether kernels may stand in for runs of choices where nobody listens.
+        listen: whether choices are Pyro sites, for handlers to see and change. Its owner is inside ``listening()``.
     """
 
     seed: int
@@ -48,6 +56,7 @@ class Run:
     log_prob: Float[Tensor, " B"] | None = None
     faults: list[Tensor] = field(default_factory=list)
     fuse: bool = False
+    listen: bool = False
     _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step and turn
     _step: tuple[int, int] = (-1, 0)
 
@@ -76,6 +85,40 @@ class Run:
             )
         self._names.add((slot, tag))
         return Key(stream(self.seed, 0, turn), state.rows, slot << 20 | step, tag, self.faults)
+
+
+_ONE, _listener = threading.Lock(), threading.local()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Be the one run or enumeration of this process that Pyro's handlers hear; wait while another thread's is.
+
+    Raises:
+        RuntimeError: inside another one of the same thread, which could never end.
+    """
+    if getattr(_listener, "busy", False):
+        raise RuntimeError(
+            "a run with listen=True, or an enumeration, was started inside another one of the same thread; "
+            "Pyro's handlers are shared, so only one listens at a time: run the inner one deaf, or after it"
+        )
+    with _ONE:
+        _listener.busy = True
+        try:
+            yield
+        finally:
+            _listener.busy = False
+
+
+def alone(sample: Callable[P, R]) -> Callable[P, R]:
+    """The same function, ``listening()`` where it is called with ``listen=True``."""
+
+    @functools.wraps(sample)
+    def one(*args: P.args, **kwargs: P.kwargs) -> R:
+        with listening() if kwargs.get("listen") else contextlib.nullcontext():
+            return sample(*args, **kwargs)
+
+    return one
 
 
 @functools.lru_cache(maxsize=64)
@@ -135,7 +178,7 @@ class At:
     @property
     def fused(self) -> bool:
         """Whether a kernel may stand in for a run of choices: nobody records or listens to a single one."""
-        return self.run.fuse and self.run.log_prob is None and not pyro.poutine.runtime.am_i_wrapped()
+        return self.run.fuse and self.run.log_prob is None and not self.run.listen
 
     def moved(self, slots: int) -> "At":
         """The same place, ``slots`` further: where the next part of a composition stands."""
@@ -167,8 +210,11 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
         )
     distribution.key = at.run.key(name, state, at.step, at.slot, at.turn)
-    turn = f"@{at.turn}" if at.turn else ""
-    value = pyro.sample(f"{at.step}.{at.slot}.{name}{turn}", distribution)
+    if at.run.listen:
+        turn = f"@{at.turn}" if at.turn else ""
+        value = pyro.sample(f"{at.step}.{at.slot}.{name}{turn}", distribution)
+    else:
+        value = distribution.sample()
     if at.run.log_prob is not None:
         index = state.rows - at.run.model.first_row
         at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)
