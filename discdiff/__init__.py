@@ -13,7 +13,7 @@ from discdiff.convention import Convention, Loaded
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
 from discdiff.general import General, Ordinal, TimeVarying
-from discdiff.handlers import At, choose
+from discdiff.handlers import At, alone, choose
 from discdiff.hybrid import Hybrid
 from discdiff.interpolant import AbsorbingUniform, Interpolant
 from discdiff.kernels import dispatch as kernels
@@ -66,6 +66,7 @@ __all__ = [
     "TimeVarying",
     "Truncation",
     "Uniform",
+    "alone",
     "bridge",
     "choose",
     "conditional",

@@ -9,6 +9,7 @@ not the prior's.
 Reference: BlockGen (2026); block diffusion (Arriola et al., 2025).
 """
 
+import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch import Tensor
 from discdiff.context import Cached, Growing, Kept, Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Branch
-from discdiff.handlers import At, Run, alone, choose, stream
+from discdiff.handlers import At, Run, choose, listening, stream, under, while_listening
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator
 from discdiff.process import Process
@@ -119,8 +120,7 @@ class Blockwise:
                 total += weight * calls
         return total
 
-    @alone
-    @torch.no_grad()
+    @while_listening(listening)
     def sample(
         self,
         batch: int,
@@ -144,7 +144,8 @@ class Blockwise:
             prompt: first tokens of all rows, or of each row; rows may differ in length.
             stop: ids of tokens that end a row. A row that has ended costs nothing more.
             record: keep the log-probability of the choices made.
-            listen: make every choice a Pyro site, as of ``Sampler.sample``.
+            listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of a block, counted from 0, are named
+                "b2/step.slot.name"; of the second group of rows that come to such a block apart, "b2.1/step.slot.name".
             device: where to sample.
 
         Raises:
@@ -222,6 +223,7 @@ class _Job:
         self.lengths = torch.full_like(rows, length)
         self.given = torch.zeros_like(rows)
         self.groups: list[_Group] = []
+        self.begun: collections.Counter[int] = collections.Counter()  # groups that came to their n-th block
         self.future: Tensor | None = None
 
     def begin(self, prompts: list[Tensor]) -> None:
@@ -283,7 +285,9 @@ class _Job:
             return
         columns = begin[:, None] + torch.arange(int(size[0]), device=begin.device)
         place = group.index[:, None], columns
-        block = self._denoised(group, self.tokens[place], columns < self.given[group.index][:, None])
+        twin, self.begun[group.turn] = self.begun[group.turn], self.begun[group.turn] + 1
+        with under(f"b{group.turn}{f'.{twin}' if twin else ''}", self.run.listen):
+            block = self._denoised(group, self.tokens[place], columns < self.given[group.index][:, None])
         self.tokens[place] = block
         ended = torch.isin(block, self.stops) & (columns >= self.given[group.index][:, None])
         done = ended.any(-1)

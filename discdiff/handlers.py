@@ -22,6 +22,7 @@ from typing import ParamSpec, TypeVar
 import pyro
 import torch
 from jaxtyping import Float
+from pyro.contrib.autoname import scope
 from torch import Tensor
 
 from discdiff.denoiser import Counter, frozen_time
@@ -31,7 +32,7 @@ from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.state import State
 
-__all__ = ["At", "Run", "alone", "choose", "listening", "stream"]
+__all__ = ["At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,7 +88,18 @@ class Run:
         return Key(stream(self.seed, 0, turn), state.rows, slot << 20 | step, tag, self.faults)
 
 
-_ONE, _listener = threading.Lock(), threading.local()
+_ONE, _listener = threading.RLock(), threading.local()
+
+
+def alone() -> contextlib.AbstractContextManager[object]:
+    """Keep other threads' listening runs and enumerations waiting, for as many of this thread's as follow.
+
+    Pyro's handlers go up before the run that they are for. Where several threads listen, each puts its own up inside:
+
+        with dd.alone():
+            trace = poutine.trace(lambda: sampler.sample(4, listen=True)).get_trace()
+    """
+    return _ONE
 
 
 @contextlib.contextmanager
@@ -110,15 +122,30 @@ def listening() -> Iterator[None]:
             _listener.busy = False
 
 
-def alone(sample: Callable[P, R]) -> Callable[P, R]:
-    """The same function, ``listening()`` where it is called with ``listen=True``."""
+def while_listening(
+    held: Callable[[], contextlib.AbstractContextManager[object]],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function hold ``listening()`` where it is called with ``listen=True``; ``alone()`` for several runs.
 
-    @functools.wraps(sample)
-    def one(*args: P.args, **kwargs: P.kwargs) -> R:
-        with listening() if kwargs.get("listen") else contextlib.nullcontext():
-            return sample(*args, **kwargs)
+    A run that nobody listens to keeps no gradients; one that listens leaves that to torch's own mode.
+    """
 
-    return one
+    def decorate(sample: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(sample)
+        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            with held() if kwargs.get("listen") else torch.no_grad():
+                return sample(*args, **kwargs)
+
+        return inside
+
+    return decorate
+
+
+@contextlib.contextmanager
+def under(name: str, listen: bool) -> Iterator[None]:
+    """Name all Pyro sites inside "name/step.slot.site": names stay unique where a call makes several runs."""
+    with scope(prefix=name) if listen else contextlib.nullcontext():
+        yield
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.grid import by_time, listed
-from discdiff.handlers import At, Run, alone, choose
+from discdiff.handlers import At, Run, choose, listening, while_listening
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator, when
 from discdiff.process import Process
@@ -106,8 +106,7 @@ class Sampler:
             state = self.operator(state, At(self.process, run, t, s, step))
             yield state
 
-    @alone
-    @torch.no_grad()
+    @while_listening(listening)
     def sample(
         self,
         batch: int,
