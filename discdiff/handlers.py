@@ -25,8 +25,8 @@ from jaxtyping import Float
 from pyro.contrib.autoname import scope
 from torch import Tensor
 
+from discdiff.choice import Choice, Key
 from discdiff.denoiser import Counter, frozen_time
-from discdiff.distributions import Choice, Key
 from discdiff.kernels.dispatch import TAGS, philox
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -229,9 +229,16 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         The value, (B, *event).
 
     Raises:
-        ValueError: if the batch shape is not the rows, or the name was used before in this step and slot.
+        TypeError: for a law that is no ``Choice``, whose randomness could not be keyed.
+        ValueError: if the batch shape is not the rows, the name was used before in this step and slot, or a handler
+            gives a value of another shape.
     """
     rows = len(state.rows)
+    if not isinstance(distribution, Choice):
+        raise TypeError(
+            f"choice {name!r}: takes a Choice, such as Coins, Tokens or PointMixture, whose randomness is keyed; "
+            f"got {distribution!r}"
+        )
     if distribution.batch_shape != (rows,):
         raise ValueError(
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
@@ -239,7 +246,13 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
     distribution.key = at.run.key(name, state, at.step, at.slot, at.turn)
     if at.run.listen:
         turn = f"@{at.turn}" if at.turn else ""
-        value = pyro.sample(f"{at.step}.{at.slot}.{name}{turn}", distribution)
+        site = f"{at.step}.{at.slot}.{name}{turn}"
+        value = pyro.sample(site, distribution).to(distribution.kind)
+        if value.shape != distribution.shape():
+            raise ValueError(
+                f"site {site}: takes a value of shape {tuple(distribution.shape())}, rows and event; a "
+                f"handler gave {tuple(value.shape)}"
+            )
     else:
         value = distribution.sample()
     if at.run.log_prob is not None:
