@@ -21,6 +21,7 @@ from discdiff.operator import Corrector, Operator, Predictor, mix, when
 from discdiff.prediction import Prediction
 from discdiff.probe import probe
 from discdiff.process import Process
+from discdiff.program import program
 from discdiff.quantise import features, quantised
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
 from discdiff.sampler import Sampler, Samples, predictor_corrector
@@ -83,6 +84,7 @@ __all__ = [
     "mix",
     "predictor_corrector",
     "probe",
+    "program",
     "quantised",
     "samplers",
     "sensitivity_curve",

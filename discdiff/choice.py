@@ -97,13 +97,16 @@ class Choice(TorchDistribution):
         """The log-probability of values, -inf where one is impossible.
 
         Args:
-            value: (*sample, B, *event), where B may be 1 or left out for a value that all rows have.
+            value: (*sample, B, *event), where B may be 1 or left out for a value that all rows have; of a choice of one
+                row, any number of values.
 
         Raises:
             ValueError: for another event shape, or another number of rows.
         """
         shape, events = self.batch_shape + self.event_shape, len(self.event_shape)
         rows = value.shape[-1 - events] if value.ndim > events else 1
+        if rows != 1 and self.batch_shape == (1,):
+            return self.log_prob(value.unsqueeze(-1 - events)).squeeze(-1)
         if value.shape[value.ndim - events :] != self.event_shape or rows not in (1, self.batch_shape[0]):
             raise ValueError(
                 f"{type(self).__name__}: a value must have the shape {tuple(shape)}, rows and event, or more such "
