@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice, Key
+from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Ranking", "Subset", "Waiting"]
 
@@ -82,7 +83,7 @@ class Ranking(Choice):
         left, total = self.log_weight, torch.zeros(len(value), dtype=torch.float64, device=self.device)
         for rank in range(int(self.count.max()) if len(self.count) else 0):
             now = value == rank
-            share = torch.where(now, left, 0.0).sum(-1) - left.logsumexp(-1)
+            share = torch.where(now, left, 0.0).sum(-1) - kernels.log_sum_exp(left)
             total = total + torch.where(rank < self.count, share, 0.0)
             left = left.masked_fill(now, -torch.inf)
         return torch.where(right, total, -torch.inf)
