@@ -270,10 +270,14 @@ class Other(SiteWise):
         return torch.where(self.where, value, self.x)
 
     def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
-        log_p, states = self.table()
-        return torch.where(states == value[..., None], log_p, -torch.inf).logsumexp(-1).sum(-1)
+        p, states = self._probabilities()
+        return torch.where(states == value[..., None], p, 0.0).sum(-1).log().sum(-1)
 
     def table(self) -> tuple[Tensor, Tensor]:
+        p, states = self._probabilities()
+        return p.log(), states
+
+    def _probabilities(self) -> tuple[Tensor, Tensor]:
         columns = torch.arange(len(self.noise.pi), device=self.device)
         states = self.place(columns[:, None, None].expand(-1, *self.x.shape)).permute(1, 2, 0)
         own = columns == self.own[..., None]
@@ -281,7 +285,7 @@ class Other(SiteWise):
         p = (1 - self.anchored)[..., None] * torch.where(left > 0, self.noise.pi / left, 0.0) * ~own
         if self.anchor is not None:
             p = p + self.anchored[..., None] * (states == self.anchor[..., None])
-        return torch.where(self.where[..., None], p, own.to(p)).log(), states
+        return torch.where(self.where[..., None], p, own.to(p)), states
 
 
 class Branch(Choice):

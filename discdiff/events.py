@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from discdiff.choice import Choice, Key
+from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Ranking", "Subset", "Waiting"]
 
@@ -91,7 +92,7 @@ class Ranking(Choice):
         for rank in range(int(self.count.max()) if len(self.count) else 0):
             now, counts = value == rank, rank < self.count
             right &= (now.sum(-1) == 1) | ~counts
-            share = torch.where(now, left, 0.0).sum(-1) - left.logsumexp(-1)
+            share = torch.where(now, left, 0.0).sum(-1) - kernels.log_sum_exp(left)
             total = total + torch.where(counts & right, share, 0.0)
             left = left.masked_fill(now, -torch.inf)
         return torch.where(right, total, -torch.inf)

@@ -30,6 +30,7 @@ from discdiff.denoiser import Counter, frozen_time
 from discdiff.kernels.dispatch import TAGS, philox
 from discdiff.prediction import Prediction
 from discdiff.process import Process
+from discdiff.schedule import learned
 from discdiff.state import State
 
 __all__ = ["At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
@@ -183,20 +184,22 @@ class At:
         """
         if state.seen is not None and time is None:
             return state.seen
-        when = frozen_time(state.t if time is None else time, state.frozen, state.tokens.device)
+        when = frozen_time(learned(state.t if time is None else time), state.frozen, state.tokens.device)
         return self.run.model(state.tokens, when, state.rows)
 
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
         """alpha at a time in float64, on the host; a row of them where every position has a clock of its own.
 
-        For a time of every row, (B, 1), a column of them, or (B, L).
+        For a time of every row, (B, 1), a column of them, or (B, L). Where the clock is learned and gradients are
+        enabled, (1, 1) with its derivatives.
         """
-        schedule = self.process.schedule
+        schedule, time = self.process.schedule, learned(time)
         if isinstance(time, Tensor):
             return schedule.survival(time)
-        if schedule.sites is None:
-            return float(schedule.alpha(time))
-        return schedule.alpha(torch.full((1, 1), time, dtype=torch.float64)).detach().to(self.run.model.nfe_rows.device)
+        alpha = schedule.survival(torch.tensor(time, dtype=torch.float64))
+        if schedule.sites is None and (not alpha.requires_grad or float(alpha.detach()) in (0.0, 1.0)):
+            return float(alpha.detach())
+        return alpha.expand(1, schedule.sites or 1).to(self.run.model.nfe_rows.device)
 
     def autoregressive(self, state: State) -> Prediction:
         """p(x_i | x_{<i}) at every site of a clean state, as ``Denoiser.autoregressive`` gives it; counted."""
