@@ -187,9 +187,9 @@ def test_svi_learns_a_denoiser() -> None:
         return dd.program(dd.Sampler(MASKED, denoiser, S.Ancestral(), steps=1))(4, 2)
 
     observed = config_enumerate(pyro.condition(model, data={"1.0.token": data}))
-    svi = SVI(observed, lambda: None, Adam({"lr": 0.3}), TraceEnum_ELBO(max_plate_nesting=1))
-    losses = [svi.step() for _ in range(40)]
+    svi = SVI(observed, lambda: None, Adam({"lr": 0.4}), TraceEnum_ELBO(max_plate_nesting=1))
+    losses = [svi.step() for _ in range(25)]
     assert losses[-1] < losses[0] - 1
     learned = pyro.param("logits").softmax(-1)
-    torch.testing.assert_close(learned[0], torch.tensor([0.75, 0.25]).double(), atol=0.03, rtol=0)
+    torch.testing.assert_close(learned[0], torch.tensor([0.75, 0.25]).double(), atol=0.05, rtol=0)
     assert float(learned[1, 1].detach()) > 0.95
