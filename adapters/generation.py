@@ -11,12 +11,14 @@ from torch import Tensor
 from discdiff.blockwise import Blockwise
 from discdiff.convention import Loaded
 from discdiff.denoiser import Denoiser
+from discdiff.handlers import alone, under, while_listening
 from discdiff.operator import Operator
 from discdiff.sampler import Sampler
 
 __all__ = ["generate"]
 
 
+@while_listening(alone)
 def generate(
     model: Denoiser,
     input_ids: Int[Tensor, "B P"],
@@ -29,6 +31,7 @@ def generate(
     eos_token_id: int | Sequence[int] = (),
     pad_token_id: int | None = None,
     seed: int | None = None,
+    listen: bool = False,
 ) -> Int[Tensor, "B N"]:
     """Prompts and what a model says behind them, as ``generate`` of transformers returns it: (B, P + new) tokens.
 
@@ -48,6 +51,8 @@ def generate(
         eos_token_id: tokens that end a row; behind them it is padded.
         pad_token_id: with what; the end token itself by default.
         seed: 64-bit key of the randomness; drawn from torch's global generator if None.
+        listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of rows that are denoised together are
+            under the first of them, "row3/1.0.where".
 
     Raises:
         ValueError: for padding on the right, or what the sampler refuses.
@@ -70,10 +75,12 @@ def generate(
         here = slice(row, row + batch)
         prompt = input_ids[here, width - size :]
         maker = _maker(model, operator, size, max_new_tokens, steps, block_length)
-        told: dict[str, Any] = {"prompt": prompt, "seed": seed, "first_row": row, "device": input_ids.device}
+        told: dict[str, Any] = {"prompt": prompt, "seed": seed, "first_row": row, "listen": listen}
+        told["device"] = input_ids.device
         if isinstance(maker, Blockwise):
             told["stop"] = eos_token_id  # what has ended costs nothing more
-        out[here, width:] = maker.sample(batch, size + max_new_tokens, **told).tokens[:, size:]
+        with under(f"row{row}", listen):
+            out[here, width:] = maker.sample(batch, size + max_new_tokens, **told).tokens[:, size:]
         row += batch
     ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), dtype=torch.int64)
     if len(ends):

@@ -12,9 +12,11 @@ from typing import NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
-from discdiff.distributions import Choice, Key, Tokens
+from discdiff.choice import Choice, Key
+from discdiff.distributions import Tokens
 from discdiff.handlers import At, choose
 from discdiff.sites import Sites
 from discdiff.state import State
@@ -32,14 +34,24 @@ _UNKEYED = {
 class Uniforms(Choice):
     """Independent uniforms on [0, 1) at E positions of each row: continuous, so that they cannot be enumerated."""
 
+    has_enumerate_support, kind = False, torch.float64
+
     def __init__(self, batch: int, positions: int, device: torch.device) -> None:
         super().__init__(batch, (positions,), device)
 
     def _draw(self, key: Key) -> Float[Tensor, "B E"]:
         return key.uniforms(self.event_shape[0])[0]
 
-    def log_prob(self, value: Float[Tensor, "B E"]) -> Float[Tensor, " B"]:
-        return value.new_zeros(len(value))
+    def _log_prob(self, value: Float[Tensor, "*sample B E"]) -> Float[Tensor, "*sample B"]:
+        inside = ((value >= 0) & (value < 1)).all(-1)
+        return torch.zeros_like(value[..., 0]).where(inside, -torch.inf)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.half_open_interval(0.0, 1.0), 1)
+
+    def entropy(self) -> Float[Tensor, " B"]:
+        return torch.zeros(self.batch_shape, dtype=torch.float64, device=self.device)
 
     def fork(self) -> NoReturn:
         raise TypeError("a step that draws by torch.rand cannot be enumerated; wrap it with enumerable=False")

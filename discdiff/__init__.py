@@ -13,7 +13,7 @@ from discdiff.convention import Convention, Loaded
 from discdiff.denoiser import Denoiser
 from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
 from discdiff.general import General, Ordinal, TimeVarying
-from discdiff.handlers import At, choose
+from discdiff.handlers import At, alone, choose
 from discdiff.hybrid import Hybrid
 from discdiff.interpolant import AbsorbingUniform, Interpolant
 from discdiff.kernels import dispatch as kernels
@@ -21,6 +21,7 @@ from discdiff.operator import Corrector, Operator, Predictor, mix, when
 from discdiff.prediction import Prediction
 from discdiff.probe import probe
 from discdiff.process import Process
+from discdiff.program import program
 from discdiff.quantise import features, quantised
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
 from discdiff.sampler import Sampler, Samples, predictor_corrector
@@ -66,6 +67,7 @@ __all__ = [
     "TimeVarying",
     "Truncation",
     "Uniform",
+    "alone",
     "bridge",
     "choose",
     "conditional",
@@ -82,6 +84,7 @@ __all__ = [
     "mix",
     "predictor_corrector",
     "probe",
+    "program",
     "quantised",
     "samplers",
     "sensitivity_curve",

@@ -9,6 +9,7 @@ not the prior's.
 Reference: BlockGen (2026); block diffusion (Arriola et al., 2025).
 """
 
+import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch import Tensor
 from discdiff.context import Cached, Growing, Kept, Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Branch
-from discdiff.handlers import At, Run, choose, stream
+from discdiff.handlers import At, Run, choose, listening, stream, under, while_listening
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator
 from discdiff.process import Process
@@ -119,7 +120,7 @@ class Blockwise:
                 total += weight * calls
         return total
 
-    @torch.no_grad()
+    @while_listening(listening)
     def sample(
         self,
         batch: int,
@@ -130,6 +131,7 @@ class Blockwise:
         prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] = (),
         stop: int | Sequence[int] = (),
         record: bool = False,
+        listen: bool = False,
         device: torch.device | str = "cpu",
     ) -> BlockSamples:
         """Draw samples. The tokens of row b are a function of (seed, first_row + b) and the arguments.
@@ -142,6 +144,8 @@ class Blockwise:
             prompt: first tokens of all rows, or of each row; rows may differ in length.
             stop: ids of tokens that end a row. A row that has ended costs nothing more.
             record: keep the log-probability of the choices made.
+            listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of a block, counted from 0, are named
+                "b2/step.slot.name"; of the second group of rows that come to such a block apart, "b2.1/step.slot.name".
             device: where to sample.
 
         Raises:
@@ -160,7 +164,8 @@ class Blockwise:
         rows = torch.arange(first_row, first_row + batch, device=device)
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
         tally = Counter(model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
-        job = _Job(self, Run(seed, tally, log_prob, fuse=kernels.fuses(torch.device(device))), length, stops, rows)
+        run = Run(seed, tally, log_prob, fuse=kernels.fuses(torch.device(device)), listen=listen)
+        job = _Job(self, run, length, stops, rows)
         job.begin(given)
         while job.groups:
             job.advance(job.groups.pop())
@@ -218,6 +223,7 @@ class _Job:
         self.lengths = torch.full_like(rows, length)
         self.given = torch.zeros_like(rows)
         self.groups: list[_Group] = []
+        self.begun: collections.Counter[int] = collections.Counter()  # groups that came to their n-th block
         self.future: Tensor | None = None
 
     def begin(self, prompts: list[Tensor]) -> None:
@@ -279,7 +285,9 @@ class _Job:
             return
         columns = begin[:, None] + torch.arange(int(size[0]), device=begin.device)
         place = group.index[:, None], columns
-        block = self._denoised(group, self.tokens[place], columns < self.given[group.index][:, None])
+        twin, self.begun[group.turn] = self.begun[group.turn], self.begun[group.turn] + 1
+        with under(f"b{group.turn}{f'.{twin}' if twin else ''}", self.run.listen):
+            block = self._denoised(group, self.tokens[place], columns < self.given[group.index][:, None])
         self.tokens[place] = block
         ended = torch.isin(block, self.stops) & (columns >= self.given[group.index][:, None])
         done = ended.any(-1)

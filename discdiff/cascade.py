@@ -9,7 +9,7 @@ import torch
 
 from discdiff.blockwise import Blockwise
 from discdiff.context import Along
-from discdiff.handlers import stream
+from discdiff.handlers import alone, stream, under, while_listening
 from discdiff.sampler import Sampler, Samples
 
 __all__ = ["Cascade"]
@@ -31,6 +31,7 @@ class Cascade:
             raise TypeError(f"Cascade: takes a Sampler or Blockwise, then a Sampler; got {first!r}, {second!r}")
         self.first, self.second = first, second
 
+    @while_listening(alone)
     def sample(
         self,
         batch: int,
@@ -38,6 +39,7 @@ class Cascade:
         *,
         seed: int | None = None,
         first_row: int = 0,
+        listen: bool = False,
         device: torch.device | str = "cpu",
     ) -> tuple[Samples, Samples]:
         """Draw both stages; rows are functions of (seed, first_row + b).
@@ -47,15 +49,18 @@ class Cascade:
             lengths: of the first stage and of the second.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
+            listen: make every choice a Pyro site, as of ``Sampler.sample``, under "first/" and "second/".
             device: where to sample.
         """
-        drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, device=device)
+        with under("first", listen):
+            drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, listen=listen, device=device)
         rows = torch.arange(first_row, first_row + batch, device=device)
         model = self.second.model.given(Along(rows, drawn.tokens))
         model.length = self.second.model.length
         second = Sampler(self.second.process, model, self.second.operator, grid=self.second.grid)
         own = stream(drawn.seed, 2, 1)
-        return drawn, second.sample(batch, lengths[1], seed=own, first_row=first_row, device=device)
+        with under("second", listen):
+            return drawn, second.sample(batch, lengths[1], seed=own, first_row=first_row, listen=listen, device=device)
 
     def __repr__(self) -> str:
         return f"Cascade({self.first}, {self.second})"

@@ -9,18 +9,15 @@ Sites that were not chosen cost nothing: their value is fixed, their logits are 
     0.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
+from discdiff.choice import Choice, Key
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
@@ -36,63 +33,6 @@ __all__ = [
     "Tokens",
     "report",
 ]
-
-
-@dataclass(frozen=True)
-class Key:
-    """Where randomness is used: the value of a choice is a function of the key and nothing else."""
-
-    seed: int
-    rows: Int[Tensor, " B"]  # ids that travel with the rows
-    step: int = 0  # step and slot, packed (Run.counter)
-    tag: int = 0
-    # On a GPU a bad row is noted here instead of raised at once: raising would stop the device at every draw.
-    faults: list[Tensor] = field(default_factory=list)
-
-    @classmethod
-    def fresh(cls, batch: int, device: torch.device) -> "Key":
-        """A key from torch's global generator, for draws made outside a sampler."""
-        return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
-
-    def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """Two float64 uniforms for each position of each row."""
-        positions = torch.arange(length, device=self.rows.device)
-        return kernels.uniforms(
-            seed=self.seed, rows=self.rows[:, None], positions=positions, step=self.step, tag=self.tag
-        )
-
-
-class Choice(TorchDistribution):
-    """A law over one value a row. Subclasses give ``_draw``, ``_log_prob`` and ``fork``."""
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_enumerate_support = True
-
-    def __init__(self, batch: int, event: tuple[int, ...], device: torch.device) -> None:
-        super().__init__(torch.Size([batch]), torch.Size(event), validate_args=False)
-        self.key: Key | None = None
-        self.device = device
-
-    @abstractmethod
-    def _draw(self, key: Key) -> Tensor: ...
-
-    @abstractmethod
-    def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
-        """Every possible value of every row: (row it belongs to, value, log-probability), impossible ones left out."""
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by the key that was attached, or by a fresh one from torch's global generator."""
-        batch = self.batch_shape[0]
-        if not sample_shape:
-            return self._draw(self.key or Key.fresh(batch, self.device))
-        draws = [self._draw(Key.fresh(batch, self.device)) for _ in range(math.prod(sample_shape))]
-        return torch.stack(draws).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """The possible values of a single row, (M, 1, *event), as Pyro's own enumeration wants them."""
-        if self.batch_shape != (1,):
-            raise ValueError(f"enumerate_support: one row at a time, got {self.batch_shape[0]}; use fork for many")
-        return self.fork()[1][:, None]
 
 
 class SiteWise(Choice):
@@ -115,6 +55,10 @@ class SiteWise(Choice):
             total = total[row] + log_p[parent, site, category]
         return parent, values, total
 
+    def entropy(self) -> Float[Tensor, " B"]:
+        log_p, _ = self.table()
+        return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum((-1, -2))
+
 
 class Coins(SiteWise):
     """An independent coin at each position: True with probability ``probs``.
@@ -122,6 +66,8 @@ class Coins(SiteWise):
     Raises:
         ValueError: when drawn with a probability that is NaN or outside [0, 1], naming the site.
     """
+
+    kind = torch.bool
 
     def __init__(self, probs: Float[Tensor, "B L"]) -> None:
         super().__init__(probs.shape[0], (probs.shape[1],), probs.device)
@@ -132,11 +78,16 @@ class Coins(SiteWise):
         report(key, wrong, "a probability that is not in [0, 1]: are there NaNs in the logits?")
         return key.uniforms(self.probs.shape[1])[0] < self.probs
 
-    def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        return torch.where(value, self.probs, 1 - self.probs).log().sum(-1)
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+        p = torch.where(value == 1, self.probs, self._tails)
+        return p.masked_fill((value < 0) | (value > 1), 0.0).log().sum(-1)
+
+    @property
+    def _tails(self) -> Float[Tensor, "B L"]:
+        return (1 - self.probs).clamp(min=0.0)  # rounding may leave probs above 1
 
     def table(self) -> tuple[Tensor, Tensor]:
-        log_p = torch.stack([1 - self.probs, self.probs], -1).log()
+        log_p = torch.stack([self._tails, self.probs], -1).log()
         return log_p, torch.tensor([False, True], device=log_p.device).expand_as(log_p)
 
 
@@ -161,9 +112,13 @@ class Tokens(SiteWise):
         report(key, where.masked_scatter(where, drawn < 0), "logits without mass, or with a NaN or +inf")
         return self.keep.masked_scatter(where, drawn)
 
-    def log_prob(self, value: Int[Tensor, "*sample #B L"]) -> Float[Tensor, "*sample B"]:
+    def __getstate__(self) -> dict[str, object]:
+        """Pickled as rows that are read: a recipe may hold functions that cannot be."""
+        rows = kernels.Rows.of(self.sites.rows.dense())
+        return {**self.__dict__, "sites": Sites(self.sites.where, rows)}
+
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
         where = self.sites.where
-        value = value.expand(*value.shape[:-2], *where.shape)
         # Gathered before it is normalised: an unchosen site would contribute NaN gradients.
         log_p = kernels.log_prob(self.sites.rows, value[..., where].movedim(-1, 0)).movedim(0, -1)
         fixed = torch.where(value == self.keep, 0.0, -torch.inf).to(log_p.dtype)
@@ -258,7 +213,7 @@ class PointMixture(SiteWise):
             rest = rest - weight
         return torch.where(rest > 1e-15, rest, 0.0)  # less is rounding
 
-    def log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
         column = self.column(value)
         known = (column >= 0) & (column < len(self.pi))
         column = column.where(known, 0)
@@ -314,11 +269,15 @@ class Other(SiteWise):
             value = torch.where(u < self.anchored, self.anchor, value)
         return torch.where(self.where, value, self.x)
 
-    def log_prob(self, value: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        log_p, states = self.table()
-        return torch.where(states == value[..., None], log_p, -torch.inf).logsumexp(-1).sum(-1)
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+        p, states = self._probabilities()
+        return torch.where(states == value[..., None], p, 0.0).sum(-1).log().sum(-1)
 
     def table(self) -> tuple[Tensor, Tensor]:
+        p, states = self._probabilities()
+        return p.log(), states
+
+    def _probabilities(self) -> tuple[Tensor, Tensor]:
         columns = torch.arange(len(self.noise.pi), device=self.device)
         states = self.place(columns[:, None, None].expand(-1, *self.x.shape)).permute(1, 2, 0)
         own = columns == self.own[..., None]
@@ -326,7 +285,7 @@ class Other(SiteWise):
         p = (1 - self.anchored)[..., None] * torch.where(left > 0, self.noise.pi / left, 0.0) * ~own
         if self.anchor is not None:
             p = p + self.anchored[..., None] * (states == self.anchor[..., None])
-        return torch.where(self.where[..., None], p, own.to(p)).log(), states
+        return torch.where(self.where[..., None], p, own.to(p)), states
 
 
 class Branch(Choice):
@@ -340,8 +299,9 @@ class Branch(Choice):
         u = key.uniforms(1)[0][:, 0]
         return torch.searchsorted(self.weights.cumsum(0)[:-1], u, right=True)
 
-    def log_prob(self, value: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-        return self.weights.log()[value]
+    def _log_prob(self, value: Int[Tensor, "*sample B"]) -> Float[Tensor, "*sample B"]:
+        known = (value >= 0) & (value < len(self.weights))
+        return self.weights.log()[value.where(known, 0)].where(known, -torch.inf)
 
     def fork(self) -> tuple[Tensor, Tensor, Tensor]:
         batch, possible = self.batch_shape[0], self.weights.nonzero()[:, 0]

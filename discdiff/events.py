@@ -6,8 +6,10 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.distributions import constraints
 
-from discdiff.distributions import Choice, Key
+from discdiff.choice import Choice, Key
+from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Ranking", "Subset", "Waiting"]
 
@@ -19,6 +21,8 @@ class Subset(Choice):
         free: (B, L) the positions.
         size: how many: one number, or (B,).
     """
+
+    kind = torch.bool
 
     def __init__(self, free: Bool[Tensor, "B L"], size: int | Int[Tensor, " B"]) -> None:
         super().__init__(free.shape[0], (free.shape[1],), free.device)
@@ -36,9 +40,12 @@ class Subset(Choice):
         n, k = self.free.sum(-1).double(), self.size.double()
         return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
-    def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        right = (value.sum(-1) == self.size) & ~(value & ~self.free).any(-1)
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+        right = (value.sum(-1) == self.size) & ((value == 0) | (value == 1) & self.free).all(-1)
         return torch.where(right, -self._count(), -torch.inf)
+
+    def entropy(self) -> Float[Tensor, " B"]:
+        return self._count()
 
     def fork(self) -> tuple[Tensor, Tensor, Tensor]:
         patterns, kind = torch.cat([self.free, self.size[:, None]], -1).unique(dim=0, return_inverse=True)
@@ -77,13 +84,16 @@ class Ranking(Choice):
         rank = torch.arange(u.shape[1], device=self.device).expand_as(order)
         return torch.full_like(order, -1).scatter(-1, order, rank.where(rank < self.count[:, None], -1))
 
-    def log_prob(self, value: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        right = (value >= 0).sum(-1) == self.count
-        left, total = self.log_weight, torch.zeros(len(value), dtype=torch.float64, device=self.device)
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+        right = ((value >= 0) & (self.log_weight > -torch.inf)).sum(-1) == self.count
+        right &= (value >= -1).all(-1) & ((value >= 0).sum(-1) == self.count)
+        left = self.log_weight.expand(value.shape)
+        total = torch.zeros(value.shape[:-1], dtype=torch.float64, device=self.device)
         for rank in range(int(self.count.max()) if len(self.count) else 0):
-            now = value == rank
-            share = torch.where(now, left, 0.0).sum(-1) - left.logsumexp(-1)
-            total = total + torch.where(rank < self.count, share, 0.0)
+            now, counts = value == rank, rank < self.count
+            right &= (now.sum(-1) == 1) | ~counts
+            share = torch.where(now, left, 0.0).sum(-1) - kernels.log_sum_exp(left)
+            total = total + torch.where(counts & right, share, 0.0)
             left = left.masked_fill(now, -torch.inf)
         return torch.where(right, total, -torch.inf)
 
@@ -106,7 +116,7 @@ class Ranking(Choice):
 class Waiting(Choice):
     """A waiting time with the exponential law of rate 1 for each row, (B,) float64. It has no finite tree."""
 
-    has_enumerate_support = False
+    has_enumerate_support, kind = False, torch.float64
 
     def __init__(self, rows: Bool[Tensor, " B"] | Int[Tensor, " B"]) -> None:
         super().__init__(len(rows), (), rows.device)
@@ -114,8 +124,15 @@ class Waiting(Choice):
     def _draw(self, key: Key) -> Float[Tensor, " B"]:
         return -key.uniforms(1)[0][:, 0].log()
 
-    def log_prob(self, value: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        return -value
+    def _log_prob(self, value: Float[Tensor, "*sample B"]) -> Float[Tensor, "*sample B"]:
+        return torch.where(value >= 0, -value, -torch.inf)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return constraints.nonnegative
+
+    def entropy(self) -> Float[Tensor, " B"]:
+        return torch.ones(self.batch_shape, dtype=torch.float64, device=self.device)
 
     def fork(self) -> tuple[Tensor, Tensor, Tensor]:
         raise TypeError("a waiting time is a real number: its values cannot be listed")

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import linalg
 from torch import Tensor
 
 from discdiff.distributions import PointMixture
-from discdiff.process import Process
+from discdiff.kernels import dispatch as kernels
+from discdiff.process import Process, Survival
 from discdiff.schedule import Schedule
 
 __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
@@ -138,12 +139,18 @@ class General(Process):
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
         """rows @ exp(sigma Q), or exp(sigma Q) @ rows with ``backward``, each row with a sigma of its own."""
-        sigma = torch.where(alpha_s > 0, alpha_s.log() - alpha_t.log(), 0.0)[:, None]
+        sigma = torch.where(alpha_s > 0, kernels.log(alpha_s) - kernels.log(alpha_t), 0.0)[:, None]
         pi = self.pi.to(rows)
         limit = (rows @ pi)[:, None].expand_as(rows) if backward else rows.sum(-1, keepdim=True) * pi
         finite = torch.where(sigma == torch.inf, 0.0, sigma)
-        moved = self._exponential(rows, finite, backward)
+        moved = self._exponential(rows, finite.detach(), backward)
+        if finite.requires_grad:  # d exp(sigma Q) = exp(sigma Q) Q dsigma
+            q = self._q.to(rows.device)
+            moved = moved + (finite - finite.detach()) * ((q if backward else q.T) @ moved.T).T
         return torch.where(sigma == torch.inf, limit, torch.where(sigma == 0, rows, moved))
+
+    def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
+        return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
         near = sigma * _exit(self._q) <= 1
@@ -299,11 +306,15 @@ class TimeVarying(Process):
         self._q = torch.stack([check_generator(generator(t), f"TimeVarying at t = {t:g}") for t in middles])
         super().__init__(self._q.shape[-1], schedule)
         edges = torch.linspace(0, 1, pieces + 1, dtype=torch.float64)
+        if self.schedule.sites is not None:
+            raise ValueError(f"TimeVarying: needs one clock for all positions, got {self.schedule}")
         alpha = self.schedule.alpha(edges)
         if not float(alpha[-1]) > 0:
             raise ValueError(
                 "TimeVarying: an ordered product needs finite total noise; use a schedule with alpha(1) > 0"
             )
+        if alpha.requires_grad:
+            raise ValueError("TimeVarying: its pieces are parts of time, so its clock cannot be learned")
         self._edges = -alpha.log()  # in units of sigma
         self._products: dict[tuple[float, float], Tensor] = {}
 

@@ -1,33 +1,42 @@
 r"""The one door for randomness: ``choose``.
 
-An operator is a program whose every random choice is a Pyro site named "step.slot.name" ("@turn" in a loop). What a
-site does depends on who listens:
+An operator is a program of random choices named "step.slot.name" ("@turn" in a loop). What a choice does depends on
+who listens:
 
     nobody                  its value is drawn as a function of (seed, row, step, slot, name, position): the sampler
     ``pyro.poutine.trace``  the value and its log-probability are kept; ``replay`` puts values back
     ``theory.kernel``       every possible value is tried: the exact transition matrix
 
-The key of the randomness rides on the distribution, so nothing is on Pyro's global handler stack while sampling.
+The key of the randomness rides on the distribution, so a run needs no handler. Pyro's handler stack belongs to the
+process and not to a thread, so a run is deaf to it unless it was asked to listen, and only one listens at a time.
 """
 
+import contextlib
 import functools
+import threading
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import ParamSpec, TypeVar
 
 import pyro
 import torch
 from jaxtyping import Float
+from pyro.contrib.autoname import scope
 from torch import Tensor
 
+from discdiff.choice import Choice, Key
 from discdiff.denoiser import Counter, frozen_time
-from discdiff.distributions import Choice, Key
 from discdiff.kernels.dispatch import TAGS, philox
 from discdiff.prediction import Prediction
 from discdiff.process import Process
+from discdiff.schedule import learned
 from discdiff.state import State
 
-__all__ = ["At", "Run", "choose", "stream"]
+__all__ = ["At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _STEPS, _SLOTS = 1 << 20, 1 << 12
 
 
@@ -41,6 +50,7 @@ class Run:
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not kept.
         faults: flags of bad rows on a GPU, looked at once, at the end.
         fuse: whether kernels may stand in for runs of choices where nobody listens.
+        listen: whether choices are Pyro sites, for handlers to see and change. Its owner is inside ``listening()``.
     """
 
     seed: int
@@ -48,6 +58,7 @@ class Run:
     log_prob: Float[Tensor, " B"] | None = None
     faults: list[Tensor] = field(default_factory=list)
     fuse: bool = False
+    listen: bool = False
     _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step and turn
     _step: tuple[int, int] = (-1, 0)
 
@@ -76,6 +87,66 @@ class Run:
             )
         self._names.add((slot, tag))
         return Key(stream(self.seed, 0, turn), state.rows, slot << 20 | step, tag, self.faults)
+
+
+_ONE, _listener = threading.RLock(), threading.local()
+
+
+def alone() -> contextlib.AbstractContextManager[object]:
+    """Keep other threads' listening runs and enumerations waiting, for as many of this thread's as follow.
+
+    Pyro's handlers go up before the run that they are for. Where several threads listen, each puts its own up inside:
+
+        with dd.alone():
+            trace = poutine.trace(lambda: sampler.sample(4, listen=True)).get_trace()
+    """
+    return _ONE
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Be the one run or enumeration of this process that Pyro's handlers hear; wait while another thread's is.
+
+    Raises:
+        RuntimeError: inside another one of the same thread, which could never end.
+    """
+    if getattr(_listener, "busy", False):
+        raise RuntimeError(
+            "a run with listen=True, or an enumeration, was started inside another one of the same thread; "
+            "Pyro's handlers are shared, so only one listens at a time: run the inner one deaf, or after it"
+        )
+    with _ONE:
+        _listener.busy = True
+        try:
+            yield
+        finally:
+            _listener.busy = False
+
+
+def while_listening(
+    held: Callable[[], contextlib.AbstractContextManager[object]],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function hold ``listening()`` where it is called with ``listen=True``; ``alone()`` for several runs.
+
+    A run that nobody listens to keeps no gradients; one that listens leaves that to torch's own mode.
+    """
+
+    def decorate(sample: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(sample)
+        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            with held() if kwargs.get("listen") else torch.no_grad():
+                return sample(*args, **kwargs)
+
+        return inside
+
+    return decorate
+
+
+@contextlib.contextmanager
+def under(name: str, listen: bool) -> Iterator[None]:
+    """Name all Pyro sites inside "name/step.slot.site": names stay unique where a call makes several runs."""
+    with scope(prefix=name) if listen else contextlib.nullcontext():
+        yield
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,20 +184,22 @@ class At:
         """
         if state.seen is not None and time is None:
             return state.seen
-        when = frozen_time(state.t if time is None else time, state.frozen, state.tokens.device)
+        when = frozen_time(learned(state.t if time is None else time), state.frozen, state.tokens.device)
         return self.run.model(state.tokens, when, state.rows)
 
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
         """alpha at a time in float64, on the host; a row of them where every position has a clock of its own.
 
-        For a time of every row, (B, 1), a column of them, or (B, L).
+        For a time of every row, (B, 1), a column of them, or (B, L). Where the clock is learned and gradients are
+        enabled, (1, 1) with its derivatives.
         """
-        schedule = self.process.schedule
+        schedule, time = self.process.schedule, learned(time)
         if isinstance(time, Tensor):
             return schedule.survival(time)
-        if schedule.sites is None:
-            return float(schedule.alpha(time))
-        return schedule.alpha(torch.full((1, 1), time, dtype=torch.float64)).detach().to(self.run.model.nfe_rows.device)
+        alpha = schedule.survival(torch.tensor(time, dtype=torch.float64))
+        if schedule.sites is None and (not alpha.requires_grad or float(alpha.detach()) in (0.0, 1.0)):
+            return float(alpha.detach())
+        return alpha.expand(1, schedule.sites or 1).to(self.run.model.nfe_rows.device)
 
     def autoregressive(self, state: State) -> Prediction:
         """p(x_i | x_{<i}) at every site of a clean state, as ``Denoiser.autoregressive`` gives it; counted."""
@@ -135,7 +208,7 @@ class At:
     @property
     def fused(self) -> bool:
         """Whether a kernel may stand in for a run of choices: nobody records or listens to a single one."""
-        return self.run.fuse and self.run.log_prob is None and not pyro.poutine.runtime.am_i_wrapped()
+        return self.run.fuse and self.run.log_prob is None and not self.run.listen
 
     def moved(self, slots: int) -> "At":
         """The same place, ``slots`` further: where the next part of a composition stands."""
@@ -159,16 +232,32 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         The value, (B, *event).
 
     Raises:
-        ValueError: if the batch shape is not the rows, or the name was used before in this step and slot.
+        TypeError: for a law that is no ``Choice``, whose randomness could not be keyed.
+        ValueError: if the batch shape is not the rows, the name was used before in this step and slot, or a handler
+            gives a value of another shape.
     """
     rows = len(state.rows)
+    if not isinstance(distribution, Choice):
+        raise TypeError(
+            f"choice {name!r}: takes a Choice, such as Coins, Tokens or PointMixture, whose randomness is keyed; "
+            f"got {distribution!r}"
+        )
     if distribution.batch_shape != (rows,):
         raise ValueError(
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
         )
     distribution.key = at.run.key(name, state, at.step, at.slot, at.turn)
-    turn = f"@{at.turn}" if at.turn else ""
-    value = pyro.sample(f"{at.step}.{at.slot}.{name}{turn}", distribution)
+    if at.run.listen:
+        turn = f"@{at.turn}" if at.turn else ""
+        site = f"{at.step}.{at.slot}.{name}{turn}"
+        value = pyro.sample(site, distribution).to(distribution.kind)
+        if value.shape != distribution.shape():
+            raise ValueError(
+                f"site {site}: takes a value of shape {tuple(distribution.shape())}, rows and event; a "
+                f"handler gave {tuple(value.shape)}"
+            )
+    else:
+        value = distribution.sample()
     if at.run.log_prob is not None:
         index = state.rows - at.run.model.first_row
         at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)

@@ -69,11 +69,13 @@ class Blend:
     def inflow(self, alpha: Tensor) -> Tensor:
         """m - alpha dm/dalpha, the share of jumps that go to the anchor."""
         if callable(self.p_uniform):
+            wanted = torch.is_grad_enabled() and alpha.requires_grad
             with torch.enable_grad():
-                variable = alpha.detach().clone().requires_grad_()
+                variable = alpha if wanted else alpha.detach().clone().requires_grad_()
                 mass = self.anchored(variable)
-                (slope,) = torch.autograd.grad(mass.sum(), variable)
-            return (mass - variable * slope).detach()
+                (slope,) = torch.autograd.grad(mass.sum(), variable, create_graph=wanted)
+                share = mass - variable * slope
+            return share if wanted else share.detach()
         root, uniform = 2 * self._root(alpha), self._b * alpha.sqrt()
         # B = 0 and alpha = 1: nothing is anchored yet, and every jump will be
         return torch.where(root + uniform > 0, root / (root + uniform).clamp(min=1e-300), 1.0)

@@ -227,7 +227,7 @@ class SourcePairs(SiteWise):
         token = torch.where((coin < self.alpha + self.mass) | (self._rest == 0), u, token)
         return torch.where(coin < self.alpha, self.x0, token) * size + u
 
-    def log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
+    def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
         size = len(self.source)
         z, u = value.div(size, rounding_mode="floor"), value % size
         known = (value >= 0) & (value < size**2)

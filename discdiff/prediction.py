@@ -193,7 +193,7 @@ class Prediction:
         if self.predicts == "ratio" and _has_mask(process):
             return replace(rows, width=process.vocab_size, hidden=(*rows.hidden, *self._mask_column()))
         if self.predicts == "ratio":
-            rows = rows.then(lambda raw, n: process.unmix(raw.double().softmax(-1), x[n], alpha[n]).log())
+            rows = rows.then(lambda raw, n: kernels.log(process.unmix(raw.double().softmax(-1), x[n], alpha[n])))
             return replace(rows, width=process.vocab_size)
         return rows
 
@@ -262,9 +262,15 @@ class Prediction:
         fresh = copy.copy(self)
         fresh._known = None
         rows = fresh.loo_at(where).rows
-        assert isinstance(rows, kernels.Rows)
         own = self._own_column(where)
-        return Sites(where, replace(rows, own=own, shift=torch.full_like(self.alpha[where], -torch.inf)))
+        if isinstance(rows, kernels.Rows):
+            return Sites(where, replace(rows, own=own, shift=torch.full_like(self.alpha[where], -torch.inf)))
+        columns = torch.arange(rows.width, device=own.device)
+
+        def others(n: Tensor) -> Tensor:
+            return rows.dense(n).masked_fill(own[n][:, None] == columns, -torch.inf)
+
+        return Sites.computed(where, others, rows.width, rows.dtype)
 
     def rates_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         r"""log R(z -> v) = log Q(v, z) c(v) / (alpha c(z)) per unit of alpha, own column -inf, unread.
@@ -280,7 +286,7 @@ class Prediction:
             n, known = n[moving[n]], moving[n]
             own = process.column(x[n])[:, None]
             log_c = process.conditional(loo.dense(place[n]).double().log_softmax(-1), x[n], alpha[n])
-            inflow = process.inflow(x[n][None], alpha[n][None])[0].log()
+            inflow = kernels.log(process.inflow(x[n][None], alpha[n][None])[0])
             rows = log_c - log_c.gather(-1, own) + inflow - alpha[n][:, None].log()
             still = rows.new_full((len(known), process.columns), -torch.inf)
             return still.index_put((known,), rows.scatter(-1, own, -torch.inf))

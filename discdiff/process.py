@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice, Tokens
+from discdiff.kernels import dispatch as kernels
 from discdiff.schedule import Schedule, Time, as_schedule, site_time
 from discdiff.sites import Sites
 
@@ -191,7 +192,7 @@ class Process(ABC):
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (rows.sum(-1) == 0), x_t, x0)
         chosen = rows[where]
-        return Tokens(Sites.computed(where, lambda n: chosen[n].log(), self.states), x_t)
+        return Tokens(Sites.computed(where, lambda n: kernels.log(chosen[n]), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
         """The part of q_t(z | x) that is surely x; the rest is drawn by ``renoise``. 1 where all of it is."""
@@ -214,14 +215,14 @@ class Process(ABC):
             one = torch.zeros(len(n), self.states, dtype=torch.float64, device=x.device).scatter(
                 -1, start[n][:, None], 1.0
             )
-            return self.propagate(one, a_u[n], a_t[n]).clamp(min=0).log()
+            return kernels.log(self.propagate(one, a_u[n], a_t[n]).clamp(min=0))
 
         return Tokens(Sites.computed(where, rows, self.states), x)
 
     def _noising(self, where: Tensor, x0: Tensor, alpha: Tensor) -> Sites:
         """The rows of q_t(. | x0) at chosen sites."""
         start, survival = x0[where], alpha[where]
-        return Sites.computed(where, lambda n: self._forward(start[n], survival[n]).log(), self.states)
+        return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
         """The rate from every state v into the site's own, per unit of sigma = -log alpha; own column meaningless."""
@@ -263,7 +264,7 @@ class Process(ABC):
         data = self.data_tokens.to(x.device)
         start = log_o.new_zeros(len(x), self.states, dtype=torch.float64)
         start = start.index_copy(-1, data, log_o[:, data].double().exp())
-        return self.propagate(start, alpha, torch.ones_like(alpha)).clamp(min=0).log()
+        return kernels.log(self.propagate(start, alpha, torch.ones_like(alpha)).clamp(min=0))
 
     def plug_in(
         self,
@@ -273,8 +274,8 @@ class Process(ABC):
         alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:
         """log of the bridge with a law in the place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
-        earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0).log()
-        return (self.conditional(log_o, x, alpha_s) + earlier).log_softmax(-1)
+        earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0)
+        return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
 
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         """O from c: ``conditional`` undone by least squares, clipped at 0. Its error grows as 1/alpha."""
@@ -283,7 +284,13 @@ class Process(ABC):
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]
             return torch.linalg.lstsq(matrix.T, c.T).solution.T
 
-        o = self._by_alpha(c, alpha, solve).clamp(min=0)
+        o = self._by_alpha(c, alpha.detach(), solve)
+        if torch.is_grad_enabled() and alpha.requires_grad and len(c):  # every row with a matrix of its own
+            one_hot = self._one_hot(self.data_tokens.to(c.device)).repeat(len(c), 1)
+            at = alpha.repeat_interleave(len(self.data_tokens))
+            matrix = self.propagate(one_hot, at, torch.ones_like(at)).unflatten(0, (len(c), -1)).to(c)
+            o = kernels.graft(o, torch.linalg.lstsq(matrix.mT, c[..., None]).solution[..., 0])
+        o = o.clamp(min=0)
         return o.new_zeros(len(c), self.vocab_size).index_copy(-1, self.data_tokens.to(c.device), o)
 
     # --- dense arrays, for small S ------------------------------------------------------------------------------------
@@ -304,9 +311,17 @@ class Process(ABC):
 
         return self._by_alpha(rows, pairs, apply)
 
-    @staticmethod
-    def _by_alpha(rows: Tensor, alpha: Tensor, apply: Callable[..., Tensor]) -> Tensor:
-        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix."""
+    def _by_alpha(self, rows: Tensor, alpha: Tensor, apply: Callable[..., Tensor]) -> Tensor:
+        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix.
+
+        Raises:
+            ValueError: if derivatives in the survivals are wanted, which a matrix of numbers does not have.
+        """
+        if torch.is_grad_enabled() and alpha.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__}: its kernel has no derivatives in a learned clock; accepted are clocks that "
+                "are not learned, and processes of rank one, General and Ordinal"
+            )
         distinct, index = alpha.detach().unique(dim=0, return_inverse=True)
         if len(distinct) == 1:
             return apply(rows, *distinct.flatten().tolist())
@@ -327,7 +342,7 @@ class Process(ABC):
         return columns[:, self.data_tokens.to(x.device)]
 
     def _log_evidence(self, x: Tensor, alpha: Tensor) -> Tensor:
-        data = self._likelihood(x, alpha).log()
+        data = kernels.log(self._likelihood(x, alpha))
         return data.new_zeros(len(x), self.vocab_size).index_copy(-1, self.data_tokens.to(x.device), data)
 
     @staticmethod

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Noise, Other, PointMixture
+from discdiff.kernels import dispatch as kernels
 from discdiff.process import Process, Survival, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
@@ -135,7 +136,9 @@ class RankOne(Process):
         total = same + self.odds(x_t, a_t)
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (total == 0), x_t, x0)
-        redraw = self.candidate(x_t, a_t, a_s) * (1 - same / total)  # (h_t - h_s) / total, at h_t = inf too
+        redraw = self.candidate(x_t, a_t, a_s) * (
+            1 - same / total.where(total > 0, 1.0)
+        )  # (h_t - h_s) / total, at h_t = inf too
         redraw = torch.where(where, redraw, 0.0)
         keep = 1 - redraw
         return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
@@ -174,13 +177,15 @@ class RankOne(Process):
         """
         h_t, h_s = self.odds(x_t, alpha_t), self.odds(x_t, alpha_s)
         still = (h_t == 0) | (h_s == torch.inf)
-        return torch.where(still, 0.0, (1 - h_s / h_t).clamp(0.0, 1.0))
+        return torch.where(still, 0.0, (1 - h_s / h_t.where(~still, 1.0)).clamp(0.0, 1.0))
 
     def acceptance(
         self, log_own: Float[Tensor, "B L"], x_t: Int[Tensor, "B L"], alpha_t: Survival
     ) -> Float[Tensor, "B L"]:
         """The probability that a candidate is redrawn, 1 / (1 + O(z) / h(z)), from the LOO's log-probability of z."""
-        return 1 / (1 + log_own.double().exp() / self.odds(x_t, alpha_t))
+        odds = self.odds(x_t, alpha_t)
+        noisy = odds > 0
+        return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)
 
     def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
         r"""How the reverse process leaves each site's state, from O(z) at the state itself alone.
@@ -201,11 +206,11 @@ class RankOne(Process):
         inflow = self.inflow(x, alpha)[..., 0]
         # at alpha = 0 only a mask leaves at a finite rate: it has no noise to go to
         gone = torch.where(noise > 0, noise / a, 0.0) + (1 - own)
-        total = torch.where((inflow > 0) & (gone > 0), inflow * gone / (a * own + still), 0.0)
+        leaves, noisy = (inflow > 0) & (gone > 0), noise > 0
         return Exit(
-            total,
-            torch.where(noise > 0, data / (data + noise), 1.0),
-            torch.where(noise > 0, anchored / noise, 0.0),
+            torch.where(leaves, inflow * gone / (a * own + still).where(leaves, 1.0), 0.0),
+            torch.where(noisy, data / (data + noise).where(noisy, 1.0), 1.0),
+            torch.where(noisy, anchored / noise.where(noisy, 1.0), 0.0),
         )
 
     def elsewhere(self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], anchored: Float[Tensor, "B L"]) -> Other:
@@ -249,7 +254,7 @@ class RankOne(Process):
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         """log c = log(alpha O + b), the conditional p_t(z_i | rest) over the columns, from a normalised LOO."""
         log_o = torch.nn.functional.pad(log_o, (0, self.columns - self.vocab_size), value=-torch.inf)
-        return torch.logaddexp(alpha[:, None].log() + log_o, self._noise_rows(x, alpha).log())
+        return kernels.log_add_exp(kernels.log(alpha[:, None]) + log_o, kernels.log(self._noise_rows(x, alpha)))
 
     def plug_in(
         self,
@@ -266,7 +271,7 @@ class RankOne(Process):
         own = torch.nn.functional.one_hot(self.column(x), self.columns).to(gain)
         still = (h_s == torch.inf)[:, None]
         weight = torch.where(still, own, earlier.clamp(min=0))
-        return (self.conditional(log_o, x, alpha_s) + weight.log()).log_softmax(-1)
+        return (self.conditional(log_o, x, alpha_s) + kernels.log(weight)).log_softmax(-1)
 
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.grid import by_time, listed
-from discdiff.handlers import At, Run, choose
+from discdiff.handlers import At, Run, choose, listening, while_listening
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator, when
 from discdiff.process import Process
@@ -106,7 +106,7 @@ class Sampler:
             state = self.operator(state, At(self.process, run, t, s, step))
             yield state
 
-    @torch.no_grad()
+    @while_listening(listening)
     def sample(
         self,
         batch: int,
@@ -118,6 +118,7 @@ class Sampler:
         frozen: Tensor | Sequence[bool] | None = None,
         initial: Tensor | Sequence[Sequence[int]] | None = None,
         record: bool = False,
+        listen: bool = False,
         progress: bool = False,
         device: torch.device | str = "cpu",
     ) -> Samples:
@@ -137,11 +138,14 @@ class Sampler:
                 the denoiser as clean, at time 0. An infill pattern.
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
             record: keep the trajectory and the log-probability.
+            listen: make every choice a Pyro site, for trace, replay and condition. Without it the run is deaf to Pyro's
+                handlers, whichever thread put them up. One such run at a time in a process; a second one waits.
             progress: show a progress bar on standard error.
             device: where to sample.
 
         Raises:
             ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits.
+            RuntimeError: for a listening run inside another one of the same thread.
         """
         length = self._length(length)
         if batch < 1:
@@ -153,7 +157,7 @@ class Sampler:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
-        run = Run(seed, counter, log_prob, fuse=kernels.fuses(torch.device(device)))
+        run = Run(seed, counter, log_prob, fuse=kernels.fuses(torch.device(device)), listen=listen)
         at = At(self.process, run, self.grid[0], self.grid[0], step=0)
 
         rows = torch.arange(first_row, first_row + batch, device=device)

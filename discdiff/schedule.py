@@ -23,12 +23,14 @@ __all__ = [
     "Geometric",
     "Linear",
     "LogLinear",
+    "Moment",
     "PerSite",
     "Polynomial",
     "Schedule",
     "Sigmoid",
     "Time",
     "as_schedule",
+    "learned",
     "site_time",
 ]
 
@@ -67,11 +69,15 @@ class Schedule(ABC):
         Raises:
             ValueError: if a time lies outside [0, 1].
         """
-        return self._apply(self._alpha, t, "time t", 0.0)
+        return self._apply(self.survival, t, "time t", 0.0)
 
     def survival(self, t: Tensor) -> Tensor:
-        """``alpha`` of float64 times that are known to be times: nothing looks at them, so nothing waits for a GPU."""
-        return self._alpha(t)
+        """``alpha`` of float64 times that are known to be times: nothing looks at them, so nothing waits for a GPU.
+
+        At alpha = 0 or 1 its derivatives are 0: a survival that is learned, or that follows a time, turns back there.
+        """
+        alpha = self._alpha(t)
+        return torch.where((alpha == 0) | (alpha == 1), alpha.detach(), alpha) if alpha.requires_grad else alpha
 
     def alpha_derivative(self, t: T) -> T:
         """alpha'(t), per unit of time; negative."""
@@ -80,12 +86,23 @@ class Schedule(ABC):
     def time(self, alpha: T) -> T:
         """The t at which alpha(t) equals ``alpha``.
 
+        A tensor of them is differentiable in ``alpha`` and in what the schedule learns, by dt = (dalpha - d_theta
+        alpha(t)) / alpha'(t).
+
         Raises:
             ValueError: if ``alpha`` lies outside [alpha(1), 1].
         """
         with torch.no_grad():
             least = self._alpha(torch.ones((), dtype=torch.float64))
-        return self._apply(self._time, alpha, "alpha", float(least.min()))
+            time = self._apply(self._time, alpha, "alpha", float(least.min()))
+        if not torch.is_grad_enabled() or not isinstance(alpha, Tensor):
+            return time
+        apart = alpha - self.survival(time)
+        if not apart.requires_grad:
+            return time
+        slope = self.alpha_derivative(time).detach()
+        inside = (alpha > 0) & (alpha < 1) & (slope < 0) & (slope > -torch.inf)
+        return time + torch.where(inside, (apart - apart.detach()) / slope.where(inside, -1.0), 0.0)
 
     def sigma(self, t: T) -> T:
         """sigma(t) = -log alpha(t), the total noise; infinite where alpha is 0."""
@@ -102,7 +119,7 @@ class Schedule(ABC):
         value = formula(tensor)
         if isinstance(x, Tensor) or self.sites is not None:  # a clock for each site gives a row even for one time
             return value  # type: ignore[return-value]
-        return float(value)
+        return float(value.detach())
 
 
 @dataclass(frozen=True)
@@ -254,9 +271,10 @@ class FromFunction(Schedule):
         return self.function(t)
 
     def _alpha_derivative(self, t: Tensor) -> Tensor:
+        wanted = torch.is_grad_enabled() and self.function(t).requires_grad
         with torch.enable_grad():
-            variable = t.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.function(variable).sum(), variable, create_graph=t.requires_grad)
+            variable = t if t.requires_grad else t.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.function(variable).sum(), variable, create_graph=wanted)
         return slope
 
     def _time(self, alpha: Tensor) -> Tensor:
@@ -303,6 +321,24 @@ class PerSite(Schedule):
 
     def __repr__(self) -> str:
         return f"PerSite({self.base}, {self.sites} sites)"
+
+
+class Moment(float):
+    """A time that follows from a learned clock: a float that keeps the (1, 1) tensor it was found as."""
+
+    tensor: Tensor
+
+    @classmethod
+    def of(cls, tensor: Float[Tensor, "1 1"]) -> "Moment":
+        """The time that a tensor holds."""
+        moment = cls(tensor.detach())
+        moment.tensor = tensor
+        return moment
+
+
+def learned(time: Time) -> Time:
+    """A time with its derivatives, where it has any."""
+    return time.tensor if isinstance(time, Moment) else time
 
 
 def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:

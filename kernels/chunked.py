@@ -114,7 +114,7 @@ def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
     buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
     for start in range(0, len(rows), count):
         part = slice(start, start + count)
-        yield part, rows.dense(part, buffer)
+        yield part, rows.dense(part, buffer).contiguous()  # a kept chunk too: sums depend on the layout
 
 
 def _finish(

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from discdiff.kernels import chunked, library, native, reference
+from discdiff.kernels.gradients import graft, log, log_add_exp, log_sum_exp
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
     "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "fuses",
-    "log_prob", "philox", "race", "read", "row_pass", "step", "threshold", "uniforms", "winner",
+    "graft", "log", "log_add_exp", "log_prob", "log_sum_exp", "philox", "race", "read", "row_pass", "step", "threshold",
+    "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -114,9 +116,10 @@ def winner(*races: Race) -> Tensor:
     return torch.where(best > -torch.inf, tokens.gather(0, shard[None])[0], -1)
 
 
-@torch.no_grad()
 def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False, backend: Backend = "auto") -> Reading:
     """Read each row once: log-sum-exp, entropy, largest probability, and what later draws of these rows need.
+
+    Differentiable in the logits where gradients are enabled, with the same values.
 
     Args:
         logits: (N, V), or a recipe for them.
@@ -132,7 +135,12 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
         raise ValueError(
             f"read: at must be an int64 tensor of shape ({len(source)},), got {at.dtype} of {tuple(at.shape)}"
         )
-    return chunked.read(source, at, top, _pass(_backend(source, backend)))
+    with torch.no_grad():
+        told = chunked.read(source, at, top, _pass(_backend(source, backend)))
+    # one row tells whether rows have derivatives; then they are read again, in torch and all at once
+    if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
+        return told.along(reference.read(source.dense(), at, top))
+    return told
 
 
 def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:

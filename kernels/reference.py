@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from discdiff.kernels.gradients import graft, log, log_sum_exp
 from discdiff.kernels.philox import COIN, GROUP, WITHIN, counter, philox, uniform53
 
 __all__ = [
@@ -58,12 +59,12 @@ class Reading:
     @property
     def group_lse(self) -> Tensor:
         """(N, G) log-sum-exp of each group, float64."""
-        return self.peak.double() + self.mass.double().log()
+        return self.peak.double() + log(self.mass.double())
 
     @property
     def log_sum_exp(self) -> Tensor:
         """(N,) float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
-        return self.group_lse.logsumexp(-1)
+        return log_sum_exp(self.group_lse)
 
     @property
     def log_prob(self) -> Tensor:
@@ -76,8 +77,9 @@ class Reading:
     def entropy(self) -> Tensor:
         """(N,) in nats, float64."""
         share = (self.group_lse - self.log_sum_exp[:, None]).exp()
-        mean = self.peak.double() + self.tilt.double() / self.mass.double()  # of the logits of the group
-        return self.log_sum_exp - torch.where(self.mass == 0, 0.0, share * mean).sum(-1)
+        empty = self.mass == 0
+        mean = self.peak.double() + self.tilt.double() / self.mass.masked_fill(empty, 1.0).double()  # of the logits
+        return self.log_sum_exp - torch.where(empty, 0.0, share * mean.masked_fill(empty, 0.0)).sum(-1)
 
     @property
     def max_prob(self) -> Tensor:
@@ -94,6 +96,10 @@ class Reading:
     def subset(self, keep: Tensor) -> "Reading":
         """The rows of a mask or an index."""
         return self._from([self], lambda parts: parts[0][keep])
+
+    def along(self, path: "Reading") -> "Reading":
+        """The same numbers with the derivatives of another reading of the same rows."""
+        return self._from([self, path], lambda parts: graft(*parts) if parts[1].requires_grad else parts[0])
 
     @classmethod
     def join(cls, readings: Sequence["Reading"]) -> "Reading":

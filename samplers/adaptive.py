@@ -65,21 +65,22 @@ class Adaptive(Predictor):
     def __call__(self, state: State, at: At) -> State:
         process, tokens, turn = at.process, state.tokens, 1
         assert isinstance(process, RankOne)
-        begin, end = float(process.schedule.alpha(state.t)), float(process.schedule.alpha(at.s))
+        begin, end = (process.sitewise(at.alpha(u), tokens[:, :1]) for u in (state.t, at.s))
         rows = torch.arange(len(tokens), device=tokens.device)
-        alpha = torch.full((len(rows), 1), begin, dtype=torch.float64, device=rows.device)
+        alpha = begin
         length = torch.full_like(alpha, self.first)
         changes, moves = torch.ones_like(alpha), torch.ones_like(alpha)
         seen = None
         while len(rows):
             some = replace(state, tokens=tokens, past=None, seen=None).select(rows)
-            a, then = alpha[rows], (alpha[rows] + length[rows]).clamp(max=end)
+            a, then = alpha[rows], alpha[rows] + length[rows]
+            then = torch.where(then < end[rows], then, end[rows])
             said = at.predict(some, process.schedule.time(a)) if seen is None else seen
             after = reverse_tokens(some, some.free, at.again(turn), a, then, partial(_given, said))
             tokens, alpha = tokens.index_copy(0, rows, after), alpha.index_copy(0, rows, then)
             step, turn = then - a, turn + 1
             ready = process.candidate(after, then, (then + step).clamp(max=1.0)).where(some.free, 0.0)
-            left = ((then[:, 0] < end) & (ready.sum(-1) > 0)).nonzero()[:, 0]
+            left = ((then < end[rows])[:, 0] & (ready.sum(-1) > 0)).nonzero()[:, 0]
             rows = rows[left]
             if len(rows):
                 now, ready = some.at(after).select(left), ready[left]

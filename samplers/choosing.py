@@ -119,4 +119,6 @@ def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Ten
 
 def kl_rows(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(p || q) of rows, for ``compare``."""
-    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    apart = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
+    ruled_out = apart == torch.inf  # by q alone: the divergence is infinite, and does not change
+    return (log_p.exp() * apart.masked_fill(ruled_out, 0.0)).masked_fill(ruled_out, torch.inf).sum(-1)

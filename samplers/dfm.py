@@ -56,7 +56,9 @@ class DFM(Leap):
 
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
         odds = process.odds(x, alpha)
-        clean = torch.where(odds < torch.inf, own * (1 + odds) / (own + odds).clamp(min=1e-300), own)
+        known = odds < torch.inf  # else at alpha = 0, where z says nothing of x0
+        finite = odds.where(known, 1.0)
+        clean = torch.where(known, own * (1 + finite) / (own + finite).clamp(min=1e-300), own)
         return self._exit(process, x, alpha, clean)
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
@@ -71,4 +73,5 @@ class DFM(Leap):
         data = (1 - clean) * (1 + self.eta * a) / (1 - a)
         noise = clean * self.eta * a * (1 - share) / (a + (1 - a) * share).clamp(min=1e-300)
         total = data + noise
-        return Exit(total, torch.where(noise > 0, data / total, 1.0), torch.zeros_like(total))
+        some = noise > 0
+        return Exit(total, torch.where(some, data / total.where(some, 1.0), 1.0), torch.zeros_like(total))

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from discdiff.distributions import Coins, Tokens
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.prediction import Prediction
 from discdiff.rank_one import RankOne
+from discdiff.schedule import Moment
 from discdiff.sites import Sites
 from discdiff.state import State
 
@@ -54,11 +56,11 @@ def combined_leap(
 
     def rates(n: Tensor) -> Tensor:
         total = weight[n][:, None] * one.rows.dense(n).exp() + back[n][:, None] * other.rows.dense(n).exp()
-        return total.scatter(-1, own[n][:, None], 0.0).clamp(min=0).log()
+        return kernels.log(total.scatter(-1, own[n][:, None], 0.0).clamp(min=0))
 
     sites = Sites.computed(where, rates, process.columns)
     total = torch.zeros_like(length).masked_scatter(where, sites.known().log_sum_exp.exp())
-    accept = torch.where(where, -torch.expm1(-length * total) / bound, 0.0).clamp(max=1.0)  # rounding
+    accept = torch.where(where, -torch.expm1(-length * total) / bound.where(where, 1.0), 0.0).clamp(max=1.0)  # rounding
     where = choose("accept", Coins(accept), state, at)
     token = choose("state", Tokens(sites.narrow(where), process.column(x)), state, at)
     return state.at(torch.where(where, process.place(token, x), x), at.s)
@@ -73,8 +75,8 @@ def share(at: At, now: float, state: State, part: float) -> tuple[float, Float[T
     process, schedule = at.process, at.process.schedule
     start, end = at.alpha(now), at.alpha(at.s)
     if schedule.sites is None:
-        assert isinstance(start, float) and isinstance(end, float)
-        time = float(schedule.time(start + part * (end - start)))
+        then = start + part * (end - start)
+        time = Moment.of(schedule.time(then)) if isinstance(then, Tensor) else float(schedule.time(then))
     else:
         time = now + part * (at.s - now)
     begin, middle, finish = (process.sitewise(alpha, state.tokens) for alpha in (start, at.alpha(time), end))

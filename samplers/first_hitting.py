@@ -51,8 +51,9 @@ class FirstHitting(Predictor):
         if at.s == 0 and not isinstance(at.process, Masked):  # tokens that coincide with their noise would never end
             return Ancestral()(state, at)
         schedule, tokens, turn = at.process.schedule, state.tokens, 1
-        noise = torch.full((len(state.rows),), 1.0, dtype=torch.float64, device=tokens.device)  # 1 - alpha, row by row
-        noise, end = noise * (1 - float(schedule.alpha(state.t))), 1 - float(schedule.alpha(at.s))
+        noise = 1 - at.process.sitewise(at.alpha(state.t), tokens[:, :1])[:, 0]  # 1 - alpha, row by row
+        with torch.no_grad():
+            end = 1 - at.process.sitewise(at.alpha(at.s), tokens[:, :1])[:, 0]
         rows = torch.arange(len(noise), device=tokens.device)
         while True:
             some = replace(state, tokens=tokens, seen=None).select(rows)
@@ -62,8 +63,8 @@ class FirstHitting(Predictor):
                 return state.at(tokens, at.s)
             here = at.again(turn)
             wait = choose("wait", Waiting(rows), some, here)
-            noise[rows] = noise[rows] * torch.exp(-wait / masks.sum(-1))
-            some, masks, rows = _pick(some, masks, rows, noise[rows] > end)
+            noise = noise.index_copy(0, rows, noise[rows] * torch.exp(-wait / masks.sum(-1)))
+            some, masks, rows = _pick(some, masks, rows, noise[rows] > end[rows])
             if len(rows):
                 where = choose("where", Subset(masks, 1), some, here)
                 said = at.predict(some, schedule.time((1 - noise[rows]).clamp(min=0.0))[:, None])

@@ -17,6 +17,7 @@ from torch import Tensor
 from discdiff.distributions import Coins, Tokens
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Corrector, Invariance, Operator
 from discdiff.process import Process
 from discdiff.rank_one import RankOne
@@ -106,9 +107,9 @@ class TauForwardBackward(Corrector):
         def rows(n: Tensor) -> Tensor:
             columns = torch.arange(process.columns, device=z.device).expand(len(n), -1)
             targets = process.place(columns, x[n][:, None].expand_as(columns))
-            forward = process.inflow(targets, alpha[n][:, None])[..., 0].log()
+            forward = kernels.log(process.inflow(targets, alpha[n][:, None])[..., 0])
             back = backward.dense(n) + alpha[n][:, None].log()
-            return torch.logaddexp(forward, back).scatter(-1, process.column(x[n])[:, None], -torch.inf)
+            return kernels.log_add_exp(forward, back).scatter(-1, process.column(x[n])[:, None], -torch.inf)
 
         rates = Sites.computed(free, rows, process.columns)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())

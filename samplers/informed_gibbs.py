@@ -22,6 +22,7 @@ from torch import Tensor
 from discdiff.distributions import Coins
 from discdiff.events import Ranking
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Corrector, Invariance
 from discdiff.prediction import Prediction
 from discdiff.samplers.conditional import balanced_at, conditional_at, spread
@@ -95,4 +96,4 @@ class InformedGibbs(Corrector):
             assert reading is not None
             score = -reading.log_prob
         log_w = spread(score.clamp(-1e300, 1e300) / self.temperature, free)
-        return torch.where(free, log_w - log_w.logsumexp(-1, keepdim=True), -torch.inf)
+        return torch.where(free, log_w - kernels.log_sum_exp(log_w)[:, None], -torch.inf)

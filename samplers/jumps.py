@@ -15,6 +15,7 @@ from torch import Tensor
 
 from discdiff.events import Ranking, Waiting
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -54,19 +55,22 @@ class Jumps(Predictor):
             raise ValueError(f"{self} needs a rank-one process with one noise law and one clock, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        a_t, a_s = at.alpha(state.t), at.alpha(at.s)
+        with torch.no_grad():
+            a_t, a_s = at.alpha(state.t), at.alpha(at.s)
         assert isinstance(a_t, float) and isinstance(a_s, float)  # ``check`` has seen to it
         if not isinstance(at.process, Masked) and (a_s == 1 or (a_t == 0 and not at.process.absorbing)):
             return Ancestral()(state, at)
         tokens, turn = state.tokens, 1
-        noise = torch.full((len(tokens), 1), 1 - a_t, dtype=torch.float64, device=tokens.device)  # 1 - alpha
+        noise = 1 - at.process.sitewise(at.alpha(state.t), tokens[:, :1])  # 1 - alpha
         rows = torch.arange(len(tokens), device=tokens.device)
         while len(rows):
             some, here = replace(state, tokens=tokens, seen=None).select(rows), at.again(turn)
             rates, seen = self.rates(some, 1 - noise[rows], here)
             rates, some = rates.where(some.free, 0.0), replace(some, seen=seen)
             wait = choose("wait", Waiting(rows), some, here)
-            noise[rows] = noise[rows] * torch.exp(-wait / rates.sum(-1))[:, None]
+            rate = rates.sum(-1)
+            later = torch.where(rate > 0, torch.exp(-wait / rate.where(rate > 0, 1.0)), 0.0)
+            noise = noise.index_copy(0, rows, noise[rows] * later[:, None])
             left = (noise[rows, 0] > 1 - a_s).nonzero()[:, 0]
             if len(left):
                 some, rows = some.select(left), rows[left]
@@ -92,4 +96,4 @@ def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], 
 
 def pick_site(rates: Float[Tensor, "B L"], state: State, at: At) -> torch.Tensor:
     """One site of each row with probability in proportion to its rate, as a mask; choice "site"."""
-    return choose("site", Ranking(rates.log(), torch.ones_like(state.rows)), state, at) >= 0
+    return choose("site", Ranking(kernels.log(rates), torch.ones_like(state.rows)), state, at) >= 0

@@ -60,7 +60,8 @@ class Leap(Predictor):
             exit = most
             if not known:
                 exit = self.exit(at.process, state.tokens, alpha_t, own_probability(prediction, where))
-                accept = torch.where(where, self.probability(length * exit.total) / bound, 0.0).clamp(max=1.0)
+                accept = self.probability(length * exit.total) / bound.where(where, 1.0)
+                accept = torch.where(where, accept, 0.0).clamp(max=1.0)
                 where = choose("accept", Coins(accept), state, at)
             return jump(state.at(state.tokens, at.s), where, exit, prediction, at)
         sites = prediction.rates_at(state.free)

@@ -43,6 +43,6 @@ class Thinning(Jumps):
     ) -> Int[Tensor, "B L"]:
         where = pick_site(rates, state, at)
         said, exit = look(state, alpha, where, at)
-        keep = torch.where(where, (1 - alpha) * exit.total / rates, 0.0)
+        keep = torch.where(where, (1 - alpha) * exit.total / rates.where(where, 1.0), 0.0)
         where = choose("accept", Coins(keep), state, at)
         return jump(state, where, exit, said, at).tokens

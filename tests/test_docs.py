@@ -1,5 +1,6 @@
 """The code in README and docs runs as written, and says what it says."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/extend.md", "docs/theory.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/extend.md", "docs/pyro.md", "docs/theory.md"])
 def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
@@ -21,6 +22,16 @@ def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
         assert float(lines[2]) < 1e-15
         assert [float(line.split()[1]) for line in lines[3:6]] == pytest.approx([0.0044, 0.0012, 0.00029], rel=0.05)
         assert float(lines[6]) == pytest.approx(2.0e-5, rel=0.05)
+    if page == "docs/pyro.md":
+        lines = capfd.readouterr().out.splitlines()
+        assert lines[0] == "['0.0.prior', '1.0.where', '1.0.data', '1.0.token']"
+        assert lines[1] == "odict_keys(['_INPUT', '_RETURN'])"
+        found = [float(line.removeprefix("tensor(").split(",")[0].rstrip(")")) for line in lines[2:]]
+        # of six tokens behind masks, two are the one that masks favour: 2 - 6 log(e + 2)
+        assert found[0] == pytest.approx(2 - 6 * math.log(math.e + 2), abs=1e-5)
+        assert found[1:3] == pytest.approx([1, 2], abs=0.1)
+        assert found[3] == pytest.approx(0.3 / 4, abs=1e-4)
+        assert found[4] == pytest.approx(0.7 / 0.775, abs=0.05)
 
 
 def test_links_lead_somewhere() -> None:

@@ -73,7 +73,7 @@ def test_the_same_program_can_be_traced_and_replayed() -> None:
     operator = S.Ancestral() >> S.Gibbs()
 
     def step(seed: int) -> torch.Tensor:
-        run = Run(seed, Counter(model, 0, torch.zeros(8, dtype=torch.int64)))
+        run = Run(seed, Counter(model, 0, torch.zeros(8, dtype=torch.int64)), listen=True)
         state = dd.State(torch.arange(24).view(8, 3) % 3, 0.8, torch.arange(8))
         return operator(state, dd.At(process, run, 0.8, 0.5, step=1)).tokens
 

@@ -26,7 +26,7 @@ def pyros_kernel(operator: dd.Operator, process: dd.Process, model: dd.Denoiser,
     matrix = torch.zeros(len(z), len(z), dtype=torch.float64)
 
     def one_row(row: int) -> torch.Tensor:
-        run = Run(0, Counter(model, 0, torch.zeros(1, dtype=torch.int64)))
+        run = Run(0, Counter(model, 0, torch.zeros(1, dtype=torch.int64)), listen=True)
         return operator(
             dd.State(z[row : row + 1], t, torch.zeros(1, dtype=torch.int64)), dd.At(process, run, t, s, 1)
         ).tokens

@@ -21,7 +21,7 @@ from discdiff.blockwise import Blockwise
 from discdiff.context import Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Choice
-from discdiff.handlers import At, Run
+from discdiff.handlers import At, Run, listening
 from discdiff.operator import Mix, Operator, Repeat, Staged, Then, When, check_operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -212,13 +212,13 @@ def _paths(
     prefixes = _Prefixes(len(begin), setting.most)
     while True:
         rows = len(prefixes.start)
-        run = Run(0, _Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)))
+        run = Run(0, _Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)), listen=True)
         frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
         state = State(states[begin[prefixes.start]], now, torch.arange(rows), frozen)
         if past is not None:
             state = state.after(replace(state, tokens=states[past[0][prefixes.start]], t=past[1]))
         try:
-            with prefixes:
+            with listening(), prefixes:
                 after = operator(state, At(process, run, setting.t, setting.s, step=1))
         except _Fork as fork:
             prefixes.extend(fork)
