@@ -309,12 +309,12 @@ class TimeVarying(Process):
         if self.schedule.sites is not None:
             raise ValueError(f"TimeVarying: needs one clock for all positions, got {self.schedule}")
         alpha = self.schedule.alpha(edges)
+        if alpha.requires_grad:
+            raise ValueError("TimeVarying: its pieces are parts of time, so its clock cannot be learned")
         if not float(alpha[-1]) > 0:
             raise ValueError(
                 "TimeVarying: an ordered product needs finite total noise; use a schedule with alpha(1) > 0"
             )
-        if alpha.requires_grad:
-            raise ValueError("TimeVarying: its pieces are parts of time, so its clock cannot be learned")
         self._edges = -alpha.log()  # in units of sigma
         self._products: dict[tuple[float, float], Tensor] = {}
 

@@ -136,9 +136,8 @@ class RankOne(Process):
         total = same + self.odds(x_t, a_t)
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (total == 0), x_t, x0)
-        redraw = self.candidate(x_t, a_t, a_s) * (
-            1 - same / total.where(total > 0, 1.0)
-        )  # (h_t - h_s) / total, at h_t = inf too
+        stay = same / total.where(total > 0, 1.0)
+        redraw = self.candidate(x_t, a_t, a_s) * (1 - stay)  # (h_t - h_s) / total, at h_t = inf too
         redraw = torch.where(where, redraw, 0.0)
         keep = 1 - redraw
         return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
