@@ -204,10 +204,12 @@ class RankOne(Process):
         data = a * (1 - own)
         inflow = self.inflow(x, alpha)[..., 0]
         # at alpha = 0 only a mask leaves at a finite rate: it has no noise to go to
-        gone = torch.where(noise > 0, noise / a, 0.0) + (1 - own)
-        leaves, noisy = (inflow > 0) & (gone > 0), noise > 0
+        noisy, endless = noise > 0, (noise > 0) & (a == 0)
+        gone = torch.where(noisy, noise / a.where(~endless, 1.0), 0.0) + (1 - own)
+        leaves = (inflow > 0) & (gone > 0)
+        total = torch.where(leaves, inflow * gone / (a * own + still).where(leaves, 1.0), 0.0)
         return Exit(
-            torch.where(leaves, inflow * gone / (a * own + still).where(leaves, 1.0), 0.0),
+            torch.where(leaves & endless, torch.inf, total),
             torch.where(noisy, data / (data + noise).where(noisy, 1.0), 1.0),
             torch.where(noisy, anchored / noise.where(noisy, 1.0), 0.0),
         )

@@ -81,7 +81,9 @@ PROCESSES: dict[str, Callable[[dd.Schedule], dd.Process]] = {
     "Hybrid function": lambda clock: dd.Hybrid(V, clock, p_uniform=lambda alpha: 0.2 + 0.3 * alpha),
     "Ordinal": lambda clock: dd.Ordinal(V, clock),
     "General": lambda clock: dd.General(irreversible(V), clock),
-    "TimeVarying": lambda clock: dd.TimeVarying(turning(V), clock, pieces=5),
+    "TimeVarying": lambda clock: dd.TimeVarying(
+        turning(V), dd.LogLinear(0.01) if clock == dd.Linear() else clock, pieces=5
+    ),
     "AbsorbingUniform": lambda clock: dd.AbsorbingUniform(V, clock),
     "Interpolant": lambda clock: dd.Interpolant(V, clock, PI, p_uniform=0.3),
 }
@@ -89,7 +91,7 @@ PROCESSES: dict[str, Callable[[dd.Schedule], dd.Process]] = {
 PREDICTS = ("denoiser", "loo", "ratio")
 
 # what may be said of a row: the operator is not for the process, the clock or the prediction
-REFUSALS = (" needs ", "is undefined at", "its clock cannot be learned", "finite total noise", "no state that hides")
+REFUSALS = (" needs ", "is undefined at", "its clock cannot be learned", "is never reached")
 
 
 class Power(Schedule):
@@ -109,7 +111,7 @@ class Power(Schedule):
 
 
 def _fixed(learned: nn.ParameterDict) -> dd.Schedule:
-    return dd.LogLinear(0.01)
+    return dd.Linear()
 
 
 def _function(learned: nn.ParameterDict) -> dd.Schedule:
