@@ -160,7 +160,7 @@ class RankOne(Process):
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_u: Survival
     ) -> PointMixture:
         a_t, a_u = self.sitewise(alpha_t, x), self.sitewise(alpha_u, x)
-        keep = torch.where(a_t > 0, a_u / a_t, 1.0)
+        keep = torch.where(a_t > 0, a_u / a_t.where(a_t > 0, 1.0), 1.0)
         mass = (self.anchored(a_u) - keep * self.anchored(a_t)).clamp(min=0)
         return self._mixture(x, [x], [torch.where(where, keep, 1.0)], torch.where(where, mass, 0.0))
 

@@ -265,7 +265,7 @@ def rows(whole: bool) -> Iterator[tuple[dd.Operator, str, str, str]]:
         for (v, operator), (p, process) in itertools.product(enumerate(variants), enumerate(PROCESSES)):
             if whole:
                 yield from ((operator, process, *pair) for pair in pairs)
-            elif v == 0 or (n + v + p) % 3 == 0:
+            elif (v == 0 and process in ("Masked", "Uniform")) or (n + v + p) % (5 if v else 3) == 0:
                 yield operator, process, *pairs[(n + 5 * v + 7 * p) % len(pairs)]
 
 
