@@ -305,7 +305,7 @@ class Process(ABC):
         return self._by_alpha(rows, torch.stack([alpha_t, alpha_s], -1), apply)
 
     def _by_alpha(self, rows: Tensor, alpha: Tensor, apply: Callable[..., Tensor]) -> Tensor:
-        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix without derivatives."""
+        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix of numbers."""
         if torch.is_grad_enabled() and alpha.requires_grad:
             raise ValueError(f"{self}: a learned clock needs a process of rank one, General or Ordinal")
         distinct, index = alpha.detach().unique(dim=0, return_inverse=True)
