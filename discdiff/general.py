@@ -149,6 +149,16 @@ class General(Process):
             moved = moved + (finite - finite.detach()) * ((q if backward else q.T) @ moved.T).T
         return torch.where(sigma == torch.inf, limit, torch.where(sigma == 0, rows, moved))
 
+    def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        o = super().unmix(c, x, alpha.detach())
+        if torch.is_grad_enabled() and alpha.requires_grad and len(c):  # every row with a matrix of its own
+            tokens = self.data_tokens.to(c.device)
+            at = alpha.repeat_interleave(len(tokens))
+            moved = self.propagate(self._one_hot(tokens).repeat(len(c), 1), at, torch.ones_like(at))
+            solved = torch.linalg.lstsq(moved.unflatten(0, (len(c), -1)).mT.to(c), c[..., None]).solution[..., 0]
+            o = kernels.graft(o, torch.zeros_like(o).index_copy(-1, tokens, solved.clamp(min=0)))
+        return o
+
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
@@ -309,12 +319,12 @@ class TimeVarying(Process):
         if self.schedule.sites is not None:
             raise ValueError(f"TimeVarying: needs one clock for all positions, got {self.schedule}")
         alpha = self.schedule.alpha(edges)
+        if alpha.requires_grad:
+            raise ValueError("TimeVarying: its pieces are parts of time, so its clock cannot be learned")
         if not float(alpha[-1]) > 0:
             raise ValueError(
                 "TimeVarying: an ordered product needs finite total noise; use a schedule with alpha(1) > 0"
             )
-        if alpha.requires_grad:
-            raise ValueError("TimeVarying: its pieces are parts of time, so its clock cannot be learned")
         self._edges = -alpha.log()  # in units of sigma
         self._products: dict[tuple[float, float], Tensor] = {}
 

@@ -284,13 +284,7 @@ class Process(ABC):
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]
             return torch.linalg.lstsq(matrix.T, c.T).solution.T
 
-        o = self._by_alpha(c, alpha.detach(), solve)
-        if torch.is_grad_enabled() and alpha.requires_grad and len(c):  # every row with a matrix of its own
-            one_hot = self._one_hot(self.data_tokens.to(c.device)).repeat(len(c), 1)
-            at = alpha.repeat_interleave(len(self.data_tokens))
-            matrix = self.propagate(one_hot, at, torch.ones_like(at)).unflatten(0, (len(c), -1)).to(c)
-            o = kernels.graft(o, torch.linalg.lstsq(matrix.mT, c[..., None]).solution[..., 0])
-        o = o.clamp(min=0)
+        o = self._by_alpha(c, alpha, solve).clamp(min=0)
         return o.new_zeros(len(c), self.vocab_size).index_copy(-1, self.data_tokens.to(c.device), o)
 
     # --- dense arrays, for small S ------------------------------------------------------------------------------------
@@ -303,25 +297,17 @@ class Process(ABC):
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
         """rows @ q_{t|s}, or q_{t|s} @ rows with ``backward``: laws forwards, functions backwards."""
-        pairs = torch.stack([alpha_t, alpha_s], -1)
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)
             return rows @ (matrix.T if backward else matrix)
 
-        return self._by_alpha(rows, pairs, apply)
+        return self._by_alpha(rows, torch.stack([alpha_t, alpha_s], -1), apply)
 
     def _by_alpha(self, rows: Tensor, alpha: Tensor, apply: Callable[..., Tensor]) -> Tensor:
-        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix.
-
-        Raises:
-            ValueError: if derivatives in the survivals are wanted, which a matrix of numbers does not have.
-        """
+        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix of numbers."""
         if torch.is_grad_enabled() and alpha.requires_grad:
-            raise ValueError(
-                f"{type(self).__name__}: its kernel has no derivatives in a learned clock; accepted are clocks that "
-                "are not learned, and processes of rank one, General and Ordinal"
-            )
+            raise ValueError(f"{self}: a learned clock needs a process of rank one, General or Ordinal")
         distinct, index = alpha.detach().unique(dim=0, return_inverse=True)
         if len(distinct) == 1:
             return apply(rows, *distinct.flatten().tolist())

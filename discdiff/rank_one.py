@@ -136,9 +136,8 @@ class RankOne(Process):
         total = same + self.odds(x_t, a_t)
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (total == 0), x_t, x0)
-        redraw = self.candidate(x_t, a_t, a_s) * (
-            1 - same / total.where(total > 0, 1.0)
-        )  # (h_t - h_s) / total, at h_t = inf too
+        stay = same / total.where(total > 0, 1.0)
+        redraw = self.candidate(x_t, a_t, a_s) * (1 - stay)  # (h_t - h_s) / total, at h_t = inf too
         redraw = torch.where(where, redraw, 0.0)
         keep = 1 - redraw
         return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
@@ -161,7 +160,7 @@ class RankOne(Process):
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_u: Survival
     ) -> PointMixture:
         a_t, a_u = self.sitewise(alpha_t, x), self.sitewise(alpha_u, x)
-        keep = torch.where(a_t > 0, a_u / a_t, 1.0)
+        keep = torch.where(a_t > 0, a_u / a_t.where(a_t > 0, 1.0), 1.0)
         mass = (self.anchored(a_u) - keep * self.anchored(a_t)).clamp(min=0)
         return self._mixture(x, [x], [torch.where(where, keep, 1.0)], torch.where(where, mass, 0.0))
 
@@ -205,10 +204,12 @@ class RankOne(Process):
         data = a * (1 - own)
         inflow = self.inflow(x, alpha)[..., 0]
         # at alpha = 0 only a mask leaves at a finite rate: it has no noise to go to
-        gone = torch.where(noise > 0, noise / a, 0.0) + (1 - own)
-        leaves, noisy = (inflow > 0) & (gone > 0), noise > 0
+        noisy, endless = noise > 0, (noise > 0) & (a == 0)
+        gone = torch.where(noisy, noise / a.where(~endless, 1.0), 0.0) + (1 - own)
+        leaves = (inflow > 0) & (gone > 0)
+        total = torch.where(leaves, inflow * gone / (a * own + still).where(leaves, 1.0), 0.0)
         return Exit(
-            torch.where(leaves, inflow * gone / (a * own + still).where(leaves, 1.0), 0.0),
+            torch.where(leaves & endless, torch.inf, total),
             torch.where(noisy, data / (data + noise).where(noisy, 1.0), 1.0),
             torch.where(noisy, anchored / noise.where(noisy, 1.0), 0.0),
         )

@@ -55,19 +55,25 @@ class Leap(Predictor):
         if isinstance(at.process, RankOne):
             most = self.most(at.process, state.tokens, alpha_t)
             known = isinstance(at.process, Masked)  # a mask is no token: its rate needs no prediction
-            bound = (self.probability if known else self.bound)(length * most.total).where(state.free, 0.0)
+            bound = (self.probability if known else self.bound)(_times(length, most.total)).where(state.free, 0.0)
             where = choose("where", Coins(bound), state, at)
             exit = most
             if not known:
                 exit = self.exit(at.process, state.tokens, alpha_t, own_probability(prediction, where))
-                accept = self.probability(length * exit.total) / bound.where(where, 1.0)
+                accept = self.probability(_times(length, exit.total)) / bound.where(where, 1.0)
                 accept = torch.where(where, accept, 0.0).clamp(max=1.0)
                 where = choose("accept", Coins(accept), state, at)
             return jump(state.at(state.tokens, at.s), where, exit, prediction, at)
         sites = prediction.rates_at(state.free)
         total = torch.zeros_like(length).masked_scatter(state.free, sites.known().log_sum_exp.exp())
-        where = choose("where", Coins(self.probability(length * total)), state, at)
+        where = choose("where", Coins(self.probability(_times(length, total))), state, at)
         return state.at(choose("state", Tokens(sites.narrow(where), state.tokens), state, at), at.s)
+
+
+def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """The rate times the length of the step; an infinite one stays so, and has no derivative."""
+    endless = rate == torch.inf
+    return torch.where(endless, torch.inf, length * rate.where(~endless, 1.0))
 
 
 def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:

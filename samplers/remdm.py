@@ -65,7 +65,7 @@ class ReMDM(Predictor):
     def __call__(self, state: State, at: At) -> State:
         process, z = at.process, state.tokens
         a_t, a_s = process.sitewise(at.alpha(state.t), z), process.sitewise(at.alpha(at.s), z)
-        most = torch.where(a_t > 0, (1 - a_s) / a_t, 1.0).clamp(max=1.0)
+        most = torch.where(a_t > 0, (1 - a_s) / a_t.where(a_t > 0, 1.0), 1.0).clamp(max=1.0)
         shares = {"cap": torch.ones_like(most), "rescale": most, "rate": a_s - a_t}
         sigma = torch.minimum(self.eta * shares[self.rule], most)
         masks = hidden(state, at)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import processes, states, strong
+from problems import dirichlet, processes, states, strong
 
 import discdiff as dd
 from discdiff import samplers as S
@@ -86,6 +86,25 @@ def test_the_contrast_tempers_the_denoiser(guide: dd.Truncation, predicts: str) 
         clean = plain.guided(contrast)(z, 0.0)
         torch.testing.assert_close(clean.denoiser.exp(), torch.nn.functional.one_hot(z, 3).double(), atol=1e-12, rtol=0)
         torch.testing.assert_close(clean.loo, plain(z, 0.0).loo, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("predicts", ["denoiser", "loo"])
+@pytest.mark.parametrize("guide", [GUIDES[0], GUIDES[1]], ids=repr)
+@pytest.mark.parametrize("operator", [S.Euler(), S.TauLeaping(), S.ThetaTrapezoidal(), S.DFM(1.5)], ids=repr)
+def test_jumps_follow_the_contrast(operator: dd.Operator, guide: dd.Truncation, predicts: str) -> None:
+    """Where a jump may lead is read behind a conversion too: the law is that of D tempered and cut by hand."""
+    process, world = dd.Uniform(3, dd.Linear()), dirichlet(0.5, 3, length=2)
+    exact = world.denoiser(process)
+
+    def cut(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        return tempered(exact.fn(x, alpha), guide)
+
+    by_hand = dd.Denoiser(cut, process, "denoiser", time="alpha", length=2, time_dtype=torch.float64)
+    model = world.denoiser(process, predicts=predicts)
+    found = T.kernel(operator, process, model.guided(replace(guide, of="denoiser")), t=0.6, s=0.4)
+    torch.testing.assert_close(found, T.kernel(operator, process, by_hand, t=0.6, s=0.4), atol=1e-12, rtol=0)
+    other = T.kernel(operator, process, model.guided(guide), t=0.6, s=0.4)
+    assert float((found - other).abs().max()) > 1e-3, "planted: the leave-one-out tempered instead"
 
 
 def test_the_contrast_follows_its_formula_for_the_leave_one_out() -> None:
