@@ -128,7 +128,7 @@ class Tokens(SiteWise):
         where, logits = self.sites.where, self.sites.rows.dense()
         log_p = logits.new_full((*where.shape, logits.shape[-1]), -torch.inf)
         log_p[..., 0] = 0
-        log_p[where] = logits.log_softmax(-1)
+        log_p = log_p.masked_scatter(where[..., None].expand(log_p.shape), logits.log_softmax(-1))
         category = torch.arange(logits.shape[-1], device=log_p.device).expand(log_p.shape)
         return log_p, torch.where(where[..., None], category, self.keep[..., None])
 

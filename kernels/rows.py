@@ -115,6 +115,7 @@ class Rows:
 
     def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
         """Rows in float32 or float64; differentiable, unless ``out`` takes them."""
+        out = out if type(self.row) is Tensor else None  # a subclass knows more than a buffer can hold
         raw = self._raw(part, out)
         if self.convert is not None:
             number = torch.arange(len(self), device=self.device) if self.number is None else self.number
@@ -187,7 +188,7 @@ class Computed:
 
     def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
         x = self.function(self.number[part]).to(self.dtype)
-        return x if out is None else out[: len(x)].copy_(x)
+        return x if out is None or type(x) is not Tensor else out[: len(x)].copy_(x)
 
 
 Source = Rows | Computed

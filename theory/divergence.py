@@ -6,21 +6,58 @@ from torch import Tensor
 
 __all__ = ["entropy", "kl", "tv"]
 
+_FAR = 1e-6  # how far from 1 a sum may be: laws may have been float32
+
 
 def kl(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
-    """KL(p || q) = sum p log(p / q) in nats; infinite where q misses a part of p."""
-    p, q = torch.as_tensor(p), torch.as_tensor(q)
+    """KL(p || q) = sum p log(p / q) in nats; infinite where q misses a part of p.
+
+    Raises:
+        ValueError: if one of them is no law, or their shapes differ.
+    """
+    p, q = _laws("kl", p, q)
     support = p > 0
     return float((p[support] * (p[support].log() - q[support].log())).sum())
 
 
 def tv(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
-    """Total variation, sum |p - q| / 2, in [0, 1]."""
-    return float((torch.as_tensor(p) - torch.as_tensor(q)).abs().sum() / 2)
+    """Total variation, sum |p - q| / 2, in [0, 1].
+
+    Raises:
+        ValueError: if one of them is no law, or their shapes differ.
+    """
+    p, q = _laws("tv", p, q)
+    return float((p - q).abs().sum() / 2)
 
 
 def entropy(p: Float[Tensor, " N"]) -> float:
-    """-sum p log p in nats."""
-    p = torch.as_tensor(p)
+    """-sum p log p in nats.
+
+    Raises:
+        ValueError: if it is no law.
+    """
+    (p,) = _laws("entropy", p)
     support = p[p > 0]
     return float(-(support * support.log()).sum())
+
+
+def _laws(where: str, *laws: Float[Tensor, " N"]) -> list[Float[Tensor, " N"]]:
+    """The laws as tensors of probabilities, with one clear error for what is none."""
+    tensors = [torch.as_tensor(law) for law in laws]
+    for name, p in zip("pq", tensors, strict=False):
+        if p.ndim != 1 or not len(p):
+            raise ValueError(
+                f"{where}: {name} must be a law, one probability for each outcome, got shape {tuple(p.shape)}"
+            )
+        if bool(p.isnan().any()):
+            raise ValueError(f"{where}: {name} has a NaN at index {int(p.isnan().nonzero()[0])}; a law has none")
+        if bool((p < 0).any()):
+            index = int((p < 0).nonzero()[0])
+            raise ValueError(f"{where}: {name} is {float(p[index]):g} at index {index}; probabilities are not negative")
+        total = float(p.double().sum())
+        if not abs(total - 1) <= _FAR:
+            raise ValueError(f"{where}: {name} sums to {total:.9g}; a law sums to 1")
+    if len({tuple(p.shape) for p in tensors}) > 1:
+        told = " and ".join(str(tuple(p.shape)) for p in tensors)
+        raise ValueError(f"{where}: laws over the same outcomes are compared, got shapes {told}")
+    return tensors

@@ -1,5 +1,7 @@
 """The exact world of a small law: every sequence of V^L is listed."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -8,11 +10,43 @@ from discdiff.interpolant import Interpolant
 from discdiff.process import Process
 from discdiff.theory.oracle import Oracle, pick, uniforms
 
-__all__ = ["Coupling", "Enumeration", "all_states", "law_of_data", "law_of_prior", "state_index"]
+__all__ = ["Coupling", "Enumeration", "all_states", "check_size", "law_of_data", "law_of_prior", "state_index"]
+
+_MOST_BYTES = 2 << 30
+
+
+def check_size(states: int, length: int, where: str, axes: int = 1) -> None:
+    """Raise ValueError before anything is allocated, if arrays over all S**L states are beyond reach.
+
+    Args:
+        states: S, of one site.
+        length: L.
+        where: who asks.
+        axes: of the largest array, each of S**L float64 numbers: 1 for a law, 2 for a matrix.
+    """
+    needed = 8 * states ** (length * axes)
+    if needed > _MOST_BYTES:
+        count = states**length
+        number = f" = {count}" if count < 10**15 else f" (a number of {int(length * math.log10(states)) + 1} digits)"
+        what = "a matrix over them takes" if axes == 2 else "a law over them takes"
+        raise ValueError(
+            f"{where}: {states}**{length}{number} states are too many to list: {what} {_told(needed)}, the limit is "
+            f"{_told(_MOST_BYTES)}; take a smaller length or vocabulary, or draw samples and test them against a "
+            "structured oracle (MarkovChain, HMM, Tree, ProductMixture) with theory.fit"
+        )
+
+
+def _told(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size < 2**80 else f"2**{size.bit_length() - 1} bytes"
 
 
 def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
-    """Every sequence over 0..states-1, first site slowest: row i holds the digits of i in base ``states``."""
+    """Every sequence over 0..states-1, first site slowest: row i holds the digits of i in base ``states``.
+
+    Raises:
+        ValueError: for more of them than can be listed.
+    """
+    check_size(states, length, "all_states")
     return torch.cartesian_prod(*[torch.arange(states)] * length).view(-1, length)
 
 
@@ -33,6 +67,7 @@ def law_of_data(process: Process, law: Float[Tensor, " N"], length: int) -> Floa
 
 def law_of_prior(process: Process, length: int) -> Float[Tensor, " N"]:
     """The prior over the S**L states."""
+    check_size(process.states, length, f"the prior of {process}")
     _, values, log_p = process.prior(1, length).fork()
     law = torch.zeros(process.states**length, dtype=torch.float64)
     return law.index_add(0, state_index(values, process.states), log_p.exp())
@@ -47,10 +82,11 @@ class Enumeration(Oracle):
         length: L.
 
     Raises:
-        ValueError: if ``p0`` has another size or is not a law.
+        ValueError: if ``p0`` has another size or is not a law, or V^L is beyond reach.
     """
 
     def __init__(self, p0: Float[Tensor, " N"], *, vocab_size: int, length: int) -> None:
+        check_size(vocab_size, length, "Enumeration")
         p0 = torch.as_tensor(p0, dtype=torch.float64)
         if p0.shape != (vocab_size**length,):
             raise ValueError(f"p0 must have shape ({vocab_size**length},) = (V**L,), got {tuple(p0.shape)}")
@@ -89,6 +125,7 @@ class Enumeration(Oracle):
 
     def marginal(self, process: Process, t: float) -> Float[Tensor, " M"]:
         """p_t over the S**L noisy states, first site slowest."""
+        check_size(process.states, self.length, f"p_t of {process}")
         law = self.p0.view([self.alphabet] * self.length)
         forward = process.marginals(t)
         for _ in range(self.length):  # each turn takes the first axis and puts it last
@@ -117,6 +154,7 @@ class Coupling(Oracle):
     """
 
     def __init__(self, joint: Float[Tensor, "N N"], *, vocab_size: int, length: int) -> None:
+        check_size(vocab_size, length, "Coupling", axes=2)
         size = vocab_size**length
         joint = torch.as_tensor(joint, dtype=torch.float64)
         if joint.shape != (size, size):

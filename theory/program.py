@@ -1,79 +1,57 @@
 r"""The exact law of a program: every choice it could make, tried.
 
-``kernel`` runs the operator's own text with a batch whose rows are *prefixes of choices*. At the first choice that
-the prefixes do not cover, each row is forked into the possible values, and the program is run again on the longer
-prefixes; when it runs through, a row is a path, its start and end are an entry of the matrix and its weight is a
-product of the program's own probabilities. There is one run a site, a program may call the denoiser between its
-choices, and it never sees an impossible state.
+``kernel`` runs the operator's own text with a batch of rows that stand for its choices so far (``paths``), one run a
+choice; a composition is taken apart first. A program may call the denoiser between its choices, and it never sees an
+impossible state.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from discdiff.blockwise import Blockwise
 from discdiff.context import Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
-from discdiff.distributions import Choice
+from discdiff.distributions import Key
 from discdiff.handlers import At, Run, listening
 from discdiff.operator import Mix, Operator, Repeat, Staged, Then, When, check_operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.sampler import Sampler, check_model
 from discdiff.state import State
-from discdiff.theory.enumeration import all_states, law_of_data, state_index
+from discdiff.theory.enumeration import all_states, check_size, law_of_data, state_index
+from discdiff.theory.paths import Branching, Paths, TooManyPaths
+from discdiff.theory.sited import Sited
 
 __all__ = ["TooManyPaths", "kernel", "law"]
 
 _MOST_PATHS = 8_000_000
+_TOGETHER = 1 << 19  # rows of a batch: more of them are run one part after another
 
 
-class TooManyPaths(ValueError):
-    """A program with more paths than were to be enumerated."""
+class _Asked(Run):
+    """A run in which every choice is asked for, and none may be hidden."""
 
+    def __init__(self, model: Counter, paths: Paths) -> None:
+        super().__init__(0, model, listen=True)
+        self.paths = paths
 
-class _Fork(Exception):
-    """A choice that the prefixes do not cover."""
-
-    def __init__(self, name: str, choice: Choice, rows: Tensor) -> None:
-        self.name, self.choice, self.rows = name, choice, rows
-
-
-class _Prefixes(Messenger):
-    """Answers each site from the prefixes of the rows that reach it."""
-
-    def __init__(self, states: int, most: int) -> None:
-        super().__init__()
-        self.most = most
-        self.start = torch.arange(states)  # the row of the matrix each prefix belongs to
-        self.log_weight = torch.zeros(states, dtype=torch.float64)
-        self.values: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        rows = msg["fn"].key.rows
-        if msg["name"] not in self.values:
-            raise _Fork(msg["name"], msg["fn"], rows)
-        msg["value"], msg["done"], msg["stop"] = self.values[msg["name"]][rows], True, True
-
-    def extend(self, fork: _Fork) -> None:
-        """Replace each row that reached the site by one row for each value it may take."""
-        parent, value, log_p = fork.choice.fork()
-        elsewhere = torch.ones(len(self.start), dtype=torch.bool)
-        elsewhere[fork.rows] = False  # rows of a mix that took another branch
-        kept = elsewhere.nonzero()[:, 0]
-        source = torch.cat([kept, fork.rows[parent]])
-        if len(source) > self.most:
-            raise TooManyPaths(f"site {fork.name}: more than {self.most} paths; use a smaller vocabulary or length")
-        self.start, self.log_weight = self.start[source], self.log_weight[source]
-        self.log_weight[len(kept) :] += log_p.double()
-        self.values = {name: old[source] for name, old in self.values.items()}
-        self.values[fork.name] = torch.cat([value.new_zeros(len(kept), *value.shape[1:]), value])
+    def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
+        inner = _PYRO_STACK[_PYRO_STACK.index(self.paths) + 1 :]
+        changes = [type(handler).__name__ for handler in inner if type(handler) is not TraceMessenger]
+        if changes:
+            raise ValueError(
+                f"choice {step}.{slot}.{name}: the program makes it under Pyro handlers of its own, "
+                f"{', '.join(changes)}, which may hide or change it; only trace is accepted inside a program"
+            )
+        return super().key(name, state, step, slot, turn)
 
 
 @torch.no_grad()
@@ -100,7 +78,7 @@ def kernel(
         frozen: (L,) sites that never change and are seen at time 0.
         whole: enumerate a composition as one program instead of multiplying its parts' matrices. Slower, equal: the
             test of the algebra.
-        most: how many paths through the program are enumerated before it is given up.
+        most: on how many rows of choices the program is run, all runs together, before it is given up (see ``paths``).
 
     Returns:
         (S**L, S**L) float64, row = state before, column = state after, base-S indices with the first site slowest.
@@ -108,7 +86,8 @@ def kernel(
 
     Raises:
         TypeError: for an operator whose choices have no finite tree, or a model that is not a Denoiser.
-        ValueError: for times out of order, or processes that differ.
+        ValueError: for times out of order, or processes that differ; for more states than a matrix can hold, before it
+            is tried; for a choice made under a Pyro handler inside the program, or by a law that looks at other rows.
         TooManyPaths: a ValueError, for a program that is not done by then.
     """
     check_model(process, model, "kernel")
@@ -123,6 +102,7 @@ def kernel(
     size = length or model.length
     if size is None or (model.length is not None and size != model.length):
         raise ValueError(f"kernel: length= must say how many sites; the model's is {model.length}, got {length}")
+    check_size(process.states, size, "kernel", axes=2)
     mask = None if frozen is None else torch.as_tensor(frozen, dtype=torch.bool)
     if mask is not None and mask.shape != (size,):
         raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(mask.shape)}")
@@ -133,6 +113,8 @@ class _Distinct(Counter):
     """Evaluates the denoiser once for each distinct state: thousands of paths pass through a few of them."""
 
     def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
+        if isinstance(x, Sited):  # a prediction speaks of all sites at once
+            x = x.ledger.settle(x)
         states, length = self.denoiser.process.states, x.shape[1]
         if bool((time == time[:1]).all()):
             unique, index = state_index(x, states).unique(return_inverse=True)
@@ -185,47 +167,73 @@ def _staged(first: Operator, second: Operator, setting: _Setting, now: float) ->
     """Two stages: sum over what lies between them, which the second leaves from with the start in mind."""
     to_middle, then = _paths(first, setting, now)
     start, middle = to_middle.nonzero(as_tuple=True)
-    onwards, _ = _paths(second, setting, then, (start, now), middle)
-    weighted = onwards * to_middle[start, middle][:, None]
-    return torch.zeros_like(to_middle).index_add_(0, start, weighted)
+    return _paths(second, setting, then, _Beginnings(middle, start, to_middle[start, middle], (start, now)))[0]
 
 
 def _enumerate(operator: Operator, setting: _Setting, now: float) -> Tensor:
     return _paths(operator, setting, now)[0]
 
 
-def _paths(
-    operator: Operator,
-    setting: _Setting,
-    now: float,
-    past: tuple[Tensor, float] | None = None,
-    begin: Tensor | None = None,
-) -> tuple[Tensor, float]:
-    """The matrix from the states ``begin`` (all by default) to all states, and the time they are at.
+class _Beginnings(NamedTuple):
+    """Where a program begins.
 
-    Args:
-        past: what each beginning looks back on: the index of a state, and its time.
+    Attributes:
+        state: (M,) the indices of states.
+        row: (M,) the row of the matrix that what comes of each is added to.
+        weight: (M,) how much of it.
+        past: what each looks back on: (M,) states, and their time.
     """
-    process = setting.process
-    states = all_states(process.states, setting.length)
-    begin = torch.arange(len(states)) if begin is None else begin
-    prefixes = _Prefixes(len(begin), setting.most)
-    while True:
-        rows = len(prefixes.start)
-        run = Run(0, _Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)), listen=True)
-        frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
-        state = State(states[begin[prefixes.start]], now, torch.arange(rows), frozen)
-        if past is not None:
-            state = state.after(replace(state, tokens=states[past[0][prefixes.start]], t=past[1]))
-        try:
-            with listening(), prefixes:
-                after = operator(state, At(process, run, setting.t, setting.s, step=1))
-        except _Fork as fork:
-            prefixes.extend(fork)
-            continue
-        matrix = torch.zeros(len(begin), len(states), dtype=torch.float64)
-        end = state_index(after.tokens, process.states)
-        return matrix.index_put_((prefixes.start, end), prefixes.log_weight.exp(), accumulate=True), after.t
+
+    state: Tensor
+    row: Tensor
+    weight: Tensor
+    past: tuple[Tensor, float] | None = None
+
+    def part(self, here: slice) -> "_Beginnings":
+        past = None if self.past is None else (self.past[0][here], self.past[1])
+        return _Beginnings(self.state[here], self.row[here], self.weight[here], past)
+
+
+def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings | None = None) -> tuple[Tensor, float]:
+    """The matrix from the beginnings (by default every state, in its row) to all states, and the time they are at."""
+    states = all_states(setting.process.states, setting.length)
+    if begin is None:
+        every = torch.arange(len(states))
+        begin = _Beginnings(every, every, torch.ones(len(states), dtype=torch.float64))
+    matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
+    waiting, then, done = [begin], now, 0
+    if not len(begin.state):
+        return matrix, now
+    while waiting:
+        part = waiting.pop()
+        paths, half = Paths(part.weight, setting.length, setting.most), len(part.state) // 2
+        while True:
+            if half and paths.rows > _TOGETHER:
+                waiting += [part.part(slice(half)), part.part(slice(half, None))]
+                break
+            done += paths.rows
+            if done > setting.most:
+                raise TooManyPaths(f"{operator}: more than {setting.most} paths; use a smaller vocabulary or length")
+            try:
+                with listening(), paths:
+                    after = operator(*_place(setting, states, part, paths, now))
+                paths.add_ends(after.tokens, matrix, part.row)
+            except Branching:
+                continue
+            then = after.t
+            break
+    return matrix, then
+
+
+def _place(setting: _Setting, states: Tensor, begin: _Beginnings, paths: Paths, now: float) -> tuple[State, At]:
+    """The state and the place in which a program is run on some paths."""
+    rows, start = paths.rows, paths.start.repeat_interleave(paths.copies)
+    run = _Asked(_Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)), paths)
+    frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
+    state = State(states[begin.state[start]], now, torch.arange(rows), frozen)
+    if begin.past is not None:
+        state = state.after(replace(state, tokens=states[begin.past[0][start]], t=begin.past[1]))
+    return state, At(setting.process, run, setting.t, setting.s, step=1)
 
 
 @torch.no_grad()
@@ -250,7 +258,7 @@ def law(
         For a grid that ends at 0, (n**L,) over data sequences; else (S**L,) over noisy states. Sums to 1.
 
     Raises:
-        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0.
+        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0; as ``kernel``.
     """
     if isinstance(sampler, Blockwise):
         return _blockwise(sampler, length)
@@ -258,6 +266,7 @@ def law(
     size = length or model.length
     if size is None:
         raise ValueError("law: length= must say how many sites; this model has no length of its own")
+    check_size(process.states, size, "law", axes=2)
     if (prompt is None) != (frozen is None) or any(x is not None and len(x) != size for x in (prompt, frozen)):
         raise ValueError(f"law: prompt= and frozen= go together, both of length {size}")
     if initial is None:
@@ -289,6 +298,9 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
     size = length or model.length
     if size is None:
         raise ValueError("law: length= must say how many sites; this model has no length of its own")
+    check_size(len(process.data_tokens), size, "law")
+    for sites in {b - a for sizes in sampler.sizes for a, b in itertools.pairwise(sampler.edges(size, sizes))}:
+        check_size(process.states, sites, f"law of a block of {sites} sites", axes=2)
     tokens, total = process.data_tokens, []
     future = process.prior(1, sampler.window or size).sample() if sampler.future else None
     for sizes, weight in zip(sampler.sizes, sampler.weights, strict=True):
@@ -312,11 +324,8 @@ def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None
     for _, t, s in sampler.intervals():
         setting = _Setting(sampler.process, sampler.model, t, s, size, frozen, True)
         past, now = pairs.nonzero(as_tuple=True)
-        if before is None:  # on the diagonal: there is no past
-            onwards, _ = _paths(operator, setting, t, None, now)
-        else:
-            onwards, _ = _paths(operator, setting, t, (past, before), now)
-        pairs = torch.zeros_like(pairs).index_add_(0, now, onwards * pairs[past, now][:, None])
+        look = None if before is None else (past, before)  # on the diagonal there is no past
+        pairs, _ = _paths(operator, setting, t, _Beginnings(now, now, pairs[past, now], look))
         before = t
     return pairs.sum(0)
 

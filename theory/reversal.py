@@ -19,13 +19,14 @@ from torch import Tensor
 
 from discdiff.denoiser import Denoiser
 from discdiff.process import Process
-from discdiff.theory.enumeration import Enumeration, all_states, law_of_data, law_of_prior, state_index
+from discdiff.theory.enumeration import Enumeration, all_states, check_size, law_of_data, law_of_prior, state_index
 
 __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_generator", "reverse_law"]
 
 
 def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor, "N N"]:
     """The forward generator of all sites per unit of sigma = -log alpha: the Kronecker sum of the sites'."""
+    check_size(process.states, length, "joint_generator", axes=2)
     site = process.generator(alpha)
     eye = torch.eye(process.states, dtype=torch.float64)
     total = torch.zeros(process.states**length, process.states**length, dtype=torch.float64)
@@ -67,6 +68,7 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
     process, size = model.process, length or model.length
     if size is None:
         raise ValueError("model_generator: length= must say how many sites; this model has no length of its own")
+    check_size(process.states, size, "model_generator", axes=2)
     z = all_states(process.states, size)
     rates = model(z, t).rates
     generator = torch.zeros(len(z), len(z), dtype=torch.float64)
