@@ -8,6 +8,7 @@ Where nothing is clipped nothing can be lost: with one jump in a step the jump h
 so what follows has half a step on average, with the rates after the jump; with two, they meet each other's rates. Hence
 the law of paths with up to two jumps is right to second order, however strong the coupling. With many jumps in every
 step it turns into two ancestral half-steps, which cost the same. Nothing has a negative rate, and it can end at time 0.
+Where noise has no rank one its slow modes make the rates at pure noise singular: the step from there is ancestral.
 """
 
 from dataclasses import dataclass, replace
@@ -17,16 +18,24 @@ import torch
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Predictor, Staged
-from discdiff.samplers.ancestral import reverse_step
+from discdiff.rank_one import RankOne
+from discdiff.samplers.ancestral import Ancestral, reverse_step
 from discdiff.samplers.extrapolated import share
 from discdiff.state import State
 
 __all__ = ["SplitLeap"]
 
 
+def _singular(at: At) -> bool:
+    """Whether the step leaves pure noise in which some modes of the noise process are slower than others."""
+    return not isinstance(at.process, RankOne) and bool((torch.as_tensor(at.alpha(at.t)) == 0).any())
+
+
 @dataclass(frozen=True)
 class _Leap(Predictor):
     def __call__(self, state: State, at: At) -> State:
+        if _singular(at):
+            return replace(state, past=None)
         middle, _, _ = share(at, state.t, state, 0.5)
         moved = reverse_step(state, state.free, at, look=middle)
         jumped = moved.tokens != state.tokens
@@ -39,6 +48,8 @@ class _LookAgain(Predictor):
     def __call__(self, state: State, at: At) -> State:
         start = state.past
         assert start is not None  # Staged sees to it
+        if _singular(at):
+            return Ancestral()(replace(state, past=None), at)
         kept = state.tokens != start.tokens
         moved = kept.any(-1).nonzero()[:, 0]
         if not len(moved):

@@ -24,7 +24,8 @@ from discdiff.handlers import At, Run, listening
 from discdiff.operator import Mix, Operator, Repeat, Staged, Then, When, check_operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.sampler import Sampler, check_model
+from discdiff.rest import applied, check_reads
+from discdiff.sampler import Sampler, acting, check_model
 from discdiff.state import State
 from discdiff.theory.enumeration import all_states, check_size, law_of_data, state_index
 from discdiff.theory.paths import Branching, Paths, TooManyPaths
@@ -106,6 +107,8 @@ def kernel(
     mask = None if frozen is None else torch.as_tensor(frozen, dtype=torch.bool)
     if mask is not None and mask.shape != (size,):
         raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(mask.shape)}")
+    for _, part, time in acting(operator, t, t if s is None else s, t):
+        check_reads(part, model, time)
     return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, mask, whole, most), t)
 
 
@@ -216,7 +219,7 @@ def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings
                 raise TooManyPaths(f"{operator}: more than {setting.most} paths; use a smaller vocabulary or length")
             try:
                 with listening(), paths:
-                    after = operator(*_place(setting, states, part, paths, now))
+                    after = applied(operator, *_place(setting, states, part, paths, now))
                 paths.add_ends(after.tokens, matrix, part.row)
             except Branching:
                 continue
