@@ -21,6 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from discdiff.faults import BAD_LOGITS, Watch
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
@@ -34,7 +35,6 @@ __all__ = [
     "PointMixture",
     "SiteWise",
     "Tokens",
-    "report",
 ]
 
 
@@ -53,6 +53,11 @@ class Key:
     def fresh(cls, batch: int, device: torch.device) -> "Key":
         """A key from torch's global generator, for draws made outside a sampler."""
         return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
+
+    @property
+    def watch(self) -> Watch:
+        """Who is told of what cannot be drawn from."""
+        return Watch(self.rows, self.faults)
 
     def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
         """Two float64 uniforms for each position of each row."""
@@ -129,7 +134,7 @@ class Coins(SiteWise):
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
         wrong = ~((self.probs >= 0) & (self.probs <= 1 + 1e-9))
-        report(key, wrong, "a probability that is not in [0, 1]: are there NaNs in the logits?")
+        key.watch.refuse(wrong, "the denoiser gave a probability that is not in [0, 1]: are there NaNs in the logits?")
         return key.uniforms(self.probs.shape[1])[0] < self.probs
 
     def log_prob(self, value: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
@@ -158,8 +163,8 @@ class Tokens(SiteWise):
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         where = self.sites.where
         drawn = self.sites.draw(key.seed, key.rows, key.step, key.tag)
-        report(key, where.masked_scatter(where, drawn < 0), "logits without mass, or with a NaN or +inf")
-        return self.keep.masked_scatter(where, drawn)
+        key.watch.refuse(drawn < 0, BAD_LOGITS, where)
+        return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU goes on to the end: with an id, not with -1
 
     def log_prob(self, value: Int[Tensor, "*sample #B L"]) -> Float[Tensor, "*sample B"]:
         where = self.sites.where
@@ -348,15 +353,6 @@ class Branch(Choice):
         parent = torch.arange(batch, device=self.device).repeat_interleave(len(possible))
         value = possible.repeat(batch)
         return parent, value, self.weights.log()[value]
-
-
-def report(key: Key, wrong: Bool[Tensor, "B L"], what: str) -> None:
-    """Raise for the first wrong site; on a GPU only note it, and the sampler looks once at the end."""
-    if wrong.is_cuda:
-        key.faults.append(wrong.any())
-    elif bool(wrong.any()):
-        row, position = wrong.nonzero()[0].tolist()
-        raise ValueError(f"row {int(key.rows[row])}, position {position}: the denoiser gave {what}")
 
 
 def _refuse_nan(wrong: Bool[Tensor, "B L"], name: str) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice, Key
+from discdiff.faults import Watch
 
 __all__ = ["Ranking", "Subset", "Waiting"]
 
@@ -72,6 +73,7 @@ class Ranking(Choice):
         self.count = torch.minimum(count, (log_weight > -torch.inf).sum(-1))
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
+        key.watch.refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
         u = key.uniforms(self.log_weight.shape[1])[0]
         order = (self.log_weight - (-u.log()).log()).argsort(dim=-1, descending=True, stable=True)
         rank = torch.arange(u.shape[1], device=self.device).expand_as(order)
@@ -88,6 +90,7 @@ class Ranking(Choice):
         return torch.where(right, total, -torch.inf)
 
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
+        Watch().refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
         parent = torch.arange(len(self.log_weight), device=self.device)
         value, total = torch.full_like(self.log_weight, -1, dtype=torch.int64), torch.zeros(len(parent)).double()
         for rank in range(int(self.count.max()) if len(self.count) else 0):

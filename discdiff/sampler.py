@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
+from discdiff.dropout import warn_of_dropout
 from discdiff.grid import by_time, listed
 from discdiff.handlers import At, Run, choose
 from discdiff.kernels import dispatch as kernels
@@ -141,7 +142,8 @@ class Sampler:
             device: where to sample.
 
         Raises:
-            ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits.
+            ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits, or a mask that is left at
+                time 0.
         """
         length = self._length(length)
         if batch < 1:
@@ -150,6 +152,7 @@ class Sampler:
             raise ValueError(
                 f"sample: row ids must lie in [0, 2**32), got first_row = {first_row} with batch = {batch}"
             )
+        warn_of_dropout((self.model.fn, *self.model.guides), stacklevel=3)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
@@ -180,8 +183,11 @@ class Sampler:
         for state in shown:
             if record:
                 trajectory.append(state.tokens)
-        run.check_faults()
         tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
+        if self.grid[-1] == 0:
+            run.finish(tokens, rows, self.process, self.operator)
+        else:
+            run.check_faults()
         path = torch.stack(trajectory) if record else None
         return Samples(tokens, counter.nfe, counter.nfe_rows, seed, path, run.log_prob, counter.queries)
 

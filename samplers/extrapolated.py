@@ -56,7 +56,7 @@ def combined_leap(
         total = weight[n][:, None] * one.rows.dense(n).exp() + back[n][:, None] * other.rows.dense(n).exp()
         return total.scatter(-1, own[n][:, None], 0.0).clamp(min=0).log()
 
-    sites = Sites.computed(where, rates, process.columns)
+    sites = Sites.computed(where, rates, process.columns, watch=late.watch, empty=True)
     total = torch.zeros_like(length).masked_scatter(where, sites.known().log_sum_exp.exp())
     accept = torch.where(where, -torch.expm1(-length * total) / bound, 0.0).clamp(max=1.0)  # rounding
     where = choose("accept", Coins(accept), state, at)

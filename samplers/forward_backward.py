@@ -110,7 +110,7 @@ class TauForwardBackward(Corrector):
             back = backward.dense(n) + alpha[n][:, None].log()
             return torch.logaddexp(forward, back).scatter(-1, process.column(x[n])[:, None], -torch.inf)
 
-        rates = Sites.computed(free, rows, process.columns)
+        rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)

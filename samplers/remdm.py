@@ -73,7 +73,8 @@ class ReMDM(Predictor):
         again = sigma
         if self.confident:
             belief = at.predict(state).log_own(shown).exp()
-            again = (again * (-belief).masked_fill(~shown, -torch.inf).softmax(-1)).nan_to_num(0.0).minimum(most)
+            share = (-belief).masked_fill(~shown, -torch.inf).softmax(-1).where(shown, 0.0)
+            again = (again * share).minimum(most)
             sigma = torch.zeros_like(sigma)
         remask = choose("remask", Coins(torch.where(shown, again, 0.0)), state, at)
         reveal = torch.where(a_t < 1, (a_s - (1 - sigma) * a_t) / (1 - a_t), 0.0).clamp(0.0, 1.0)
