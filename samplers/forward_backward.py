@@ -76,6 +76,8 @@ class ForwardBackward(Corrector):
 class TauForwardBackward(Corrector):
     """All sites follow R + Rbar, frozen, for a length h of -log alpha; one denoiser call.
 
+    At time 0 nothing is done: what takes noise away again has no finite rate there, so frozen rates would leave noise.
+
     Args:
         h: the length, in units in which the noise process has rate 1.
 
@@ -99,7 +101,10 @@ class TauForwardBackward(Corrector):
             raise ValueError(f"{self} needs a process of rank one, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        process, z, free = at.process, state.tokens, state.free
+        process, z = at.process, state.tokens
+        free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
+        if not bool(free.any()):
+            return state
         prediction = at.predict(state)
         backward, x, alpha = prediction.rates_at(free).rows, z[free], prediction.alpha[free].clamp(min=1e-290)
 
