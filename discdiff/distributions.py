@@ -110,7 +110,7 @@ class SiteWise(Choice):
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
         log_p, value = self.table()
         batch, length, _ = log_p.shape
-        _refuse_nan(log_p.sum(-1).isnan(), type(self).__name__)
+        Watch().refuse(log_p.sum(-1).isnan(), f"{type(self).__name__} has a NaN probability; {BAD_LOGITS}")
         parent = torch.arange(batch, device=log_p.device)
         values, total = value.new_empty(batch, 0), log_p.new_zeros(batch)
         for site in range(length):
@@ -353,9 +353,3 @@ class Branch(Choice):
         parent = torch.arange(batch, device=self.device).repeat_interleave(len(possible))
         value = possible.repeat(batch)
         return parent, value, self.weights.log()[value]
-
-
-def _refuse_nan(wrong: Bool[Tensor, "B L"], name: str) -> None:
-    if bool(wrong.any()):
-        row, position = wrong.nonzero()[0].tolist()
-        raise ValueError(f"row {row}, position {position}: {name} has a NaN probability")

@@ -24,7 +24,7 @@ LOG_RATE: dict[str, Callable[[Tensor], Tensor]] = {
     "barker": torch.nn.functional.logsigmoid,  # r / (1 + r)
     "sqrt": lambda log_r: log_r / 2,
     "min": lambda log_r: log_r.clamp(max=0),
-    "max": lambda log_r: torch.where(log_r > -torch.inf, log_r.clamp(min=0), -torch.inf),
+    "max": lambda log_r: torch.where(log_r == -torch.inf, -torch.inf, log_r.clamp(min=0)),
 }
 
 
