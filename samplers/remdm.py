@@ -12,7 +12,7 @@ With sigma = rho times the step's length both are 1. The published loop is ``Rem
 Reference: Wang et al. (2025).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -72,6 +72,7 @@ class ReMDM(Predictor):
         shown = state.free & ~masks
         again = sigma
         if self.confident:
+            state = replace(state, seen=at.predict(state))  # for the draw below, too
             belief = at.predict(state).log_own(shown).exp()
             share = (-belief).masked_fill(~shown, -torch.inf).softmax(-1).where(shown, 0.0)
             again = (again * share).minimum(most)

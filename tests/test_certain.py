@@ -15,16 +15,17 @@ V, L = 3, 4
 ROWS = 200  # rows of a batch are seeds: what is drawn is a function of (seed, row id)
 GOAL = torch.tensor([2, 0, 1, 2])
 PROCESSES = [*families(V), *pairs(V), dd.Masked(V + 1, dd.Linear(), mask_id=1)]
-FEW = [process for process in PROCESSES if isinstance(process, dd.Masked | dd.Uniform | dd.AbsorbingUniform)]
+MASKED, UNIFORM, PAIRS = PROCESSES[0], PROCESSES[1], PROCESSES[8]
+KINDS = [MASKED, UNIFORM, PAIRS, *(p for p in PROCESSES if type(p) in (dd.Hybrid, dd.General))]
 
 
 def name(process: dd.Process) -> str:
     return f"{type(process).__name__}-{process.mask_id}"
 
 
-def some(processes: list[dd.Process]) -> list[object]:
-    """All of them in the long suite, a few kinds in the short one."""
-    return [pytest.param(p, id=name(p), marks=[] if p in FEW else [pytest.mark.slow]) for p in processes]
+def all_but(few: list[dd.Process]) -> list[object]:
+    """All processes, of which the short suite takes a few."""
+    return [pytest.param(p, id=name(p), marks=[] if p in few else [pytest.mark.slow]) for p in PROCESSES]
 
 
 def certain(process: dd.Process, goal: torch.Tensor = GOAL) -> dd.Denoiser:
@@ -47,7 +48,7 @@ def clean(tokens: torch.Tensor, process: dd.Process) -> bool:
     return bool(torch.isin(tokens, process.data_tokens).all())
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=name)
+@pytest.mark.parametrize("process", all_but(KINDS))
 def test_a_certain_model_is_followed(process: dd.Process) -> None:
     goal, model = process.data_tokens[GOAL], certain(process)
     for operator in STEPS:
@@ -74,14 +75,14 @@ class Leaky(S.Ancestral):
 
 def test_one_that_is_not_certain_is_not() -> None:
     """The test above can fail: by a token that the model gives a chance, and by an operator that forgets a site."""
-    process, goal = FEW[1], FEW[1].data_tokens[GOAL]
+    process, goal = UNIFORM, UNIFORM.data_tokens[GOAL]
     tokens = dd.Sampler(process, table(process), S.Ancestral(), steps=3).sample(ROWS, L, seed=0).tokens
     assert not bool((tokens == goal).all())
     forgot = dd.Sampler(process, certain(process), Leaky(), steps=2).sample(ROWS, seed=0).tokens
     assert not bool((forgot == goal).all())
 
 
-@pytest.mark.parametrize("process", some(PROCESSES))
+@pytest.mark.parametrize("process", all_but([MASKED, UNIFORM, PAIRS]))
 def test_given_tokens_come_back_and_no_mask_is_left(process: dd.Process) -> None:
     given = process.data_tokens[torch.randint(V, (8, 5), generator=torch.Generator().manual_seed(1))]
     where = torch.tensor([True, False, False, True, False])
@@ -93,7 +94,7 @@ def test_given_tokens_come_back_and_no_mask_is_left(process: dd.Process) -> None
             assert clean(tokens, process), operator
 
 
-@pytest.mark.parametrize("process", some(PROCESSES))
+@pytest.mark.parametrize("process", all_but([MASKED, UNIFORM]))
 def test_so_it_is_block_by_block(process: dd.Process) -> None:
     prompt = process.data_tokens[torch.randint(V, (4, 3), generator=torch.Generator().manual_seed(1))]
     for operator in STEPS:
@@ -104,7 +105,7 @@ def test_so_it_is_block_by_block(process: dd.Process) -> None:
 
 
 def test_so_it_is_in_generate_and_in_cascades() -> None:
-    process = FEW[0]
+    process = MASKED
     prompt = process.data_tokens[torch.randint(V, (4, 2), generator=torch.Generator().manual_seed(1))]
     for operator in STEPS:
         if accepted(operator, process):
@@ -134,7 +135,7 @@ def test_so_it_is_in_a_pipeline() -> None:
 
 
 def test_a_mask_that_is_left_is_refused_everywhere() -> None:
-    process, model = FEW[0], table(FEW[0])
+    process, model = MASKED, table(MASKED)
     with pytest.raises(ValueError, match="row 7, position 0: the mask is left at time 0"):
         dd.Sampler(process, model, Leaky(), steps=2).sample(2, 5, seed=0, first_row=7)
     with pytest.raises(ValueError, match="position 0: the mask is left"):
