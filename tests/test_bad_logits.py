@@ -59,7 +59,9 @@ class Told:
 def run(process: dd.Process, operator: dd.Operator, fn: Told, guide: object = None, grid: object = None) -> Tensor:
     model = dd.Denoiser(fn, process, predicts="loo")
     model = model if guide is None else model.guided(guide)
-    return dd.Sampler(process, model, operator, grid=grid or [1.0, 0.6, 0.0]).sample(B, L, seed=1, first_row=FIRST).tokens
+    return (
+        dd.Sampler(process, model, operator, grid=grid or [1.0, 0.6, 0.0]).sample(B, L, seed=1, first_row=FIRST).tokens
+    )
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=repr)

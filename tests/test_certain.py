@@ -151,4 +151,6 @@ def test_a_mask_that_is_left_is_refused_everywhere() -> None:
     x = torch.full((2, 5), V)
     with pytest.raises(ValueError, match="position 0: the mask is left"):
         scheduler.step(model.fn(x, None), 0, x)
-    assert dd.Sampler(process, model, Leaky(), grid=[1.0, 0.5]).sample(2, 5, seed=0).nfe  # before time 0 a mask is right
+    assert (
+        dd.Sampler(process, model, Leaky(), grid=[1.0, 0.5]).sample(2, 5, seed=0).nfe
+    )  # before time 0 a mask is right
