@@ -21,7 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from discdiff.faults import BAD_LOGITS, Watch
+from discdiff.faults import AT_ONCE, BAD_LOGITS, Watch
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
@@ -110,7 +110,7 @@ class SiteWise(Choice):
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
         log_p, value = self.table()
         batch, length, _ = log_p.shape
-        Watch().refuse(log_p.sum(-1).isnan(), f"{type(self).__name__} has a NaN probability; {BAD_LOGITS}")
+        AT_ONCE.refuse(log_p.sum(-1).isnan(), f"{type(self).__name__} has a NaN probability; {BAD_LOGITS}")
         parent = torch.arange(batch, device=log_p.device)
         values, total = value.new_empty(batch, 0), log_p.new_zeros(batch)
         for site in range(length):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice, Key
-from discdiff.faults import Watch
+from discdiff.faults import AT_ONCE
 
 __all__ = ["Ranking", "Subset", "Waiting"]
 
@@ -90,7 +90,7 @@ class Ranking(Choice):
         return torch.where(right, total, -torch.inf)
 
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
-        Watch().refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
+        AT_ONCE.refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
         parent = torch.arange(len(self.log_weight), device=self.device)
         value, total = torch.full_like(self.log_weight, -1, dtype=torch.int64), torch.zeros(len(parent)).double()
         for rank in range(int(self.count.max()) if len(self.count) else 0):

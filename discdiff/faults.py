@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["BAD_LOGITS", "Watch"]
+__all__ = ["AT_ONCE", "BAD_LOGITS", "Watch"]
 
 BAD_LOGITS = "the denoiser gave logits without mass, or with a NaN or +inf"
 
@@ -47,3 +47,6 @@ class Watch:
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
         """Of the rows at these indices."""
         return self if self.rows is None else Watch(self.rows[index], self.flags)
+
+
+AT_ONCE = Watch()  # outside a run

@@ -63,8 +63,8 @@ class Output:
     def _refuse_rewritten(self) -> None:
         if self.version is not None and self.source._version != self.version:
             raise ValueError(
-                "an earlier output of the denoiser was written to in place before it was read: the function must return "
-                "a new tensor at every call, or a copy of its buffer, and nobody may edit what it returned"
+                "an earlier output of the denoiser was written to in place before it was read: the function must "
+                "return a new tensor at every call, or a copy of its buffer, and nobody may edit what it returned"
             )
 
 

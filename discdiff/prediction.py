@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.faults import Watch
+from discdiff.faults import AT_ONCE
 from discdiff.kernels import dispatch as kernels
 from discdiff.output import Output
 from discdiff.process import Process, Survival
@@ -82,7 +82,7 @@ class Prediction:
             raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted}, got {got}")
         self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
-        self.watch = Watch()  # in a run, the run's
+        self.watch = AT_ONCE  # in a run, the run's
         self._known: Sites | None = None
         self._truncate: Truncate | None = None
 

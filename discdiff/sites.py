@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.faults import BAD_LOGITS, Watch
+from discdiff.faults import AT_ONCE, BAD_LOGITS, Watch
 from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Sites"]
@@ -35,7 +35,7 @@ class Sites:
     where: Bool[Tensor, "B L"]
     rows: kernels.Source
     reading: kernels.Reading | None = None
-    watch: Watch = Watch()
+    watch: Watch = AT_ONCE
     empty: bool = False
 
     @classmethod
@@ -45,7 +45,7 @@ class Sites:
         function: Callable[[Int[Tensor, " n"]], Float[Tensor, "n C"]],
         width: int,
         dtype: torch.dtype = torch.float64,
-        watch: Watch = Watch(),
+        watch: Watch = AT_ONCE,
         empty: bool = False,
     ) -> "Sites":
         """Sites whose rows a function makes from their numbers among the chosen ones, when they are read."""

@@ -68,7 +68,7 @@ STEPS: list[dd.Operator] = [
 
 
 def accepted(operator: dd.Operator, process: dd.Process) -> bool:
-    """Whether the operator has a meaning on the process: by its own word, but for one that says so only when it runs."""
+    """Whether the operator has a meaning on the process, by its own word; one says so only when it runs."""
     if isinstance(operator, S.ARPC) and isinstance(process, dd.TimeVarying):
         return False  # it adds noise from alpha = 0, which this process never reaches
     try:
