@@ -267,7 +267,7 @@ class Counter:
                 raise
             raise ValueError(
                 f"the denoiser failed on {len(x)} of the run's {len(self.nfe_rows)} rows ({error}); an operator may "
-                "ask for some rows alone, so the function must take any number of them, without a buffer of a fixed size"
+                "ask for some rows alone, so the function must take any number, without a buffer of a fixed size"
             ) from error
         if self.denoiser.time is None:
             self._last = x, output

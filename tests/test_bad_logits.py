@@ -1,4 +1,4 @@
-"""Logits that are no law become errors that name row and site, whatever looks at them: a draw, or a reading before it."""
+"""Logits that are no law become errors that name row and site, whatever looks at them: a draw or a reading."""
 
 import itertools
 import re
@@ -185,7 +185,7 @@ def test_blocks_and_exact_laws_refuse_them(process: dd.Process) -> None:
     for operator in (S.Ancestral(), S.Greedy(), S.Ancestral() >> S.InformedGibbs()):
         with pytest.raises(ValueError, match=NAMES):
             dd.Blockwise(process, model, operator, block=L, steps=2).sample(B, L, seed=0, first_row=FIRST)
-        with pytest.raises(ValueError, match="row .*position 2: .*the denoiser gave"):
+        with pytest.raises(ValueError, match=r"row .*position 2: .*the denoiser gave"):
             T.kernel(operator, process, model, t=0.6, s=0.3, length=3)
-        with pytest.raises(ValueError, match="row .*position 2: .*the denoiser gave"):
+        with pytest.raises(ValueError, match=r"row .*position 2: .*the denoiser gave"):
             T.law(dd.Sampler(process, model, operator, steps=2), length=3)

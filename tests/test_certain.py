@@ -1,4 +1,4 @@
-"""What every operator does, whatever its law: it ends at what a model is certain of, keeps what is given, leaves no mask."""
+"""What every operator does: it ends at what a model is certain of, keeps what is given, and leaves no mask."""
 
 import pytest
 import torch
