@@ -157,6 +157,10 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         frozen = None if prompt_mask is None else prompt_mask.expand(sample.shape)
         state, at = self._place(sample, number + 1, frozen, model_output, max(self._block, 0))
         tokens = self.operator(state, at).tokens
+        if at.s == 0:
+            at.run.finish(tokens, state.rows, self.process, self.operator)
+        else:
+            at.run.check_faults()
         if not return_dict:
             return (tokens,)
         everywhere = torch.ones_like(tokens, dtype=torch.bool)

@@ -21,6 +21,7 @@ from torch import Tensor
 from discdiff.context import Cached, Growing, Kept, Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Branch
+from discdiff.dropout import warn_of_dropout
 from discdiff.handlers import At, Run, choose, listening, stream, under, while_listening
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator
@@ -160,6 +161,7 @@ class Blockwise:
         stops = torch.tensor([stop] if isinstance(stop, int) else list(stop), dtype=torch.int64, device=device)
         process.check_data(stops[None], "stop")
         given = self._prompts(prompt, batch, length)
+        warn_of_dropout((model.fn, *model.guides), stacklevel=3)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         rows = torch.arange(first_row, first_row + batch, device=device)
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
@@ -319,6 +321,7 @@ class _Job:
         state = state.at(torch.where(given, process.place(tokens, noise), noise))
         for after in sampler.through(replace(state, frozen=given if bool(given.any()) else None), run):
             state = after
-        run.check_faults()
+        clean = process.column(state.tokens)
+        run.finish(clean, rows, process, sampler.operator)
         tally.nfe, tally.queries = tally.nfe + model.nfe, tally.queries + model.queries
-        return process.column(state.tokens)
+        return clean

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Choice
+from discdiff.faults import BAD_LOGITS
 from discdiff.prediction import Prediction
 from discdiff.process import Process, Survival
 from discdiff.rank_one import Masked, RankOne
@@ -145,6 +146,7 @@ def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[
     """
     process, x = prediction.process, prediction.x
     d = prediction.denoiser.double().exp()
+    prediction.watch.refuse(d.isnan().any(-1), BAD_LOGITS)
     total = torch.zeros(*x.shape, process.columns, dtype=torch.float64, device=x.device)
     for v in process.data_tokens.tolist():
         share = d[..., v]

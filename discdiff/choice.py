@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from discdiff.faults import Watch
 from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Choice", "Key", "Repeated"]
@@ -32,6 +33,11 @@ class Key:
     def fresh(cls, batch: int, device: torch.device) -> "Key":
         """A key from torch's global generator, for draws made outside a sampler."""
         return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
+
+    @property
+    def watch(self) -> Watch:
+        """Who is told of what cannot be drawn from."""
+        return Watch(self.rows, self.faults)
 
     def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
         """Two float64 uniforms for each position of each row."""

@@ -171,11 +171,11 @@ class Kept(Growing, Generic[C]):
 
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         time = model.time_argument(t.expand(len(x), -1))
-        return self.network.evaluate(self._of(rows), x, time)
+        return self.network.evaluate(self._of(rows), x.clone(), None if time is None else time.clone())
 
     def score(self, x: Int[Tensor, "R n"], rows: Tensor) -> Tensor:
         """The network's own ``score``."""
-        return self.network.score(self._of(rows), x)  # type: ignore[attr-defined]
+        return self.network.score(self._of(rows), x.clone())  # type: ignore[attr-defined]
 
     def _of(self, rows: Tensor) -> C:
         place = self.places(rows)

@@ -110,12 +110,15 @@ class Denoiser:
             got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
             raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
+        if out.is_inference():  # nothing tells whether its memory is used again, so it is copied
+            out = out.clone()
         width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
         return Output(out, width, self.head, self.shift, self.suppress)
 
     def called(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Tensor:
-        """The function itself at times t: the only place that calls it."""
-        return self.fn(x, self.time_argument(t.expand(len(x), -1)))
+        """The function itself at times t, given copies: one that edits its input in place changes nothing here."""
+        time = self.time_argument(t.expand(len(x), -1))
+        return self.fn(x.clone(), None if time is None else time.clone())
 
     def given(self, context: Context) -> "Denoiser":
         """The same model of a block that follows clean tokens."""
@@ -255,7 +258,17 @@ class Counter:
             return self.denoiser.interpret(self._last[1], x, time)
         self._last = None  # before the call: two outputs need not be in memory at once
         self._count(x.shape[1], rows)
-        output = self.denoiser.output(x, time, rows)
+        try:
+            output = self.denoiser.output(x, time, rows)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if len(x) == len(self.nfe_rows):
+                raise
+            raise ValueError(
+                f"the denoiser failed on {len(x)} of the run's {len(self.nfe_rows)} rows ({error}); an operator may "
+                "ask for some rows alone, so the function must take any number, without a buffer of a fixed size"
+            ) from error
         if self.denoiser.time is None:
             self._last = x, output
         return self.denoiser.interpret(output, x, time)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.choice import Choice, Key
+from discdiff.faults import AT_ONCE, BAD_LOGITS
 from discdiff.kernels import dispatch as kernels
 from discdiff.sites import Sites
 
@@ -31,7 +32,6 @@ __all__ = [
     "PointMixture",
     "SiteWise",
     "Tokens",
-    "report",
 ]
 
 
@@ -45,7 +45,7 @@ class SiteWise(Choice):
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
         log_p, value = self.table()
         batch, length, _ = log_p.shape
-        _refuse_nan(log_p.sum(-1).isnan(), type(self).__name__)
+        AT_ONCE.refuse(log_p.sum(-1).isnan(), f"{type(self).__name__} has a NaN probability; {BAD_LOGITS}")
         parent = torch.arange(batch, device=log_p.device)
         values, total = value.new_empty(batch, 0), log_p.new_zeros(batch)
         for site in range(length):
@@ -75,7 +75,7 @@ class Coins(SiteWise):
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
         wrong = ~((self.probs >= 0) & (self.probs <= 1 + 1e-9))
-        report(key, wrong, "a probability that is not in [0, 1]: are there NaNs in the logits?")
+        key.watch.refuse(wrong, "the denoiser gave a probability that is not in [0, 1]: are there NaNs in the logits?")
         return key.uniforms(self.probs.shape[1])[0] < self.probs
 
     def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
@@ -109,8 +109,8 @@ class Tokens(SiteWise):
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         where = self.sites.where
         drawn = self.sites.draw(key.seed, key.rows, key.step, key.tag)
-        report(key, where.masked_scatter(where, drawn < 0), "logits without mass, or with a NaN or +inf")
-        return self.keep.masked_scatter(where, drawn)
+        key.watch.refuse(drawn < 0, BAD_LOGITS, where)
+        return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU goes on to the end: with an id, not with -1
 
     def __getstate__(self) -> dict[str, object]:
         """Pickled as rows that are read: a recipe may hold functions that cannot be."""
@@ -308,18 +308,3 @@ class Branch(Choice):
         parent = torch.arange(batch, device=self.device).repeat_interleave(len(possible))
         value = possible.repeat(batch)
         return parent, value, self.weights.log()[value]
-
-
-def report(key: Key, wrong: Bool[Tensor, "B L"], what: str) -> None:
-    """Raise for the first wrong site; on a GPU only note it, and the sampler looks once at the end."""
-    if wrong.is_cuda:
-        key.faults.append(wrong.any())
-    elif bool(wrong.any()):
-        row, position = wrong.nonzero()[0].tolist()
-        raise ValueError(f"row {int(key.rows[row])}, position {position}: the denoiser gave {what}")
-
-
-def _refuse_nan(wrong: Bool[Tensor, "B L"], name: str) -> None:
-    if bool(wrong.any()):
-        row, position = wrong.nonzero()[0].tolist()
-        raise ValueError(f"row {row}, position {position}: {name} has a NaN probability")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from discdiff.choice import Choice, Key
+from discdiff.faults import AT_ONCE
 from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Ranking", "Subset", "Waiting"]
@@ -79,6 +80,7 @@ class Ranking(Choice):
         self.count = torch.minimum(count, (log_weight > -torch.inf).sum(-1))
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
+        key.watch.refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
         u = key.uniforms(self.log_weight.shape[1])[0]
         order = (self.log_weight - (-u.log()).log()).argsort(dim=-1, descending=True, stable=True)
         rank = torch.arange(u.shape[1], device=self.device).expand_as(order)
@@ -98,6 +100,7 @@ class Ranking(Choice):
         return torch.where(right, total, -torch.inf)
 
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
+        AT_ONCE.refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
         parent = torch.arange(len(self.log_weight), device=self.device)
         value, total = torch.full_like(self.log_weight, -1, dtype=torch.int64), torch.zeros(len(parent)).double()
         for rank in range(int(self.count.max()) if len(self.count) else 0):

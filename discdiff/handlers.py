@@ -21,12 +21,13 @@ from typing import ParamSpec, TypeVar
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.contrib.autoname import scope
 from torch import Tensor
 
 from discdiff.choice import Choice, Key
 from discdiff.denoiser import Counter, frozen_time
+from discdiff.faults import Watch
 from discdiff.kernels.dispatch import TAGS, philox
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -63,11 +64,25 @@ class Run:
     _step: tuple[int, int] = (-1, 0)
 
     def check_faults(self) -> None:
-        """Raise ValueError if a row of logits could not be drawn from: what a GPU says only at the end."""
+        """Raise ValueError if a row of logits was no law: what a GPU says only at the end."""
         if self.faults and bool(torch.stack(self.faults).any()):
             raise ValueError(
                 "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
             )
+
+    def finish(self, tokens: Int[Tensor, "B L"], rows: Int[Tensor, " B"], process: Process, what: object) -> None:
+        """Raise ValueError if the tokens of time 0 hold a mask, or come of bad logits.
+
+        Args:
+            tokens: what the run would hand out.
+            rows: ids of its rows.
+            process: the forward process.
+            what: the operator that made them.
+        """
+        self.check_faults()
+        if process.mask_id is not None:
+            left = f"the mask is left at time 0, where tokens are clean, by {what}"
+            Watch(rows).refuse(tokens == process.mask_id, left)
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
         """The key of a site, refusing a name that was used before in the same step, turn and slot."""
@@ -185,7 +200,9 @@ class At:
         if state.seen is not None and time is None:
             return state.seen
         when = frozen_time(learned(state.t if time is None else time), state.frozen, state.tokens.device)
-        return self.run.model(state.tokens, when, state.rows)
+        said = self.run.model(state.tokens, when, state.rows)
+        said.watch = self.watch(state)
+        return said
 
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
         """alpha at a time in float64, on the host; a row of them where every position has a clock of its own.
@@ -203,7 +220,13 @@ class At:
 
     def autoregressive(self, state: State) -> Prediction:
         """p(x_i | x_{<i}) at every site of a clean state, as ``Denoiser.autoregressive`` gives it; counted."""
-        return self.run.model.autoregressive(state.tokens, state.rows)
+        law = self.run.model.autoregressive(state.tokens, state.rows)
+        law.watch = self.watch(state)
+        return law
+
+    def watch(self, state: State) -> Watch:
+        """Who is told of bad numbers at a state: what an operator reads of a prediction is looked at by itself."""
+        return Watch(state.rows, self.run.faults)
 
     @property
     def fused(self) -> bool:

@@ -1,7 +1,7 @@
 """What a denoiser returned, left as it is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,10 @@ class Output:
         shift: whether the logits at position i speak of position i + 1.
         suppress: columns that are never predicted.
         batch_rows: the rows of the source that are meant, all in order by default. A selection copies no logits.
+        version: how often the source had been written to when it was handed out; None where nobody counts.
+
+    Raises:
+        ValueError: when its rows are asked for after the source was written to.
     """
 
     source: Float[Tensor, "B L _"]
@@ -31,22 +35,37 @@ class Output:
     shift: bool = False
     suppress: tuple[int, ...] = ()
     batch_rows: Int[Tensor, " R"] | None = None
+    version: int | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        counted = not self.source.is_inference()
+        object.__setattr__(self, "version", self.source._version if counted else None)
 
     def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
         """The rows of chosen sites, or of all, unread."""
+        self._refuse_rewritten()
         head = None if self.head is None else _as_convert(self.head)
         rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), head, self.batch_rows)
         return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:
         """All of them: for small sizes, or when nothing was to be saved."""
+        self._refuse_rewritten()
         if self.head is None and not self.shift and not self.suppress and self.batch_rows is None:
             return self.source
         return self.rows().dense().view(-1, self.source.shape[1], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
         """The output of chosen rows of the batch."""
+        self._refuse_rewritten()
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
+
+    def _refuse_rewritten(self) -> None:
+        if self.version is not None and self.source._version != self.version:
+            raise ValueError(
+                "an earlier output of the denoiser was written to in place before it was read: the function must "
+                "return a new tensor at every call, or a copy of its buffer, and nobody may edit what it returned"
+            )
 
 
 def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:

@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.faults import AT_ONCE
 from discdiff.kernels import dispatch as kernels
 from discdiff.output import Output
 from discdiff.process import Process, Survival
@@ -81,6 +82,7 @@ class Prediction:
             raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted}, got {got}")
         self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
+        self.watch = AT_ONCE  # in a run, the run's
         self._known: Sites | None = None
         self._truncate: Truncate | None = None
 
@@ -143,7 +145,7 @@ class Prediction:
         Raises:
             ValueError: where the LOO is undefined.
         """
-        return self.reverse(where, alpha_s).rows.dense()
+        return self.reverse(where, alpha_s).dense()
 
     # --- sites: what operators read -----------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class Prediction:
                 where, self.process.settled(x, alpha), "a ratio without the mask's column does not determine it"
             )
         rows = self._loo(self._rows(where), x, alpha)
-        return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha))
+        return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha), watch=self.watch)
 
     def loo_everywhere(self) -> kernels.Rows | None:
         """O at all sites for a kernel that knows where to look: where it is undefined, its rows mean nothing.
@@ -206,7 +208,7 @@ class Prediction:
         x, alpha, process = self.x[where], self.alpha[where], self.process
         said = self.predicts == "denoiser" and self._truncate is None
         if said and not process.absorbing:
-            return Sites(where, self._rows(where))
+            return Sites(where, self._rows(where), watch=self.watch)
         # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
         revealed, column = process.revealed(x, alpha), process.column(x)
         # where nothing is read
@@ -227,7 +229,7 @@ class Prediction:
             one_hot = own[:, None] == torch.arange(process.vocab_size, device=x.device)
             return torch.where(settled[:, None], torch.where(one_hot, 0.0, -torch.inf).to(rows.dtype), rows)
 
-        return Sites.computed(where, denoiser, process.vocab_size, source.dtype)
+        return Sites.computed(where, denoiser, process.vocab_size, source.dtype, self.watch)
 
     def truncated(self, truncate: Truncate) -> "Prediction":
         """The same prediction with the LOO's rows changed on their way to whoever reads them.
@@ -254,23 +256,23 @@ class Prediction:
         """The prediction of chosen rows of the batch."""
         other = copy.copy(self)
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
-        other._known = None
+        other._known, other.watch = None, self.watch.select(index)
         return other
 
     def others_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         """O at the chosen sites without each site's own token, unread: where a jump may lead."""
         fresh = copy.copy(self)
         fresh._known = None
-        rows = fresh.loo_at(where).rows
-        own = self._own_column(where)
+        sites, own = fresh.loo_at(where), self._own_column(where)
+        rows = sites.rows
         if isinstance(rows, kernels.Rows):
-            return Sites(where, replace(rows, own=own, shift=torch.full_like(self.alpha[where], -torch.inf)))
+            return replace(sites, rows=replace(rows, own=own, shift=torch.full_like(self.alpha[where], -torch.inf)))
         columns = torch.arange(rows.width, device=own.device)
 
         def others(n: Tensor) -> Tensor:
             return rows.dense(n).masked_fill(own[n][:, None] == columns, -torch.inf)
 
-        return Sites.computed(where, others, rows.width, rows.dtype)
+        return Sites.computed(where, others, rows.width, rows.dtype, sites.watch, sites.empty)
 
     def rates_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         r"""log R(z -> v) = log Q(v, z) c(v) / (alpha c(z)) per unit of alpha, own column -inf, unread.
@@ -293,7 +295,7 @@ class Prediction:
             still = rows.new_full((len(known), process.columns), -torch.inf)
             return still.index_put((known,), rows.scatter(-1, own, -torch.inf))
 
-        return Sites.computed(where, rates, process.columns)
+        return Sites.computed(where, rates, process.columns, watch=self.watch, empty=True)
 
     def read(self, where: Bool[Tensor, "B L"]) -> "Prediction":
         """The same prediction after O was read at the chosen sites, so that ``loo_at`` there need not read again."""
@@ -323,7 +325,7 @@ class Prediction:
         def rows(n: Tensor) -> Tensor:
             return self.process.plug_in(loo.dense(n).double().log_softmax(-1), x[n], a_t[n], a_s[n])
 
-        return Sites.computed(where, rows, self.process.columns)
+        return Sites.computed(where, rows, self.process.columns, watch=self.watch)
 
     # --- rows: what losses and theory read ----------------------------------------------------------------------------
 
@@ -333,7 +335,7 @@ class Prediction:
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
         """
-        return self.loo_at(where).rows.dense()
+        return self.loo_at(where).dense()
 
     def ratio_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N C"]:
         """log r at the chosen sites only, (N, C) in row-major order; 0 at a site's own state.
@@ -342,11 +344,11 @@ class Prediction:
             ValueError: where it must be found from an undefined LOO.
         """
         if self.predicts == "ratio" and self.output.width == self.process.columns and self._truncate is None:
-            return self._rows(where).dense()
+            return Sites(where, self._rows(where), watch=self.watch).dense()
         x = self.x[where]
         log_c = self.process.conditional(self.loo_rows(where).log_softmax(-1), x, self.alpha[where])
         own = log_c.gather(-1, self.process.column(x)[:, None])
-        return torch.where(own > -torch.inf, log_c - own, 0.0)
+        return torch.where(own == -torch.inf, 0.0, log_c - own)
 
     def denoiser_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
         """Unnormalised log D at the chosen sites only, (N, V) in row-major order.
@@ -354,7 +356,7 @@ class Prediction:
         Raises:
             ValueError: where it must be found from an undefined LOO.
         """
-        return self.denoiser_at(where).rows.dense()
+        return self.denoiser_at(where).dense()
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from discdiff.denoiser import Counter, Denoiser
+from discdiff.dropout import warn_of_dropout
 from discdiff.grid import by_time, listed
 from discdiff.handlers import At, Run, choose, listening, while_listening
 from discdiff.kernels import dispatch as kernels
@@ -155,7 +156,8 @@ class Sampler:
             device: where to sample.
 
         Raises:
-            ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits.
+            ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits, or a mask that is left at
+                time 0.
             RuntimeError: for a listening run inside another one of the same thread.
         """
         length = self._length(length)
@@ -165,6 +167,7 @@ class Sampler:
             raise ValueError(
                 f"sample: row ids must lie in [0, 2**32), got first_row = {first_row} with batch = {batch}"
             )
+        warn_of_dropout((self.model.fn, *self.model.guides), stacklevel=3)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
@@ -195,8 +198,11 @@ class Sampler:
         for state in shown:
             if record:
                 trajectory.append(state.tokens)
-        run.check_faults()
         tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
+        if self.grid[-1] == 0:
+            run.finish(tokens, rows, self.process, self.operator)
+        else:
+            run.check_faults()
         path = torch.stack(trajectory) if record else None
         return Samples(tokens, counter.nfe, counter.nfe_rows, seed, path, run.log_prob, counter.queries)
 

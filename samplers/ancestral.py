@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from discdiff.distributions import Coins, Tokens, report
+from discdiff.distributions import Coins, Tokens
+from discdiff.faults import BAD_LOGITS
 from discdiff.handlers import At, choose
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
@@ -112,5 +113,5 @@ def _fused(state: State, rows: kernels.Rows, at: At) -> State:
         tags=(keys[0].tag, keys[1].tag, keys[2].tag, keys[3].tag, keys[4].tag),
     )
     tokens, wrong = kernels.step(rows, what)
-    report(keys[3], wrong.view(z.shape), "logits without mass, or with a NaN or +inf")
+    keys[3].watch.refuse(wrong.view(z.shape), BAD_LOGITS)
     return state.at(tokens.view(z.shape), at.s)

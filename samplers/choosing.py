@@ -119,12 +119,8 @@ def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, 
 
 def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " N"]:
     """A divergence between the rows of two predictions at the same sites, in chunks; from log-probabilities."""
-    count = len(one.rows)
     size = max(1, (1 << 16) // one.rows.width)
-    parts = [
-        divergence(*(sites.rows.dense(slice(n, n + size)).double().log_softmax(-1) for sites in (one, other)))
-        for n in range(0, count, size)
-    ]
+    parts = [divergence(one.log_probs(n, size), other.log_probs(n, size)) for n in range(0, len(one.rows), size)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=one.where.device)
 
 

@@ -24,7 +24,7 @@ LOG_RATE: dict[str, Callable[[Tensor], Tensor]] = {
     "barker": torch.nn.functional.logsigmoid,  # r / (1 + r)
     "sqrt": lambda log_r: log_r / 2,
     "min": lambda log_r: log_r.clamp(max=0),
-    "max": lambda log_r: torch.where(log_r > -torch.inf, log_r.clamp(min=0), -torch.inf),
+    "max": lambda log_r: torch.where(log_r == -torch.inf, -torch.inf, log_r.clamp(min=0)),
 }
 
 
@@ -46,7 +46,7 @@ def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
     def rows(n: Tensor) -> Tensor:
         return process.conditional(loo.dense(n).double().log_softmax(-1), x[n], alpha[n])
 
-    return Sites.computed(where, rows, process.columns)
+    return Sites.computed(where, rows, process.columns, watch=prediction.watch)
 
 
 def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
@@ -60,7 +60,7 @@ def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Bal
         log_r = torch.where(log_own > -torch.inf, log_c - log_own, log_c)  # no data agrees: any move is right
         return rate(log_r).scatter(-1, own, -torch.inf)
 
-    return Sites.computed(where, rows, process.columns)
+    return Sites.computed(where, rows, process.columns, watch=prediction.watch, empty=True)
 
 
 def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:

@@ -58,7 +58,7 @@ def combined_leap(
         total = weight[n][:, None] * one.rows.dense(n).exp() + back[n][:, None] * other.rows.dense(n).exp()
         return kernels.log(total.scatter(-1, own[n][:, None], 0.0).clamp(min=0))
 
-    sites = Sites.computed(where, rates, process.columns)
+    sites = Sites.computed(where, rates, process.columns, watch=late.watch, empty=True)
     total = torch.zeros_like(length).masked_scatter(where, sites.known().log_sum_exp.exp())
     accept = torch.where(where, -torch.expm1(-length * total) / bound.where(where, 1.0), 0.0).clamp(max=1.0)  # rounding
     where = choose("accept", Coins(accept), state, at)

@@ -74,6 +74,8 @@ class ForwardBackward(Corrector):
 class TauForwardBackward(Corrector):
     """All sites follow R + Rbar, frozen, for a length h of -log alpha; one denoiser call.
 
+    At time 0 nothing is done: what takes noise away again has no finite rate there, so frozen rates would leave noise.
+
     Args:
         h: the length, in units in which the noise process has rate 1.
 
@@ -98,11 +100,10 @@ class TauForwardBackward(Corrector):
             raise ValueError(f"{self} needs a process of rank one, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        process, z, free = at.process, state.tokens, state.free
-        if process.absorbing:  # of clean sites the reverse takes away at once what noise hides
-            free = free & (process.sitewise(at.alpha(state.t), z) < 1)
-            if not bool(free.any()):
-                return state
+        process, z = at.process, state.tokens
+        free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
+        if not bool(free.any()):
+            return state
         prediction = at.predict(state)
         backward, x, alpha = prediction.rates_at(free).rows, z[free], prediction.alpha[free].clamp(min=1e-290)
 
@@ -113,7 +114,7 @@ class TauForwardBackward(Corrector):
             back = backward.dense(n) + alpha[n][:, None].log()
             return kernels.log_add_exp(forward, back).scatter(-1, process.column(x[n])[:, None], -torch.inf)
 
-        rates = Sites.computed(free, rows, process.columns)
+        rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)

@@ -28,5 +28,6 @@ class Greedy(Predictor):
             return state.at(state.tokens, at.s)
         best = believed_at(at.predict(state), where).known(top=True).argmax
         assert best is not None
+        best = best.clamp(max=at.process.vocab_size - 1)  # of a bad row a GPU may say any column
         tokens = at.process.column(state.tokens).masked_scatter(where, best)
         return state.at(torch.where(where, at.process.place(tokens, state.tokens), state.tokens), at.s)

@@ -88,8 +88,7 @@ class InformedGibbs(Corrector):
         """log w, normalised over the free sites of each row; -inf elsewhere."""
         if self.select == "margin":
             rest = balanced_at(said, free).known()
-            score = rest.max_prob.log() + rest.log_sum_exp
-            score = torch.where(rest.log_sum_exp > -torch.inf, score, -torch.inf)  # no other token can be
+            score = rest.peak.amax(-1)
         elif self.select == "max_prob":
             score = -conditional_at(said, free).known().max_prob.log()
         else:

@@ -53,7 +53,7 @@ class KLStable(Predictor):
         if at.s > 0:
             score = confidence("max_prob", masks, lambda: said)
             where = best(score, torch.ones_like(now.rows))
-            sure = score.exp() >= self.threshold
+            sure = masks & (score.exp() >= self.threshold)
             if before is not None and bool(sure.any()):
                 kl = compare(
                     believed_at(said.untruncated, sure), believed_at(at.predict(before).untruncated, sure), kl_rows

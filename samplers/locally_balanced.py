@@ -57,7 +57,8 @@ class LocallyBalanced(Corrector):
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)
         after = state.at(torch.where(where, process.place(column, z), z))
         back = spread(balanced_at(at.predict(after), free, self.balance).known().log_sum_exp, free)
-        gain = (leaves.logsumexp(-1, keepdim=True) - back.logsumexp(-1, keepdim=True)).nan_to_num(0.0)
+        here, there = leaves.logsumexp(-1, keepdim=True), back.logsumexp(-1, keepdim=True)
+        gain = torch.where(here == -torch.inf, 0.0, here - there)  # where nothing leaves, nothing was proposed
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
         return state.at(torch.where(accept, after.tokens, z))
 

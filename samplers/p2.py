@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.handlers import At
-from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.process import Process
 from discdiff.rest import Reads
@@ -66,11 +65,11 @@ class P2(Predictor):
         drawn = draw_at(masks, prediction, state, at)
         if self.planner is not None:
             score = self.planner(drawn).double()
+            at.watch(state).refuse(free & ~(score < torch.inf), "the planner gave NaN or +inf, no log-probability")
         else:
             asked = free if self.eta > 0 else masks
-            rows = prediction.untruncated.loo_at(asked).rows
-            score = torch.zeros(free.shape, dtype=torch.float64, device=free.device)
-            score = score.masked_scatter(asked, kernels.log_prob(rows, at.process.column(drawn)[asked]).double())
+            log_p = prediction.untruncated.loo_at(asked).log_prob(at.process.column(drawn)[asked])
+            score = torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(asked, log_p)
         score = torch.where(masks, score, self.eta * score)
         score = score.clamp(min=-1e300).masked_fill(~masks & (self.eta == 0), torch.inf)
         hide = best((-score).masked_fill(~free, -torch.inf), left)

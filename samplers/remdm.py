@@ -12,7 +12,7 @@ With sigma = rho times the step's length both are 1. The published loop is ``Rem
 Reference: Wang et al. (2025).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -77,8 +77,10 @@ class ReMDM(Predictor):
         shown = state.free & ~masks
         again = sigma
         if self.confident:
+            state = replace(state, seen=at.predict(state))  # for the draw below, too
             belief = at.predict(state).log_own(shown).exp()
-            again = (again * (-belief).masked_fill(~shown, -torch.inf).softmax(-1)).nan_to_num(0.0).minimum(most)
+            share = (-belief).masked_fill(~shown, -torch.inf).softmax(-1).where(shown, 0.0)
+            again = (again * share).minimum(most)
             sigma = torch.zeros_like(sigma)
         remask = choose("remask", Coins(torch.where(shown, again, 0.0)), state, at)
         reveal = torch.where(a_t < 1, (a_s - (1 - sigma) * a_t) / (1 - a_t), 0.0).clamp(0.0, 1.0)

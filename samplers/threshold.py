@@ -39,4 +39,4 @@ class Threshold(Sure):
     def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
         score = confidence("max_prob", masks, lambda: prediction)
         one = torch.ones(len(masks), dtype=torch.int64, device=masks.device)
-        return (score.exp() >= self.threshold) | best(score, one)
+        return masks & (score.exp() >= self.threshold) | best(score, one)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from discdiff.events import Ranking, Subset
 from discdiff.handlers import At, choose
-from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.process import Process
 from discdiff.samplers.choosing import (
@@ -78,8 +77,7 @@ def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State
     if how.draw_first:
         drawn = draw_at(masks, prediction, state, at)
         score = torch.zeros(masks.shape, dtype=torch.float64, device=masks.device)
-        rows = believed_at(prediction.untruncated, masks).rows
-        log_p = kernels.log_prob(rows, at.process.column(drawn)[masks]).double()
+        log_p = believed_at(prediction.untruncated, masks).log_prob(at.process.column(drawn)[masks])
         score = score.masked_scatter(masks, log_p).masked_fill(~masks, -torch.inf)
         chosen = _taken(how, state, masks, count, score, at)
         return state.at(torch.where(chosen, drawn, state.tokens))
