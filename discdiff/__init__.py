@@ -23,7 +23,8 @@ from discdiff.probe import probe
 from discdiff.process import Process
 from discdiff.quantise import features, quantised
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
-from discdiff.sampler import Sampler, Samples, predictor_corrector
+from discdiff.sampler import Sampler, predictor_corrector
+from discdiff.samples import Samples
 from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
 from discdiff.state import State
 from discdiff.truncation import Truncation

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import whole
 from discdiff.context import Behind, clean_states
 from discdiff.denoiser import Denoiser
 from discdiff.losses import Estimate, Objective
@@ -44,8 +45,7 @@ class Blocks(Objective):
     times: Literal["sequence", "block"] = "sequence"
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"Blocks: the block size must be at least 1, got {self.block}")
+        object.__setattr__(self, "block", whole(self.block, "Blocks: block", 1))
         if self.times not in ("sequence", "block"):
             raise ValueError(f"Blocks: times must be 'sequence' or 'block', got {self.times!r}")
 

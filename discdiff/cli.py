@@ -28,7 +28,8 @@ from discdiff.models import load_trained
 from discdiff.operator import Operator
 from discdiff.plugins import plugged
 from discdiff.process import Process
-from discdiff.sampler import Sampler, Samples
+from discdiff.sampler import Sampler
+from discdiff.samples import Samples
 
 __all__ = ["main", "parse_operator"]
 

@@ -16,12 +16,14 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
 from scipy import linalg
 from torch import Tensor
 
+from discdiff.checks import affordable, array, real, shown, whole
 from discdiff.distributions import PointMixture
 from discdiff.process import Process
 from discdiff.schedule import Schedule
@@ -35,7 +37,7 @@ def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
     Raises:
         ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
     """
-    q = torch.as_tensor(generator).double()
+    q = array(generator, name).double()
     if q.ndim != 2 or q.shape[0] != q.shape[1]:
         raise ValueError(f"{name}: a generator is a square matrix of rates, got shape {tuple(q.shape)}")
     entries = q.to_sparse_coo().coalesce()
@@ -101,14 +103,12 @@ class General(Process):
         self,
         generator: Float[Tensor, "S S"],
         schedule: Schedule | Callable[[Tensor], Tensor],
-        mask_id: int | None = None,
+        mask_id: SupportsIndex | None = None,
     ) -> None:
         name = type(self).__name__
         self._q = check_generator(generator, name)
         super().__init__(len(self._q), schedule)
-        if mask_id is not None and not 0 <= mask_id < len(self._q):
-            raise ValueError(f"{name}: mask_id must lie in 0..{len(self._q) - 1}, got {mask_id}")
-        self.mask_id = mask_id
+        self.mask_id = None if mask_id is None else whole(mask_id, f"{name}: mask_id", 0, len(self._q) - 1)
         self.pi = stationary(self._q, name)
         self._basis = None if self._q.is_sparse else _eigenbasis(self._q, self.pi)
         entries = self._q.to_sparse_coo().coalesce()
@@ -237,16 +237,16 @@ class Ordinal(General):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: SupportsIndex,
         schedule: Schedule | Callable[[Tensor], Tensor],
         pi: Float[Tensor, " V"] | None = None,
     ) -> None:
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 2:
-            raise ValueError(f"Ordinal: vocab_size must be an integer of at least 2, got {vocab_size!r}")
-        law = torch.full((vocab_size,), 1 / vocab_size) if pi is None else torch.as_tensor(pi)
+        vocab_size = whole(vocab_size, "Ordinal: vocab_size", 2)
+        affordable(vocab_size**2, f"Ordinal: a generator of {vocab_size} tokens")
+        law = torch.full((vocab_size,), 1 / vocab_size) if pi is None else array(pi, "Ordinal: pi")
         law = law.double()
-        if law.shape != (vocab_size,) or not bool((law > 0).all()):
-            raise ValueError(f"Ordinal: pi must hold {vocab_size} positive probabilities, got {pi}")
+        if law.shape != (vocab_size,) or not bool(((law > 0) & (law < torch.inf)).all()):
+            raise ValueError(f"Ordinal: pi must hold {vocab_size} positive probabilities, got {shown(pi)}")
         up = torch.minimum(torch.ones(()), law[1:] / law[:-1])
         down = torch.minimum(torch.ones(()), law[:-1] / law[1:])
         q = torch.diag(up, 1) + torch.diag(down, -1)
@@ -257,10 +257,13 @@ class Ordinal(General):
         self._law = None if pi is None else law
 
     @classmethod
-    def gaussian(cls, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor], std: float) -> "Ordinal":
+    def gaussian(
+        cls, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor], std: float
+    ) -> "Ordinal":
         """Noise is a Gaussian around the middle token, cut to 0..V-1, of standard deviation ``std`` tokens."""
-        if not std > 0:
-            raise ValueError(f"Ordinal.gaussian: std must be positive, got {std}")
+        vocab_size = whole(vocab_size, "Ordinal.gaussian: vocab_size", 2)
+        std = real(std, "Ordinal.gaussian: std", "(0, inf)")
+        affordable(vocab_size**2, f"Ordinal.gaussian: a generator of {vocab_size} tokens")
         v = torch.arange(vocab_size, dtype=torch.float64) - (vocab_size - 1) / 2
         return cls(vocab_size, schedule, torch.softmax(-(v**2) / (2 * std**2), 0))
 
@@ -290,10 +293,11 @@ class TimeVarying(Process):
         self,
         generator: Callable[[float], Float[Tensor, "S S"]],
         schedule: Schedule | Callable[[Tensor], Tensor],
-        pieces: int = 64,
+        pieces: SupportsIndex = 64,
     ) -> None:
-        if pieces < 1:
-            raise ValueError(f"TimeVarying: pieces must be at least 1, got {pieces}")
+        pieces = whole(pieces, "TimeVarying: pieces", 1)
+        if not callable(generator):
+            raise TypeError(f"TimeVarying: generator must be a function of time, t -> (S, S), got {shown(generator)}")
         middles = [(k + 0.5) / pieces for k in range(pieces)]
         self._function = generator
         self._q = torch.stack([check_generator(generator(t), f"TimeVarying at t = {t:g}") for t in middles])

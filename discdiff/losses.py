@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import whole
 from discdiff.denoiser import Denoiser
 from discdiff.interpolant import Interpolant
 from discdiff.prediction import Prediction
@@ -288,8 +289,7 @@ class DiscreteBound(Objective):
     steps: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"DiscreteBound: steps must be a positive whole number, got {self.steps!r}")
+        object.__setattr__(self, "steps", whole(self.steps, "DiscreteBound: steps", 1))
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         schedule = model.process.schedule

@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 
+from discdiff.checks import whole
 from discdiff.distributions import Branch
 from discdiff.handlers import At, choose
 from discdiff.process import Process
@@ -209,12 +210,10 @@ class Repeat(Operator):
     times: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.times, bool) or not isinstance(self.times, int):
-            raise TypeError(f"** takes a whole number of repetitions, got {self.times!r}")
-        if self.operator.moves:
+        times = whole(self.times, "** n: n")
+        if check_operator(self.operator, "**").moves:
             raise TypeError(f"only a corrector can be repeated; {self.operator} moves t -> s")
-        if self.times < 0:
-            raise ValueError(f"** takes a number of repetitions >= 0, got {self.times}")
+        object.__setattr__(self, "times", whole(times, "** n: n", 0))
 
     def __call__(self, state: State, at: At) -> State:
         for n in range(self.times):
