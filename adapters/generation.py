@@ -11,8 +11,8 @@ from torch import Tensor
 from discdiff.blockwise import Blockwise
 from discdiff.checks import affordable, array, seeded, several, token_ids, whole
 from discdiff.convention import Loaded
-from discdiff.denoiser import Denoiser
-from discdiff.operator import Operator
+from discdiff.denoiser import Denoiser, check_denoiser
+from discdiff.operator import Operator, check_operator
 from discdiff.sampler import Sampler
 
 __all__ = ["generate"]
@@ -53,10 +53,9 @@ def generate(
     Raises:
         ValueError: for padding on the right, or what the sampler refuses.
     """
-    if not isinstance(model, Denoiser):
-        raise TypeError(f"generate: model must be a Denoiser, such as dd.load gives, got {type(model).__name__}")
+    check_denoiser(model, "generate")
     input_ids = token_ids(input_ids, "generate: input_ids", "token ids").to(torch.int64)
-    if input_ids.ndim != 2:
+    if input_ids.ndim != 2 or len(input_ids) < 1:
         raise ValueError(f"generate: input_ids must be (B, P), a row for each prompt, got {tuple(input_ids.shape)}")
     length, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
     max_new_tokens = whole(max_new_tokens, "generate: max_new_tokens", 1)
@@ -69,6 +68,7 @@ def generate(
         from discdiff.cli import parse_operator
 
         operator = parse_operator(operator, "generate: operator")
+    check_operator(operator, "generate: operator")
     seed = seeded(seed, "generate: seed")
     out = torch.nn.functional.pad(input_ids, (0, max_new_tokens))
     row = 0

@@ -9,25 +9,17 @@ import operator
 import os
 import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "affordable",
-    "array",
-    "decided",
-    "placed",
-    "real",
-    "seeded",
-    "several",
-    "shown",
-    "token_ids",
-    "whole",
-    "wholes",
-]
+    "LAST_SEED", "affordable", "array", "decided", "listing", "number", "placed", "real", "seeded", "several", "shown",
+    "token_ids", "whole", "wholes",
+]  # fmt: skip
 
-_SEEDS = 2**64
+LAST_SEED = 2**64 - 1
 _NAMES = reprlib.Repr()
 _NAMES.maxother = _NAMES.maxstring = 80
 
@@ -64,6 +56,13 @@ def wholes(values: object, name: str, least: int | None = None, most: int | None
     return tuple(whole(value, name, least, most) for value in values)
 
 
+def listing(values: object, name: str) -> list[Any]:
+    """The values as a list, of a sequence or a row of an array."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} must be a sequence, got {shown(values)}")
+    return list(values)
+
+
 def several(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
     """One whole number, or several: always as a tuple."""
     if isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0:
@@ -84,15 +83,25 @@ def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = 
         TypeError: for what is no number: truth values, strings, arrays.
         ValueError: for one outside the interval; NaN is outside all.
     """
-    number = _float(value)
-    if number is None:
-        raise TypeError(f"{name} must be a number in {interval}{beside}, got {shown(value)}")
+    found = number(value, name, f"a number in {interval}{beside}")
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = number >= low if interval[0] == "[" else number > low
-    below = number <= high if interval[-1] == "]" else number < high
+    above = found >= low if interval[0] == "[" else found > low
+    below = found <= high if interval[-1] == "]" else found < high
     if not (above and below):
-        raise ValueError(f"{name} must lie in {interval}{beside}, got {number:g}")
-    return number
+        raise ValueError(f"{name} must lie in {interval}{beside}, got {found:g}")
+    return found
+
+
+def number(value: object, name: str, accepted: str) -> float:
+    """The value as a float, if it is one number of any size.
+
+    Raises:
+        TypeError: for what is no number: truth values, strings, arrays.
+    """
+    found = _float(value)
+    if found is None:
+        raise TypeError(f"{name} must be {accepted}, got {shown(value)}")
+    return found
 
 
 def decided(value: object, name: str) -> bool:
@@ -108,7 +117,7 @@ def decided(value: object, name: str) -> bool:
 
 def seeded(seed: object, name: str) -> int:
     """A 64-bit key of randomness: the one given, or one from torch's global generator for None."""
-    return int(torch.randint(2**62, ())) if seed is None else whole(seed, name, 0, _SEEDS - 1)
+    return int(torch.randint(2**62, ())) if seed is None else whole(seed, name, 0, LAST_SEED)
 
 
 def array(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:

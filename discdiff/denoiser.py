@@ -16,7 +16,7 @@ from discdiff.prediction import Prediction, Predicts, check_predicts
 from discdiff.process import Process
 from discdiff.schedule import Schedule, Time, site_time
 
-__all__ = ["Counter", "Denoiser", "TimeArgument"]
+__all__ = ["Counter", "Denoiser", "TimeArgument", "check_denoiser"]
 
 TimeArgument = Literal["t", "sigma", "alpha"] | None
 
@@ -110,8 +110,8 @@ class Denoiser:
         return replace(self._output(self.context.logits(self, x, t, rows)), shift=False)
 
     def _output(self, out: Tensor) -> Output:
-        if not isinstance(out, Tensor) or out.ndim != 3:
-            got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.ndim != 3 or not out.is_floating_point():
+            got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
             raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
         width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
@@ -237,6 +237,16 @@ class Denoiser:
         )
         guides = "".join(f".guided({guide})" for guide in self.guides)
         return f"Denoiser({name}, {self.process}, predicts={self.predicts!r}{options}){guides}"
+
+
+def check_denoiser(model: object, where: str) -> Denoiser:
+    """The model, if it is a Denoiser; otherwise a TypeError that says what it is."""
+    if not isinstance(model, Denoiser):
+        raise TypeError(
+            f"{where}: model must be a Denoiser, got {type(model).__name__}; "
+            "wrap a function with Denoiser(fn, process, predicts='denoiser' | 'loo' | 'ratio')"
+        )
+    return model
 
 
 @dataclass

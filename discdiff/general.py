@@ -25,7 +25,7 @@ from torch import Tensor
 
 from discdiff.checks import affordable, array, real, shown, whole
 from discdiff.distributions import PointMixture
-from discdiff.process import Process
+from discdiff.process import Process, extent
 from discdiff.schedule import Schedule
 
 __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
@@ -38,7 +38,7 @@ def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
         ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
     """
     q = array(generator, name).double()
-    if q.ndim != 2 or q.shape[0] != q.shape[1]:
+    if q.ndim != 2 or q.shape[0] != q.shape[1] or not len(q):
         raise ValueError(f"{name}: a generator is a square matrix of rates, got shape {tuple(q.shape)}")
     entries = q.to_sparse_coo().coalesce()
     row, column = entries.indices()
@@ -124,7 +124,7 @@ class General(Process):
         return self._q.to_dense()
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
-        return PointMixture(self.pi, [], [], shape=(batch, length), device=device)
+        return PointMixture(self.pi, [], [], shape=extent(batch, length), device=device)
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
         a_t, a_s = (torch.full((self.states,), a, dtype=torch.float64) for a in (alpha_t, alpha_s))
@@ -295,7 +295,7 @@ class TimeVarying(Process):
         schedule: Schedule | Callable[[Tensor], Tensor],
         pieces: SupportsIndex = 64,
     ) -> None:
-        pieces = whole(pieces, "TimeVarying: pieces", 1)
+        pieces = whole(pieces, "TimeVarying: pieces", 1, 1 << 20)
         if not callable(generator):
             raise TypeError(f"TimeVarying: generator must be a function of time, t -> (S, S), got {shown(generator)}")
         middles = [(k + 0.5) / pieces for k in range(pieces)]
@@ -336,7 +336,7 @@ class TimeVarying(Process):
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
         """The mean of q_1 over the data tokens: what all of them have nearly come to."""
         law = self.kernel(1.0)[self.data_tokens].mean(0)
-        return PointMixture(law / law.sum(), [], [], shape=(batch, length), device=device)
+        return PointMixture(law / law.sum(), [], [], shape=extent(batch, length), device=device)
 
     def with_schedule(self, schedule: Schedule) -> "TimeVarying":
         return TimeVarying(self._function, schedule, len(self._q))

@@ -25,7 +25,7 @@ from torch import Tensor
 from discdiff.checks import affordable
 from discdiff.distributions import Choice, Key, SiteWise
 from discdiff.hybrid import Blend
-from discdiff.process import Process, Survival, survival
+from discdiff.process import Process, Survival, extent, survival
 from discdiff.rank_one import RankOne, check_law
 from discdiff.schedule import Schedule, site_time
 
@@ -122,7 +122,7 @@ class Interpolant(RankOne):
         return self._source
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> "SourcePairs":
-        zero = torch.zeros(batch, length, dtype=torch.float64, device=device)
+        zero = torch.zeros(extent(batch, length), dtype=torch.float64, device=device)
         return SourcePairs(self.source, zero.long(), zero, zero + 1)
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":

@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from discdiff.checks import whole
+from discdiff.checks import real, shown, whole
 from discdiff.distributions import Branch
 from discdiff.handlers import At, choose
 from discdiff.process import Process
@@ -346,10 +346,12 @@ def mix(weighted: Mapping[Operator, float]) -> Operator:
         TypeError: if predictors are mixed with correctors.
         ValueError: if there is nothing to mix, or the weights are not probabilities.
     """
-    operators, weights = tuple(weighted), tuple(float(w) for w in weighted.values())
-    if not operators or any(w < 0 for w in weights) or not math.isclose(sum(weights), 1, abs_tol=1e-9):
+    if not isinstance(weighted, Mapping):
+        raise TypeError(f"mix takes {{operator: probability}}, got {shown(weighted)}")
+    _same_kind("mix", *weighted)
+    operators, weights = tuple(weighted), tuple(real(w, "mix: a weight", "[0, 1]") for w in weighted.values())
+    if not operators or not math.isclose(sum(weights), 1, abs_tol=1e-9):
         raise ValueError(f"mix: the weights must be probabilities that sum to 1, got {list(weights)}")
-    _same_kind("mix", *operators)
     return Mix(operators, weights)
 
 

@@ -27,7 +27,9 @@ from discdiff.distributions import Choice, Tokens
 from discdiff.schedule import Schedule, Time, as_schedule, site_time
 from discdiff.sites import Sites
 
-__all__ = ["Process", "Survival", "refuse_impossible", "survival"]
+__all__ = ["LARGEST", "Process", "Survival", "extent", "refuse_impossible", "survival"]
+
+LARGEST = 1 << 32  # columns that a draw can tell apart
 
 Survival = float | Float[Tensor, "..."]
 
@@ -49,7 +51,7 @@ class Process(ABC):
 
     def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
         name = type(self).__name__
-        self.vocab_size = whole(vocab_size, f"{name}: vocab_size", 1)
+        self.vocab_size = whole(vocab_size, f"{name}: vocab_size", 1, LARGEST)
         try:
             self.schedule = as_schedule(schedule)
         except (TypeError, ValueError) as error:
@@ -372,6 +374,17 @@ class Process(ABC):
         if self.mask_id is not None:
             wrong, accepted = wrong | (x == self.mask_id), accepted + f" without the mask {self.mask_id}"
         _check_ids(x, name, accepted, wrong)
+
+
+def extent(batch: object, length: object) -> tuple[int, int]:
+    """(B, L) of a prior.
+
+    Raises:
+        TypeError, ValueError: if they are no whole numbers, or too large.
+    """
+    size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
+    affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
+    return size
 
 
 def _check_tokens(x: object, name: str) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from discdiff.checks import array, shown, whole
 from discdiff.distributions import Noise, Other, PointMixture
-from discdiff.process import Process, Survival, refuse_impossible, survival
+from discdiff.process import Process, Survival, extent, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
 __all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform", "check_law"]
@@ -142,7 +142,7 @@ class RankOne(Process):
         return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
-        start = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        start = torch.zeros(extent(batch, length), dtype=torch.int64, device=device)
         return self._mixture(start, [], [], self.anchored(torch.zeros((), dtype=torch.float64, device=device)))
 
     def kept(self, alpha: Survival) -> Survival:

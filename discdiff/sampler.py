@@ -12,9 +12,9 @@ from rich.progress import track
 from torch import Tensor
 
 from discdiff.checks import affordable, array, decided, placed, seeded, token_ids, whole
-from discdiff.denoiser import Counter, Denoiser
+from discdiff.denoiser import Counter, Denoiser, check_denoiser
 from discdiff.grid import LONGEST, by_time, listed
-from discdiff.handlers import At, Run, choose
+from discdiff.handlers import SLOTS, At, Run, choose
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator, when
 from discdiff.process import Process
@@ -53,6 +53,8 @@ class Sampler:
         if not operator.moves:
             raise TypeError(f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects")
         operator.check(process)
+        if operator.width > SLOTS:
+            raise ValueError(f"Sampler: a step has at most {SLOTS} slots, and {operator} takes {operator.width}")
         if (steps is None) == (grid is None):
             raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
         self.process, self.model, self.operator = process, model, operator
@@ -344,11 +346,7 @@ def check_model(process: Process, model: Denoiser, where: str) -> None:
     """Raise unless ``model`` is a Denoiser for ``process``."""
     if not isinstance(process, Process):
         raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
-    if not isinstance(model, Denoiser):
-        raise TypeError(
-            f"{where}: model must be a Denoiser, got {type(model).__name__}; "
-            "wrap a function with Denoiser(fn, process, predicts='denoiser' | 'loo' | 'ratio')"
-        )
+    check_denoiser(model, where)
     if model.process != process:
         raise ValueError(
             f"{where}: the process is {process}, but the model is for {model.process}; "

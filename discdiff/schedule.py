@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discdiff.checks import array, real, shown
+from discdiff.checks import number, real, shown
 
 __all__ = [
     "Cosine",
@@ -97,7 +97,7 @@ class Schedule(ABC):
         return -math.log(alpha) if alpha > 0 else math.inf
 
     def _apply(self, formula: Callable[[Tensor], Tensor], x: T, name: str, low: float) -> T:
-        tensor = x.double() if isinstance(x, Tensor) else array(x, name, torch.float64)
+        tensor = _as_times(x, name)
         # NaN fails both comparisons, so it is refused too.
         if not bool(((tensor >= low) & (tensor <= 1)).all()):
             raise ValueError(f"{name} must lie in [{low:g}, 1], got {x}")
@@ -313,13 +313,20 @@ class PerSite(Schedule):
         return f"PerSite({self.base}, {self.sites} sites)"
 
 
+def _as_times(x: object, name: str) -> Tensor:
+    """A number, or a tensor of them, as float64."""
+    if isinstance(x, Tensor) and x.dtype != torch.bool and not x.is_complex():
+        return x.double()
+    return torch.tensor(number(x, name, "a float, or a tensor of them"), dtype=torch.float64)
+
+
 def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
     """``t`` as a float64 tensor that broadcasts with (B, L): of shape (1, 1), (B, 1) or (B, L).
 
     Raises:
         ValueError: if ``t`` is a tensor of another shape.
     """
-    tensor = array(t, "time t", torch.float64)
+    tensor = _as_times(t, "time t")
     if tensor.ndim == 0:
         return tensor[None, None]
     if tensor.shape == (batch,):

@@ -1,4 +1,4 @@
-"""What is no number: wrong types, shapes, dtypes, devices, ids, files, words of the command, and sizes beyond memory."""
+"""What is no number: wrong types, shapes, dtypes, devices, ids, files, words of the command; sizes beyond memory."""
 
 import contextlib
 import io
@@ -7,11 +7,24 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from bad_numbers import (
-    CHAIN, CLOCKS, HIDDEN, LATE, LOGITS, MASKED, OF_MASKS, PAIR, PLAIN, ROWS, UNIFORM, WORLD, ZEROS, blockwise, cascade,
-    drawn, model, sampler,
+    CHAIN,
+    CLOCKS,
+    LATE,
+    LOGITS,
+    MASKED,
+    OF_MASKS,
+    PAIR,
+    PLAIN,
+    ROWS,
+    UNIFORM,
+    ZEROS,
+    blockwise,
+    cascade,
+    drawn,
+    model,
+    sampler,
 )  # fmt: skip
 
 import discdiff as dd
@@ -20,6 +33,7 @@ from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.block_losses import BlockMixture, Blocks
 from discdiff.cli import main, parse_operator
+from discdiff.data import ASSETS
 
 Rows = list[tuple[str, Callable[[], object], str]]
 HUGE = 10**13
@@ -94,8 +108,12 @@ TYPES = [
     *each("mix", lambda o: dd.mix({o: 1.0}), NOT_OPERATORS, "takes operators"),
     *each("Cycle: predictor", lambda o: S.Cycle(0.5, o), NOT_OPERATORS, "takes operators"),
     *each("T.kernel: operator", lambda o: T.kernel(o, UNIFORM, PAIR, 0.5), NOT_OPERATORS, "takes operators"),
-    *each("predictor_corrector", lambda o: dd.predictor_corrector(UNIFORM, PLAIN, o, S.Gibbs(), nfe=4), NOT_OPERATORS,
-          "takes operators"),
+    *each(
+        "predictor_corrector",
+        lambda o: dd.predictor_corrector(UNIFORM, PLAIN, o, S.Gibbs(), nfe=4),
+        NOT_OPERATORS,
+        "takes operators",
+    ),
     *each("Uniform: schedule", lambda s: dd.Uniform(3, s), NOT_SCHEDULES, "schedule must be"),
     *each("General: schedule", lambda s: dd.General([[-1.0, 1.0], [1.0, -1.0]], s), NOT_SCHEDULES, "schedule must be"),
     *each("PerSite: base", lambda s: dd.PerSite(s, torch.zeros(3)), NOT_SCHEDULES, "base must be"),
@@ -130,8 +148,11 @@ TYPES = [
     ("LocallyBalanced: balance", lambda: S.LocallyBalanced("x"), "balance must be"),
     ("Truncation: of", lambda: dd.Truncation(of="x"), "of must be"),
     ("Unmask: draw_first", lambda: S.Unmask(draw_first="x"), "draw_first must be True"),
-    ("corrected", lambda: dd.predictor_corrector(UNIFORM, PLAIN, S.Ancestral(), S.Gibbs(), nfe=4, corrected="x"),
-     "corrected must be"),
+    (
+        "corrected",
+        lambda: dd.predictor_corrector(UNIFORM, PLAIN, S.Ancestral(), S.Gibbs(), nfe=4, corrected="x"),
+        "corrected must be",
+    ),
     ("two predictors", lambda: S.Ancestral() >> S.Euler(), "a step has one predictor"),
     ("a predictor repeated", lambda: S.Ancestral() ** 2, "only a corrector"),
     ("a corrector alone", lambda: dd.Sampler(UNIFORM, PLAIN, S.Gibbs(), steps=2), "needs a predictor"),
@@ -168,10 +189,16 @@ SHAPES = [
     ("logits too wide", lambda: model(width=4)(ZEROS, 0.5), "must return"),
     ("fn gives no tensor", lambda: dd.Denoiser(lambda x, t: 3, UNIFORM, "loo")(ZEROS, 0.5), "must return a tensor"),
     ("fn gives a tuple", lambda: sampler(dd.Denoiser(lambda x, t: (x,), UNIFORM, "loo")).sample(1, 2), "must return"),
-    ("fn gives other rows", lambda: dd.Denoiser(lambda x, t: torch.zeros(1, 3, 3), UNIFORM, "loo")(ZEROS, 0.5),
-     "must return"),
-    ("fn gives integers", lambda: dd.Denoiser(lambda x, t: torch.zeros(2, 3, 3).long(), UNIFORM, "loo")(ZEROS, 0.5).loo,
-     "must return|floating"),
+    (
+        "fn gives other rows",
+        lambda: dd.Denoiser(lambda x, t: torch.zeros(1, 3, 3), UNIFORM, "loo")(ZEROS, 0.5),
+        "must return",
+    ),
+    (
+        "fn gives integers",
+        lambda: dd.Denoiser(lambda x, t: torch.zeros(2, 3, 3).long(), UNIFORM, "loo")(ZEROS, 0.5).loo,
+        "must return|floating",
+    ),
     ("marginal: x0 a list", lambda: UNIFORM.marginal([[0]], 0.5), "x0 must be an int64"),
     ("marginal: a mask", lambda: MASKED.marginal(ZEROS + 3, 0.5), "accepted ids"),
     ("marginal: NaN time", lambda: UNIFORM.marginal(ZEROS, torch.full((2,), math.nan)), "time t must lie"),
@@ -255,8 +282,11 @@ SHAPES = [
     ("grid a string", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid="linear"), "grid must be"),
     ("grid without end", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=iter(lambda: 0.5, 1)), "at most"),
     ("grid above 1", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=[1.5, 0.0]), r"\[0, 1\]"),
-    ("a late grid without initial", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=[0.5, 0.0]).sample(1, 2),
-     "give initial="),
+    (
+        "a late grid without initial",
+        lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=[0.5, 0.0]).sample(1, 2),
+        "give initial=",
+    ),
     ("grid.by_time: end after start", lambda: grid.by_time(4, start=0.2, end=0.5), "end < start"),
     ("row ids too large", lambda: sampler().sample(2, 3, first_row=2**32 - 1), "row ids"),
     ("seed too large", lambda: sampler().sample(2, 3, seed=2**64), "seed must lie"),
@@ -285,16 +315,22 @@ SHAPES = [
     ("generate: out of range", lambda: dd.generate(OF_MASKS, ZEROS + 9, max_new_tokens=2, seed=0), "row 0"),
     ("generate: mask of another shape", lambda: dd.generate(OF_MASKS, ZEROS, ZEROS[:1], max_new_tokens=2), "mask must"),
     ("generate: mask a string", lambda: dd.generate(OF_MASKS, ZEROS, "x", max_new_tokens=2), "attention_mask"),
-    ("generate: padded on the right", lambda: dd.generate(
-        OF_MASKS, ZEROS, torch.tensor([[1, 1, 0], [1, 1, 1]]), max_new_tokens=2), "on the left"),
+    (
+        "generate: padded on the right",
+        lambda: dd.generate(OF_MASKS, ZEROS, torch.tensor([[1, 1, 0], [1, 1, 1]]), max_new_tokens=2),
+        "on the left",
+    ),
     ("processes that differ", lambda: dd.Sampler(MASKED, PLAIN, S.Ancestral(), steps=2), "model is for"),
     ("Unmask on Uniform", lambda: sampler(PLAIN, S.Unmask()), "hides tokens"),
     ("conditional: moving of another length", lambda: dd.conditional(OF_MASKS, ZEROS, torch.ones(2).bool()), "moving"),
     ("conditional: moving a list", lambda: dd.conditional(OF_MASKS, ZEROS, [True, False, False, 3]), "moving"),
     ("conditional: nothing moves", lambda: dd.conditional(OF_MASKS, ZEROS, torch.zeros(3).bool()), "moving"),
     ("conditional: x0 a string", lambda: dd.conditional(OF_MASKS, "x", torch.ones(3).bool()), "x0"),
-    ("conditional: x0 out of range", lambda: dd.conditional(OF_MASKS, ZEROS + 5, torch.tensor([True, False, False])),
-     "x0: row 0"),
+    (
+        "conditional: x0 out of range",
+        lambda: dd.conditional(OF_MASKS, ZEROS + 5, torch.tensor([True, False, False])),
+        "x0: row 0",
+    ),
     ("marginal: moving a number", lambda: dd.marginal(OF_MASKS, 3), "moving"),
     ("conditioned: a number", lambda: dd.conditioned(PLAIN, 3), "condition must"),
     ("conditioned: no row", lambda: dd.conditioned(PLAIN, ZEROS[:0]), "condition must"),
@@ -328,22 +364,31 @@ LAWS = [
     ("Enumeration: a string", lambda: T.Enumeration("p", vocab_size=3, length=1), "p0 must be"),
     ("Enumeration: too large", lambda: T.Enumeration(torch.ones(9) / 9, vocab_size=50257, length=1024), "p0 must have"),
     ("Coupling: shape", lambda: T.Coupling(torch.ones(2, 2) / 4, vocab_size=3, length=1), "joint must have"),
-    ("Coupling: on Uniform", lambda: T.Coupling(torch.eye(3) / 3, vocab_size=3, length=1).denoiser(UNIFORM)(
-        ZEROS[:, :1], 0.5), "Interpolant"),
+    (
+        "Coupling: on Uniform",
+        lambda: T.Coupling(torch.eye(3) / 3, vocab_size=3, length=1).denoiser(UNIFORM)(ZEROS[:, :1], 0.5),
+        "Interpolant",
+    ),
     ("MarkovChain: shapes", lambda: T.MarkovChain(torch.ones(3) / 3, torch.ones(2, 2) / 2, 3), "a chain needs"),
     ("MarkovChain: no law", lambda: T.MarkovChain(torch.ones(3), torch.ones(3, 3) / 3, 3), "initial must hold"),
     ("MarkovChain: a number", lambda: T.MarkovChain(1.0, torch.ones(3, 3) / 3, 3), "initial|a chain needs"),
     ("MarkovChain: strings", lambda: T.MarkovChain("ab", "cd", 3), "initial"),
     ("HMM: final", lambda: T.HMM([0.5, 0.5], [[0.5, 0.5]] * 2, [[0.5, 0.5]] * 2, 3, final=[-1.0, 1.0]), "final must"),
-    ("HMM: final of another size", lambda: T.HMM([0.5, 0.5], [[0.5, 0.5]] * 2, [[0.5, 0.5]] * 2, 3, final=[1.0]),
-     "final must"),
+    (
+        "HMM: final of another size",
+        lambda: T.HMM([0.5, 0.5], [[0.5, 0.5]] * 2, [[0.5, 0.5]] * 2, 3, final=[1.0]),
+        "final must",
+    ),
     ("HMM: nothing", lambda: T.HMM([0.5, 0.5], [[0.5, 0.5]] * 2, [[0.5, 0.5]] * 2, 3, final=[0.0, 0.0]), "no sequence"),
     ("ConstrainedChain: moves", lambda: T.ConstrainedChain(CHAIN, torch.full((2, 3), 5), [0]), "moves must be"),
     ("ConstrainedChain: a row", lambda: T.ConstrainedChain(CHAIN, [0, 1, 0], [0]), "moves must be"),
     ("ConstrainedChain: floats", lambda: T.ConstrainedChain(CHAIN, torch.zeros(2, 3), [0]), "moves must"),
     ("ConstrainedChain: accepting", lambda: T.ConstrainedChain(CHAIN, torch.zeros(2, 3).long(), [5]), "accepting"),
-    ("ConstrainedChain: accepting a number", lambda: T.ConstrainedChain(CHAIN, torch.zeros(2, 3).long(), 0),
-     "accepting"),
+    (
+        "ConstrainedChain: accepting a number",
+        lambda: T.ConstrainedChain(CHAIN, torch.zeros(2, 3).long(), 0),
+        "accepting",
+    ),
     ("ConstrainedChain: chain", lambda: T.ConstrainedChain("ab", torch.zeros(2, 3).long(), [0]), "chain must be"),
     ("Tree: no root", lambda: T.Tree([0, 0], [0.5, 0.5], [[0.5, 0.5]] * 2), "parents must be"),
     ("Tree: empty", lambda: T.Tree([], [0.5, 0.5], [[0.5, 0.5]] * 2), "parents must be"),
@@ -379,7 +424,6 @@ LAWS = [
     ("T.bound: no bound", lambda: T.bound("nelbo", PAIR), "bound"),
     ("T.integrand: no integral", lambda: T.integrand(losses.DiscreteBound(2), PAIR, 0.5), "no|not"),
     ("fit: another length", lambda: T.fit.energy_test(ZEROS, ZEROS[:, :2]), "samples must be"),
-    ("fit: lists", lambda: T.fit.energy_test([[0]], [[1]]), "samples must be"),
     ("fit.transition_test: out of range", lambda: T.fit.transition_test(CHAIN, ZEROS + 5), "x must be"),
     ("check_process: clocks", lambda: T.check_process(dd.Uniform(3, CLOCKS)), "clock for every site"),
     ("bridge.ReMDM on Uniform", lambda: dd.bridge.ReMDM(0.1)(UNIFORM, ZEROS, ZEROS, 0.5, 0.2), "Masked"),
@@ -410,7 +454,6 @@ KERNELS = [
     ("draw: backend", lambda: drawn(backend="jax"), "backend"),
     ("read: at", lambda: kernels.read(LOGITS, at=ROWS[:1]), "at must be"),
     ("read: at a list", lambda: kernels.read(LOGITS, at=[0, 1, 2, 0]), "at must be"),
-    ("read: at out of range", lambda: kernels.read(LOGITS, at=ROWS + 5), "at must"),
     ("read: a list", lambda: kernels.read([[0.0]]), "logits must be"),
     ("race: first_column", lambda: kernels.race(LOGITS, seed=0, rows=ROWS, positions=ROWS, first_column=5), "multiple"),
     ("threshold: top_k", lambda: kernels.threshold(LOGITS, top_k=0), "top_k"),
@@ -422,7 +465,6 @@ KERNELS = [
     ("winner: none", lambda: kernels.winner(), "winner"),
     ("philox: seed", lambda: kernels.philox("x", 0, 0, 0, 0), "seed"),
     ("philox: a counter", lambda: kernels.philox(0, 0.5, 0, 0, 0), "counter"),
-    ("uniforms: rows", lambda: kernels.uniforms(seed=0, rows=[0], positions=ROWS), "rows must be"),
 ]
 
 BAD_LOGITS = [
@@ -447,8 +489,11 @@ SIZES = [
     ("Uniform: kernel", lambda: dd.Uniform(10**7, dd.Linear()).kernel(0.5), "memory"),
     ("Uniform: tokens", lambda: dd.Uniform(HUGE, dd.Linear()), "vocab_size must lie"),
     ("prior", lambda: MASKED.prior(HUGE, HUGE), "memory"),
-    ("TimeVarying: pieces", lambda: dd.TimeVarying(lambda t: [[-1.0, 1.0], [1.0, -1.0]], dd.LogLinear(), HUGE),
-     "pieces must lie"),
+    (
+        "TimeVarying: pieces",
+        lambda: dd.TimeVarying(lambda t: [[-1.0, 1.0], [1.0, -1.0]], dd.LogLinear(), HUGE),
+        "pieces must lie",
+    ),
     ("MarkovChain: length", lambda: T.MarkovChain(torch.ones(3) / 3, torch.ones(3, 3) / 3, HUGE), "memory"),
     ("Oracle.sample", lambda: CHAIN.sample(HUGE, seed=0), "memory"),
     ("energy_test", lambda: T.fit.energy_test(ZEROS, ZEROS, HUGE), "memory"),
@@ -524,9 +569,16 @@ WORDS = [
     ("sensitivity: rows huge", ("sensitivity", "digits", "--rows", "10000000000000"), "rows"),
     ("sensitivity: seed", ("sensitivity", "digits", "--seed", "-1"), "seed"),
     ("sensitivity: weights", ("sensitivity", "digits", "--weights", "no/such.safetensors"), "no/such"),
-    ("sensitivity: other weights", ("sensitivity", "digits", "--weights", str(dd.data.ASSETS / "text-uniform.safetensors")),
-     "17|vocabulary"),
-    ("sensitivity: damaged weights", ("sensitivity", "digits", "--weights", str(kept(b"nothing"))), "safetensors|weights"),
+    (
+        "sensitivity: other weights",
+        ("sensitivity", "digits", "--weights", str(ASSETS / "text-uniform.safetensors")),
+        "17|vocabulary",
+    ),
+    (
+        "sensitivity: damaged weights",
+        ("sensitivity", "digits", "--weights", str(kept(b"nothing"))),
+        "safetensors|weights",
+    ),
     ("sensitivity: out", ("sensitivity", "digits", "--out", "no/such/x.png"), "no folder"),
     ("bench: batch", ("bench", "--batch", "0"), "batch"),
     ("bench: rounds", ("bench", "--rounds", "-1"), "rounds"),
@@ -543,4 +595,3 @@ OPERATORS = each("parse_operator", parse_operator, {
     "a lambda": "lambda: 1", "a fraction of times": "gibbs ** 1.5", "negative times": "gibbs ** -1",
     "a bool of times": "gibbs ** True",
 }, "--sampler|\\*\\*") + each("parse_operator", parse_operator, {"None": None, "a list": []}, "expression")  # fmt: skip
-_ = np

@@ -23,6 +23,7 @@ HIDDEN = WORLD.denoiser(MASKED)
 CHAIN = T.MarkovChain(torch.ones(3) / 3, torch.ones(3, 3) / 3, length=3)
 CLOCKS = dd.PerSite(dd.Linear(), torch.zeros(4))
 LOGITS = torch.zeros(4, 3)
+FLIP = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
 ROWS = torch.arange(4)
 
 
@@ -74,7 +75,7 @@ WHOLE: dict[str, tuple[Callable[..., object], str]] = {
     "Interpolant: vocab_size": (lambda n: dd.Interpolant(n, dd.Linear()), "vocab_size"),
     "AbsorbingUniform: vocab_size": (lambda n: dd.AbsorbingUniform(n, dd.Linear()), "vocab_size"),
     "General: mask_id": (lambda n: dd.General([[-1.0, 1.0], [0.0, 0.0]], dd.Linear(), mask_id=n), "mask_id"),
-    "TimeVarying: pieces": (lambda n: dd.TimeVarying(lambda t: [[-1.0, 1.0], [1.0, -1.0]], dd.LogLinear(), n), "pieces"),
+    "TimeVarying: pieces": (lambda n: dd.TimeVarying(lambda t: FLIP, dd.LogLinear(), n), "pieces"),
     "Denoiser: length": (lambda n: dd.Denoiser(lambda x, t: x, UNIFORM, "loo", length=n), "length"),
     "Denoiser: suppress": (lambda n: dd.Denoiser(lambda x, t: x, UNIFORM, "loo", suppress=[n]), "suppress"),
     "Sampler: steps": (lambda n: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), steps=n), "steps"),
@@ -188,7 +189,7 @@ REAL: dict[str, tuple[Callable[..., object], str]] = {
     "Interpolant: p_uniform": (lambda v: dd.Interpolant(3, dd.Linear(), p_uniform=v), "p_uniform"),
     "Ordinal.gaussian: std": (lambda v: dd.Ordinal.gaussian(4, dd.Linear(), v), "std"),
     "marginal: t": (lambda v: UNIFORM.marginal(ZEROS, v), "time t|t must"),
-    "bridge: t": (lambda v: UNIFORM.bridge(ZEROS, ZEROS, v, 0.1), "time t|t must"),
+    "bridge: t": (lambda v: UNIFORM.bridge(ZEROS, ZEROS, v, 0.1), "time t|t = "),
     "process.kernel: t": (lambda v: UNIFORM.kernel(v), "t must"),
     "process.kernel: s": (lambda v: UNIFORM.kernel(1.0, v), "s must"),
     "rate: t": (lambda v: LATE.rate(v), "t must"),

@@ -1,9 +1,12 @@
 """The exact world of a small law: every sequence of V^L is listed."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import array, real, shown, whole
 from discdiff.interpolant import Interpolant
 from discdiff.process import Process
 from discdiff.theory.oracle import Oracle, pick, uniforms
@@ -38,6 +41,12 @@ def law_of_prior(process: Process, length: int) -> Float[Tensor, " N"]:
     return law.index_add(0, state_index(values, process.states), log_p.exp())
 
 
+def sizes(vocab_size: object, length: object) -> tuple[int, int, int]:
+    """V, L and V**L, looked at; a power beyond all memory is given as 2**64."""
+    v, n = whole(vocab_size, "vocab_size", 1), whole(length, "length", 1)
+    return v, n, v**n if n * math.log2(v) < 64 else 1 << 64
+
+
 class Enumeration(Oracle):
     """A law on V^L given by its probabilities.
 
@@ -51,9 +60,13 @@ class Enumeration(Oracle):
     """
 
     def __init__(self, p0: Float[Tensor, " N"], *, vocab_size: int, length: int) -> None:
-        p0 = torch.as_tensor(p0, dtype=torch.float64)
-        if p0.shape != (vocab_size**length,):
-            raise ValueError(f"p0 must have shape ({vocab_size**length},) = (V**L,), got {tuple(p0.shape)}")
+        vocab_size, length, size = sizes(vocab_size, length)
+        p0 = array(p0, "p0", torch.float64)
+        if p0.shape != (size,):
+            raise ValueError(
+                f"p0 must have shape (V**L,) = ({shown(size)},) for vocab_size = {vocab_size} and length = {length}, "
+                f"got {tuple(p0.shape)}"
+            )
         if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-6:
             raise ValueError(
                 f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
@@ -89,6 +102,7 @@ class Enumeration(Oracle):
 
     def marginal(self, process: Process, t: float) -> Float[Tensor, " M"]:
         """p_t over the S**L noisy states, first site slowest."""
+        self._check(process)
         law = self.p0.view([self.alphabet] * self.length)
         forward = process.marginals(t)
         for _ in range(self.length):  # each turn takes the first axis and puts it last
@@ -97,6 +111,7 @@ class Enumeration(Oracle):
 
     def reachable(self, process: Process, t: float) -> Bool[Tensor, " M"]:
         """Which of the S**L noisy states some data agrees with at time t; at alpha = 0 in the limit alpha -> 0+."""
+        t = real(t, "reachable: t", "[0, 1]")
         z = all_states(process.states, self.length)
         alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
         return self._sum_out(process.evidence(z, alpha), None) > 0
@@ -117,10 +132,12 @@ class Coupling(Oracle):
     """
 
     def __init__(self, joint: Float[Tensor, "N N"], *, vocab_size: int, length: int) -> None:
-        size = vocab_size**length
-        joint = torch.as_tensor(joint, dtype=torch.float64)
+        vocab_size, length, size = sizes(vocab_size, length)
+        joint = array(joint, "joint", torch.float64)
         if joint.shape != (size, size):
-            raise ValueError(f"joint must have shape ({size}, {size}) = (V**L, V**L), got {tuple(joint.shape)}")
+            raise ValueError(
+                f"joint must have shape ({shown(size)}, {shown(size)}) = (V**L, V**L), got {tuple(joint.shape)}"
+            )
         self.joint = Enumeration(joint.flatten(), vocab_size=size, length=2).p0.view(size, size)
         self.alphabet, self.length = vocab_size, length
         self.data = Enumeration(self.joint.sum(1), vocab_size=vocab_size, length=length)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from discdiff.checks import affordable, array, real, shown, whole
 from discdiff.theory.chain import HMM, MarkovChain
 from discdiff.theory.tree import Tree
 
@@ -98,8 +99,12 @@ def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int 
     Raises:
         ValueError: for samples of different length.
     """
+    x, y = array(x, "energy_test: x"), array(y, "energy_test: y")
     if x.ndim != 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"energy_test: samples must be (B, L) and (C, L), got {tuple(x.shape)} and {tuple(y.shape)}")
+    permutations = whole(permutations, "energy_test: permutations", 1)
+    affordable(permutations * (len(x) + len(y)), f"energy_test: {permutations} permutations")
+    seed = whole(seed, "energy_test: seed", 0)
     both = torch.cat([x, y])
     n = len(both)
     distance = torch.stack([(row != both).double().mean(-1) for row in both]).cpu().numpy()
@@ -122,8 +127,9 @@ def holds(test: Callable[[int], float], rate: float = 1e-6) -> bool:
     Raises:
         ValueError: if ``rate`` is not in (0, 1), or a p-value is none.
     """
-    if not 0 < rate < 1:
-        raise ValueError(f"holds: rate must lie in (0, 1), got {rate}")
+    rate = real(rate, "holds: rate", "(0, 1)")
+    if not callable(test):
+        raise TypeError(f"holds: test must be a function of a seed, got {shown(test)}")
     for seed in (0, 1):
         pvalue = test(seed)
         if not 0 <= pvalue <= 1:

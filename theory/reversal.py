@@ -17,15 +17,25 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from torch import Tensor
 
-from discdiff.denoiser import Denoiser
+from discdiff.checks import affordable, real, whole
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.process import Process
 from discdiff.theory.enumeration import Enumeration, all_states, law_of_data, law_of_prior, state_index
 
 __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_generator", "reverse_law"]
 
 
+def check_joint(process: Process, length: int, where: str) -> None:
+    """Raise ValueError if a matrix over all S**L states is more than the memory."""
+    if not isinstance(process, Process):
+        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
+    affordable(process.states ** (2 * length), f"{where}: a matrix over all S**L = {process.states}**{length} states")
+
+
 def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor, "N N"]:
     """The forward generator of all sites per unit of sigma = -log alpha: the Kronecker sum of the sites'."""
+    length, alpha = whole(length, "joint_generator: length", 1), real(alpha, "joint_generator: alpha", "(0, 1]")
+    check_joint(process, length, "joint_generator")
     site = process.generator(alpha)
     eye = torch.eye(process.states, dtype=torch.float64)
     total = torch.zeros(process.states**length, process.states**length, dtype=torch.float64)
@@ -64,9 +74,11 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
     Raises:
         ValueError: if neither the model nor ``length`` says how many sites.
     """
-    process, size = model.process, length or model.length
+    check_denoiser(model, "model_generator")
+    process, size = model.process, model.length if length is None else whole(length, "model_generator: length", 1)
     if size is None:
         raise ValueError("model_generator: length= must say how many sites; this model has no length of its own")
+    check_joint(process, size, "model_generator")
     z = all_states(process.states, size)
     rates = model(z, t).rates
     generator = torch.zeros(len(z), len(z), dtype=torch.float64)
@@ -97,12 +109,15 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
     Raises:
         ValueError: without a length, or for a schedule that ends above 1e-10.
     """
-    process, size = model.process, length or model.length
+    check_denoiser(model, "reverse_law")
+    process, size = model.process, model.length if length is None else whole(length, "reverse_law: length", 1)
+    tolerance = real(tolerance, "reverse_law: tolerance", "(0, 1)")
     least = float(process.schedule.alpha(1.0)) if process.schedule.sites is None else math.nan
     if size is None or not least <= 1e-10:
         raise ValueError(
             f"reverse_law: needs a length, and one clock with alpha(1) = 0; got length {size}, alpha(1) = {least}"
         )
+    check_joint(process, size, "reverse_law")
     start = law_of_prior(process, size)
 
     def slope(clock: float, p: np.ndarray) -> np.ndarray:
