@@ -65,7 +65,7 @@ def generate(
     block_length = None if block_length is None else whole(block_length, "generate: block_length", 1)
     affordable(len(input_ids) * (width + max_new_tokens), f"generate: {len(input_ids)} rows of new tokens")
     if isinstance(operator, str):
-        from discdiff.cli import parse_operator
+        from discdiff.expression import parse_operator
 
         operator = parse_operator(operator, "generate: operator")
     check_operator(operator, "generate: operator")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from discdiff import grid
 from discdiff import schedule as schedules
-from discdiff.cli import parse_operator
 from discdiff.denoiser import Counter, Denoiser
+from discdiff.expression import parse_operator
 from discdiff.handlers import At, Run, stream
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process

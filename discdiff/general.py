@@ -20,7 +20,6 @@ from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
-from scipy import linalg
 from torch import Tensor
 
 from discdiff.checks import affordable, array, real, shown, whole
@@ -187,6 +186,8 @@ def _exponentiated(process: General, sigma: float) -> Tensor:
 
 def _expm(matrix: Float[Tensor, "*N S S"]) -> Float[Tensor, "*N S S"]:
     """scipy's exponential: torch's is off by 1e-11 where the norm is near 0.02 (torch 2.13, float64)."""
+    from scipy import linalg  # imported where it is used: scipy takes half a second
+
     return torch.as_tensor(linalg.expm(matrix.cpu().numpy())).clamp(min=0)
 
 

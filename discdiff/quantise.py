@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from discdiff.checks import listing, real
+from discdiff.checks import whole as whole_number
 from discdiff.convention import Called
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.diagnose import noised

@@ -506,7 +506,7 @@ SIZES = [
 ]
 
 FILES = [
-    ("load: no file", lambda: dd.load("no/such/folder/model"), "no/such"),
+    ("load: no file", lambda: dd.load("./no/such/model"), "no/such"),
     ("load: a number", lambda: dd.load(3), "load"),
     ("load: an empty folder", lambda: dd.load(tempfile.mkdtemp(dir=FOLDER)), "config|weights|folder"),
     ("Samples.load: no file", lambda: dd.Samples.load("no/such.safetensors"), "no file"),

@@ -20,7 +20,7 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from bad_arguments import BAD_LOGITS, COMMAND, FILES, KERNELS, LAWS, MODELS, OPERATORS, SHAPES, SIZES, TYPES
+from bad_arguments import BAD_LOGITS, COMMAND, FILES, KERNELS, LAWS, MODELS, OPERATORS, SHAPES, SIZES, TYPES, Refused
 from bad_numbers import NO_REAL, NO_WHOLE, REAL, RIGHT, WHOLE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +81,7 @@ def judged(case: Bad) -> tuple[str, str]:
         said = f"{type(error).__name__}: {error}"
         if time.perf_counter() - start > SECONDS:
             return "hang", said
-        if not isinstance(error, OURS) or not raised_by_us(error):
+        if not isinstance(error, OURS) or not (raised_by_us(error) or isinstance(error, Refused)):
             where = traceback.extract_tb(error.__traceback__)[-1]
             return "foreign", f"{said} ({Path(where.filename).name}:{where.lineno})"
         return ("ours" if re.search(case.says, str(error), re.DOTALL) else "mute"), said

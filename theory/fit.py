@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from discdiff.checks import affordable, array, real, shown, whole
@@ -43,6 +42,8 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     Raises:
         ValueError: for a law whose log-probability is no sum along the sequence (``log_prob_moments``).
     """
+    from scipy import stats
+
     mean, variance = law.log_prob_moments()
     values = law.log_prob(x).double()
     if not bool(torch.isfinite(values).all()):
@@ -61,6 +62,8 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     overlap (Billingsley, 1961). Cells of a row that expect fewer than 5 are pooled. An impossible transition gives p =
     0.
     """
+    from scipy import stats
+
     chain._check_clean(x)
     size = chain.alphabet
     pairs = (x[:, :-1] * size + x[:, 1:]).flatten()
@@ -86,6 +89,8 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
         x, y: two samples.
         statistic: (N, L) sequences -> (N,) numbers, such as ``law.log_prob``.
     """
+    from scipy import stats
+
     done = stats.ks_2samp(*(statistic(sample).double().cpu().numpy() for sample in (x, y)))
     return Fit(float(done.statistic), float(done.pvalue))
 

@@ -13,8 +13,6 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
-from scipy.linalg import expm
 from torch import Tensor
 
 from discdiff.checks import affordable, real, whole
@@ -61,6 +59,8 @@ def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> 
 
     The reference that samplers, which move sites one by one, are measured against. alpha(t) must be positive.
     """
+    from scipy.linalg import expm
+
     a_t, a_s = float(process.schedule.alpha(t)), float(process.schedule.alpha(s))
     middle = (a_t + a_s) / 2
     generator = reverse_generator(world, process, float(process.schedule.time(middle))) / middle
@@ -109,6 +109,8 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
     Raises:
         ValueError: without a length, or for a schedule that ends above 1e-10.
     """
+    from scipy.integrate import solve_ivp
+
     check_denoiser(model, "reverse_law")
     process, size = model.process, model.length if length is None else whole(length, "reverse_law: length", 1)
     tolerance = real(tolerance, "reverse_law: tolerance", "(0, 1)")
