@@ -68,12 +68,14 @@ def listed(times: Iterable[float]) -> tuple[float, ...]:
     """
     if isinstance(times, str) or not isinstance(times, Iterable) or getattr(times, "ndim", 1) != 1:
         raise TypeError(f"grid must be a sequence of decreasing times in [0, 1], got {shown(times)}")
-    grid = tuple(real(t, "grid: a time", "[0, 1]") for t in itertools.islice(times, LONGEST + 1))
-    if len(grid) > LONGEST:
-        raise ValueError(f"grid must hold at most {LONGEST} times")
-    if len(grid) < 2 or not all(0 <= s < t <= 1 for t, s in itertools.pairwise(grid)):
+    grid: list[float] = []
+    for time in times:  # looked at one by one, so that what has no end is refused too
+        grid.append(real(time, "grid: a time", "[0, 1]"))
+        if len(grid) > LONGEST or grid[-2:] != sorted(set(grid[-2:]), reverse=True):
+            raise ValueError(f"grid must hold 2 to {LONGEST} strictly decreasing times in [0, 1], got {shown(grid)}")
+    if len(grid) < 2:
         raise ValueError(f"grid must hold at least two strictly decreasing times in [0, 1], got {shown(grid)}")
-    return grid
+    return tuple(grid)
 
 
 def _check(steps: SupportsIndex, start: float, end: float) -> int:

@@ -280,7 +280,7 @@ SHAPES = [
     ("grid empty", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=[]), "at least two"),
     ("grid a number", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=4), "grid must be"),
     ("grid a string", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid="linear"), "grid must be"),
-    ("grid without end", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=iter(lambda: 0.5, 1)), "at most"),
+    ("grid without end", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=iter(lambda: 0.5, 1)), "decreasing"),
     ("grid above 1", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), grid=[1.5, 0.0]), r"\[0, 1\]"),
     (
         "a late grid without initial",
@@ -485,7 +485,7 @@ SIZES = [
     ("repetitions", lambda: sampler(PLAIN, S.Ancestral() >> S.Gibbs() ** HUGE), "slots"),
     ("Cycle: steps", lambda: sampler(PLAIN, S.Ancestral() >> S.Cycle(steps=HUGE)), "slots"),
     ("Ordinal", lambda: dd.Ordinal(HUGE, dd.Linear()), "memory"),
-    ("AbsorbingUniform", lambda: dd.AbsorbingUniform(HUGE, dd.Linear()), "memory"),
+    ("AbsorbingUniform", lambda: dd.AbsorbingUniform(HUGE, dd.Linear()), "memory|must lie"),
     ("Uniform: kernel", lambda: dd.Uniform(10**7, dd.Linear()).kernel(0.5), "memory"),
     ("Uniform: tokens", lambda: dd.Uniform(HUGE, dd.Linear()), "vocab_size must lie"),
     ("prior", lambda: MASKED.prior(HUGE, HUGE), "memory"),
