@@ -82,7 +82,8 @@ def quantised(model: Denoiser, whole: Callable[[str], bool] = time_module, level
         ValueError: if no layer is left to quantise, or levels are out of range.
     """
     levels = whole_number(levels, "quantised: levels", 1, 127)
-    if not isinstance(check_denoiser(model, "quantised").fn, nn.Module):
+    check_denoiser(model, "quantised")
+    if not isinstance(model.fn, nn.Module):
         raise TypeError(f"quantised: the denoiser's function must be an nn.Module, got {type(model.fn).__name__}")
     network = copy.deepcopy(model.fn)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
@@ -119,7 +120,8 @@ def features(
         TypeError: if the function is no module, or a module gives no tensor.
         ValueError: for names that it does not have, or survivals out of range.
     """
-    if not isinstance(check_denoiser(model, "features").fn, nn.Module):
+    check_denoiser(model, "features")
+    if not isinstance(model.fn, nn.Module):
         raise TypeError(f"features: the denoiser's function must be an nn.Module, got {type(model.fn).__name__}")
     known = dict((model.fn.network if isinstance(model.fn, Called) else model.fn).named_modules())
     missing = [name for name in modules if name not in known]

@@ -105,7 +105,9 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     # a parameterisation that cannot be converted
     (lambda: weak().denoiser(MASKED)(ZEROS, 0.5).loo, ValueError, "undefined at row 0, position 0"),
     (
-        lambda: dd.Sampler(UNIFORM, weak().denoiser(UNIFORM), S.Ancestral() >> S.Gibbs(), steps=2).sample(2, seed=0),
+        lambda: dd.Sampler(UNIFORM, weak().denoiser(UNIFORM, "denoiser"), S.Ancestral() >> S.Gibbs(), steps=2).sample(
+            2, seed=0
+        ),
         ValueError,
         r"undefined at row .* alpha 1\).*predict 'loo'",
     ),
@@ -177,9 +179,13 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: dd.bridge.ReMDM(0.1)(UNIFORM, ZEROS, ZEROS, 0.5, 0.2), ValueError, "applies to a Masked process"),
     (lambda: dd.losses.DiscreteBound(0), ValueError, "steps must be at least 1"),
     (lambda: dd.losses.ScoreEntropy()(model(), ZEROS + 9), ValueError, "x0: row 0, position 0 holds 9"),
-    (lambda: dd.losses.ScoreEntropy().estimate(model(), ZEROS, 1, 0), ValueError, "at least 2 draws"),
+    (
+        lambda: dd.losses.ScoreEntropy().estimate(model(), ZEROS, 1, 0),
+        ValueError,
+        "draws, for an error bar, must be at least 2",
+    ),
     (lambda: T.reverse_law(model(process=dd.Uniform(3, dd.LogLinear())), 2), ValueError, r"alpha\(1\) = 0"),
-    (lambda: T.fit.transition_test(chain(3, 4), ZEROS), ValueError, r"x must be \(B, 4\) tokens"),
+    (lambda: T.fit.transition_test(chain(3, 4), ZEROS), ValueError, r"x must be \(B, 4\) int64 tokens"),
     (lambda: T.fit.energy_test(ZEROS, ZEROS[:, :2]), ValueError, r"got \(2, 3\) and \(2, 2\)"),
 ]
 

@@ -64,7 +64,7 @@ class Enumeration(Oracle):
         p0 = array(p0, "p0", torch.float64)
         if p0.shape != (size,):
             raise ValueError(
-                f"p0 must have shape (V**L,) = ({shown(size)},) for vocab_size = {vocab_size} and length = {length}, "
+                f"p0 must have shape ({shown(size)},) = (V**L,) for vocab_size = {vocab_size} and length = {length}, "
                 f"got {tuple(p0.shape)}"
             )
         if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-6:
