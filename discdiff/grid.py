@@ -5,7 +5,6 @@ schedule's own idea, equal steps of alpha reveal equally many tokens, equal step
 same share of what is left, and a cosine spends them at the end.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 from typing import SupportsIndex

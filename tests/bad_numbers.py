@@ -169,7 +169,8 @@ WHOLE: dict[str, tuple[Callable[..., object], str]] = {
 # A whole number that is right, where 2 is not.
 RIGHT = {"kernels.race: first_column": 1024, "predictor_corrector: nfe": 8, "T.Enumeration: vocab_size": 3,
          "General: mask_id": 1, "Masked: mask_id": 3, "T.Tree: parents": 0, "T.order: steps": 2,
-         "quantised: levels": None, "estimate: draws": 3, "T.reverse_law: length": None, "T.kernel: most": 1000}  # fmt: skip
+         "quantised: levels": None, "estimate: draws": 3,
+         "T.reverse_law: length": None, "T.kernel: most": 1000}  # fmt: skip
 
 NO_REAL: dict[str, object] = {
     "True": True, "nan": math.nan, "inf": math.inf, "'0.5'": "0.5", "-1.0": -1.0, "a list": [0.5],
