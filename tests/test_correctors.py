@@ -241,7 +241,7 @@ def test_a_masked_denoiser_cannot_inform() -> None:
         (lambda: S.TauForwardBackward(-1.0), "h must lie in"),
         (lambda: S.ForwardBackward(1.5), "u must lie in"), (lambda: S.ForwardBackward(0.5, 0), "sites must be"),
         (lambda: S.Cycle(0.0), "u must lie in"), (lambda: S.Cycle(steps=0), "steps must be"),
-        (lambda: S.Coloured(0.0), "budget must be"), (lambda: S.Coloured(sites=0), "sites must be"),
+        (lambda: S.Coloured(0.0), "budget must lie"), (lambda: S.Coloured(sites=0), "sites must be"),
         (lambda: S.Gibbs(scan="sideways"), "scan must be"),
     ],
 )  # fmt: skip
