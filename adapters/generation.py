@@ -27,7 +27,7 @@ def generate(
     operator: Operator | str = "ancestral",
     steps: SupportsIndex | None = None,
     block_length: SupportsIndex | None = None,
-    eos_token_id: SupportsIndex | Sequence[int] = (),
+    eos_token_id: SupportsIndex | Sequence[int] | None = (),
     pad_token_id: SupportsIndex | None = None,
     seed: SupportsIndex | None = None,
 ) -> Int[Tensor, "B N"]:
@@ -60,7 +60,7 @@ def generate(
     length, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
     max_new_tokens = whole(max_new_tokens, "generate: max_new_tokens", 1)
     last = model.process.vocab_size - 1
-    eos = several(eos_token_id, "generate: eos_token_id", 0, last)
+    eos = () if eos_token_id is None else several(eos_token_id, "generate: eos_token_id", 0, last)
     pad_token_id = None if pad_token_id is None else whole(pad_token_id, "generate: pad_token_id", 0)
     block_length = None if block_length is None else whole(block_length, "generate: block_length", 1)
     affordable(len(input_ids) * (width + max_new_tokens), f"generate: {len(input_ids)} rows of new tokens")
