@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import array, real, whole
 from discdiff.denoiser import Denoiser
 from discdiff.operator import Operator
 from discdiff.process import Process
@@ -30,9 +31,9 @@ from discdiff.schedule import Schedule
 __all__ = ["Kappa", "OperatorSolver", "flow_denoiser", "flow_process"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kappa(Schedule):
-    """alpha(t) = kappa(1 - t).
+    """alpha(t) = kappa(1 - t). Two are equal if their schedulers are of one class and hold the same.
 
     Args:
         scheduler: a convex scheduler; called as scheduler(tau) it gives ``alpha_t`` (which is kappa), ``sigma_t`` = 1 -
@@ -62,8 +63,30 @@ class Kappa(Schedule):
     def _time(self, alpha: Tensor) -> Tensor:
         return (1 - self.scheduler.kappa_inverse(alpha)).clamp(0.0, 1.0)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Kappa) or type(self.scheduler) is not type(other.scheduler):
+            return NotImplemented if not isinstance(other, Kappa) else False
+        ours, theirs = _held(self.scheduler), _held(other.scheduler)
+        return self.scheduler is other.scheduler or (
+            ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in ours)
+        )
+
+    def __hash__(self) -> int:
+        return hash(type(self.scheduler))
+
     def __repr__(self) -> str:
         return f"Kappa({type(self.scheduler).__name__})"
+
+
+def _held(scheduler: object) -> dict[str, object]:
+    """What a scheduler holds, by name: the numbers that make it."""
+    return dict(getattr(scheduler, "__dict__", {}))
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one is other or bool(one == other)
 
 
 def flow_process(path: Any, source: Float[Tensor, " V"]) -> Process:  # noqa: ANN401
@@ -135,6 +158,8 @@ class OperatorSolver:
         *,
         operator: Operator,
     ) -> None:
+        vocabulary_size = whole(vocabulary_size, "OperatorSolver: vocabulary_size", 1)
+        source_distribution_p = array(source_distribution_p, "OperatorSolver: source_distribution_p")
         if tuple(source_distribution_p.shape) != (vocabulary_size,):
             raise ValueError(
                 f"OperatorSolver: source_distribution_p must be ({vocabulary_size},), "
@@ -158,8 +183,7 @@ class OperatorSolver:
         """
         grid = [0.0, 1.0] if time_grid is None else [float(tau) for tau in time_grid]
         if step_size is not None:
-            if not step_size > 0:
-                raise ValueError(f"OperatorSolver: step_size must be positive, got {step_size}")
+            step_size = real(step_size, "OperatorSolver: step_size", "(0, inf)")
             first, last = grid[0], grid[-1]
             count = math.ceil((last - first) / step_size - 1e-9)
             grid = [*(first + step_size * n for n in range(count)), last]

@@ -2,17 +2,18 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from discdiff.blockwise import Blockwise
+from discdiff.checks import affordable, array, seeded, several, token_ids, whole
 from discdiff.convention import Loaded
-from discdiff.denoiser import Denoiser
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.handlers import alone, under, while_listening
-from discdiff.operator import Operator
+from discdiff.operator import Operator, check_operator
 from discdiff.sampler import Sampler
 
 __all__ = ["generate"]
@@ -24,13 +25,13 @@ def generate(
     input_ids: Int[Tensor, "B P"],
     attention_mask: Int[Tensor, "B P"] | None = None,
     *,
-    max_new_tokens: int,
+    max_new_tokens: SupportsIndex,
     operator: Operator | str = "ancestral",
-    steps: int | None = None,
-    block_length: int | None = None,
-    eos_token_id: int | Sequence[int] = (),
-    pad_token_id: int | None = None,
-    seed: int | None = None,
+    steps: SupportsIndex | None = None,
+    block_length: SupportsIndex | None = None,
+    eos_token_id: SupportsIndex | Sequence[int] | None = (),
+    pad_token_id: SupportsIndex | None = None,
+    seed: SupportsIndex | None = None,
     listen: bool = False,
 ) -> Int[Tensor, "B N"]:
     """Prompts and what a model says behind them, as ``generate`` of transformers returns it: (B, P + new) tokens.
@@ -57,17 +58,23 @@ def generate(
     Raises:
         ValueError: for padding on the right, or what the sampler refuses.
     """
-    input_ids = torch.as_tensor(input_ids)
-    if input_ids.ndim != 2:
+    check_denoiser(model, "generate")
+    input_ids = token_ids(input_ids, "generate: input_ids", "token ids").to(torch.int64)
+    if input_ids.ndim != 2 or len(input_ids) < 1:
         raise ValueError(f"generate: input_ids must be (B, P), a row for each prompt, got {tuple(input_ids.shape)}")
     length, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
-    if max_new_tokens < 1:
-        raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
+    max_new_tokens = whole(max_new_tokens, "generate: max_new_tokens", 1)
+    last = model.process.vocab_size - 1
+    eos = () if eos_token_id is None else several(eos_token_id, "generate: eos_token_id", 0, last)
+    pad_token_id = None if pad_token_id is None else whole(pad_token_id, "generate: pad_token_id", 0)
+    block_length = None if block_length is None else whole(block_length, "generate: block_length", 1)
+    affordable(len(input_ids) * (width + max_new_tokens), f"generate: {len(input_ids)} rows of new tokens")
     if isinstance(operator, str):
-        from discdiff.cli import parse_operator
+        from discdiff.expression import parse_operator
 
         operator = parse_operator(operator, "generate: operator")
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    check_operator(operator, "generate: operator")
+    seed = seeded(seed, "generate: seed")
     out = torch.nn.functional.pad(input_ids, (0, max_new_tokens))
     row = 0
     for size, run in itertools.groupby(length):
@@ -78,11 +85,11 @@ def generate(
         told: dict[str, Any] = {"prompt": prompt, "seed": seed, "first_row": row, "listen": listen}
         told["device"] = input_ids.device
         if isinstance(maker, Blockwise):
-            told["stop"] = eos_token_id  # what has ended costs nothing more
+            told["stop"] = eos  # what has ended costs nothing more
         with under(f"row{row}", listen):
             out[here, width:] = maker.sample(batch, size + max_new_tokens, **told).tokens[:, size:]
         row += batch
-    ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), dtype=torch.int64)
+    ends = torch.tensor(eos, dtype=torch.int64)
     if len(ends):
         new = out[:, width:]
         ended = torch.isin(new, ends.to(out.device)).long()
@@ -95,6 +102,7 @@ def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
     """Tokens of each prompt."""
     if attention_mask is None:
         return [input_ids.shape[1]] * len(input_ids)
+    attention_mask = array(attention_mask, "generate: attention_mask")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"generate: attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}"
@@ -105,15 +113,13 @@ def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
 
 
 def _maker(
-    model: Denoiser, operator: Operator, prompt: int, new: int, steps: int | None, block_length: int | None
+    model: Denoiser, operator: Operator, prompt: int, new: int, steps: SupportsIndex | None, block_length: int | None
 ) -> Sampler | Blockwise:
     said = model.convention if isinstance(model, Loaded) else None
     trained = None if said is None else said.block
     block = trained if block_length is None else block_length
     if block is None:
         return Sampler(model.process, model, operator, steps=new if steps is None else steps)
-    if block < 1:
-        raise ValueError(f"generate: block_length must be at least 1, got {block}")
     sizes = block if prompt == 0 or (said is not None and trained is not None and said.aligned) else [prompt, block]
     steps = block if steps is None else steps
     return Blockwise(model.process, model, operator, block=sizes, steps=steps, future=trained is None)

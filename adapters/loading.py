@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from discdiff.adapters.files import Files
+from discdiff.checks import shown
 from discdiff.convention import Convention, Loaded
 from discdiff.plugins import plugged
 from discdiff.schedule import Schedule
@@ -82,6 +83,8 @@ def load(
             on the mask's id.
         ImportError: if a package is needed that is not there.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"load: source must be a path or an id of the hub, got {shown(source)}")
     known = tuple(families) if families is not None else every_family()
     files = Files(_fetched(source))
     chosen = _chosen(files, known, family)

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from discdiff import grid
 from discdiff import schedule as schedules
-from discdiff.cli import parse_operator
+from discdiff.checks import LAST_SEED, whole
 from discdiff.denoiser import Counter, Denoiser
-from discdiff.handlers import At, Run, stream
+from discdiff.expression import parse_operator
+from discdiff.handlers import At, Run, choose, stream
+from discdiff.kernels import dispatch as kernels
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
 from discdiff.rank_one import Masked, Uniform
 from discdiff.schedule import Schedule
 from discdiff.state import State
+from discdiff.truncation import Truncation
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -37,10 +40,10 @@ class OperatorSchedulerOutput(BaseOutput):
 
     Attributes:
         prev_sample: (B, L) the next tokens.
-        transfer_index: (B, L) where they are to be written: everywhere.
-        editing_transfer_index: (B, L) nowhere.
+        transfer_index: (B, L) where a mask became a token; on a process without a mask, where the token changed.
+        editing_transfer_index: (B, L) where a token changed, or was hidden again.
         sampled_tokens: (B, L) the same as ``prev_sample``.
-        sampled_probs: (B, L) ones.
+        sampled_probs: (B, L) what the model's output says of them: the softmax at each; 0 for a mask.
     """
 
     prev_sample: Int[Tensor, "B L"]
@@ -53,9 +56,9 @@ class OperatorSchedulerOutput(BaseOutput):
 class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """An operator, its process and its seed, behind ``set_timesteps``, ``step`` and ``add_noise``.
 
-    Randomness is keyed by (seed, row, step, site) as everywhere here, so that generators given to ``step`` are not
-    looked at, and a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``; block after block those of
-    ``dd.Blockwise``.
+    Randomness is keyed by (seed, row, step, site) as everywhere here: a run gives the tokens of
+    ``dd.Sampler(...).sample(seed=seed)``; block after block those of ``dd.Blockwise``. A generator that is given to the
+    first step of a run draws its seed. Options of other schedulers that would say what the operator says are refused.
 
     Args:
         operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
@@ -86,6 +89,9 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         block_length: int = 32,
     ) -> None:
         check_predicts(predicts)
+        vocab_size = whole(vocab_size, "OperatorScheduler: vocab_size", 1)
+        seed = whole(seed, "OperatorScheduler: seed", 0, LAST_SEED)
+        whole(block_length, "OperatorScheduler: block_length", 1)
         self.operator = parse_operator(operator, "OperatorScheduler")
         if self.operator.nfe != 1 or not self.operator.moves:
             raise ValueError(
@@ -102,20 +108,32 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._predicts, self._seed = predicts, seed
         self.timesteps = torch.zeros(0, dtype=torch.int64)
         self._grid: tuple[float, ...] = ()
-        self._block = -1
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the run before."""
+        self._block, self._uncounted = -1, 0  # uncounted: steps of a block that a pipeline did not number
+        self._run_seed: int | None = None
 
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None, block_length: int | None = None
     ) -> None:
-        """Equal steps of t from 1 to 0; step n is called with timestep n, from 0."""
-        self._grid = grid.by_time(num_inference_steps)
-        self.timesteps = torch.arange(num_inference_steps, device=device)
-        self._block = -1
+        """Equal steps of t from 1 to 0; step n is called with timestep n, from 0. A new run begins.
+
+        Raises:
+            TypeError, ValueError: for numbers that are not whole, or below 1.
+        """
+        steps = whole(num_inference_steps, "set_timesteps: num_inference_steps", 1)
+        if block_length is not None:
+            whole(block_length, "set_timesteps: block_length", 1)
+        self._grid = grid.by_time(steps)
+        self.timesteps = torch.arange(steps, device=device)
+        self._begin()
 
     def prior(self, batch: int, length: int) -> Int[Tensor, "B L"]:
         """The noise that a run of ``dd.Sampler`` with this seed starts from; a masked one is all masks."""
-        from discdiff.handlers import choose
-
+        if not self._grid:
+            raise ValueError("prior: call set_timesteps first")
         state, at = self._place(torch.zeros(batch, length, dtype=torch.int64), 0, None, None, -1)
         return choose("prior", self.process.prior(batch, length), state, at)
 
@@ -130,10 +148,17 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timestep: int | Tensor,
         sample: Int[Tensor, "B L"],
         *,
+        mask_token_id: int | None = None,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        sampling_method: str = "multinomial",
+        threshold: float | None = None,
+        editing_threshold: float | None = None,
+        minimal_topk: int | None = None,
         prompt_mask: Bool[Tensor, " L"] | None = None,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
-        **others: object,
     ) -> OperatorSchedulerOutput | tuple[Tensor]:
         """One step of the operator.
 
@@ -141,21 +166,37 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             model_output: logits, or log ratios, of the model at ``sample``.
             timestep: which step, from 0; 0 again is the beginning of the next block.
             sample: (B, L) tokens.
+            mask_token_id: the mask that a pipeline fills with; it must be the process's.
+            temperature, top_k, top_p: of what tokens are drawn from, as ``dd.Truncation``; 0 is the most probable.
+            sampling_method: "multinomial" or "auto"; "greedy" is temperature 0.
+            threshold, editing_threshold, minimal_topk: what is revealed or edited is the operator's to say. A value
+                that is not the pipelines' default (.7, .5 and 1) is refused.
             prompt_mask: (L,) sites that are given.
-            generator: not looked at.
+            generator: of the first step of a run, draws the seed of the run, in the place of the configured one.
             return_dict: whether to return an object rather than a tuple.
-            others: options of other schedulers, which a pipeline passes to all; not looked at.
 
         Raises:
-            ValueError: before ``set_timesteps``, for a timestep that it does not have, or tokens out of range.
+            TypeError, ValueError: before ``set_timesteps``, for a timestep that it does not have, tokens out of range,
+                another mask, or an option that is out of range or the operator's to say.
         """
-        number = int(timestep)
+        number = whole(timestep, "step: timestep") + self._uncounted
         if not 0 <= number < len(self._grid) - 1:
             raise ValueError(f"step: timestep {number} is not in 0..{len(self._grid) - 2}; call set_timesteps first")
         self.process.check_states(sample, "sample")
+        if mask_token_id is not None and mask_token_id != self.process.mask_id:
+            raise ValueError(
+                f"step: mask_token_id = {mask_token_id}, but the mask of {self.process} is {self.process.mask_id}"
+            )
+        _refuse_others(threshold, editing_threshold, minimal_topk)
+        if sampling_method not in ("auto", "greedy", "multinomial"):
+            accepted = "'auto', 'greedy' or 'multinomial'"
+            raise ValueError(f"step: sampling_method must be {accepted}, got {sampling_method!r}")
+
+        cut = Truncation(0.0 if sampling_method == "greedy" else temperature, top_k, top_p)
         self._block += number == 0
+        self._seeded(generator, number)
         frozen = None if prompt_mask is None else prompt_mask.expand(sample.shape)
-        state, at = self._place(sample, number + 1, frozen, model_output, max(self._block, 0))
+        state, at = self._place(sample, number + 1, frozen, model_output, max(self._block, 0), cut)
         tokens = self.operator(state, at).tokens
         if at.s == 0:
             at.run.finish(tokens, state.rows, self.process, self.operator)
@@ -163,26 +204,90 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             at.run.check_faults()
         if not return_dict:
             return (tokens,)
-        everywhere = torch.ones_like(tokens, dtype=torch.bool)
-        return OperatorSchedulerOutput(tokens, everywhere, ~everywhere, tokens, torch.ones(tokens.shape))
+        changed, filled = tokens != sample, torch.ones_like(tokens, dtype=torch.bool)
+        if self.process.mask_id is not None:
+            filled = sample == self.process.mask_id
+        rows = model_output.flatten(0, 1)[:, : self._kept]
+        said = kernels.log_prob(rows, tokens.flatten()).exp().view(tokens.shape)
+        return OperatorSchedulerOutput(tokens, changed & filled, changed & ~filled, tokens, said)
+
+    def _seeded(self, generator: torch.Generator | None, number: int) -> None:
+        """Draw the seed of the run, in its first step, from a generator that is given."""
+        if generator is None or self._run_seed is not None:
+            return
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"step: generator must be one torch.Generator, got {type(generator).__name__}")
+        if number or self._block > 0:
+            raise ValueError("step: a generator draws the seed of a run; it must be given from the first step on")
+
+        self._run_seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
     def add_noise(
         self, original_samples: Int[Tensor, "B L"], noise: Tensor | None, timesteps: Int[Tensor, " B"]
     ) -> Int[Tensor, "B L"]:
-        """A draw of q_t(. | x0), t the time at which step ``timesteps`` begins; ``noise`` is not looked at."""
+        """A draw of q_t(. | x0), t the time at which step ``timesteps`` begins.
+
+        Raises:
+            ValueError: for noise that is given, which is the process's to draw; for timesteps that it does not have.
+        """
+        if noise is not None:
+            raise ValueError("add_noise: the process draws its noise; noise must be None")
+        if not self._grid or bool(((timesteps < 0) | (timesteps >= len(self._grid))).any()):
+            raise ValueError(f"add_noise: timesteps must lie in 0..{len(self._grid) - 1}; call set_timesteps first")
         t = torch.tensor(self._grid, dtype=torch.float64)[timesteps.cpu()]
         return self.process.marginal(original_samples, t).sample()
 
-    def check_eos_finished(self, *, finished: Tensor, **others: object) -> Tensor:
-        """Rows are not stopped here."""
-        return finished
+    def check_eos_finished(
+        self,
+        *,
+        cur_x: Int[Tensor, "B L"],
+        sampled_tokens: Int[Tensor, "B n"],
+        final_transfer: Bool[Tensor, "B n"],
+        finished: Bool[Tensor, " B"],
+        eos_token_id: int,
+        mask_token_id: int,
+        prompt_length: int,
+    ) -> Bool[Tensor, " B"]:
+        """Rows that have ended: an end token behind the prompt, and nothing masked before it."""
+        new = cur_x[:, prompt_length:]
+        ends = (new == eos_token_id).int()
+        known = (new != mask_token_id).int().cumprod(-1).bool()
+        return finished | (known & (ends == 1)).any(-1)
 
-    def check_block_should_continue(self, *, step_idx: int, masks_remaining: Tensor | bool, **others: object) -> bool:
-        """Until the steps are over, or nothing is masked any more."""
-        return step_idx < len(self._grid) - 1 and bool(masks_remaining)
+    def check_block_should_continue(
+        self,
+        *,
+        step_idx: int,
+        masks_remaining: Tensor | bool,
+        editing_enabled: bool,
+        editing_transfer_index: Bool[Tensor, "B L"],
+        post_steps: int,
+        max_post_steps: int,
+        finished: Bool[Tensor, " B"],
+    ) -> bool:
+        """Until the steps are over or all rows have ended; an operator may hide again what was revealed early.
+
+        Raises:
+            ValueError: for ``max_post_steps`` that are not the pipelines' 16: after the steps nothing is edited.
+        """
+        if max_post_steps != 16:
+            raise ValueError(f"max_post_steps = {max_post_steps}: nothing is edited after the operator's steps")
+        if bool(finished.all()):
+            self._uncounted = 0
+            return False
+        self._uncounted += not bool(masks_remaining)  # a pipeline does not number a step that began without masks
+        more = step_idx + self._uncounted < len(self._grid) - 1
+        self._uncounted = self._uncounted if more else 0
+        return more
 
     def _place(
-        self, tokens: Tensor, number: int, frozen: Tensor | None, output: Tensor | None, block: int
+        self,
+        tokens: Tensor,
+        number: int,
+        frozen: Tensor | None,
+        output: Tensor | None,
+        block: int,
+        cut: Truncation | None = None,
     ) -> tuple[State, At]:
         """The state, and where in a run it stands: at the start of step ``number``, from 1."""
         handed = [] if output is None else [output]
@@ -190,14 +295,35 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         def model(x: Tensor, time: Tensor | None) -> Tensor:
             if not handed:
                 raise ValueError(f"step: {self.operator} asked for a second call; use dd.Sampler")
-            kept = self.process.columns if self._predicts == "ratio" else self.process.vocab_size
-            return handed.pop()[..., :kept]
+            return handed.pop()[..., : self._kept]
 
         rows = torch.arange(len(tokens), device=tokens.device)
-        counter = Counter(Denoiser(model, self.process, self._predicts), 0, torch.zeros_like(rows))
+        denoiser = Denoiser(model, self.process, self._predicts)
+        if cut is not None and cut != Truncation():
+            denoiser = denoiser.guided(cut)
+        counter = Counter(denoiser, 0, torch.zeros_like(rows))
         t, s = self._grid[max(number - 1, 0)], self._grid[number]
-        run = Run(stream(self._seed, 1, max(block, 0)), counter)
+        seed = self._seed if self._run_seed is None else self._run_seed
+        run = Run(stream(seed, 1, max(block, 0)), counter)
         return State(tokens, t, rows, frozen), At(self.process, run, t, s, number)
+
+    @property
+    def _kept(self) -> int:
+        """How many columns of a model's output are read."""
+        return self.process.columns if self._predicts == "ratio" else self.process.vocab_size
+
+
+def _refuse_others(threshold: float | None, editing_threshold: float | None, minimal_topk: int | None) -> None:
+    """Raise ValueError for options that say what the operator says. Pipelines pass their defaults unasked."""
+    told = ""
+    if threshold not in (None, 0.7):
+        told = f"threshold = {threshold}: give operator='threshold({threshold})'"
+    elif editing_threshold not in (None, 0.5) and editing_threshold > 0:
+        told = f"editing_threshold = {editing_threshold}: give an operator that edits, such as 'remdm' or a corrector"
+    elif minimal_topk not in (None, 1):
+        told = f"minimal_topk = {minimal_topk}: give fewer steps"
+    if told:
+        raise ValueError(f"step: what is revealed is the operator's to say, not {told}")
 
 
 def _schedule(text: str) -> Schedule:

@@ -7,6 +7,7 @@ from discdiff import bridge, grid, losses, samplers, theory
 from discdiff.adapters.generation import generate
 from discdiff.adapters.loading import load
 from discdiff.blockwise import BlockSamples, Blockwise
+from discdiff.budget import predictor_corrector
 from discdiff.cascade import Cascade
 from discdiff.conditions import Alphabets, conditional, conditioned, marginal
 from discdiff.convention import Convention, Loaded
@@ -24,7 +25,8 @@ from discdiff.process import Process
 from discdiff.program import program
 from discdiff.quantise import features, quantised
 from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
-from discdiff.sampler import Sampler, Samples, predictor_corrector
+from discdiff.sampler import Sampler
+from discdiff.samples import Samples
 from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
 from discdiff.state import State
 from discdiff.truncation import Truncation

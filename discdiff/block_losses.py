@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import real, whole
 from discdiff.context import Behind, clean_states
 from discdiff.denoiser import Denoiser
 from discdiff.losses import Estimate, Objective
@@ -44,8 +45,9 @@ class Blocks(Objective):
     times: Literal["sequence", "block"] = "sequence"
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"Blocks: the block size must be at least 1, got {self.block}")
+        object.__setattr__(self, "block", whole(self.block, "Blocks: block", 1))
+        if not isinstance(self.bound, Objective):
+            raise TypeError(f"Blocks: bound must be one of discdiff.losses, such as MaskedNELBO(), got {self.bound!r}")
         if self.times not in ("sequence", "block"):
             raise ValueError(f"Blocks: times must be 'sequence' or 'block', got {self.times!r}")
 
@@ -100,9 +102,15 @@ class BlockMixture(Objective):
     times: Literal["sequence", "block"] = "sequence"
 
     def __post_init__(self) -> None:
-        shares = list(self.weights.values())
-        if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
-            raise ValueError(f"BlockMixture: the weights must be probabilities, got {dict(self.weights)}")
+        if not isinstance(self.weights, Mapping):
+            raise TypeError(f"BlockMixture: weights must be {{block size: probability}}, got {self.weights!r}")
+        weights = {
+            Blocks(self.bound, block, self.times).block: real(p, "BlockMixture: a weight", "[0, 1]")
+            for block, p in self.weights.items()
+        }
+        if not weights or abs(sum(weights.values()) - 1) > 1e-9:
+            raise ValueError(f"BlockMixture: the weights must be probabilities, got {weights}")
+        object.__setattr__(self, "weights", weights)
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         edges = torch.tensor(list(self.weights.values()), dtype=torch.float64, device=x0.device).cumsum(0)

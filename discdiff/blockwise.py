@@ -13,11 +13,13 @@ import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from discdiff.checks import affordable, decided, placed, real, seeded, several, shown, token_ids, whole, wholes
 from discdiff.context import Cached, Growing, Kept, Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Branch
@@ -26,13 +28,14 @@ from discdiff.handlers import At, Run, choose, listening, stream, under, while_l
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Operator
 from discdiff.process import Process
-from discdiff.sampler import Sampler, Samples
+from discdiff.sampler import Sampler, check_rows
+from discdiff.samples import Samples
 from discdiff.state import State
 
 __all__ = ["BlockSamples", "Blockwise"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockSamples(Samples):
     """What ``Blockwise`` returns: ``Samples``, and
 
@@ -71,10 +74,10 @@ class Blockwise:
         model: Denoiser,
         operator: Operator,
         *,
-        block: int | Sequence[int] | Mapping[int, float],
-        steps: int | None = None,
+        block: SupportsIndex | Sequence[int] | Mapping[int, float],
+        steps: SupportsIndex | None = None,
         grid: Iterable[float] | None = None,
-        window: int | None = None,
+        window: SupportsIndex | None = None,
         future: bool = False,
     ) -> None:
         self.inner = Sampler(process, model, operator, steps=steps, grid=grid)
@@ -85,21 +88,25 @@ class Blockwise:
         self.sizes: tuple[tuple[int, ...], ...]
         self.weights: tuple[float, ...] = (1.0,)
         if isinstance(block, Mapping):
-            self.sizes, self.weights = tuple((size,) for size in block), tuple(block.values())
-            if not block or min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-9:
+            self.sizes = tuple((whole(size, "Blockwise: block size", 1),) for size in block)
+            self.weights = tuple(real(p, "Blockwise: weight of a block size", "[0, 1]") for p in block.values())
+            if not block or abs(sum(self.weights) - 1) > 1e-9:
                 raise ValueError(f"Blockwise: the weights of block sizes must be probabilities, got {dict(block)}")
+        elif isinstance(block, Sequence):
+            self.sizes = (wholes(block, "Blockwise: block size", 1),)
+            if not block:
+                raise ValueError("Blockwise: block must be a size, sizes or {size: probability}, got none")
         else:
-            self.sizes = ((block,) if isinstance(block, int) else tuple(block),)
-        if not all(sizes and all(type(size) is int and size >= 1 for size in sizes) for sizes in self.sizes):
-            raise ValueError(f"Blockwise: block sizes must be positive whole numbers, got {block!r}")
+            self.sizes = ((whole(block, "Blockwise: block size", 1),),)
         largest = max(max(sizes) for sizes in self.sizes)
+        window = None if window is None else whole(window, "Blockwise: window", 1)
         if window is not None and (window < largest or model.length not in (None, window)):
             raise ValueError(
                 f"Blockwise: the window must hold a block ({largest}) and be the model's length ({model.length}), "
                 f"got {window}"
             )
         self.window = window
-        self.future = future or model.length is not None
+        self.future = decided(future, "Blockwise: future") or model.length is not None
 
     def edges(self, length: int, sizes: tuple[int, ...]) -> list[int]:
         """Where blocks begin, and the length."""
@@ -124,13 +131,13 @@ class Blockwise:
     @while_listening(listening)
     def sample(
         self,
-        batch: int,
-        length: int,
+        batch: SupportsIndex,
+        length: SupportsIndex,
         *,
-        seed: int | None = None,
-        first_row: int = 0,
+        seed: SupportsIndex | None = None,
+        first_row: SupportsIndex = 0,
         prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] = (),
-        stop: int | Sequence[int] = (),
+        stop: SupportsIndex | Sequence[int] = (),
         record: bool = False,
         listen: bool = False,
         device: torch.device | str = "cpu",
@@ -153,16 +160,18 @@ class Blockwise:
             ValueError: for wrong shapes or ids, or a length that is not the model's.
         """
         model, process = self.inner.model, self.inner.process
-        if batch < 1 or length < 1 or (self.window is None and model.length not in (None, length)):
+        batch, first_row = check_rows("sample", batch, first_row)
+        length, device = whole(length, "sample: length", 1), placed(device, "sample: device")
+        if self.window is None and model.length not in (None, length):
             raise ValueError(
-                f"sample: batch and length must be at least 1, and length the model's ({model.length}) unless there "
-                f"is a window, got batch = {batch}, length = {length}"
+                f"sample: length must be the model's ({model.length}) unless there is a window, got {length}"
             )
-        stops = torch.tensor([stop] if isinstance(stop, int) else list(stop), dtype=torch.int64, device=device)
+        affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
+        stops = torch.tensor(several(stop, "sample: stop"), dtype=torch.int64, device=device)
         process.check_data(stops[None], "stop")
         given = self._prompts(prompt, batch, length)
+        seed, record = seeded(seed, "sample: seed"), decided(record, "sample: record")
         warn_of_dropout((model.fn, *model.guides), stacklevel=3)
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
         rows = torch.arange(first_row, first_row + batch, device=device)
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
         tally = Counter(model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
@@ -178,11 +187,13 @@ class Blockwise:
     def _prompts(
         self, prompt: Tensor | Sequence[int] | Sequence[Sequence[int]], batch: int, length: int
     ) -> list[Tensor]:
-        rows = list(prompt)
+        if isinstance(prompt, str) or not isinstance(prompt, Iterable) or getattr(prompt, "ndim", 1) == 0:
+            raise TypeError(f"sample: prompt must be token ids, or rows of them, got {shown(prompt)}")
+        rows: list[Any] = list(prompt)
         if not any((isinstance(row, Tensor) and row.ndim) or isinstance(row, Sequence) for row in rows):
             rows = [rows] * batch
-        given = [torch.as_tensor(row) if len(row) else torch.zeros(0, dtype=torch.int64) for row in rows]
-        if len(given) != batch or any(len(row) > length or row.ndim != 1 for row in given):
+        given = [token_ids(row, f"sample: prompt of row {n}", "token ids") for n, row in enumerate(rows)]
+        if len(given) != batch or any(row.ndim != 1 or len(row) > length for row in given):
             shapes = sorted({tuple(row.shape) for row in given})
             raise ValueError(
                 f"sample: prompt must be token ids, or {batch} rows of them, at most {length} each; "

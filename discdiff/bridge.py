@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.distributions import Choice
 from discdiff.faults import BAD_LOGITS
 from discdiff.prediction import Prediction
@@ -84,8 +85,7 @@ class Between(Bridge):
     weight: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"Between: weight must lie in [0, 1], got {self.weight}")
+        object.__setattr__(self, "weight", real(self.weight, "Between: weight", "[0, 1]"))
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
         # an anchor's share changes with time, unless it is all the noise
@@ -123,8 +123,7 @@ class ReMDM(Bridge):
     sigma: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma <= 1:
-            raise ValueError(f"ReMDM: sigma must lie in [0, 1], got {self.sigma}")
+        object.__setattr__(self, "sigma", real(self.sigma, "ReMDM: sigma", "[0, 1]"))
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
         if not isinstance(process, Masked):

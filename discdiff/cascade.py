@@ -5,12 +5,17 @@
 A coarse image and then a fine one, a plan and then a text: the second denoiser is a function of what the first drew.
 """
 
+from collections.abc import Sequence
+from typing import SupportsIndex
+
 import torch
 
 from discdiff.blockwise import Blockwise
+from discdiff.checks import placed, wholes
 from discdiff.context import Along
 from discdiff.handlers import alone, stream, under, while_listening
-from discdiff.sampler import Sampler, Samples
+from discdiff.sampler import Sampler, check_rows
+from discdiff.samples import Samples
 
 __all__ = ["Cascade"]
 
@@ -34,11 +39,11 @@ class Cascade:
     @while_listening(alone)
     def sample(
         self,
-        batch: int,
-        lengths: tuple[int, int],
+        batch: SupportsIndex,
+        lengths: Sequence[SupportsIndex],
         *,
-        seed: int | None = None,
-        first_row: int = 0,
+        seed: SupportsIndex | None = None,
+        first_row: SupportsIndex = 0,
         listen: bool = False,
         device: torch.device | str = "cpu",
     ) -> tuple[Samples, Samples]:
@@ -52,6 +57,10 @@ class Cascade:
             listen: make every choice a Pyro site, as of ``Sampler.sample``, under "first/" and "second/".
             device: where to sample.
         """
+        batch, first_row = check_rows("sample", batch, first_row)
+        lengths, device = wholes(lengths, "sample: lengths", 1), placed(device, "sample: device")
+        if len(lengths) != 2:
+            raise ValueError(f"sample: lengths must be two, of the first stage and of the second, got {lengths}")
         with under("first", listen):
             drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, listen=listen, device=device)
         rows = torch.arange(first_row, first_row + batch, device=device)

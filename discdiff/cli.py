@@ -1,17 +1,16 @@
 """The ``discdiff`` command."""
 
 import argparse
-import ast
 import importlib
 import inspect
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import torch
 from jaxtyping import Int
@@ -22,88 +21,34 @@ from torch import Tensor
 from discdiff import bench, samplers, theory
 from discdiff.adapters.loading import every_family
 from discdiff.blockwise import Blockwise
+from discdiff.checks import LAST_SEED, affordable, placed, whole
 from discdiff.data import ASSETS, GREY_LEVELS, SIDE, examples, text
 from discdiff.diagnose import sensitivity_curve
+from discdiff.expression import known_operators, parse_operator
 from discdiff.models import load_trained
 from discdiff.operator import Operator
 from discdiff.plugins import plugged
 from discdiff.process import Process
-from discdiff.sampler import Sampler, Samples
+from discdiff.sampler import Sampler
+from discdiff.samples import Samples
 
 __all__ = ["main", "parse_operator"]
 
 
 BLOCK, WINDOW = 16, 128  # of the text example
+_MANY = 1 << 20  # at most so many of anything that is counted
 
 
-def parse_operator(expression: str, option: str = "--sampler") -> Operator:
-    """Read an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what was wrong in one line."""
 
-    Names are the classes of ``discdiff.samplers`` in snake case and those that other packages plug in, with or without
-    literal arguments, joined by >>, ** and parentheses. The text is parsed, never evaluated.
-
-    Raises:
-        ValueError: for anything else, saying what is accepted.
-        TypeError: for a composition that is ill-formed.
-    """
-    known = _operators()[0]
-
-    def refuse(node: ast.AST) -> ValueError:
-        part = ast.unparse(node)
-        return ValueError(
-            f"{option}: cannot read {part!r} in {expression!r}; "
-            f"accepted: {', '.join(sorted(known))}, literal arguments, >>, ** n"
-        )
-
-    def build(node: ast.expr) -> Operator:
-        match node:
-            case ast.Name(id=name) if name in known:
-                return make(known[name], [], [])
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in known:
-                return make(known[name], args, keywords)
-            case ast.BinOp(left=left, op=ast.RShift(), right=right):
-                return build(left) >> build(right)
-            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(times))):
-                return build(left) ** times
-        raise refuse(node)
-
-    def literal(node: ast.expr) -> object:
-        try:
-            return ast.literal_eval(node)
-        except ValueError as error:
-            raise refuse(node) from error
-
-    def make(kind: Callable[..., Operator], args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> Operator:
-        named = {keyword.arg or "**": literal(keyword.value) for keyword in keywords}
-        try:
-            return kind(*(literal(arg) for arg in args), **named)
-        except TypeError as error:
-            raise ValueError(f"{option}: {error} in {expression!r}") from error
-
-    try:
-        return build(ast.parse(expression.strip(), mode="eval").body)
-    except SyntaxError as error:
-        raise ValueError(f"{option}: {expression!r} is not an expression: {error.msg}") from error
-
-
-def _operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
-    """Operators by their names in expressions, ours before those of other packages; and what cannot be imported."""
-    found, broken = plugged("operators")
-    others = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Operator)}
-    broken |= dict.fromkeys(found.keys() - others.keys(), "is no Operator class")
-    return others | {_snake(name): getattr(samplers, name) for name in samplers.__all__}, broken
-
-
-def _snake(name: str) -> str:
-    """ThetaRK2 -> theta_rk2, DFM -> dfm."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.replace("ReMDM", "Remdm")).lower()
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"discdiff: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="discdiff", description="Discrete diffusion samplers that are checked against exact laws."
-    )
+    parser = _Parser(prog="discdiff", description="Discrete diffusion samplers that are checked against exact laws.")
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="sample from one of the two trained examples")
     data = sample.add_subparsers(dest="data", required=True)
@@ -174,15 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = {"bench": _bench, "sensitivity": _sensitivity, "list": _list}
         run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
         run(arguments)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"discdiff: {error}", file=sys.stderr)
+    except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:
+        print(f"discdiff: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
 def _digits(arguments: argparse.Namespace) -> None:
     pyplot, out = _pyplot(), arguments.out
-    _check_folder(out)
+    _check_out(out, pyplot)
     samples = _run(arguments, SIDE * SIDE, torch.zeros(0, dtype=torch.int64))
     pyplot.imsave(out, picture(samples.tokens).numpy(), cmap="gray_r", vmin=0, vmax=GREY_LEVELS - 1)
     print(f"wrote {out}")
@@ -201,7 +146,16 @@ def picture(tokens: Int[Tensor, "B 64"], columns: int = 10, zoom: int = 6, gap: 
 
 def _text(arguments: argparse.Namespace) -> None:
     _, vocabulary = text()
-    samples = _run(arguments, arguments.length, vocabulary.encode(arguments.prompt))
+    if arguments.out is not None:
+        _check_out(arguments.out)
+    prompt = vocabulary.encode(arguments.prompt)
+    if len(prompt) > arguments.length > 0:
+        raise ValueError(f"--prompt: has {len(prompt)} characters, and --length is {arguments.length}")
+    if "blocks" not in arguments and arguments.length > WINDOW:
+        raise ValueError(
+            f"--length: without --blocks the network takes at most {WINDOW} tokens, got {arguments.length}"
+        )
+    samples = _run(arguments, arguments.length, prompt)
     lines = "\n\n".join(vocabulary.decode(row) for row in samples.tokens)
     if arguments.out is None:
         print(lines)
@@ -212,11 +166,18 @@ def _text(arguments: argparse.Namespace) -> None:
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
     pyplot = _pyplot()
-    _check_folder(arguments.out)
+    _check_out(arguments.out, pyplot)
+    rows, seed = whole(arguments.rows, "--rows", 2, _MANY), whole(arguments.seed, "--seed", 0, LAST_SEED)
     alphas = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
     model = load_trained(arguments.weights or ASSETS / f"{arguments.data}-uniform.safetensors")
-    x0 = examples(arguments.data, arguments.rows, torch.Generator().manual_seed(arguments.seed))
-    curves = sensitivity_curve(model, x0, alphas, arguments.seed)
+    size = GREY_LEVELS if arguments.data == "digits" else len(text()[1])
+    if model.process.vocab_size != size:
+        raise ValueError(
+            f"--weights: {arguments.weights} is of a network with a vocabulary of {model.process.vocab_size}, "
+            f"and {arguments.data} has {size} tokens"
+        )
+    x0 = examples(arguments.data, rows, torch.Generator().manual_seed(seed))
+    curves = sensitivity_curve(model, x0, alphas, seed)
     table = Table("alpha", *(f"read as {predicts}" for predicts in curves))
     for n, alpha in enumerate(alphas):
         cells = (f"{mean:.4f} ± {error:.4f}" for mean, error in (curve[n].tolist() for curve in curves.values()))
@@ -276,7 +237,7 @@ def _named_operator(text: str) -> Operator:
 
 def _list(arguments: argparse.Namespace) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    operators, broken = _operators()
+    operators, broken = known_operators()
     table = Table("operator", "moves", "order", "keeps p_t", "calls a step")
     for name, kind in sorted(operators.items()):
         try:
@@ -313,18 +274,26 @@ def _pyplot() -> ModuleType:
     return pyplot
 
 
-def _check_folder(out: Path) -> None:
+def _check_out(out: Path, pyplot: ModuleType | None = None, option: str = "--out") -> None:
     """Found out before the work, not after it."""
     if not out.parent.is_dir():
-        raise ValueError(f"--out: there is no folder {out.parent}")
+        raise ValueError(f"{option}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise ValueError(f"{option}: {out} is a folder, and a file is to be written")
+    if pyplot is not None:
+        kinds = pyplot.gcf().canvas.get_supported_filetypes()
+        pyplot.close()
+        if out.suffix[1:].lower() not in kinds:
+            raise ValueError(f"{option}: {out} must end in one of {', '.join(sorted(kinds))}, which are pictures")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    sizes = {name: getattr(arguments, name) for name in ("batch", "length", "vocab", "rounds")}
-    if min(sizes.values()) < 1:
-        raise ValueError(f"bench: sizes and rounds must be at least 1, got {sizes}")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ValueError(f"--json: there is no folder {arguments.json.parent}")
+    for name in ("batch", "length", "vocab", "rounds"):
+        whole(getattr(arguments, name), f"--{name}", 1)
+    placed(arguments.device, "--device")
+    affordable(arguments.batch * arguments.length * arguments.vocab, "bench: logits of this size")
+    if arguments.json is not None:
+        _check_out(arguments.json, option="--json")
     problem = bench.Problem(
         arguments.batch, arguments.length, arguments.vocab, dtype=arguments.dtype, device=arguments.device
     )
@@ -344,7 +313,12 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace, length: int, prompt: Int[Tensor, " P"]) -> Samples:
     block = getattr(arguments, "blocks", None)
     name = f"{arguments.data}{'' if block is None else '-blocks'}-{arguments.process}"
+    for option, most in (("batch", _MANY), ("steps", _MANY), ("blocks", length), ("length", _MANY)):
+        if option in arguments:
+            whole(getattr(arguments, option), f"--{option}", 1, most)
+    whole(arguments.seed, "--seed", 0, LAST_SEED)
     model = load_trained(ASSETS / f"{name}.safetensors")
+    affordable(arguments.batch * length * model.process.vocab_size, f"a batch of {arguments.batch} such samples")
     steps = getattr(arguments, "steps", 32 if arguments.data == "digits" else block or 64)
     operator = parse_operator(arguments.sampler)
     if "corrector" in arguments:

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import LAST_SEED, array, shown, token_ids, whole
 from discdiff.context import Along, Context, clean_states
-from discdiff.denoiser import Denoiser
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.diagnose import noise
 from discdiff.output import unshifted
 
@@ -67,7 +68,12 @@ def conditional(model: Denoiser, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, "
     Raises:
         ValueError: if it cannot be told that sites differ, or for tokens or sites out of range.
     """
+    check_denoiser(model, "conditional")
+    x0, first_row = token_ids(x0, "conditional: x0", "tokens"), whole(first_row, "conditional: first_row", 0)
+    if x0.ndim not in (1, 2):
+        raise ValueError(f"conditional: x0 must be (L,) or (B, L), got {tuple(x0.shape)}")
     rows = x0.expand(1, -1) if x0.ndim == 1 else x0
+    moving = array(moving, "conditional: moving")
     _check(model, rows.shape[1], moving, "conditional")
     known = torch.where(moving, model.process.data_tokens[0], rows)
     model.process.check_data(known, "x0")
@@ -87,7 +93,9 @@ def marginal(model: Denoiser, moving: Bool[Tensor, " L"], seed: int = 0) -> Deno
     Raises:
         ValueError: if it cannot be told that sites differ, or for sites out of range.
     """
-    _check(model, len(moving), moving, "marginal")
+    check_denoiser(model, "marginal")
+    moving, seed = array(moving, "marginal: moving"), whole(seed, "marginal: seed", 0, LAST_SEED)
+    _check(model, moving.numel(), moving, "marginal")
     return _held(model, moving, noise(model.process, 1, len(moving), seed), 1.0, 0)
 
 
@@ -102,8 +110,10 @@ def conditioned(model: Denoiser, condition: Tensor, first_row: int = 0) -> Denoi
     Raises:
         ValueError: if there is no row.
     """
-    if condition.ndim < 1 or len(condition) < 1:
-        raise ValueError(f"conditioned: condition must have a row for each sequence, got {tuple(condition.shape)}")
+    check_denoiser(model, "conditioned")
+    first_row = whole(first_row, "conditioned: first_row", 0)
+    if not isinstance(condition, Tensor) or condition.ndim < 1 or len(condition) < 1:
+        raise ValueError(f"conditioned: condition must have a row for each sequence, got {shown(condition)}")
     other = model.given(Along(torch.arange(first_row, first_row + len(condition)), condition))
     other.length = model.length
     return other
@@ -124,11 +134,13 @@ class Alphabets:
     """
 
     def __init__(self, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> None:
-        if not model.process.absorbing:
+        if not check_denoiser(model, "Alphabets").process.absorbing:
             raise ValueError(f"Alphabets: needs an absorbing process, got {model.process}")
-        if allowed.ndim != 2 or allowed.shape[1] != model.process.vocab_size:
-            size = model.process.vocab_size
-            raise ValueError(f"Alphabets: allowed must be (L, {size}), got {tuple(allowed.shape)}")
+        allowed, size = array(allowed, "Alphabets: allowed"), model.process.vocab_size
+        if allowed.ndim != 2 or allowed.shape[1] != size or allowed.dtype != torch.bool:
+            raise ValueError(
+                f"Alphabets: allowed must be (L, {size}), of bools, got {allowed.dtype} of {tuple(allowed.shape)}"
+            )
         empty = (~allowed.any(1)).nonzero()[:, 0].tolist()
         if empty:
             raise ValueError(f"Alphabets: site {empty[0]} may hold no token")

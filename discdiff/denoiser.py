@@ -3,19 +3,20 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import decided, whole, wholes
 from discdiff.context import Cached, Context, Kept
 from discdiff.output import Output, unshifted
 from discdiff.prediction import Prediction, Predicts, check_predicts
 from discdiff.process import Process
 from discdiff.schedule import Schedule, Time, site_time
 
-__all__ = ["Counter", "Denoiser", "TimeArgument"]
+__all__ = ["Counter", "Denoiser", "TimeArgument", "check_denoiser"]
 
 TimeArgument = Literal["t", "sigma", "alpha"] | None
 
@@ -55,13 +56,14 @@ class Denoiser:
         shift: bool = False,
         suppress: Sequence[int] = (),
         scalar_time: bool = False,
-        length: int | None = None,
+        length: SupportsIndex | None = None,
         time_dtype: torch.dtype | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
         oracle: object = None,
     ) -> None:
-        if not callable(fn):
-            raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {fn!r}")
+        if not callable(fn) or isinstance(fn, type):
+            hint = "; it is a class: make one of it" if isinstance(fn, type) else ""
+            raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {fn!r}{hint}")
         if not isinstance(process, Process):
             raise TypeError(f"Denoiser: process must be a Process such as Masked(V, Linear()), got {process!r}")
         check_predicts(predicts)
@@ -69,11 +71,13 @@ class Denoiser:
             raise TypeError(f"Denoiser: head must be callable as head(hidden), got {head!r}")
         if time is not None and time not in get_args(get_args(TimeArgument)[0]):
             raise ValueError(f"Denoiser: time must be 't', 'sigma', 'alpha' or None, got {time!r}")
-        outside = [v for v in suppress if not 0 <= v < process.vocab_size]
-        if outside:
-            raise ValueError(f"Denoiser: suppress holds {outside}; accepted ids: 0..{process.vocab_size - 1}")
+        suppress = wholes(suppress, "Denoiser: suppress", 0, process.vocab_size - 1)
+        length = None if length is None else whole(length, "Denoiser: length", 1)
+        shift, scalar_time = decided(shift, "Denoiser: shift"), decided(scalar_time, "Denoiser: scalar_time")
+        if time_dtype is not None and not (isinstance(time_dtype, torch.dtype) and time_dtype.is_floating_point):
+            raise TypeError(f"Denoiser: time_dtype must be a floating torch dtype or None, got {time_dtype!r}")
         self.fn, self.process, self.predicts, self.time = fn, process, predicts, time
-        self.shift, self.suppress, self.scalar_time = shift, tuple(suppress), scalar_time
+        self.shift, self.suppress, self.scalar_time = shift, suppress, scalar_time
         self.length, self.time_dtype, self.head, self.oracle = length, time_dtype, head, oracle
         self.guides: tuple[Callable[[Prediction], Prediction], ...] = ()
         self.context: Context | None = None
@@ -106,8 +110,8 @@ class Denoiser:
         return replace(self._output(self.context.logits(self, x, t, rows)), shift=False)
 
     def _output(self, out: Tensor) -> Output:
-        if not isinstance(out, Tensor) or out.ndim != 3:
-            got = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.ndim != 3 or not out.is_floating_point():
+            got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
             raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
         if out.is_inference():  # nothing tells whether its memory is used again, so it is copied
@@ -236,6 +240,16 @@ class Denoiser:
         )
         guides = "".join(f".guided({guide})" for guide in self.guides)
         return f"Denoiser({name}, {self.process}, predicts={self.predicts!r}{options}){guides}"
+
+
+def check_denoiser(model: object, where: str) -> Denoiser:
+    """The model, if it is a Denoiser; otherwise a TypeError that says what it is."""
+    if not isinstance(model, Denoiser):
+        raise TypeError(
+            f"{where}: model must be a Denoiser, got {type(model).__name__}; "
+            "wrap a function with Denoiser(fn, process, predicts='denoiser' | 'loo' | 'ratio')"
+        )
+    return model
 
 
 @dataclass

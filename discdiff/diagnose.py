@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.denoiser import Denoiser
+from discdiff.checks import LAST_SEED, listing, real, whole
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.prediction import Predicts
 from discdiff.process import Process
 
@@ -24,6 +25,7 @@ __all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "noise", "noised", "se
 
 def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int[Tensor, "B L"]:
     """Data noised to time t for measurements; torch's own generator is left as it was."""
+    seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return process.marginal(x0, t).sample()
@@ -31,6 +33,7 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
 
 def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "B L"]:
     """The same of noise alone."""
+    seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return process.prior(batch, length).sample()
@@ -46,7 +49,9 @@ def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int 
     Raises:
         ValueError: on an absorbing process, where a token is no noise, or with a single token.
     """
-    process = model.process
+    process = check_denoiser(model, "loo_sensitivity").process
+    process.check_states(x, "x")
+    seed = whole(seed, "loo_sensitivity: seed", 0, LAST_SEED)
     if process.absorbing or len(process.data_tokens) < 2:
         raise ValueError(f"loo_sensitivity: needs a process whose tokens can be noise, and two of them; got {process}")
     generator = torch.Generator().manual_seed(seed)
@@ -78,10 +83,12 @@ def sensitivity_curve(
     Raises:
         ValueError: for fewer than two rows, alphas out of range, or a process that ``loo_sensitivity`` refuses.
     """
+    check_denoiser(model, "sensitivity_curve").process.check_data(x0, "x0")
     if len(x0) < 2:
         raise ValueError("sensitivity_curve: an error bar needs at least 2 rows of data")
-    if not alphas or not all(0 < alpha < 1 for alpha in alphas):
-        raise ValueError(f"sensitivity_curve: alphas must lie strictly between 0 and 1, got {list(alphas)}")
+    alphas = [real(alpha, "sensitivity_curve: alphas", "(0, 1)") for alpha in listing(alphas, "alphas")]
+    if not alphas:
+        raise ValueError("sensitivity_curve: alphas must lie strictly between 0 and 1, got none")
     readings: tuple[Predicts, ...] = ("ratio",) if model.predicts == "ratio" else ("loo", "denoiser")
     found = {}
     for predicts in readings:
@@ -115,7 +122,9 @@ def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int =
     Raises:
         ValueError: for a single site or token, or where the model has no ratio.
     """
-    process, length = model.process, x.shape[1]
+    process = check_denoiser(model, "cycle_residual").process
+    process.check_states(x, "x")
+    length, seed = x.shape[1], whole(seed, "cycle_residual: seed", 0, LAST_SEED)
     if length < 2 or len(process.data_tokens) < 2:
         raise ValueError("cycle_residual: needs two sites and two tokens")
     generator = torch.Generator().manual_seed(seed)

@@ -16,15 +16,16 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
-from scipy import linalg
 from torch import Tensor
 
+from discdiff.checks import affordable, array, real, shown, whole
 from discdiff.distributions import PointMixture
 from discdiff.kernels import dispatch as kernels
-from discdiff.process import Process, Survival
+from discdiff.process import Process, Survival, extent
 from discdiff.schedule import Schedule
 
 __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
@@ -36,8 +37,8 @@ def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
     Raises:
         ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
     """
-    q = torch.as_tensor(generator).double()
-    if q.ndim != 2 or q.shape[0] != q.shape[1]:
+    q = array(generator, name).double()
+    if q.ndim != 2 or q.shape[0] != q.shape[1] or not len(q):
         raise ValueError(f"{name}: a generator is a square matrix of rates, got shape {tuple(q.shape)}")
     entries = q.to_sparse_coo().coalesce()
     row, column = entries.indices()
@@ -102,14 +103,12 @@ class General(Process):
         self,
         generator: Float[Tensor, "S S"],
         schedule: Schedule | Callable[[Tensor], Tensor],
-        mask_id: int | None = None,
+        mask_id: SupportsIndex | None = None,
     ) -> None:
         name = type(self).__name__
         self._q = check_generator(generator, name)
         super().__init__(len(self._q), schedule)
-        if mask_id is not None and not 0 <= mask_id < len(self._q):
-            raise ValueError(f"{name}: mask_id must lie in 0..{len(self._q) - 1}, got {mask_id}")
-        self.mask_id = mask_id
+        self.mask_id = None if mask_id is None else whole(mask_id, f"{name}: mask_id", 0, len(self._q) - 1)
         self.pi = stationary(self._q, name)
         self._basis = None if self._q.is_sparse else _eigenbasis(self._q, self.pi)
         entries = self._q.to_sparse_coo().coalesce()
@@ -125,7 +124,7 @@ class General(Process):
         return self._q.to_dense()
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
-        return PointMixture(self.pi, [], [], shape=(batch, length), device=device)
+        return PointMixture(self.pi, [], [], shape=extent(batch, length), device=device)
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
         a_t, a_s = (torch.full((self.states,), a, dtype=torch.float64) for a in (alpha_t, alpha_s))
@@ -204,6 +203,8 @@ def _exponentiated(process: General, sigma: float) -> Tensor:
 
 def _expm(matrix: Float[Tensor, "*N S S"]) -> Float[Tensor, "*N S S"]:
     """scipy's exponential: torch's is off by 1e-11 where the norm is near 0.02 (torch 2.13, float64)."""
+    from scipy import linalg  # imported where it is used: scipy takes half a second
+
     return torch.as_tensor(linalg.expm(matrix.cpu().numpy())).clamp(min=0)
 
 
@@ -254,16 +255,16 @@ class Ordinal(General):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: SupportsIndex,
         schedule: Schedule | Callable[[Tensor], Tensor],
         pi: Float[Tensor, " V"] | None = None,
     ) -> None:
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 2:
-            raise ValueError(f"Ordinal: vocab_size must be an integer of at least 2, got {vocab_size!r}")
-        law = torch.full((vocab_size,), 1 / vocab_size) if pi is None else torch.as_tensor(pi)
+        vocab_size = whole(vocab_size, "Ordinal: vocab_size", 2)
+        affordable(vocab_size**2, f"Ordinal: a generator of {vocab_size} tokens")
+        law = torch.full((vocab_size,), 1 / vocab_size) if pi is None else array(pi, "Ordinal: pi")
         law = law.double()
-        if law.shape != (vocab_size,) or not bool((law > 0).all()):
-            raise ValueError(f"Ordinal: pi must hold {vocab_size} positive probabilities, got {pi}")
+        if law.shape != (vocab_size,) or not bool(((law > 0) & (law < torch.inf)).all()):
+            raise ValueError(f"Ordinal: pi must hold {vocab_size} positive probabilities, got {shown(pi)}")
         up = torch.minimum(torch.ones(()), law[1:] / law[:-1])
         down = torch.minimum(torch.ones(()), law[:-1] / law[1:])
         q = torch.diag(up, 1) + torch.diag(down, -1)
@@ -274,10 +275,13 @@ class Ordinal(General):
         self._law = None if pi is None else law
 
     @classmethod
-    def gaussian(cls, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor], std: float) -> "Ordinal":
+    def gaussian(
+        cls, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor], std: float
+    ) -> "Ordinal":
         """Noise is a Gaussian around the middle token, cut to 0..V-1, of standard deviation ``std`` tokens."""
-        if not std > 0:
-            raise ValueError(f"Ordinal.gaussian: std must be positive, got {std}")
+        vocab_size = whole(vocab_size, "Ordinal.gaussian: vocab_size", 2)
+        std = real(std, "Ordinal.gaussian: std", "(0, inf)")
+        affordable(vocab_size**2, f"Ordinal.gaussian: a generator of {vocab_size} tokens")
         v = torch.arange(vocab_size, dtype=torch.float64) - (vocab_size - 1) / 2
         return cls(vocab_size, schedule, torch.softmax(-(v**2) / (2 * std**2), 0))
 
@@ -307,10 +311,11 @@ class TimeVarying(Process):
         self,
         generator: Callable[[float], Float[Tensor, "S S"]],
         schedule: Schedule | Callable[[Tensor], Tensor],
-        pieces: int = 64,
+        pieces: SupportsIndex = 64,
     ) -> None:
-        if pieces < 1:
-            raise ValueError(f"TimeVarying: pieces must be at least 1, got {pieces}")
+        pieces = whole(pieces, "TimeVarying: pieces", 1, 1 << 20)
+        if not callable(generator):
+            raise TypeError(f"TimeVarying: generator must be a function of time, t -> (S, S), got {shown(generator)}")
         middles = [(k + 0.5) / pieces for k in range(pieces)]
         self._function = generator
         self._q = torch.stack([check_generator(generator(t), f"TimeVarying at t = {t:g}") for t in middles])
@@ -353,7 +358,7 @@ class TimeVarying(Process):
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
         """The mean of q_1 over the data tokens: what all of them have nearly come to."""
         law = self.kernel(1.0)[self.data_tokens].mean(0)
-        return PointMixture(law / law.sum(), [], [], shape=(batch, length), device=device)
+        return PointMixture(law / law.sum(), [], [], shape=extent(batch, length), device=device)
 
     def with_schedule(self, schedule: Schedule) -> "TimeVarying":
         return TimeVarying(self._function, schedule, len(self._q))

@@ -34,11 +34,11 @@ from discdiff.process import Process
 from discdiff.schedule import learned
 from discdiff.state import State
 
-__all__ = ["At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
+__all__ = ["SLOTS", "At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_STEPS, _SLOTS = 1 << 20, 1 << 12
+_STEPS, SLOTS = 1 << 20, 1 << 12
 
 
 @dataclass
@@ -86,10 +86,8 @@ class Run:
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
         """The key of a site, refusing a name that was used before in the same step, turn and slot."""
-        if step >= _STEPS or slot >= _SLOTS:
-            raise ValueError(
-                f"site {step}.{slot}.{name}: at most {_STEPS} steps and {_SLOTS} slots a step can be keyed"
-            )
+        if step >= _STEPS or slot >= SLOTS:
+            raise ValueError(f"site {step}.{slot}.{name}: at most {_STEPS} steps and {SLOTS} slots a step can be keyed")
         if (step, turn) != self._step:
             self._names.clear()
             self._step = step, turn

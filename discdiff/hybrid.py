@@ -10,11 +10,13 @@ Reference: GIDD (von Ruette et al., 2025).
 """
 
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import real, shown
 from discdiff.rank_one import RankOne
 from discdiff.schedule import Schedule
 
@@ -39,11 +41,12 @@ class Blend:
     def __init__(self, p_uniform: float | Callable[[Tensor], Tensor], name: str) -> None:
         self.p_uniform = p_uniform
         if not callable(p_uniform):
-            if not 0 <= p_uniform < 1:
-                raise ValueError(f"{name}: p_uniform must lie in [0, 1) or be a function of alpha, got {p_uniform}")
+            self.p_uniform = real(p_uniform, f"{name}: p_uniform", "[0, 1)", " or be a function of alpha")
             return
         alpha = torch.linspace(1, 0, 1002, dtype=torch.float64)[1:-1]
         share = p_uniform(alpha)
+        if not isinstance(share, Tensor) or share.shape != alpha.shape:
+            raise TypeError(f"{name}: p_uniform must give a share for every alpha, elementwise, got {shown(share)}")
         outside = ~((share >= 0) & (share <= 1))
         if bool(outside.any()):
             k = int(outside.nonzero()[0])
@@ -107,12 +110,12 @@ class Hybrid(RankOne):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: SupportsIndex,
         schedule: Schedule | Callable[[Tensor], Tensor],
         p_uniform: float | Callable[[Tensor], Tensor] = 0.1,
     ) -> None:
         super().__init__(vocab_size, schedule)
-        self.mask_id: int = vocab_size
+        self.mask_id: int = self.vocab_size
         self._blend = Blend(p_uniform, "Hybrid")
 
     @property

@@ -16,14 +16,16 @@ Models Revisited (2026).
 """
 
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import affordable
 from discdiff.distributions import Choice, Key, SiteWise
 from discdiff.hybrid import Blend
-from discdiff.process import Process, Survival, survival
+from discdiff.process import Process, Survival, extent, survival
 from discdiff.rank_one import RankOne, check_law
 from discdiff.schedule import Schedule, site_time
 
@@ -48,17 +50,18 @@ class Interpolant(RankOne):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: SupportsIndex,
         schedule: Schedule | Callable[[Tensor], Tensor],
         source: Float[Tensor, " V"] | None = None,
         p_uniform: float | Callable[[Tensor], Tensor] = 0.0,
     ) -> None:
         super().__init__(vocab_size, schedule)
+        vocab_size = self.vocab_size
         self._source = None if source is None else check_law(source, "Interpolant: source")
         if self._source is not None and len(self._source) != vocab_size:
             raise ValueError(f"Interpolant: source must have shape ({vocab_size},), got {tuple(self._source.shape)}")
         self._blend = Blend(p_uniform, "Interpolant")
-        self.absorbing = p_uniform == 0
+        self.absorbing = self._blend.p_uniform == 0
 
     # --- pairs --------------------------------------------------------------------------------------------------------
 
@@ -119,7 +122,7 @@ class Interpolant(RankOne):
         return self._source
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> "SourcePairs":
-        zero = torch.zeros(batch, length, dtype=torch.float64, device=device)
+        zero = torch.zeros(extent(batch, length), dtype=torch.float64, device=device)
         return SourcePairs(self.source, zero.long(), zero, zero + 1)
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":
@@ -187,9 +190,11 @@ class AbsorbingUniform(Interpolant):
         schedule: the clock.
     """
 
-    def __init__(self, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
         Process.__init__(self, vocab_size, schedule)  # looks at the size first
-        super().__init__(vocab_size, schedule, torch.full((vocab_size,), 1 / vocab_size, dtype=torch.float64))
+        affordable(self.vocab_size, f"AbsorbingUniform: a source law of {self.vocab_size} tokens")
+        source = torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64)
+        super().__init__(self.vocab_size, schedule, source)
 
     def with_schedule(self, schedule: Schedule) -> "AbsorbingUniform":
         return AbsorbingUniform(self.vocab_size, schedule)

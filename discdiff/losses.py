@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.denoiser import Denoiser
+from discdiff.checks import LAST_SEED, whole
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.interpolant import Interpolant
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -68,7 +69,9 @@ class Objective(ABC):
         Raises:
             ValueError: for a process this bound does not apply to, or x0 that is not data.
         """
-        model.process.check_data(x0, "x0")
+        check_denoiser(model, type(self).__name__).process.check_data(x0, "x0")
+        if x0.numel() == 0:
+            raise ValueError(f"x0 must hold at least one row and one site, got shape {tuple(x0.shape)}")
         model.process.schedule.check_length(x0.shape[1])
         start = torch.rand((), dtype=torch.float64, device=x0.device)
         u = (start + torch.arange(len(x0), dtype=torch.float64, device=x0.device) / len(x0)) % 1
@@ -88,8 +91,8 @@ class Objective(ABC):
         Raises:
             ValueError: if ``prior_kl`` is infinite, as on a masked process whose alpha(1) is not 0.
         """
-        if draws < 2:
-            raise ValueError(f"estimate: an error bar needs at least 2 draws, got {draws}")
+        draws, seed = whole(draws, "estimate: draws, for an error bar,", 2), whole(seed, "estimate: seed", 0, LAST_SEED)
+        check_denoiser(model, "estimate").process.check_data(x0, "x0")
         start = prior_kl(model.process, x0) if prior else torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if not bool(torch.isfinite(start).all()):
             raise ValueError(
@@ -288,8 +291,7 @@ class DiscreteBound(Objective):
     steps: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"DiscreteBound: steps must be a positive whole number, got {self.steps!r}")
+        object.__setattr__(self, "steps", whole(self.steps, "DiscreteBound: steps", 1))
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         schedule = model.process.schedule

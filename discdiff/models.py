@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -141,15 +141,23 @@ def load_trained(path: Path) -> Denoiser:
     """Read a file of ``save_trained``: a denoiser in float32, in evaluation mode.
 
     Raises:
-        ValueError: if the file has no card.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no safetensors file, has no card, or its weights are not the card's network's.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if "card" not in metadata:
-            raise ValueError(f"{path} has no card in its metadata; it was not written by save_trained")
-        card = Card.read(metadata["card"])
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    network, model = build(card)
-    network.load_state_dict(weights)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file of weights {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file of weights: {error}") from error
+    if "card" not in metadata:
+        raise ValueError(f"{path} has no card in its metadata; it was not written by save_trained")
+    try:
+        network, model = build(Card.read(metadata["card"]))
+        network.load_state_dict(weights)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: its card and its weights are not of a network of save_trained: {error}") from error
     network.eval()
     return model

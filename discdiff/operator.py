@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 
+from discdiff.checks import real, shown, whole
 from discdiff.distributions import Branch
 from discdiff.handlers import At, choose
 from discdiff.process import Process
@@ -206,12 +207,10 @@ class Repeat(Operator):
     times: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.times, bool) or not isinstance(self.times, int):
-            raise TypeError(f"** takes a whole number of repetitions, got {self.times!r}")
-        if self.operator.moves:
+        times = whole(self.times, "** n: n")
+        if check_operator(self.operator, "**").moves:
             raise TypeError(f"only a corrector can be repeated; {self.operator} moves t -> s")
-        if self.times < 0:
-            raise ValueError(f"** takes a number of repetitions >= 0, got {self.times}")
+        object.__setattr__(self, "times", whole(times, "** n: n", 0))
 
     def __call__(self, state: State, at: At) -> State:
         for n in range(self.times):
@@ -344,10 +343,12 @@ def mix(weighted: Mapping[Operator, float]) -> Operator:
         TypeError: if predictors are mixed with correctors.
         ValueError: if there is nothing to mix, or the weights are not probabilities.
     """
-    operators, weights = tuple(weighted), tuple(float(w) for w in weighted.values())
-    if not operators or any(w < 0 for w in weights) or not math.isclose(sum(weights), 1, abs_tol=1e-9):
+    if not isinstance(weighted, Mapping):
+        raise TypeError(f"mix takes {{operator: probability}}, got {shown(weighted)}")
+    _same_kind("mix", *weighted)
+    operators, weights = tuple(weighted), tuple(real(w, "mix: a weight", "[0, 1]") for w in weighted.values())
+    if not operators or not math.isclose(sum(weights), 1, abs_tol=1e-9):
         raise ValueError(f"mix: the weights must be probabilities that sum to 1, got {list(weights)}")
-    _same_kind("mix", *operators)
     return Mix(operators, weights)
 
 

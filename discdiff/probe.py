@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.denoiser import Denoiser, TimeArgument
+from discdiff.checks import LAST_SEED, whole
+from discdiff.denoiser import Denoiser, TimeArgument, check_denoiser
 from discdiff.diagnose import noise, noised, sensitivity_curve
 
 __all__ = ["Finding", "Findings", "probe"]
@@ -76,6 +77,8 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
     Raises:
         ValueError: for tokens out of range, or fewer than two rows.
     """
+    check_denoiser(model, "probe")
+    seed = whole(seed, "probe: seed", 0, LAST_SEED)
     if x0 is None:
         return Findings(tuple(_without_data(model, seed)))
     model.process.check_data(x0, "x0")

@@ -16,17 +16,21 @@ References: Campbell et al. (2022); the conversions hold for any site kernel (Un
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import affordable, real, whole
 from discdiff.distributions import Choice, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.schedule import Schedule, Time, as_schedule, site_time
 from discdiff.sites import Sites
 
-__all__ = ["Process", "Survival", "refuse_impossible", "survival"]
+__all__ = ["LARGEST", "Process", "Survival", "extent", "refuse_impossible", "survival"]
+
+LARGEST = 1 << 32  # columns that a draw can tell apart
 
 Survival = float | Float[Tensor, "..."]
 
@@ -46,11 +50,9 @@ class Process(ABC):
     mask_id: int | None = None
     absorbing: bool = False
 
-    def __init__(self, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
         name = type(self).__name__
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 1:
-            raise ValueError(f"{name}: vocab_size must be a positive integer, got {vocab_size!r}")
-        self.vocab_size = vocab_size
+        self.vocab_size = whole(vocab_size, f"{name}: vocab_size", 1, LARGEST)
         try:
             self.schedule = as_schedule(schedule)
         except (TypeError, ValueError) as error:
@@ -117,8 +119,10 @@ class Process(ABC):
         Raises:
             ValueError: if s > t, or if every position has a clock of its own.
         """
+        t, s = real(t, "kernel: t", "[0, 1]"), real(s, "kernel: s", "[0, 1]")
         if s > t:
             raise ValueError(f"kernel: s must not exceed t, got t = {t}, s = {s}")
+        affordable(self.states**2, f"kernel: a matrix of {self.states} x {self.states}")
         return self.transition(self._shared_alpha(t), self._shared_alpha(s))
 
     def marginals(self, t: float) -> Float[Tensor, "n S"]:
@@ -131,6 +135,7 @@ class Process(ABC):
         Raises:
             ValueError: where alpha(t) = 0 and the rate is infinite.
         """
+        t = real(t, "rate: t", "[0, 1]")
         alpha = self._shared_alpha(t)
         if alpha == 0:
             raise ValueError(f"rate: infinite at t = {t}, where alpha is 0")
@@ -369,6 +374,17 @@ class Process(ABC):
         if self.mask_id is not None:
             wrong, accepted = wrong | (x == self.mask_id), accepted + f" without the mask {self.mask_id}"
         _check_ids(x, name, accepted, wrong)
+
+
+def extent(batch: object, length: object) -> tuple[int, int]:
+    """(B, L) of a prior.
+
+    Raises:
+        TypeError, ValueError: if they are no whole numbers, or too large.
+    """
+    size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
+    affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
+    return size
 
 
 def _check_tokens(x: object, name: str) -> None:

@@ -16,8 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from discdiff.checks import listing, real
+from discdiff.checks import whole as whole_number
 from discdiff.convention import Called
-from discdiff.denoiser import Denoiser
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.diagnose import noised
 
 __all__ = ["Int8Linear", "Remembered", "features", "quantised", "time_module"]
@@ -79,10 +81,10 @@ def quantised(model: Denoiser, whole: Callable[[str], bool] = time_module, level
         TypeError: if the function is no module.
         ValueError: if no layer is left to quantise, or levels are out of range.
     """
+    levels = whole_number(levels, "quantised: levels", 1, 127)
+    check_denoiser(model, "quantised")
     if not isinstance(model.fn, nn.Module):
         raise TypeError(f"quantised: the denoiser's function must be an nn.Module, got {type(model.fn).__name__}")
-    if not 1 <= levels <= 127:
-        raise ValueError(f"quantised: levels must be 1..127, got {levels}")
     network = copy.deepcopy(model.fn)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
     chosen = {name: layer for name, layer in layers.items() if name and not whole(name)}
@@ -118,14 +120,16 @@ def features(
         TypeError: if the function is no module, or a module gives no tensor.
         ValueError: for names that it does not have, or survivals out of range.
     """
+    check_denoiser(model, "features")
     if not isinstance(model.fn, nn.Module):
         raise TypeError(f"features: the denoiser's function must be an nn.Module, got {type(model.fn).__name__}")
     known = dict((model.fn.network if isinstance(model.fn, Called) else model.fn).named_modules())
     missing = [name for name in modules if name not in known]
     if missing:
         raise ValueError(f"features: there is no module {missing[0]!r}; some there are: {', '.join(list(known)[1:9])}")
-    if not alphas or not all(0 < alpha <= 1 for alpha in alphas):
-        raise ValueError(f"features: alphas must lie in (0, 1], got {list(alphas)}")
+    alphas = [real(alpha, "features: alphas", "(0, 1]") for alpha in listing(alphas, "features: alphas")]
+    if not alphas:
+        raise ValueError("features: alphas must lie in (0, 1], got none")
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def listener(name: str) -> Callable[[nn.Module, object, object], None]:

@@ -20,15 +20,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import array, shown, whole
 from discdiff.distributions import Noise, Other, PointMixture
 from discdiff.kernels import dispatch as kernels
-from discdiff.process import Process, Survival, refuse_impossible, survival
+from discdiff.process import Process, Survival, extent, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
 __all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform", "check_law"]
@@ -143,7 +144,7 @@ class RankOne(Process):
         return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
-        start = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        start = torch.zeros(extent(batch, length), dtype=torch.int64, device=device)
         return self._mixture(start, [], [], self.anchored(torch.zeros((), dtype=torch.float64, device=device)))
 
     def kept(self, alpha: Survival) -> Survival:
@@ -358,12 +359,16 @@ class Masked(RankOne):
     absorbing = True
 
     def __init__(
-        self, vocab_size: int, schedule: Schedule | Callable[[Tensor], Tensor], mask_id: int | None = None
+        self,
+        vocab_size: SupportsIndex,
+        schedule: Schedule | Callable[[Tensor], Tensor],
+        mask_id: SupportsIndex | None = None,
     ) -> None:
         super().__init__(vocab_size, schedule)
-        self.mask_id: int = vocab_size if mask_id is None else mask_id
-        if not 0 <= self.mask_id <= vocab_size or (self.mask_id < vocab_size == 1):
-            raise ValueError(f"Masked: mask_id must lie in 0..{vocab_size} and leave a data token, got {mask_id}")
+        size = self.vocab_size
+        self.mask_id: int = size if mask_id is None else whole(mask_id, "Masked: mask_id", 0, size)
+        if self.mask_id < size == 1:
+            raise ValueError(f"Masked: mask_id must lie in 0..{size} and leave a data token, got {mask_id}")
 
     @property
     def pi(self) -> Float[Tensor, " S"]:
@@ -388,7 +393,7 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
     Raises:
         ValueError: if it is not a vector of probabilities.
     """
-    tensor = torch.as_tensor(law, dtype=torch.float64)
+    tensor = array(law, name, torch.float64)
     if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):
-        raise ValueError(f"{name} must hold probabilities that sum to 1, got {law}")
+        raise ValueError(f"{name} must hold probabilities that sum to 1, got {shown(law)}")
     return tensor / tensor.sum()

@@ -3,49 +3,26 @@ r"""The one loop: a process, a denoiser, an operator and a grid of times."""
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, SupportsIndex
+from typing import SupportsIndex
 
 import torch
-from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from discdiff.denoiser import Counter, Denoiser
+from discdiff.checks import affordable, array, decided, placed, seeded, token_ids, whole
+from discdiff.denoiser import Counter, Denoiser, check_denoiser
 from discdiff.dropout import warn_of_dropout
-from discdiff.grid import by_time, listed
-from discdiff.handlers import At, Run, choose, listening, while_listening
+from discdiff.grid import LONGEST, by_time, listed
+from discdiff.handlers import SLOTS, At, Run, choose, listening, while_listening
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator, when
+from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator
 from discdiff.process import Process
 from discdiff.rest import check_reads, rests
+from discdiff.samples import Samples
 from discdiff.state import State
 
-__all__ = ["Sampler", "Samples", "predictor_corrector"]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a sampler returns.
-
-    Attributes:
-        tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states before it.
-        nfe: batched denoiser calls made.
-        nfe_rows: (B,) calls each row took part in.
-        seed: the seed that gives these tokens again.
-        trajectory: (N + 1, B, L) the states at every time of the grid, with ``record=True``.
-        log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
-        queries: tokens that went through the network, of all rows.
-    """
-
-    tokens: Int[Tensor, "B L"]
-    nfe: int
-    nfe_rows: Int[Tensor, " B"]
-    seed: int
-    trajectory: Int[Tensor, "N B L"] | None = None
-    log_prob: Float[Tensor, " B"] | None = None
-    queries: int = 0
+__all__ = ["Sampler", "acting", "check_model", "check_rows"]
 
 
 class Sampler:
@@ -77,6 +54,8 @@ class Sampler:
         if not operator.moves:
             raise TypeError(f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects")
         operator.check(process)
+        if operator.width > SLOTS:
+            raise ValueError(f"Sampler: a step has at most {SLOTS} slots, and {operator} takes {operator.width}")
         if (steps is None) == (grid is None):
             raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
         self.process, self.model, self.operator = process, model, operator
@@ -121,11 +100,11 @@ class Sampler:
     @while_listening(listening)
     def sample(
         self,
-        batch: int,
-        length: int | None = None,
+        batch: SupportsIndex | None = None,
+        length: SupportsIndex | None = None,
         *,
-        seed: int | None = None,
-        first_row: int = 0,
+        seed: SupportsIndex | None = None,
+        first_row: SupportsIndex = 0,
         prompt: Tensor | Sequence[int] | None = None,
         frozen: Tensor | Sequence[bool] | None = None,
         initial: Tensor | Sequence[Sequence[int]] | None = None,
@@ -140,8 +119,8 @@ class Sampler:
         in.
 
         Args:
-            batch: B.
-            length: L; may be left out where the model has just one.
+            batch: B; may be left out where ``initial`` says it.
+            length: L; may be left out where the model has just one, or ``initial`` says it.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
             prompt: tokens that are given: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used
@@ -160,15 +139,16 @@ class Sampler:
                 time 0.
             RuntimeError: for a listening run inside another one of the same thread.
         """
-        length = self._length(length)
-        if batch < 1:
-            raise ValueError(f"sample: batch must be at least 1, got {batch}")
-        if not 0 <= first_row <= 2**32 - batch:
-            raise ValueError(
-                f"sample: row ids must lie in [0, 2**32), got first_row = {first_row} with batch = {batch}"
-            )
+        if initial is not None:
+            initial = token_ids(initial, "sample: initial", "states")
+            if initial.ndim != 2:
+                raise ValueError(f"sample: initial must be (B, L) states, got shape {tuple(initial.shape)}")
+            batch, length = (own if n is None else n for n, own in zip((batch, length), initial.shape, strict=True))
+        batch, first_row = check_rows("sample", batch, first_row)
+        length, seed = self._length(length), seeded(seed, "sample: seed")
+        device, record = placed(device, "sample: device"), decided(record, "sample: record")
+        affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
         warn_of_dropout((self.model.fn, *self.model.guides), stacklevel=3)
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
         run = Run(seed, counter, log_prob, fuse=kernels.fuses(torch.device(device)), listen=listen)
@@ -177,7 +157,6 @@ class Sampler:
         rows = torch.arange(first_row, first_row + batch, device=device)
         state = State(torch.zeros(batch, length, dtype=torch.int64, device=device), self.grid[0], rows)
         if initial is not None:
-            initial = torch.as_tensor(initial)
             self._check_initial(initial, batch, length)
             state = state.at(initial.to(device, torch.int64))
         elif self.grid[0] == 1:
@@ -194,7 +173,13 @@ class Sampler:
 
         trajectory = [state.tokens]
         states = self.through(state, run)
-        shown = track(states, "sampling", len(self.grid) - 1, console=Console(stderr=True), disable=not progress)
+        shown = track(
+            states,
+            "sampling",
+            len(self.grid) - 1,
+            console=Console(stderr=True),
+            disable=not decided(progress, "sample: progress"),
+        )
         for state in shown:
             if record:
                 trajectory.append(state.tokens)
@@ -206,23 +191,19 @@ class Sampler:
         path = torch.stack(trajectory) if record else None
         return Samples(tokens, counter.nfe, counter.nfe_rows, seed, path, run.log_prob, counter.queries)
 
-    def _length(self, length: int | None) -> int:
+    def _length(self, length: SupportsIndex | None) -> int:
         own = self.model.length
         if length is None and own is None:
             raise ValueError("sample: give length=, this model has none of its own")
-        if length is not None and own is not None and length != own:
-            raise ValueError(f"sample: length = {length}, but the model is for length {own}")
-        chosen = length if length is not None else own
-        if chosen is None or chosen < 1:
-            raise ValueError(f"sample: length must be at least 1, got {length}")
+        chosen = whole(own if length is None else length, "sample: length", 1)
+        if own is not None and chosen != own:
+            raise ValueError(f"sample: length = {chosen}, but the model is for length {own}")
         self.process.schedule.check_length(chosen)
         return chosen
 
     def _check_initial(self, initial: Tensor, batch: int, length: int) -> None:
         if tuple(initial.shape) != (batch, length):
             raise ValueError(f"sample: initial must have shape ({batch}, {length}), got {tuple(initial.shape)}")
-        if initial.is_floating_point() or initial.dtype == torch.bool:
-            raise ValueError(f"sample: initial must hold states, got {initial.dtype}")
         self.process.check_states(initial.to(torch.int64), "initial")
 
     def _fixed(
@@ -238,7 +219,10 @@ class Sampler:
             return None
         if prompt is None and initial is None:
             raise ValueError("sample: frozen= says which sites are given; prompt= or initial= must say what they hold")
-        given = self.process.column(initial) if prompt is None and initial is not None else torch.as_tensor(prompt)
+        if prompt is None and initial is not None:
+            given = self.process.column(initial)
+        else:
+            given = token_ids(prompt, "sample: prompt", "token ids")
         width = given.shape[-1] if given.ndim else 0
         if width == 0 and given.ndim and frozen is None:
             return None  # an empty prompt
@@ -246,13 +230,11 @@ class Sampler:
             raise ValueError(
                 f"sample: prompt must be (P,) or ({batch}, P) with P <= {length}, got {tuple(given.shape)}"
             )
-        if given.is_floating_point() or given.dtype == torch.bool:
-            raise ValueError(f"sample: prompt must hold token ids, got {given.dtype}")
         if frozen is None:
             where = (torch.arange(length) < width).expand(batch, length)
             given = torch.nn.functional.pad(given, (0, length - width))
         else:
-            where = torch.as_tensor(frozen)
+            where = array(frozen, "sample: frozen")
             if where.dtype != torch.bool or where.shape not in ((length,), (batch, length)):
                 raise ValueError(
                     f"sample: frozen must be a bool mask ({length},) or ({batch}, {length}), "
@@ -294,68 +276,16 @@ class Sampler:
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
 
 
-def predictor_corrector(
-    process: Process,
-    model: Denoiser,
-    predictor: Operator,
-    corrector: Operator,
-    *,
-    nfe: int,
-    repeats: int = 1,
-    corrected: Literal["first", "last"] = "first",
-) -> Sampler:
-    r"""A sampler of at most ``nfe`` denoiser calls: equal steps, as many as can be followed by a corrector.
-
-    With p calls a predictor step and c calls for all corrections after one,
-
-        n = floor((nfe - p) / (p + c)) corrected steps of floor((nfe - c n) / p) steps
-
-    ``Sampler.nfe`` is the sum.
-
-    Args:
-        process, model: as for ``Sampler``.
-        predictor, corrector: what a step does; both must declare their calls.
-        nfe: the budget, at least p.
-        repeats: corrector moves after a corrected step.
-        corrected: "first": the first n, so that what is drawn at t = 0 is left as it is, as published. "last": the last
-            n, the one that ends at t = 0 among them, where errors are not carried away by later noise; the model must
-            then have a LOO at t = 0.
+def check_rows(where: str, batch: object, first_row: object) -> tuple[int, int]:
+    """The batch size and the id of its first row.
 
     Raises:
-        TypeError: if the predictor does not move in time, or the corrector does.
-        ValueError: for a budget below one predictor step, or an operator that does not declare its calls.
-
-    Reference: Uniform Diffusion Models Revisited (2026).
+        TypeError, ValueError: if they are no whole numbers, or a row id does not lie in [0, 2**32).
     """
-    both = predictor >> corrector**repeats
-    calls, more = predictor.nfe, (corrector**repeats).nfe
-    if calls is None or more is None or not calls > 0:
-        raise ValueError(
-            f"predictor_corrector: the predictor and the corrector must declare their calls; {predictor} has "
-            f"nfe = {calls}, {corrector}**{repeats} has {more}"
-        )
-    if nfe < calls:
-        raise ValueError(f"predictor_corrector: nfe must be at least {calls:g}, one step of {predictor}; got {nfe}")
-    n = int((nfe - calls) // (calls + more))
-    times = by_time(int((nfe - more * n) // calls))
-    if corrected == "first":
-        return Sampler(process, model, when(After(times[n]), both, predictor), grid=times)
-    if corrected == "last":
-        return Sampler(process, model, when(After(times[len(times) - 1 - n]), predictor, both), grid=times)
-    raise ValueError(f"predictor_corrector: corrected must be 'first' or 'last', got {corrected!r}")
-
-
-@dataclass(frozen=True)
-class After:
-    """The condition t > time: steps that begin before a run comes down to this time."""
-
-    time: float
-
-    def __call__(self, t: float) -> bool:
-        return t > self.time
-
-    def __repr__(self) -> str:
-        return f"t > {self.time:.4g}"
+    size, first = whole(batch, f"{where}: batch", 1), whole(first_row, f"{where}: first_row")
+    if not 0 <= first <= 2**32 - size:
+        raise ValueError(f"{where}: row ids must lie in [0, 2**32), got first_row = {first} with batch = {size}")
+    return size, first
 
 
 def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
@@ -381,11 +311,7 @@ def check_model(process: Process, model: Denoiser, where: str) -> None:
     """Raise unless ``model`` is a Denoiser for ``process``."""
     if not isinstance(process, Process):
         raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
-    if not isinstance(model, Denoiser):
-        raise TypeError(
-            f"{where}: model must be a Denoiser, got {type(model).__name__}; "
-            "wrap a function with Denoiser(fn, process, predicts='denoiser' | 'loo' | 'ratio')"
-        )
+    check_denoiser(model, where)
     if model.process != process:
         raise ValueError(
             f"{where}: the process is {process}, but the model is for {model.process}; "
@@ -394,6 +320,4 @@ def check_model(process: Process, model: Denoiser, where: str) -> None:
 
 
 def _uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:
-    if isinstance(steps, bool) or not isinstance(steps, SupportsIndex) or steps.__index__() < 1:
-        raise ValueError(f"steps must be a positive whole number, got {steps!r}")
-    return by_time(steps.__index__())
+    return by_time(whole(steps, "steps", 1, LONGEST - 1))

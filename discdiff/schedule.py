@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from discdiff.checks import number, real, shown
+
 __all__ = [
     "Cosine",
     "FromFunction",
@@ -112,7 +114,7 @@ class Schedule(ABC):
         return -math.log(alpha) if alpha > 0 else math.inf
 
     def _apply(self, formula: Callable[[Tensor], Tensor], x: T, name: str, low: float) -> T:
-        tensor = torch.as_tensor(x, dtype=torch.float64)
+        tensor = _as_times(x, name)
         # NaN fails both comparisons, so it is refused too.
         if not bool(((tensor >= low) & (tensor <= 1)).all()):
             raise ValueError(f"{name} must lie in [{low:g}, 1], got {x}")
@@ -143,8 +145,7 @@ class LogLinear(Schedule):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < 1:
-            raise ValueError(f"LogLinear: eps must lie in (0, 1), got {self.eps}")
+        object.__setattr__(self, "eps", real(self.eps, "LogLinear: eps", "(0, 1)"))
 
     def _alpha(self, t: Tensor) -> Tensor:
         return 1 - (1 - self.eps) * t
@@ -177,8 +178,7 @@ class Polynomial(Schedule):
     k: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.k < math.inf:
-            raise ValueError(f"Polynomial: the power k must be positive, got {self.k}")
+        object.__setattr__(self, "k", real(self.k, "Polynomial: k", "(0, inf)"))
 
     def _alpha(self, t: Tensor) -> Tensor:
         return 1 - t**self.k
@@ -198,7 +198,9 @@ class Geometric(Schedule):
     smax: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.smin < self.smax < math.inf:
+        object.__setattr__(self, "smin", real(self.smin, "Geometric: smin", "(0, inf)"))
+        object.__setattr__(self, "smax", real(self.smax, "Geometric: smax", "(0, inf)"))
+        if not self.smin < self.smax:
             raise ValueError(f"Geometric: needs 0 < smin < smax, got smin = {self.smin}, smax = {self.smax}")
 
     def _total(self, t: Tensor) -> Tensor:
@@ -221,8 +223,7 @@ class Sigmoid(Schedule):
     k: float = 6.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.k <= 60:
-            raise ValueError(f"Sigmoid: the steepness k must lie in (0, 60], got {self.k}")
+        object.__setattr__(self, "k", real(self.k, "Sigmoid: k", "(0, 60]"))
 
     def _alpha(self, t: Tensor) -> Tensor:
         # With tanh instead of the logistic the ends are exact by symmetry.
@@ -251,8 +252,11 @@ class FromFunction(Schedule):
 
     def __post_init__(self) -> None:
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        with torch.no_grad():
-            alpha = self.function(t)
+        try:
+            with torch.no_grad():
+                alpha = self.function(t)
+        except Exception as error:
+            raise ValueError(f"schedule: the function fails on a float64 tensor of times: {error}") from error
         if not isinstance(alpha, Tensor) or alpha.shape != t.shape or alpha.dtype != t.dtype:
             raise ValueError("schedule: the function must map a float64 tensor of times to one of equal shape")
         if abs(float(alpha[0]) - 1) > 1e-12:
@@ -298,8 +302,12 @@ class PerSite(Schedule):
     """
 
     def __init__(self, base: Schedule, log_power: Float[Tensor, " L"]) -> None:
-        if base.sites is not None or log_power.ndim != 1:
-            raise ValueError(f"PerSite: needs a shared schedule and (L,) log powers, got {tuple(log_power.shape)}")
+        if not isinstance(base, Schedule) or base.sites is not None:
+            raise TypeError(f"PerSite: base must be a schedule that all positions share, got {shown(base)}")
+        if not isinstance(log_power, Tensor) or log_power.ndim != 1 or len(log_power) < 1:
+            raise TypeError(f"PerSite: log_power must be a tensor (L,), got {shown(log_power)}")
+        if not log_power.is_floating_point() or not bool(torch.isfinite(log_power).all()):
+            raise ValueError(f"PerSite: log_power must hold finite logarithms, got {shown(log_power)}")
         self.base, self.log_power, self.sites = base, log_power, len(log_power)
 
     @property
@@ -341,13 +349,20 @@ def learned(time: Time) -> Time:
     return time.tensor if isinstance(time, Moment) else time
 
 
+def _as_times(x: object, name: str) -> Tensor:
+    """A number, or a tensor of them, as float64."""
+    if isinstance(x, Tensor) and x.dtype != torch.bool and not x.is_complex():
+        return x.double()
+    return torch.tensor(number(x, name, "a float, or a tensor of them"), dtype=torch.float64)
+
+
 def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
     """``t`` as a float64 tensor that broadcasts with (B, L): of shape (1, 1), (B, 1) or (B, L).
 
     Raises:
         ValueError: if ``t`` is a tensor of another shape.
     """
-    tensor = torch.as_tensor(t, dtype=torch.float64)
+    tensor = _as_times(t, "time t")
     if tensor.ndim == 0:
         return tensor[None, None]
     if tensor.shape == (batch,):
@@ -370,6 +385,6 @@ def as_schedule(schedule: object) -> Schedule:
         hint = "; it is a class: add ()" if isinstance(schedule, type) else ""
         raise TypeError(
             f"schedule must be a Schedule such as Linear(), or a function of time such as lambda t: (1 - t) ** 2, "
-            f"got {schedule!r}{hint}"
+            f"got {shown(schedule)}{hint}"
         )
     return FromFunction(schedule)

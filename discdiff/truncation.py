@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from discdiff.checks import real, whole
 from discdiff.kernels import dispatch as kernels
 from discdiff.prediction import Prediction
 
@@ -54,11 +55,14 @@ class Truncation:
     of: Literal["loo", "denoiser"] = "loo"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"Truncation: temperature must be at least 0 and finite, got {self.temperature}")
+        object.__setattr__(self, "temperature", real(self.temperature, "Truncation: temperature", "[0, inf)"))
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole(self.top_k, "Truncation: top_k", 1))
+        for name in ("top_p", "min_p"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real(getattr(self, name), f"Truncation: {name}", "[0, 1]"))
         if self.of not in ("loo", "denoiser"):
             raise ValueError(f"Truncation: of must be 'loo' or 'denoiser', got {self.of!r}")
-        kernels.threshold(torch.zeros(1, 1), top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)  # for its checks
 
     def rows(self, rows: kernels.Rows) -> kernels.Rows:
         """The same rows, tempered and cut."""

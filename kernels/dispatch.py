@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from discdiff.checks import real, shown, whole
 from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.gradients import graft, log, log_add_exp, log_sum_exp
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
@@ -94,13 +95,13 @@ def race(
     """
     source = _source(logits, "draw")
     for name, ids in (("rows", rows), ("positions", positions)):
-        if ids.shape != (len(source),) or ids.dtype != torch.int64:
-            raise ValueError(
-                f"draw: {name} must be an int64 tensor of shape ({len(source)},), got {ids.dtype} of {tuple(ids.shape)}"
-            )
-    if first_column % GROUP_SIZE or not 0 <= first_column <= _MAX_COLUMNS - source.width:
+        _check_ids(ids, len(source), f"draw: {name}")
+        if ids.device.type == "cpu" and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32:
+            raise ValueError(f"draw: {name} must hold ids in [0, 2**32), got {int(ids.min())} to {int(ids.max())}")
+    first_column = whole(first_column, "race: first_column", 0, _MAX_COLUMNS - source.width)
+    if first_column % GROUP_SIZE:
         raise ValueError(f"race: first_column must be a multiple of {GROUP_SIZE}, got {first_column}")
-    _check_address(seed, step, tag)
+    seed, step, tag = _address(seed, step, tag)
     chosen, first = _backend(source, backend), first_column // GROUP_SIZE
     if chosen == "triton" and isinstance(source, Rows) and isinstance(source.convert, LinearHead) and reading is None:
         from discdiff.kernels import triton_head
@@ -111,6 +112,8 @@ def race(
 
 def winner(*races: Race) -> Tensor:
     """The tokens (N,) that the shards' races give together; -1 where a shard had a NaN or +inf, or none had mass."""
+    if not races:
+        raise ValueError("winner: takes the races of one shard at least, got none")
     keys, tokens = torch.stack([r.key for r in races]), torch.stack([r.token for r in races])
     best, shard = keys.max(0)  # the first of equal ones: ties go to the lowest column
     return torch.where(best > -torch.inf, tokens.gather(0, shard[None])[0], -1)
@@ -131,10 +134,8 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
         ValueError: for wrong shapes or dtypes.
     """
     source = _source(logits, "read")
-    if at is not None and (at.shape != (len(source),) or at.dtype != torch.int64):
-        raise ValueError(
-            f"read: at must be an int64 tensor of shape ({len(source)},), got {at.dtype} of {tuple(at.shape)}"
-        )
+    if at is not None:
+        _check_ids(at, len(source), "read: at")
     with torch.no_grad():
         told = chunked.read(source, at, top, _pass(_backend(source, backend)))
     # one row tells whether rows have derivatives; then they are read again, in torch and all at once
@@ -145,7 +146,10 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
 
 def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
     """log softmax(logits) at columns (N, ...) of the rows, -inf outside 0..V-1; differentiable in the logits."""
-    return chunked.log_prob(_source(logits, "log_prob"), columns)
+    source = _source(logits, "log_prob")
+    if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.shape[:1] != (len(source),):
+        raise ValueError(f"log_prob: columns must be an int64 tensor ({len(source)}, ...), got {shown(columns)}")
+    return chunked.log_prob(source, columns)
 
 
 @torch.no_grad()
@@ -157,11 +161,11 @@ def threshold(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"threshold: top_k must be at least 1, got {top_k}")
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"threshold: {name} must lie in [0, 1], got {value}")
+    top_k = None if top_k is None else whole(top_k, "threshold: top_k", 1)
+    top_p, min_p = (
+        None if value is None else real(value, f"threshold: {name}", "[0, 1]")
+        for name, value in (("top_p", top_p), ("min_p", min_p))
+    )
     return chunked.threshold(_source(logits, "threshold"), top_k, top_p, min_p)
 
 
@@ -174,7 +178,7 @@ def uniforms(
     tag: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Two float64 uniforms in (0, 1) for each (row, position), functions of (seed, row, position, step, tag) alone."""
-    _check_address(seed, step, tag)
+    seed, step, tag = _address(seed, step, tag)
     return reference.uniforms(seed, rows, positions, step, tag)
 
 
@@ -244,7 +248,15 @@ def _source(logits: Tensor | Source, where: str) -> Source:
     return source
 
 
-def _check_address(seed: int, step: int, tag: int) -> None:
-    for name, value, end in (("seed", seed, 1 << 64), ("step", step, 1 << 32), ("tag", tag, TAGS)):
-        if not 0 <= value < end:
-            raise ValueError(f"random key: {name} must lie in [0, {end}), got {value}")
+def _check_ids(ids: Tensor, count: int, name: str) -> None:
+    if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
+        got = f"{ids.dtype} of {tuple(ids.shape)}" if isinstance(ids, Tensor) else shown(ids)
+        raise ValueError(f"{name} must be an int64 tensor of shape ({count},), got {got}")
+
+
+def _address(seed: int, step: int, tag: int) -> tuple[int, int, int]:
+    """Where a draw is, as three whole numbers in range."""
+    ends = (("seed", seed, 1 << 64), ("step", step, 1 << 32), ("tag", tag, TAGS))
+    found = (whole(value, f"random key: {name}", 0, end - 1) for name, value, end in ends)
+    seed, step, tag = found
+    return seed, step, tag

@@ -20,6 +20,8 @@ The words equal Random123's and those of ``triton.language.philox`` bit for bit.
 import torch
 from torch import Tensor
 
+from discdiff.checks import whole
+
 __all__ = ["BLOCKS", "COIN", "GROUP", "TAGS", "WITHIN", "counter", "philox", "uniform53"]
 
 # Kinds: what a word is used for. Two uses of one (tag, position, step, row) never share a word.
@@ -47,6 +49,12 @@ def philox(
     Returns:
         Four int64 tensors of the broadcast shape with values in [0, 2**32).
     """
+    seed = whole(seed, "philox: seed")
+    for word in (c0, c1, c2, c3):
+        if isinstance(word, Tensor) and (word.is_floating_point() or word.dtype == torch.bool):
+            raise ValueError(f"philox: a counter word must be of whole numbers, got {word.dtype}")
+        if not isinstance(word, Tensor):
+            whole(word, "philox: a counter word")
     words = torch.broadcast_tensors(
         *(torch.as_tensor(c, dtype=torch.int64) & _LOW for c in _to_one_device(c0, c1, c2, c3))
     )

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
@@ -51,8 +52,8 @@ class Adaptive(Predictor):
     first: float = 1 / 64
 
     def __post_init__(self) -> None:
-        if not (self.tolerance > 0 and 0 < self.first <= 1):
-            raise ValueError(f"Adaptive: tolerance must be positive and first lie in (0, 1], got {self}")
+        object.__setattr__(self, "tolerance", real(self.tolerance, "Adaptive: tolerance", "(0, inf)"))
+        object.__setattr__(self, "first", real(self.first, "Adaptive: first", "(0, 1]"))
 
     @property
     def nfe(self) -> float | None:

@@ -36,7 +36,9 @@ class AnyOrder(Predictor):
     block: int | None = None
 
     def __post_init__(self) -> None:
-        Unmask(self.select, self.noise, self.block)  # for its checks
+        checked = Unmask(self.select, self.noise, self.block)
+        object.__setattr__(self, "noise", checked.noise)
+        object.__setattr__(self, "block", checked.block)
 
     @property
     def nfe(self) -> float | None:

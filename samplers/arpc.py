@@ -18,12 +18,13 @@ References: BlockGen (2026); random re-noising is that of ReMDM (Wang et al., 20
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from discdiff.checks import real, whole
 from discdiff.distributions import Coins
 from discdiff.events import Ranking
 from discdiff.handlers import At, choose
@@ -61,10 +62,9 @@ class ARPC(Predictor):
     def __post_init__(self) -> None:
         if self.score not in get_args(Score):
             raise ValueError(f"ARPC: score must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}")
-        if not self.temperature >= 0:
-            raise ValueError(f"ARPC: temperature must be at least 0, got {self.temperature}")
+        object.__setattr__(self, "temperature", real(self.temperature, "ARPC: temperature", "[0, inf)"))
 
-    def scheduled(self, steps: int, *, warmup: int = 0, period: int = 1) -> Operator:
+    def scheduled(self, steps: SupportsIndex, *, warmup: SupportsIndex = 0, period: SupportsIndex = 1) -> Operator:
         """The published schedule over equal steps: this in every ``period``-th from ``warmup`` on, never in the last.
 
         The other steps are ancestral. A block takes steps + floor((steps - 2 - warmup) / period) + 1 denoiser calls,
@@ -73,11 +73,8 @@ class ARPC(Predictor):
         Raises:
             ValueError: for numbers that are too small; in sampling, where the steps are others.
         """
-        if steps < 1 or warmup < 0 or period < 1:
-            raise ValueError(
-                f"ARPC: steps and period must be at least 1 and warmup at least 0, got {steps}, {period} and {warmup}"
-            )
-        return when(Guided(steps, warmup, period), self, Ancestral())
+        steps, warmup = whole(steps, "ARPC: steps", 1), whole(warmup, "ARPC: warmup", 0)
+        return when(Guided(steps, warmup, whole(period, "ARPC: period", 1)), self, Ancestral())
 
     @property
     def nfe(self) -> float | None:

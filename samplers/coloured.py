@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from discdiff.checks import real, whole
 from discdiff.distributions import Coins
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
@@ -42,10 +43,9 @@ class Coloured(Corrector):
     sites: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget < float("inf"):
-            raise ValueError(f"Coloured: budget must be positive and finite, got {self.budget}")
-        if self.sites is not None and self.sites < 1:
-            raise ValueError(f"Coloured: sites must be at least 1, got {self.sites}")
+        object.__setattr__(self, "budget", real(self.budget, "Coloured: budget", "(0, inf)"))
+        if self.sites is not None:
+            object.__setattr__(self, "sites", whole(self.sites, "Coloured: sites", 1))
 
     @property
     def reads(self) -> Reads:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.process import Process, Survival
 from discdiff.rank_one import Exit, Masked, RankOne
 from discdiff.samplers.leap import Leap
@@ -44,8 +45,7 @@ class DFM(Leap):
     order = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"DFM: eta must be at least 0 and finite, got {self.eta}")
+        object.__setattr__(self, "eta", real(self.eta, "DFM: eta", "[0, inf)"))
 
     def check(self, process: Process) -> None:
         if not isinstance(process, RankOne) or process.anchor(torch.zeros(1, 1, dtype=torch.int64)) is not None:

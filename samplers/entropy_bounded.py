@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.prediction import Prediction
 from discdiff.samplers.choosing import confidence
 from discdiff.samplers.sure import Sure
@@ -37,8 +38,7 @@ class EntropyBounded(Sure):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise ValueError(f"EntropyBounded: gamma must be at least 0, got {self.gamma}")
+        object.__setattr__(self, "gamma", real(self.gamma, "EntropyBounded: gamma", "[0, inf)"))
 
     def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
         entropy = -confidence("entropy", masks, lambda: prediction)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from discdiff.checks import real, whole
 from discdiff.distributions import Coins, Tokens
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import Corrector, Invariance, Operator
+from discdiff.operator import Corrector, Invariance, Operator, check_operator
 from discdiff.process import Process
 from discdiff.rank_one import RankOne
 from discdiff.samplers.ancestral import Ancestral, reverse_tokens
@@ -27,11 +28,6 @@ from discdiff.sites import Sites
 from discdiff.state import State
 
 __all__ = ["Cycle", "ForwardBackward", "TauForwardBackward"]
-
-
-def _check_time(u: float, where: str) -> None:
-    if not 0 < u <= 1:
-        raise ValueError(f"{where}: u must lie in (0, 1], got {u}")
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,8 @@ class ForwardBackward(Corrector):
     reads = "noisy"
 
     def __post_init__(self) -> None:
-        _check_time(self.u, "ForwardBackward")
-        if self.sites < 1:
-            raise ValueError(f"ForwardBackward: sites must be at least 1, got {self.sites}")
+        object.__setattr__(self, "u", real(self.u, "ForwardBackward: u", "(0, 1]"))
+        object.__setattr__(self, "sites", whole(self.sites, "ForwardBackward: sites", 1))
 
     @property
     def invariant(self) -> Invariance:
@@ -88,8 +83,7 @@ class TauForwardBackward(Corrector):
     reads = "noisy"
 
     def __post_init__(self) -> None:
-        if not 0 < self.h < float("inf"):
-            raise ValueError(f"TauForwardBackward: h must be positive and finite, got {self.h}")
+        object.__setattr__(self, "h", real(self.h, "TauForwardBackward: h", "(0, inf)"))
 
     @property
     def invariant(self) -> Invariance:
@@ -140,11 +134,10 @@ class Cycle(Corrector):
     steps: int = 1
 
     def __post_init__(self) -> None:
-        _check_time(self.u, "Cycle")
-        if not self.predictor.moves:
+        object.__setattr__(self, "u", real(self.u, "Cycle: u", "(0, 1]"))
+        if not check_operator(self.predictor, "Cycle").moves:
             raise TypeError(f"Cycle: {self.predictor} does not move in time; it takes a predictor")
-        if self.steps < 1:
-            raise ValueError(f"Cycle: steps must be at least 1, got {self.steps}")
+        object.__setattr__(self, "steps", whole(self.steps, "Cycle: steps", 1))
 
     @property
     def invariant(self) -> Invariance:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from discdiff.checks import whole
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Corrector, Invariance
@@ -43,10 +44,7 @@ class Gibbs(Corrector):
     reads = "hidden"
 
     def __post_init__(self) -> None:
-        if isinstance(self.sites, bool) or not isinstance(self.sites, int):
-            raise TypeError(f"Gibbs: sites must be a whole number, got {self.sites!r}")
-        if self.sites < 1:
-            raise ValueError(f"Gibbs: sites must be at least 1, got {self.sites}")
+        object.__setattr__(self, "sites", whole(self.sites, "Gibbs: sites", 1))
         if self.scan not in ("random", "systematic"):
             raise ValueError(f"Gibbs: scan must be 'random' or 'systematic', got {self.scan!r}")
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from discdiff.checks import decided, real, whole
 from discdiff.distributions import Coins
 from discdiff.events import Ranking
 from discdiff.handlers import At, choose
@@ -58,10 +59,11 @@ class InformedGibbs(Corrector):
         if self.select not in get_args(Rule):
             known = ", ".join(map(repr, get_args(Rule)))
             raise ValueError(f"InformedGibbs: select must be one of {known}, got {self.select!r}")
-        if self.sites < 1 or (self.exact and self.sites > 1):
+        decided(self.exact, "InformedGibbs: exact")
+        object.__setattr__(self, "sites", whole(self.sites, "InformedGibbs: sites", 1))
+        if self.exact and self.sites > 1:
             raise ValueError(f"InformedGibbs: sites must be at least 1, and 1 if exact, got {self.sites}")
-        if not self.temperature > 0:
-            raise ValueError(f"InformedGibbs: temperature must be positive, got {self.temperature}")
+        object.__setattr__(self, "temperature", real(self.temperature, "InformedGibbs: temperature", "(0, inf)"))
 
     @property
     def invariant(self) -> Invariance:

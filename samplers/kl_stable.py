@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from discdiff.checks import real
 from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.process import Process
@@ -36,8 +37,8 @@ class KLStable(Predictor):
     remembers = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1 or not self.kl >= 0:
-            raise ValueError(f"KLStable: threshold must lie in [0, 1] and kl be at least 0, got {self}")
+        object.__setattr__(self, "threshold", real(self.threshold, "KLStable: threshold", "[0, 1]"))
+        object.__setattr__(self, "kl", real(self.kl, "KLStable: kl", "[0, inf)"))
 
     def check(self, process: Process) -> None:
         check_mask(self, process)

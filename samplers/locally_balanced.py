@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from discdiff.checks import real
 from discdiff.distributions import Coins, Tokens
 from discdiff.events import Ranking
 from discdiff.handlers import At, choose
@@ -81,8 +82,7 @@ class TauLocallyBalanced(Corrector):
 
     def __post_init__(self) -> None:
         check_balance(self.balance, "TauLocallyBalanced")
-        if not 0 < self.h < float("inf"):
-            raise ValueError(f"TauLocallyBalanced: h must be positive and finite, got {self.h}")
+        object.__setattr__(self, "h", real(self.h, "TauLocallyBalanced: h", "(0, inf)"))
 
     @property
     def invariant(self) -> Invariance:

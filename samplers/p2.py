@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.process import Process
@@ -46,8 +47,9 @@ class P2(Predictor):
     planner: Planner | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"P2: eta must be at least 0 and finite, got {self.eta}")
+        object.__setattr__(self, "eta", real(self.eta, "P2: eta", "[0, inf)"))
+        if self.planner is not None and not callable(self.planner):
+            raise TypeError(f"P2: planner must be a function of tokens (B, L), got {self.planner!r}")
 
     @property
     def reads(self) -> Reads | None:

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import torch
 
+from discdiff.checks import decided, real, whole
 from discdiff.distributions import Coins
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
@@ -53,8 +54,8 @@ class ReMDM(Predictor):
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise ValueError(f"ReMDM: rule must be one of {get_args(Rule)}, got {self.rule!r}")
-        if not self.eta >= 0 or (self.rule != "rate" and self.eta > 1):
-            raise ValueError(f"ReMDM: eta must lie in [0, 1], or [0, inf) for a rate, got {self.eta}")
+        object.__setattr__(self, "eta", real(self.eta, "ReMDM: eta", "[0, inf)" if self.rule == "rate" else "[0, 1]"))
+        decided(self.confident, "ReMDM: confident")
 
     @property
     def reads(self) -> Reads | None:
@@ -108,10 +109,9 @@ class Remask(Corrector):
     sites: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma <= 1:
-            raise ValueError(f"Remask: sigma must lie in [0, 1], got {self.sigma}")
-        if self.sites is not None and self.sites < 1:
-            raise ValueError(f"Remask: sites must be at least 1, got {self.sites}")
+        object.__setattr__(self, "sigma", real(self.sigma, "Remask: sigma", "[0, 1]"))
+        if self.sites is not None:
+            object.__setattr__(self, "sites", whole(self.sites, "Remask: sites", 1))
 
     @property
     def invariant(self) -> Invariance:

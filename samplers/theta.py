@@ -13,6 +13,7 @@ References: Ren et al. (2025); Hu, Li and Min (2011); Anderson and Koyama (2012)
 
 from dataclasses import dataclass, replace
 
+from discdiff.checks import real
 from discdiff.handlers import At
 from discdiff.operator import Predictor, Staged
 from discdiff.samplers.ancestral import Ancestral
@@ -76,8 +77,7 @@ class ThetaTrapezoidal(Staged):
     order = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.theta < 1:
-            raise ValueError(f"ThetaTrapezoidal: theta must lie in (0, 1), got {self.theta}")
+        object.__setattr__(self, "theta", real(self.theta, "ThetaTrapezoidal: theta", "(0, 1)"))
 
     @property
     def stages(self) -> tuple[Predictor, Predictor]:
@@ -99,8 +99,7 @@ class ThetaRK2(Staged):
     order = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.theta <= 1:
-            raise ValueError(f"ThetaRK2: theta must lie in (0, 1], got {self.theta}")
+        object.__setattr__(self, "theta", real(self.theta, "ThetaRK2: theta", "(0, 1]"))
 
     @property
     def stages(self) -> tuple[Predictor, Predictor]:

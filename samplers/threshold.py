@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.prediction import Prediction
 from discdiff.samplers.choosing import best, confidence
 from discdiff.samplers.sure import Sure
@@ -33,8 +34,7 @@ class Threshold(Sure):
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"Threshold: threshold must lie in [0, 1], got {self.threshold}")
+        object.__setattr__(self, "threshold", real(self.threshold, "Threshold: threshold", "[0, 1]"))
 
     def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
         score = confidence("max_prob", masks, lambda: prediction)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import real
 from discdiff.distributions import Coins
 from discdiff.handlers import At, choose
 from discdiff.prediction import Prediction
@@ -45,8 +46,8 @@ class Uniformization(Jumps):
     order = math.inf
 
     def __post_init__(self) -> None:
-        if self.bound is not None and not 0 < self.bound < math.inf:
-            raise ValueError(f"Uniformization: bound must be positive and finite, got {self.bound}")
+        if self.bound is not None:
+            object.__setattr__(self, "bound", real(self.bound, "Uniformization: bound", "(0, inf)"))
 
     def rates(
         self, state: State, alpha: Float[Tensor, "B 1"], at: At

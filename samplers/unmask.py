@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import decided, real, whole
 from discdiff.events import Ranking, Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Predictor
@@ -56,10 +57,10 @@ class Unmask(Predictor):
 
     def __post_init__(self) -> None:
         check_select(self.select, "Unmask")
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"Unmask: noise must be at least 0 and finite, got {self.noise}")
-        if self.block is not None and self.block < 1:
-            raise ValueError(f"Unmask: block must be at least 1, got {self.block}")
+        object.__setattr__(self, "noise", real(self.noise, "Unmask: noise", "[0, inf)"))
+        if self.block is not None:
+            object.__setattr__(self, "block", whole(self.block, "Unmask: block", 1))
+        decided(self.draw_first, "Unmask: draw_first")
 
     def check(self, process: Process) -> None:
         check_mask(self, process)

@@ -287,7 +287,7 @@ def test_a_cascade_conditions_its_second_stage(failure_rate: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": 0}, "positive whole numbers, got 0"),
+        ({"block": 0}, "block size must be at least 1, got 0"),
         ({"block": {2: 0.5}}, "must be probabilities"),
         ({"block": 4, "window": 3}, r"must hold a block \(4\)"),
         ({"block": 2, "grid": [0.9, 0.0], "steps": None}, "from t = 1 to 0"),

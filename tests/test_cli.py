@@ -9,8 +9,9 @@ import torch
 from discdiff import losses
 from discdiff import samplers as S
 from discdiff.block_losses import Blocks
-from discdiff.cli import main, parse_operator, picture
+from discdiff.cli import main, picture
 from discdiff.data import ASSETS, Vocabulary, digits, text, text_from_topics
+from discdiff.expression import parse_operator
 from discdiff.models import Card, build, load_trained, save_trained
 
 
@@ -64,7 +65,7 @@ def test_sensitivity_plots_both_readings(tmp_path: Path, capfd: pytest.CaptureFi
     assert main(["sensitivity", "digits", "--out", str(tmp_path / "no" / "x.png")]) == 2
     assert "there is no folder" in capfd.readouterr().err
     assert main(["sensitivity", "digits", "--rows", "1", "--out", str(out)]) == 2
-    assert "at least 2 rows" in capfd.readouterr().err
+    assert "--rows must lie in 2.." in capfd.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_text(capfd: pytest.CaptureFixture[str]) -> None:
@@ -113,12 +114,12 @@ def test_what_is_not_an_operator_is_refused(expression: str, message: str) -> No
         (["text", "--length", "4000"], "at most 128 tokens, got 4000"),
         (["text", "--sampler", "gibbs"], "a step needs a predictor"),
         (["text", "--sampler", "ancestral >> ancestral"], "a step has one predictor"),
-        (["text", "--steps", "0"], "positive whole number"),
-        (["text", "--blocks", "0", "--steps", "2"], "block sizes must be positive whole numbers, got 0"),
+        (["text", "--steps", "0"], "steps must lie in 1.."),
+        (["text", "--blocks", "0", "--steps", "2"], "--blocks must lie in 1..128, got 0"),
         (["text", "--corrector", "arcp"], "--corrector: cannot read 'arcp'"),
         (["text", "--corrector", "ancestral"], "a step has one predictor"),
-        (["text", "--prompt", "too long a prompt", "--length", "3"], "P <= 3"),
-        (["text", "--seed", "-3"], "seed must lie in"),
+        (["text", "--prompt", "too long a prompt", "--length", "3"], "--prompt: has 17 characters, and --length is 3"),
+        (["text", "--seed", "-3"], "--seed must lie in"),
         (["digits", "--out", "no/such/folder/x.png"], "there is no folder no/such/folder"),
     ],
 )

@@ -235,13 +235,13 @@ def test_a_masked_denoiser_cannot_inform() -> None:
     [
         (lambda: S.InformedGibbs("best"), "select must be one of"),
         (lambda: S.InformedGibbs(exact=True, sites=2), "1 if exact"),
-        (lambda: S.InformedGibbs(temperature=0.0), "temperature must be positive"),
+        (lambda: S.InformedGibbs(temperature=0.0), "temperature must lie in"),
         (lambda: S.LocallyBalanced("half"), "balance must be one of"),
-        (lambda: S.TauLocallyBalanced(0.0), "h must be positive"),
-        (lambda: S.TauForwardBackward(-1.0), "h must be positive"),
+        (lambda: S.TauLocallyBalanced(0.0), "h must lie in"),
+        (lambda: S.TauForwardBackward(-1.0), "h must lie in"),
         (lambda: S.ForwardBackward(1.5), "u must lie in"), (lambda: S.ForwardBackward(0.5, 0), "sites must be"),
         (lambda: S.Cycle(0.0), "u must lie in"), (lambda: S.Cycle(steps=0), "steps must be"),
-        (lambda: S.Coloured(0.0), "budget must be"), (lambda: S.Coloured(sites=0), "sites must be"),
+        (lambda: S.Coloured(0.0), "budget must lie"), (lambda: S.Coloured(sites=0), "sites must be"),
         (lambda: S.Gibbs(scan="sideways"), "scan must be"),
     ],
 )  # fmt: skip

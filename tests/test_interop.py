@@ -281,5 +281,5 @@ def test_bad_paths_and_sources_are_refused() -> None:
     x = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="div_free must be 0"):
         solver.sample(x, 0.5, div_free=1.0)
-    with pytest.raises(ValueError, match="step_size must be positive"):
+    with pytest.raises(ValueError, match="step_size must lie in"):
         solver.sample(x, 0.0)

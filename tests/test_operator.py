@@ -91,12 +91,12 @@ def test_ill_formed_compositions_raise_type_errors(compose: object) -> None:
 
 @pytest.mark.parametrize("weights", [{C: 0.5, D: 0.6}, {}, {C: -0.5, D: 1.5}])
 def test_weights_are_probabilities(weights: dict) -> None:
-    with pytest.raises(ValueError, match="sum to 1"):
+    with pytest.raises(ValueError, match=r"sum to 1|a weight must lie in \[0, 1\]"):
         dd.mix(weights)
 
 
 def test_a_negative_power_is_refused() -> None:
-    with pytest.raises(ValueError, match=">= 0"):
+    with pytest.raises(ValueError, match="n must be at least 0"):
         _ = C**-1
 
 

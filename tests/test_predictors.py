@@ -298,13 +298,13 @@ def test_an_operator_says_where_it_has_no_meaning(operator: dd.Operator, process
     [
         (lambda: S.TauLeaping("first"), "several must be"), (lambda: S.ThetaTrapezoidal(1.0), "theta must lie"),
         (lambda: S.ThetaRK2(0.0), "theta must lie"), (lambda: S.ReMDM(0.1, "loop"), "rule must be"),
-        (lambda: S.ReMDM(1.5), "eta must lie"), (lambda: S.DFM(-1.0), "eta must be"),
+        (lambda: S.ReMDM(1.5), "eta must lie"), (lambda: S.DFM(-1.0), "eta must lie"),
         (lambda: S.Remask(2.0), "sigma must lie"), (lambda: S.Remask(0.1, 0), "sites must be"),
-        (lambda: S.Unmask("best"), "select must be one of"), (lambda: S.Unmask(noise=-1.0), "noise must be"),
+        (lambda: S.Unmask("best"), "select must be one of"), (lambda: S.Unmask(noise=-1.0), "noise must lie"),
         (lambda: S.AnyOrder(block=0), "block must be"), (lambda: S.Threshold(2.0), "threshold must lie"),
-        (lambda: S.EntropyBounded(-1.0), "gamma must be"), (lambda: S.KLStable(kl=-1.0), "kl be at least"),
-        (lambda: S.P2(-1.0), "eta must be"), (lambda: S.Uniformization(0.0), "bound must be"),
-        (lambda: S.Adaptive(0.0), "tolerance must be"),
+        (lambda: S.EntropyBounded(-1.0), "gamma must lie"), (lambda: S.KLStable(kl=-1.0), "kl must lie"),
+        (lambda: S.P2(-1.0), "eta must lie"), (lambda: S.Uniformization(0.0), "bound must lie"),
+        (lambda: S.Adaptive(0.0), "tolerance must lie"),
     ],
 )  # fmt: skip
 def test_bad_options_are_named(make: object, message: str) -> None:

@@ -106,7 +106,7 @@ def test_hidden_features_are_those_of_the_call(model: dd.Denoiser) -> None:
 def test_what_cannot_be_quantised_is_refused() -> None:
     with pytest.raises(TypeError, match=r"must be an nn\.Module"):
         quantised(WORLD.denoiser(UNIFORM))
-    with pytest.raises(ValueError, match=r"levels must be 1\.\.127"):
+    with pytest.raises(ValueError, match=r"levels must lie in 1\.\.127"):
         quantised(dd.Denoiser(Small(), UNIFORM, "loo"), levels=200)
 
 

@@ -136,7 +136,7 @@ def test_grids_are_even_in_what_they_say(schedule: dd.Schedule) -> None:
     ("make", "message"),
     [
         (lambda: grid.listed([0.5]), "at least two"), (lambda: grid.listed([0.1, 0.5]), "strictly decreasing"),
-        (lambda: grid.by_time(0), "positive whole number"),
+        (lambda: grid.by_time(0), "steps must lie in 1.."),
         (lambda: grid.by_alpha(dd.Linear(), 3, start=0.1, end=0.5), "0 <= end < start"),
         (lambda: grid.by_log_noise(dd.Linear(), 3, last=2.0), "last must lie"),
         (lambda: grid.by_alpha(dd.PerSite(dd.Linear(), torch.zeros(2)), 3), "a clock for every position"),

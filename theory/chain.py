@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import affordable, array, shown, token_ids, whole, wholes
 from discdiff.theory.oracle import Oracle, check_rows, pick, scaled, uniforms
 
 __all__ = ["HMM", "ConstrainedChain", "MarkovChain"]
@@ -47,22 +48,28 @@ class HMM(Oracle):
         final: Float[Tensor, " H"] | None = None,
     ) -> None:
         initial, transition, emission = (
-            torch.as_tensor(x, dtype=torch.float64) for x in (initial, transition, emission)
+            array(x, name, torch.float64)
+            for name, x in (("initial", initial), ("transition", transition), ("emission", emission))
         )
-        if initial.ndim != 1 or transition.shape != (len(initial), len(initial)) or emission.shape[:1] != initial.shape:
+        length = whole(length, "length", 1)
+        if (
+            initial.ndim != 1
+            or emission.ndim != 2
+            or transition.shape != (len(initial), len(initial))
+            or emission.shape[:1] != initial.shape
+        ):
             raise ValueError(
                 "a chain needs (H,), (H, H) and (H, V), "
                 f"got {tuple(initial.shape)}, {tuple(transition.shape)} and {tuple(emission.shape)}"
             )
         check_rows(initial=initial, transition=transition, emission=emission)
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        affordable(length * emission.shape[1], f"a chain of length {length}")
         self.initial = initial / initial.sum()
         self.transition = transition / transition.sum(-1, keepdim=True)
         self.emission = emission / emission.sum(-1, keepdim=True)
-        self.final = torch.ones_like(initial) if final is None else torch.as_tensor(final, dtype=torch.float64)
-        if self.final.shape != initial.shape or not bool((self.final >= 0).all()):
-            raise ValueError(f"final must hold {len(initial)} weights that are not negative, got {final}")
+        self.final = torch.ones_like(initial) if final is None else array(final, "final", torch.float64)
+        if self.final.shape != initial.shape or not bool(((self.final >= 0) & (self.final < torch.inf)).all()):
+            raise ValueError(f"final must hold {len(initial)} weights that are not negative, got {shown(final)}")
         self.alphabet, self.length = emission.shape[1], length
         self.log_total = torch.zeros((), dtype=torch.float64)
         self.log_total = self.log_evidence(torch.ones(1, length, self.alphabet, dtype=torch.float64))[0]
@@ -155,6 +162,9 @@ class MarkovChain(HMM):
     """
 
     def __init__(self, initial: Float[Tensor, " V"], transition: Float[Tensor, "V V"], length: int) -> None:
+        initial = array(initial, "initial", torch.float64)
+        if initial.ndim != 1:
+            raise ValueError(f"initial must be a law (V,), got shape {tuple(initial.shape)}")
         super().__init__(initial, transition, torch.eye(len(initial), dtype=torch.float64), length)
 
     def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
@@ -178,15 +188,20 @@ class ConstrainedChain(HMM):
     def __init__(
         self, chain: MarkovChain, moves: Int[Tensor, "Q V"], accepting: Collection[int], start: int = 0
     ) -> None:
-        moves = torch.as_tensor(moves)
+        if not isinstance(chain, MarkovChain):
+            raise TypeError(f"ConstrainedChain: chain must be a MarkovChain, got {shown(chain)}")
+        moves, accepting = token_ids(moves, "moves", "states"), wholes(accepting, "accepting")
+        if moves.ndim != 2 or not len(moves):
+            raise ValueError(f"moves must be (Q, {chain.alphabet}) states, got shape {tuple(moves.shape)}")
         size, tokens = moves.shape
+        start = whole(start, "start")
         if tokens != chain.alphabet or not bool(((moves >= 0) & (moves < size)).all()) or not 0 <= start < size:
             raise ValueError(
                 f"moves must be (Q, {chain.alphabet}) states in 0..Q-1, and start one; got {moves.tolist()}"
             )
         if not set(accepting) <= set(range(size)):
             raise ValueError(f"accepting states must lie in 0..{size - 1}, got {sorted(accepting)}")
-        goes = torch.nn.functional.one_hot(moves, size).double()  # (q, v, q')
+        goes = torch.nn.functional.one_hot(moves.long(), size).double()  # (q, v, q')
         initial = goes[start].T * chain.initial  # (q', v)
         transition = torch.einsum("vw,qwr->qvrw", chain.transition, goes)  # from (q, v) to (r, w)
         accepted = torch.tensor([q in set(accepting) for q in range(size)], dtype=torch.float64)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from discdiff.distributions import Choice
@@ -355,6 +354,8 @@ def _inflow(process: Process) -> Errors:
 
 def _sampling(process: Process) -> Errors:
     """-log10 of the p-value of scipy's chi-square, for the marginal of one token and one bridge."""
+    from scipy import stats  # imported where it is used: scipy takes half a second
+
     draws = 20_000
     x0 = process.data_tokens[:1].expand(draws, 1)
     with torch.random.fork_rng(devices=[]):

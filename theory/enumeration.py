@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discdiff.checks import array, real, whole
 from discdiff.interpolant import Interpolant
 from discdiff.process import Process
 from discdiff.theory.oracle import Oracle, pick, uniforms
@@ -73,6 +74,13 @@ def law_of_prior(process: Process, length: int) -> Float[Tensor, " N"]:
     return law.index_add(0, state_index(values, process.states), log_p.exp())
 
 
+def sizes(vocab_size: object, length: object, where: str, axes: int = 1) -> tuple[int, int, int]:
+    """V, L and V**L, looked at: whole numbers, and not more than can be listed."""
+    v, n = whole(vocab_size, f"{where}: vocab_size", 1), whole(length, f"{where}: length", 1)
+    check_size(v, n, where, axes)
+    return v, n, v**n
+
+
 class Enumeration(Oracle):
     """A law on V^L given by its probabilities.
 
@@ -86,10 +94,10 @@ class Enumeration(Oracle):
     """
 
     def __init__(self, p0: Float[Tensor, " N"], *, vocab_size: int, length: int) -> None:
-        check_size(vocab_size, length, "Enumeration")
-        p0 = torch.as_tensor(p0, dtype=torch.float64)
-        if p0.shape != (vocab_size**length,):
-            raise ValueError(f"p0 must have shape ({vocab_size**length},) = (V**L,), got {tuple(p0.shape)}")
+        vocab_size, length, size = sizes(vocab_size, length, "Enumeration")
+        p0 = array(p0, "p0", torch.float64)
+        if p0.shape != (size,):
+            raise ValueError(f"p0 must have shape ({size},) = (V**L,), got {tuple(p0.shape)}")
         if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-6:
             raise ValueError(
                 f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
@@ -125,6 +133,7 @@ class Enumeration(Oracle):
 
     def marginal(self, process: Process, t: float) -> Float[Tensor, " M"]:
         """p_t over the S**L noisy states, first site slowest."""
+        self._check(process)
         check_size(process.states, self.length, f"p_t of {process}")
         law = self.p0.view([self.alphabet] * self.length)
         forward = process.marginals(t)
@@ -134,6 +143,7 @@ class Enumeration(Oracle):
 
     def reachable(self, process: Process, t: float) -> Bool[Tensor, " M"]:
         """Which of the S**L noisy states some data agrees with at time t; at alpha = 0 in the limit alpha -> 0+."""
+        t = real(t, "reachable: t", "[0, 1]")
         z = all_states(process.states, self.length)
         alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
         return self._sum_out(process.evidence(z, alpha), None) > 0
@@ -154,9 +164,8 @@ class Coupling(Oracle):
     """
 
     def __init__(self, joint: Float[Tensor, "N N"], *, vocab_size: int, length: int) -> None:
-        check_size(vocab_size, length, "Coupling", axes=2)
-        size = vocab_size**length
-        joint = torch.as_tensor(joint, dtype=torch.float64)
+        vocab_size, length, size = sizes(vocab_size, length, "Coupling", axes=2)
+        joint = array(joint, "joint", torch.float64)
         if joint.shape != (size, size):
             raise ValueError(f"joint must have shape ({size}, {size}) = (V**L, V**L), got {tuple(joint.shape)}")
         self.joint = Enumeration(joint.flatten(), vocab_size=size, length=2).p0.view(size, size)

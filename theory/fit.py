@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
+from discdiff.checks import affordable, array, real, shown, whole
 from discdiff.theory.chain import HMM, MarkovChain
 from discdiff.theory.tree import Tree
 
@@ -42,6 +42,8 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     Raises:
         ValueError: for a law whose log-probability is no sum along the sequence (``log_prob_moments``).
     """
+    from scipy import stats
+
     mean, variance = law.log_prob_moments()
     values = law.log_prob(x).double()
     if not bool(torch.isfinite(values).all()):
@@ -60,6 +62,8 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     overlap (Billingsley, 1961). Cells of a row that expect fewer than 5 are pooled. An impossible transition gives p =
     0.
     """
+    from scipy import stats
+
     chain._check_clean(x)
     size = chain.alphabet
     pairs = (x[:, :-1] * size + x[:, 1:]).flatten()
@@ -85,6 +89,8 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
         x, y: two samples.
         statistic: (N, L) sequences -> (N,) numbers, such as ``law.log_prob``.
     """
+    from scipy import stats
+
     done = stats.ks_2samp(*(statistic(sample).double().cpu().numpy() for sample in (x, y)))
     return Fit(float(done.statistic), float(done.pvalue))
 
@@ -98,8 +104,12 @@ def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int 
     Raises:
         ValueError: for samples of different length.
     """
+    x, y = array(x, "energy_test: x"), array(y, "energy_test: y")
     if x.ndim != 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"energy_test: samples must be (B, L) and (C, L), got {tuple(x.shape)} and {tuple(y.shape)}")
+    permutations = whole(permutations, "energy_test: permutations", 1)
+    affordable(permutations * (len(x) + len(y)), f"energy_test: {permutations} permutations")
+    seed = whole(seed, "energy_test: seed", 0)
     both = torch.cat([x, y])
     n = len(both)
     distance = torch.stack([(row != both).double().mean(-1) for row in both]).cpu().numpy()
@@ -122,8 +132,9 @@ def holds(test: Callable[[int], float], rate: float = 1e-6) -> bool:
     Raises:
         ValueError: if ``rate`` is not in (0, 1), or a p-value is none.
     """
-    if not 0 < rate < 1:
-        raise ValueError(f"holds: rate must lie in (0, 1), got {rate}")
+    rate = real(rate, "holds: rate", "(0, 1)")
+    if not callable(test):
+        raise TypeError(f"holds: test must be a function of a seed, got {shown(test)}")
     for seed in (0, 1):
         pvalue = test(seed)
         if not 0 <= pvalue <= 1:

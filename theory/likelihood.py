@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discdiff.denoiser import Denoiser
+from discdiff.checks import affordable, whole
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.losses import AnyOrder, Continuous, DiscreteBound, Objective
 from discdiff.process import Process
 from discdiff.theory.enumeration import all_states
@@ -71,10 +72,12 @@ def integrand(objective: Objective, model: Denoiser, alpha: float, length: int |
 
 
 def _data(model: Denoiser, length: int | None) -> tuple[Tensor, int]:
-    size = length or model.length
+    size = check_denoiser(model, "bound").length if length is None else whole(length, "bound: length", 1)
     if size is None:
         raise ValueError("length= must say how many sites; this model has no length of its own")
     tokens = model.process.data_tokens
+    pairs = (len(tokens) * model.process.states) ** size  # of a sequence and a noisy one
+    affordable(pairs, f"bound: all pairs of data and states of {size} sites")
     return tokens[all_states(len(tokens), size)], size
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import array
 from discdiff.theory.oracle import Oracle, check_rows, pick, uniforms
 
 __all__ = ["ProductMixture"]
@@ -25,7 +26,7 @@ class ProductMixture(Oracle):
     """
 
     def __init__(self, weights: Float[Tensor, " K"], theta: Float[Tensor, "K L V"]) -> None:
-        weights, theta = (torch.as_tensor(x, dtype=torch.float64) for x in (weights, theta))
+        weights, theta = array(weights, "weights", torch.float64), array(theta, "theta", torch.float64)
         if theta.ndim != 3 or weights.shape != theta.shape[:1]:
             raise ValueError(f"a mixture needs (K,) and (K, L, V), got {tuple(weights.shape)} and {tuple(theta.shape)}")
         check_rows(weights=weights, theta=theta)

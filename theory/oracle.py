@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import LAST_SEED, affordable, placed, shown, whole
 from discdiff.denoiser import Denoiser
-from discdiff.prediction import Predicts
+from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
-from discdiff.schedule import Time
+from discdiff.schedule import Time, site_time
 
 __all__ = ["Oracle", "check_rows", "pick", "scaled", "uniforms"]
 
@@ -57,18 +58,22 @@ class Oracle(ABC):
 
     # --- what follows from the three ----------------------------------------------------------------------------------
 
-    def denoiser(self, process: Process, predicts: Predicts = "denoiser") -> Denoiser:
+    def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
         """The exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.
 
         Args:
             process: its data alphabet must have ``alphabet`` tokens.
-            predicts: which of the three equivalent predictions it returns.
+            predicts: which of the three equivalent predictions it returns; by default "denoiser" on an absorbing
+                process, where a leave-one-out is not defined at a token that is seen, and "loo" on any other.
 
         Raises:
             ValueError: if the alphabets differ.
         """
-        tokens = process.data_tokens
         self._check(process)
+        if predicts is None:
+            predicts = "denoiser" if process.absorbing else "loo"
+        check_predicts(predicts)
+        tokens = process.data_tokens
 
         def exact(x: Int[Tensor, "B L"], alpha: Tensor | None) -> Float[Tensor, "B L W"]:
             assert alpha is not None  # Denoiser passes it, because time="alpha"
@@ -97,16 +102,13 @@ class Oracle(ABC):
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
         """log p_t(z) of noisy sequences, natural log."""
-        self._check(process)
-        process.check_states(z, "z")
+        self._check_noisy(process, z)
         return self.log_evidence(process.marginals(t).to(self._like()).T[z])
 
     def posterior(self, process: Process, z: Int[Tensor, "B L"], t: Time, seed: int) -> Int[Tensor, "B L"]:
         """Exact draws of x0 given noisy sequences, one for each row: p(x0 | z_t = z), jointly over the sites."""
-        self._check(process)
-        process.check_states(z, "z")
-        alpha = process.schedule.alpha(torch.as_tensor(t, dtype=torch.float64))
-        alpha = alpha[:, None] if alpha.ndim == 1 and process.schedule.sites is None else alpha
+        self._check_noisy(process, z)
+        seed, alpha = whole(seed, "posterior: seed", 0, LAST_SEED), process.schedule.alpha(site_time(t, *z.shape))
         evidence = process.evidence(z, alpha.expand(z.shape)).to(self._like())
         return process.data_tokens.to(z.device)[self.given(process, z).draw(evidence, seed)]
 
@@ -121,11 +123,17 @@ class Oracle(ABC):
 
     def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
         """Exact draws of clean sequences."""
-        like = self._like()
+        like, batch, seed = self._like(), whole(batch, "sample: batch", 1), whole(seed, "sample: seed", 0, LAST_SEED)
+        affordable(
+            batch * self.length * self.alphabet, f"sample: {batch} rows of {self.length} x {self.alphabet} weights"
+        )
         return self.draw(torch.ones(batch, self.length, self.alphabet, dtype=like.dtype, device=like.device), seed)
 
     def to(self: Law, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Law:
         """The same law with its tables on another device or in another floating dtype."""
+        device = None if device is None else placed(device, "to: device")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"to: dtype must be a floating torch dtype, got {dtype!r}")
         other = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -139,10 +147,20 @@ class Oracle(ABC):
         return next(v for v in vars(self).values() if isinstance(v, Tensor) and v.is_floating_point())
 
     def _check_clean(self, x: Tensor) -> None:
-        if x.ndim != 2 or x.shape[1] != self.length or bool(((x < 0) | (x >= self.alphabet)).any()):
-            raise ValueError(f"x must be (B, {self.length}) tokens in 0..{self.alphabet - 1}, got {tuple(x.shape)}")
+        good = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2 and x.shape[1] == self.length
+        if not good or bool(((x < 0) | (x >= self.alphabet)).any()):
+            got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
+            raise ValueError(f"x must be (B, {self.length}) int64 tokens in 0..{self.alphabet - 1}, got {got}")
+
+    def _check_noisy(self, process: Process, z: Tensor) -> None:
+        self._check(process)
+        process.check_states(z, "z")
+        if z.shape[1] != self.length:
+            raise ValueError(f"z: this law is over sequences of length {self.length}, got length {z.shape[1]}")
 
     def _check(self, process: Process) -> None:
+        if not isinstance(process, Process):
+            raise TypeError(f"oracle: process must be a Process such as Masked(V, Linear()), got {shown(process)}")
         if len(process.data_tokens) != self.alphabet:
             raise ValueError(f"{process} has {len(process.data_tokens)} data tokens, the law has {self.alphabet}")
 

@@ -1,11 +1,13 @@
 r"""Convergence order: how fast the exact law of a sampler approaches its target as the grid is refined."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from discdiff.checks import shown, wholes
 from discdiff.sampler import Sampler
 from discdiff.theory.divergence import tv
 from discdiff.theory.enumeration import Enumeration
@@ -33,11 +35,16 @@ def order(
     Raises:
         ValueError: with fewer than three step numbers, or without a target where the model is no oracle.
     """
-    if len(steps) < 3:
-        raise ValueError(f"order: a slope is fitted to three numbers of steps or more, got {list(steps)}")
+    steps = wholes(steps, "order: steps", 1)
+    if len(steps) < 3 or not all(a < b for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"order: a slope is fitted to three numbers of steps or more, which rise, got {list(steps)}")
+    if not callable(build):
+        raise TypeError(f"order: build must be a function of the number of steps, got {shown(build)}")
     errors = []
     for n in steps[-3:]:
         sampler, initial, goal = build(n), None, target
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"order: build must give a Sampler, got {shown(sampler)}")
         oracle = sampler.model.oracle
         if window is not None or goal is None:
             if not isinstance(oracle, Enumeration):

@@ -17,6 +17,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from discdiff.blockwise import Blockwise
+from discdiff.checks import real, shown
+from discdiff.checks import whole as whole_number
 from discdiff.context import Shown, clean_states
 from discdiff.denoiser import Counter, Denoiser
 from discdiff.distributions import Key
@@ -96,11 +98,13 @@ def kernel(
     if not operator.enumerable:
         raise TypeError(f"{operator} makes an unbounded number of choices and cannot be enumerated")
     operator.check(process)
+    t, s = real(t, "kernel: t", "[0, 1]"), None if s is None else real(s, "kernel: s", "[0, 1]")
+    most = whole_number(most, "kernel: most", 1)
     if operator.moves and (s is None or not 0 <= s < t <= 1):
         raise ValueError(f"kernel: {operator} is a predictor and needs 0 <= s < t <= 1, got t = {t}, s = {s}")
     if not operator.moves and (s is not None or not 0 <= t <= 1):
         raise ValueError(f"kernel: {operator} is a corrector and takes t in [0, 1] alone, got t = {t}, s = {s}")
-    size = length or model.length
+    size = model.length if length is None else whole_number(length, "kernel: length", 1)
     if size is None or (model.length is not None and size != model.length):
         raise ValueError(f"kernel: length= must say how many sites; the model's is {model.length}, got {length}")
     check_size(process.states, size, "kernel", axes=2)
@@ -265,8 +269,10 @@ def law(
     """
     if isinstance(sampler, Blockwise):
         return _blockwise(sampler, length)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"law: sampler must be a Sampler or a Blockwise, got {shown(sampler)}")
     process, model = sampler.process, sampler.model
-    size = length or model.length
+    size = model.length if length is None else whole_number(length, "law: length", 1)
     if size is None:
         raise ValueError("law: length= must say how many sites; this model has no length of its own")
     check_size(process.states, size, "law", axes=2)
@@ -298,7 +304,7 @@ def law(
 def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
     """The law of each block given every prefix, times the prefix's own; over n**L data sequences."""
     model, process = sampler.inner.model, sampler.inner.process
-    size = length or model.length
+    size = model.length if length is None else whole_number(length, "law: length", 1)
     if size is None:
         raise ValueError("law: length= must say how many sites; this model has no length of its own")
     check_size(len(process.data_tokens), size, "law")

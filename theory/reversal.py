@@ -13,20 +13,27 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
-from scipy.linalg import expm
 from torch import Tensor
 
-from discdiff.denoiser import Denoiser
+from discdiff.checks import real, whole
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.process import Process
 from discdiff.theory.enumeration import Enumeration, all_states, check_size, law_of_data, law_of_prior, state_index
 
 __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_generator", "reverse_law"]
 
 
+def check_joint(process: Process, length: int, where: str) -> None:
+    """Raise if ``process`` is none, or a matrix over all S**L states is beyond reach."""
+    if not isinstance(process, Process):
+        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
+    check_size(process.states, length, where, axes=2)
+
+
 def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor, "N N"]:
     """The forward generator of all sites per unit of sigma = -log alpha: the Kronecker sum of the sites'."""
-    check_size(process.states, length, "joint_generator", axes=2)
+    length, alpha = whole(length, "joint_generator: length", 1), real(alpha, "joint_generator: alpha", "(0, 1]")
+    check_joint(process, length, "joint_generator")
     site = process.generator(alpha)
     eye = torch.eye(process.states, dtype=torch.float64)
     total = torch.zeros(process.states**length, process.states**length, dtype=torch.float64)
@@ -52,6 +59,8 @@ def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> 
 
     The reference that samplers, which move sites one by one, are measured against. alpha(t) must be positive.
     """
+    from scipy.linalg import expm
+
     a_t, a_s = float(process.schedule.alpha(t)), float(process.schedule.alpha(s))
     middle = (a_t + a_s) / 2
     generator = reverse_generator(world, process, float(process.schedule.time(middle))) / middle
@@ -65,10 +74,11 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
     Raises:
         ValueError: if neither the model nor ``length`` says how many sites.
     """
-    process, size = model.process, length or model.length
+    check_denoiser(model, "model_generator")
+    process, size = model.process, model.length if length is None else whole(length, "model_generator: length", 1)
     if size is None:
         raise ValueError("model_generator: length= must say how many sites; this model has no length of its own")
-    check_size(process.states, size, "model_generator", axes=2)
+    check_joint(process, size, "model_generator")
     z = all_states(process.states, size)
     rates = model(z, t).rates
     generator = torch.zeros(len(z), len(z), dtype=torch.float64)
@@ -99,12 +109,17 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
     Raises:
         ValueError: without a length, or for a schedule that ends above 1e-10.
     """
-    process, size = model.process, length or model.length
+    from scipy.integrate import solve_ivp
+
+    check_denoiser(model, "reverse_law")
+    process, size = model.process, model.length if length is None else whole(length, "reverse_law: length", 1)
+    tolerance = real(tolerance, "reverse_law: tolerance", "(0, 1)")
     least = float(process.schedule.alpha(1.0)) if process.schedule.sites is None else math.nan
     if size is None or not least <= 1e-10:
         raise ValueError(
             f"reverse_law: needs a length, and one clock with alpha(1) = 0; got length {size}, alpha(1) = {least}"
         )
+    check_joint(process, size, "reverse_law")
     start = law_of_prior(process, size)
 
     def slope(clock: float, p: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import array, wholes
 from discdiff.theory.oracle import Oracle, check_rows, pick, scaled, uniforms
 
 __all__ = ["Tree"]
@@ -31,7 +32,10 @@ class Tree(Oracle):
     """
 
     def __init__(self, parents: Sequence[int], root: Float[Tensor, " V"], transition: Float[Tensor, "*L V V"]) -> None:
-        root, transition = (torch.as_tensor(x, dtype=torch.float64) for x in (root, transition))
+        root, transition = array(root, "root", torch.float64), array(transition, "transition", torch.float64)
+        parents = wholes(parents, "parents must be -1 for site 0 and an earlier site for every other: a parent")
+        if root.ndim != 1:
+            raise ValueError(f"root must be a law (V,), got shape {tuple(root.shape)}")
         if not parents or parents[0] != -1 or any(not 0 <= p < i for i, p in enumerate(parents) if i):
             raise ValueError(f"parents must be -1 for site 0 and an earlier site for every other, got {list(parents)}")
         size = len(root)

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.stats import chisquare
 from torch import Tensor
 
 from discdiff.denoiser import Counter
@@ -224,6 +223,8 @@ def _improbable(tokens: Tensor, expected: Tensor, states: int) -> float:
     rare = expected < 5
     both = [torch.cat([part[~rare], part[rare].sum()[None]]) for part in (seen, expected)]
     keep = both[1] > 0
+    from scipy.stats import chisquare  # imported where it is used: scipy takes half a second
+
     p = chisquare(both[0][keep].numpy(), both[1][keep].numpy(), sum_check=False).pvalue
     return float(-np.log10(max(p, 1e-300)))
 

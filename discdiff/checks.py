@@ -1,0 +1,199 @@
+"""What callers give, looked at in one way: whole numbers, real ones, arrays, devices, and what fits in memory.
+
+Every public number goes through ``whole`` or ``real``: numpy's and torch's scalars are numbers, truth values, strings
+and NaN are none, and a fraction is no whole number. The error names the argument, what is accepted and what was got.
+"""
+
+import math
+import operator
+import os
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "LAST_SEED", "affordable", "array", "decided", "listing", "number", "placed", "real", "seeded", "several", "shown",
+    "token_ids", "whole", "wholes",
+]  # fmt: skip
+
+LAST_SEED = 2**64 - 1
+_NAMES = reprlib.Repr()
+_NAMES.maxother = _NAMES.maxstring = 80
+
+
+def shown(value: object) -> str:
+    """A short repr for an error."""
+    return _NAMES.repr(value)
+
+
+def whole(value: object, name: str, least: int | None = None, most: int | None = None) -> int:
+    """The value as an int, if it is a whole number from ``least`` to ``most``.
+
+    Raises:
+        TypeError: for what is no whole number: truth values, fractions (2.0 too), strings, arrays.
+        ValueError: for one out of range.
+    """
+    number = _index(value)
+    if number is None:
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
+    if (least is not None and number < least) or (most is not None and number > most):
+        accepted = f"be at least {least}" if most is None else f"lie in {least}..{most}"
+        raise ValueError(f"{name} must {accepted}, got {shown(number)}")
+    return number
+
+
+def wholes(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
+    """Several whole numbers, from a sequence or a tensor of them.
+
+    Raises:
+        TypeError, ValueError: as ``whole``, or for what cannot be iterated.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {shown(values)}")
+    return tuple(whole(value, name, least, most) for value in values)
+
+
+def listing(values: object, name: str) -> list[Any]:
+    """The values as a list, of a sequence or a row of an array."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} must be a sequence, got {shown(values)}")
+    return list(values)
+
+
+def several(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
+    """One whole number, or several: always as a tuple."""
+    if isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0:
+        return wholes(values, name, least, most)
+    return (whole(values, name, least, most),)
+
+
+def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = "") -> float:
+    """The value as a float, if it is a number in an interval such as "[0, 1)"; an end that is infinite is never in it.
+
+    Args:
+        value: what was given.
+        name: of the argument.
+        interval: what is accepted.
+        beside: what else is accepted, for the error.
+
+    Raises:
+        TypeError: for what is no number: truth values, strings, arrays.
+        ValueError: for one outside the interval; NaN is outside all.
+    """
+    found = number(value, name, f"a number in {interval}{beside}")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = found >= low if interval[0] == "[" else found > low
+    below = found <= high if interval[-1] == "]" else found < high
+    if not (above and below):
+        raise ValueError(f"{name} must lie in {interval}{beside}, got {found:g}")
+    return found
+
+
+def number(value: object, name: str, accepted: str) -> float:
+    """The value as a float, if it is one number of any size.
+
+    Raises:
+        TypeError: for what is no number: truth values, strings, arrays.
+    """
+    found = _float(value)
+    if found is None:
+        raise TypeError(f"{name} must be {accepted}, got {shown(value)}")
+    return found
+
+
+def decided(value: object, name: str) -> bool:
+    """The value, if it is True or False.
+
+    Raises:
+        TypeError: for anything else: 1 and "no" are no answers.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
+def seeded(seed: object, name: str) -> int:
+    """A 64-bit key of randomness: the one given, or one from torch's global generator for None."""
+    return int(torch.randint(2**62, ())) if seed is None else whole(seed, name, 0, LAST_SEED)
+
+
+def array(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """The value as a tensor, from nested sequences and numpy's arrays too.
+
+    Raises:
+        TypeError: for what is no array of numbers.
+    """
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {shown(value)}") from error
+
+
+def token_ids(value: object, name: str, accepted: str) -> Tensor:
+    """The value as a tensor of whole numbers of any shape.
+
+    Raises:
+        TypeError: for what is no array of numbers.
+        ValueError: for fractions and truth values.
+    """
+    ids = array(value, name)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        if ids.numel() == 0:  # what an empty list makes
+            return ids.to(torch.int64)
+        raise ValueError(f"{name} must hold {accepted}, got {ids.dtype}")
+    return ids
+
+
+def placed(device: object, name: str) -> torch.device:
+    """The device, if there is one of that name here.
+
+    Raises:
+        TypeError, ValueError: for a name that is none, or of what this machine does not have.
+    """
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"{name} must be a device such as 'cpu' or 'cuda', got {shown(device)}")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).split("\n")[0]
+        raise ValueError(f"{name} must be a device of this machine, such as 'cpu', got {device!r}: {said}") from error
+    return found
+
+
+def affordable(numbers: int, what: str) -> None:
+    """Raise ValueError if so many numbers of eight bytes are more than this machine's memory: told, not tried."""
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
+    if numbers * 8 > has:
+        raise ValueError(
+            f"{what} needs {numbers:.3g} numbers of 8 bytes, more than this machine's memory, {has / 2**30:.0f} GiB"
+        )
+
+
+def _index(value: object) -> int | None:
+    """As an int, or None for what is no whole number."""
+    kind = getattr(value, "dtype", None)
+    if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or (kind is not None and "bool" in str(kind)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        return None
+
+
+def _float(value: object) -> float | None:
+    """As a float, or None for what is no real number."""
+    kind = getattr(value, "dtype", None)
+    if isinstance(value, bool | str | bytes) or getattr(value, "ndim", 0) != 0 or "bool" in str(kind):
+        return None
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        return None
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,87 @@
+"""Operators as text: read, never evaluated."""
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+
+from discdiff import samplers
+from discdiff.checks import shown
+from discdiff.operator import Operator
+from discdiff.plugins import plugged
+
+__all__ = ["known_operators", "parse_operator"]
+
+_LONGEST = 2000  # characters of an expression; deeper ones than fit in there could exhaust the reader's stack
+
+
+def parse_operator(expression: str, option: str = "--sampler") -> Operator:
+    """Read an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
+
+    Names are the classes of ``discdiff.samplers`` in snake case and those that other packages plug in, with or without
+    literal arguments, joined by >>, ** and parentheses. The text is parsed, never evaluated.
+
+    Raises:
+        ValueError: for anything else, saying what is accepted.
+        TypeError: for a composition that is ill-formed.
+    """
+    if not isinstance(expression, str) or len(expression) > _LONGEST:
+        raise ValueError(
+            f"{option}: an expression of at most {_LONGEST} characters is read, such as 'ancestral >> gibbs', "
+            f"got {shown(expression)}"
+        )
+    known = known_operators()[0]
+
+    def refuse(node: ast.AST) -> ValueError:
+        part = ast.unparse(node)
+        return ValueError(
+            f"{option}: cannot read {part!r} in {expression!r}; "
+            f"accepted: {', '.join(sorted(known))}, literal arguments, >>, ** n"
+        )
+
+    def build(node: ast.expr) -> Operator:
+        match node:
+            case ast.Name(id=name) if name in known:
+                return make(known[name], [], [])
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in known:
+                return make(known[name], args, keywords)
+            case ast.BinOp(left=left, op=ast.RShift(), right=right):
+                return build(left) >> build(right)
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(times))):
+                return build(left) ** times
+        raise refuse(node)
+
+    def literal(node: ast.expr) -> object:
+        try:
+            return ast.literal_eval(node)
+        except ValueError as error:
+            raise refuse(node) from error
+
+    def make(kind: Callable[..., Operator], args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> Operator:
+        named = {keyword.arg or "**": literal(keyword.value) for keyword in keywords}
+        try:
+            return kind(*(literal(arg) for arg in args), **named)
+        except TypeError as error:
+            raise ValueError(f"{option}: {error} in {expression!r}") from error
+
+    try:
+        read = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"{option}: {shown(expression)} is not an expression: {said}") from error
+    try:
+        return build(read)
+    except RecursionError as error:
+        raise ValueError(f"{option}: {shown(expression)} is too deep to be read") from error
+
+
+def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
+    """Operators by their names in expressions, ours before those of other packages; and what cannot be imported."""
+    found, broken = plugged("operators")
+    others = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Operator)}
+    broken |= dict.fromkeys(found.keys() - others.keys(), "is no Operator class")
+    return others | {_snake(name): getattr(samplers, name) for name in samplers.__all__}, broken
+
+
+def _snake(name: str) -> str:
+    """ThetaRK2 -> theta_rk2, DFM -> dfm."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.replace("ReMDM", "Remdm")).lower()

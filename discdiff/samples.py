@@ -1,0 +1,131 @@
+"""What a sampler returns, compared by content and kept in a file."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["Samples"]
+
+S = TypeVar("S", bound="Samples")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Samples:
+    """What a sampler returns. Two are equal if everything in them is, wherever they lie.
+
+    Attributes:
+        tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states before it.
+        nfe: batched denoiser calls made.
+        nfe_rows: (B,) calls each row took part in.
+        seed: the seed that gives these tokens again.
+        trajectory: (N + 1, B, L) the states at every time of the grid, with ``record=True``.
+        log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
+        queries: tokens that went through the network, of all rows.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    nfe: int
+    nfe_rows: Int[Tensor, " B"]
+    seed: int
+    trajectory: Int[Tensor, "N B L"] | None = None
+    log_prob: Float[Tensor, " B"] | None = None
+    queries: int = 0
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it to a safetensors file; the numbers are in its metadata.
+
+        Raises:
+            ValueError: if there is no such folder.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise ValueError(f"save: there is no folder {path.parent}")
+        held = self._held()
+        tensors = {name: value.cpu().contiguous() for name, value in held.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in held.items() if isinstance(value, int)}
+        save_file(tensors, path, {"discdiff": type(self).__name__, "numbers": json.dumps(numbers)})
+
+    @classmethod
+    def load(cls: type[S], path: str | Path) -> S:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no file of this kind, or damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"load: there is no file {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                said = file.metadata() or {}
+                held: dict[str, object] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            numbers = json.loads(said.get("numbers", "null"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"load: {path} is no safetensors file of samples: {error}") from error
+        if said.get("discdiff") != cls.__name__ or not isinstance(numbers, dict):
+            found = said.get("discdiff", "another program's")
+            raise ValueError(f"load: {path} must hold what {cls.__name__}.save wrote, and its contents are {found}")
+        held |= numbers
+        cls._check(held, path)
+        return cls(**held)  # type: ignore[arg-type]
+
+    @classmethod
+    def _check(cls, held: dict[str, object], path: Path) -> None:
+        """Raise ValueError for entries that are missing, unknown, or of a wrong kind or shape."""
+        known = {field.name: field for field in fields(cls)}
+        needed = {"tokens", "nfe", "nfe_rows", "seed"}
+        if not needed <= held.keys() <= known.keys():
+            wrong = sorted((needed - held.keys()) | (held.keys() - known.keys()))
+            raise ValueError(f"load: {path} lacks or does not know {wrong}; samples hold {sorted(known)}")
+        for name, value in held.items():
+            counted = name in ("nfe", "seed", "queries")
+            if counted != (type(value) is int) or counted == isinstance(value, Tensor):
+                raise ValueError(f"load: {path}: {name} must be {'a number' if counted else 'an array'}, got {value!r}")
+        tokens = held["tokens"]
+        assert isinstance(tokens, Tensor)
+        shape = tuple(tokens.shape)
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                whole = name != "log_prob"
+                fits = (
+                    tuple(value.shape[-2:]) == shape if name in ("tokens", "trajectory") else value.shape == shape[:1]
+                )
+                fits &= value.ndim == (3 if name == "trajectory" else 2 if name == "tokens" else 1)
+                if not fits or value.dtype != (torch.int64 if whole else torch.float64):
+                    raise ValueError(
+                        f"load: {path}: {name} does not go with tokens of shape {shape}, got {value.dtype} of "
+                        f"{tuple(value.shape)}"
+                    )
+
+    def _held(self) -> dict[str, object]:
+        """What there is, by name."""
+        held = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in held if value is not None}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Samples) or type(self) is not type(other):
+            return NotImplemented
+        ours, theirs = self._held(), other._held()
+        return ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in ours)
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content that may be edited in place
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.tokens.shape))
+        where = "" if self.tokens.device.type == "cpu" else f", on {self.tokens.device}"
+        kept = "".join(f", {name}" for name in ("trajectory", "log_prob") if getattr(self, name) is not None)
+        return f"{type(self).__name__}({size} tokens, nfe={self.nfe}, seed={self.seed}{where}{kept})"
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    return one == other
