@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "LAST_SEED", "affordable", "array", "decided", "listing", "number", "placed", "real", "seeded", "several", "shown",
-    "token_ids", "whole", "wholes",
+    "LAST_SEED", "affordable", "array", "check_ids", "check_tokens", "decided", "extent", "listing", "number", "placed",
+    "real", "seeded", "several", "shown", "token_ids", "whole", "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1
@@ -171,6 +171,31 @@ def affordable(numbers: int, what: str) -> None:
         raise ValueError(
             f"{what} needs {numbers:.3g} numbers of 8 bytes, more than this machine's memory, {has / 2**30:.0f} GiB"
         )
+
+
+def extent(batch: object, length: object) -> tuple[int, int]:
+    """(B, L) of a prior.
+
+    Raises:
+        TypeError, ValueError: if they are no whole numbers, or too large.
+    """
+    size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
+    affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
+    return size
+
+
+def check_tokens(x: object, name: str) -> None:
+    """Raise ValueError unless ``x`` is an int64 (B, L) tensor."""
+    if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype != torch.int64:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be an int64 (B, L) tensor, got {got}")
+
+
+def check_ids(x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
+    """Raise ValueError for the first id that is ``wrong``, naming row and position."""
+    if bool(wrong.any()):
+        row, site = wrong.nonzero()[0].tolist()
+        raise ValueError(f"{name}: row {row}, position {site} holds {int(x[row, site])}; accepted ids: {accepted}")
 
 
 def _index(value: object) -> int | None:

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.checks import affordable, array, real, shown, whole
+from discdiff.checks import affordable, array, extent, real, shown, whole
 from discdiff.distributions import PointMixture
 from discdiff.kernels import dispatch as kernels
-from discdiff.process import Process, Survival, extent
+from discdiff.process import Process, Survival
 from discdiff.schedule import Schedule
 
 __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.checks import affordable
+from discdiff.checks import affordable, extent
 from discdiff.distributions import Choice, Key, SiteWise
 from discdiff.hybrid import Blend
-from discdiff.process import Process, Survival, extent, survival
+from discdiff.process import Process, Survival, survival
 from discdiff.rank_one import RankOne, check_law
 from discdiff.schedule import Schedule, site_time
 

@@ -71,7 +71,7 @@ class Prediction:
         alpha: float | Float[Tensor, "#B #L"],
         process: Process,
     ) -> None:
-        widths = {process.vocab_size} if predicts != "ratio" or _has_mask(process) else set()
+        widths = {process.vocab_size} if predicts != "ratio" or process.masks else set()
         if predicts == "ratio":
             widths.add(process.columns)
         check_predicts(predicts)
@@ -165,7 +165,7 @@ class Prediction:
                 "the denoiser is a point mass there and does not determine it; let the model predict 'loo', or keep "
                 "what needs it away from clean sites, for instance with when() from a step that ends at t = 0",
             )
-        elif self.predicts == "ratio" and not _has_mask(self.process):
+        elif self.predicts == "ratio" and not self.process.masks:
             self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
         elif self.predicts == "ratio" and self.output.width < self.process.columns:
             self._refuse(
@@ -187,12 +187,12 @@ class Prediction:
     def _loo(self, rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
         """The denoiser's own rows turned into those of O."""
         process = self.process
-        if self.predicts == "denoiser" and not _has_mask(process):  # else it is a mask, which is no evidence
+        if self.predicts == "denoiser" and not process.masks:  # else it is a mask, which is no evidence
             weight = process.own_weight(x, alpha)
             if weight is not None:
                 return replace(rows, own=process.column(x), shift=-weight)
             return rows.then(lambda raw, n: process.forget(raw, x[n], alpha[n]))
-        if self.predicts == "ratio" and _has_mask(process):
+        if self.predicts == "ratio" and process.masks:
             return replace(rows, width=process.vocab_size, hidden=(*rows.hidden, *self._mask_column()))
         if self.predicts == "ratio":
             rows = rows.then(lambda raw, n: kernels.log(process.unmix(raw.double().softmax(-1), x[n], alpha[n])))
@@ -396,8 +396,3 @@ def check_predicts(predicts: str) -> None:
     """Raise ValueError for an unknown meaning."""
     if predicts not in get_args(Predicts):
         raise ValueError(f"predicts must be one of {', '.join(map(repr, get_args(Predicts)))}, got {predicts!r}")
-
-
-def _has_mask(process: Process) -> bool:
-    """Whether noise is one state of its own: a ratio there is alpha O / c(z) at every token."""
-    return process.absorbing and process.mask_id is not None

@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import affordable, real, whole
+from discdiff.checks import affordable, check_ids, check_tokens, real, whole
 from discdiff.distributions import Choice, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.schedule import Schedule, Time, as_schedule, site_time
 from discdiff.sites import Sites
 
-__all__ = ["LARGEST", "Process", "Survival", "extent", "refuse_impossible", "survival"]
+__all__ = ["LARGEST", "Process", "Survival", "refuse_impossible", "survival"]
 
 LARGEST = 1 << 32  # columns that a draw can tell apart
 
@@ -165,6 +165,11 @@ class Process(ABC):
     def place(self, column: Int[Tensor, "..."], x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The state with another column; what is frozen in x stays."""
         return column
+
+    @property
+    def masks(self) -> bool:
+        """Whether noise is one state of its own: a ratio there is alpha O / c(z) at every token."""
+        return self.absorbing and self.mask_id is not None
 
     def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """The state that says nothing of the token, on an absorbing process."""
@@ -364,39 +369,16 @@ class Process(ABC):
 
     def check_states(self, x: Tensor, name: str) -> None:
         """Raise ValueError unless ``x`` is an int64 (B, L) tensor of states."""
-        _check_tokens(x, name)
-        _check_ids(x, name, f"0..{self.states - 1}", (x < 0) | (x >= self.states))
+        check_tokens(x, name)
+        check_ids(x, name, f"0..{self.states - 1}", (x < 0) | (x >= self.states))
 
     def check_data(self, x: Tensor, name: str) -> None:
         """Raise ValueError unless ``x`` is an int64 (B, L) tensor of data tokens."""
-        _check_tokens(x, name)
+        check_tokens(x, name)
         wrong, accepted = (x < 0) | (x >= self.vocab_size), f"0..{self.vocab_size - 1}"
         if self.mask_id is not None:
             wrong, accepted = wrong | (x == self.mask_id), accepted + f" without the mask {self.mask_id}"
-        _check_ids(x, name, accepted, wrong)
-
-
-def extent(batch: object, length: object) -> tuple[int, int]:
-    """(B, L) of a prior.
-
-    Raises:
-        TypeError, ValueError: if they are no whole numbers, or too large.
-    """
-    size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
-    affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
-    return size
-
-
-def _check_tokens(x: object, name: str) -> None:
-    if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype != torch.int64:
-        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be an int64 (B, L) tensor, got {got}")
-
-
-def _check_ids(x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
-    if bool(wrong.any()):
-        row, site = wrong.nonzero()[0].tolist()
-        raise ValueError(f"{name}: row {row}, position {site} holds {int(x[row, site])}; accepted ids: {accepted}")
+        check_ids(x, name, accepted, wrong)
 
 
 def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) -> None:

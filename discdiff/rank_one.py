@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import array, shown, whole
+from discdiff.checks import array, extent, shown, whole
 from discdiff.distributions import Noise, Other, PointMixture
 from discdiff.kernels import dispatch as kernels
-from discdiff.process import Process, Survival, extent, refuse_impossible, survival
+from discdiff.process import Process, Survival, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
 __all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform", "check_law"]
