@@ -1,0 +1,138 @@
+r"""Whether a predictor has the order that it declares: of the end law, of single steps, and in the step to 0.
+
+    TV(p_T K^n, p_d) ~ n^-order        on an interior window: what a declared order means
+    TV(p_t K_h, p_{t-h}) ~ h^(order + 1)    early and late, where the window does not reach
+    last step = exact one-site reverse marginals, whose rows lie on data
+
+Where nothing can be enumerated, the distance of the end law is measured by chi-square.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discdiff.denoiser import Counter
+from discdiff.handlers import At, Run
+from discdiff.operator import Mix, Then, When
+from discdiff.sampler import Sampler
+from discdiff.state import State
+from discdiff.theory.divergence import tv
+from discdiff.theory.enumeration import all_states, state_index
+from discdiff.theory.order import order
+from discdiff.theory.report import Errors, NotChecked
+from discdiff.theory.trials import Case, enumerable
+
+__all__ = ["end_order", "last_step", "measured_order", "on_data", "step_order"]
+
+WINDOW = (0.9, 0.1)
+REFINEMENTS = ([8, 16, 32], [32, 64, 128], [96, 192, 384])
+EARLY_AND_LATE = (0.96, 0.04)
+LENGTHS = (0.01, 0.005, 0.0025)  # steps of equal ones that meet those times
+EXACT = 1e-12  # a distance that is rounding
+SAMPLES, GRIDS = 100_000, (1, 2, 4)
+
+
+def is_bound(case: Case) -> bool:
+    """Whether its order is that of a part, and so a lower bound."""
+    return isinstance(case.operator, Then | Mix | When)
+
+
+def end_order(cases: Sequence[Case]) -> Errors:
+    """The slope where it is asymptotic: the coarsest refinement that shows it will do. Of the first world."""
+    for case in list(enumerable(cases))[:1]:
+        declared, found = case.operator.order or 0.0, []
+        for steps in REFINEMENTS:
+            slope = order(steps, lambda n: Sampler(case.process, case.model, case.operator, steps=n), window=WINDOW)
+            distance = declared - slope if is_bound(case) else abs(slope - declared)
+            found.append((max(distance, 0.0), f"slope {slope:.2f} at {steps}, {case}"))
+            if distance <= 0.1 or distance > 0.5:  # shown, or too far to be brought by a finer grid
+                break
+        yield min(found)
+
+
+def step_order(cases: Sequence[Case]) -> Errors:
+    """How far the slope of a single step's error falls short of one more than the order."""
+    for case in enumerable(cases):
+        for t in EARLY_AND_LATE:
+            p, errors = case.world.marginal(case.process, t), []
+            for h in LENGTHS:
+                s = t - h
+                errors.append(tv(p @ case.matrix(t, s), case.world.marginal(case.process, s)))
+            if max(errors) < EXACT:
+                continue
+            slope = np.polyfit(np.log(LENGTHS), np.log(np.maximum(errors, 1e-300)), 1)[0]
+            short = (case.operator.order or 0.0) + 1 - float(slope)
+            yield max(short, 0.0), f"slope {slope:.2f}, {case}, t = {t}"
+
+
+def on_data(cases: Sequence[Case]) -> Errors:
+    """The share of draws that are no data after a step to 0."""
+    for case in cases:
+        for t, s, where in case.over():
+            if s == 0:
+                tokens = case.process.column(case.run(case.starts(t, 1024), t, s)[0])
+                known = (tokens[..., None] == case.process.data_tokens).any(-1)
+                yield 1 - float(known.all(-1).double().mean()), where
+
+
+def last_step(cases: Sequence[Case]) -> Errors:
+    """The step to 0 leaves every site with its exact law given the state, D_i."""
+    for case in enumerable(cases):
+        size, length = case.process.states, case.setting.length
+        z = all_states(size, length)
+        for t, s, where in case.over():
+            if s > 0:
+                continue
+            reached = case.world.marginal(case.process, t) > 0
+            exact = case.model(z, t).denoiser.exp()[reached]
+            ends = case.matrix(t, s)[reached].view(-1, *[size] * length)
+            column = case.process.column(torch.arange(size))
+            for site in range(length):
+                others = [axis + 1 for axis in range(length) if axis != site]
+                law = torch.zeros(len(ends), max(size, exact.shape[-1]), dtype=torch.float64)
+                law.index_add_(1, column, ends.sum(others) if others else ends)
+                missing = law.clone()
+                missing[:, : exact.shape[-1]] -= exact[:, site]
+                yield float(missing.abs().max()), f"law of site {site}, {where}"
+
+
+def measured_order(cases: Sequence[Case]) -> Errors:
+    """By chi-square: the slope of the end law's distance from p_d where draws resolve it, less three of its errors."""
+    case = cases[0]
+    target = case.world.marginal(case.process, WINDOW[1])
+    logs, errors = [], []
+    for n in GRIDS:
+        distance, error = _chi_square_distance(_end(case, n), target, case.process.states)
+        if distance < 3 * error:
+            break
+        logs.append(math.log(distance) / 2)
+        errors.append(error / distance / 2)
+    if len(logs) < 2:
+        raise NotChecked(f"its end law is too close to the exact one to be resolved by {SAMPLES} draws, {case}")
+    slope = (logs[-2] - logs[-1]) / math.log(2)
+    chance = 3 * math.hypot(errors[-2], errors[-1]) / math.log(2)
+    short = abs((case.operator.order or 0.0) - slope) - chance
+    yield max(short, 0.0), f"slope {slope:.2f} +- {chance:.2f}, {case}"
+
+
+def _end(case: Case, steps: int) -> Tensor:
+    """States after equal steps through the window, from many of the exact law at its beginning."""
+    times = np.linspace(*WINDOW, steps + 1).tolist()
+    counter = Counter(case.model, 0, torch.zeros(SAMPLES, dtype=torch.int64))
+    state, run = State(case.starts(times[0], SAMPLES), times[0], torch.arange(SAMPLES)), Run(case.seed, counter)
+    for k in range(steps):
+        state = case.operator(state, At(case.process, run, times[k], times[k + 1], k + 1))
+    return state.tokens
+
+
+def _chi_square_distance(tokens: Tensor, law: Tensor, states: int) -> tuple[float, float]:
+    """sum (q - p)^2 / p of the law q that drew the tokens, without bias, and its standard error."""
+    n, kept = len(tokens), law > 0
+    seen = torch.bincount(state_index(tokens, states), minlength=len(law)).double()[kept]
+    statistic = float(((seen - n * law[kept]) ** 2 / (n * law[kept])).sum())
+    freedom = int(kept.sum()) - 1
+    distance = (statistic - freedom) / n
+    return distance, math.sqrt(2 * freedom + 4 * n * max(distance, 0.0)) / n
