@@ -226,15 +226,16 @@ class Process(ABC):
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
         """The rate from every state v into the site's own, per unit of sigma = -log alpha; own column meaningless."""
         a = self.sitewise(alpha, x)
-        return self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T).view(
-            *x.shape, -1
-        )
+        rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
+        return rows.double().view(*x.shape, self.states)  # there may be no sites
 
     def evidence(self, x_t: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L n"]:
         """q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles. Small V only."""
         a = self.sitewise(alpha, x_t)
         rows = self._likelihood(x_t.flatten(), a.flatten())
-        return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(*x_t.shape, -1)
+        return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(
+            *x_t.shape, rows.shape[-1]
+        )
 
     # --- conversions at N sites: rows (N, V), states (N,), survivals (N,) ---------------------------------------------
 

@@ -321,3 +321,5 @@ def row_by_row(process: Process) -> Errors:
         apart = torch.cat([ask(*piece) for piece in pieces])
         equal = (together == apart) | ((together.double() - apart.double()).abs() < 1e-12)
         yield float((~equal & ~(together.isnan() & apart.isnan())).sum()), f"{name}, a survival for every row"
+        none = ask(log_o[:0], x[:0], alpha[:0], earlier[:0])
+        yield float(none.shape != together[:0].shape or none.dtype != together.dtype), f"{name} of no rows"

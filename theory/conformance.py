@@ -66,9 +66,7 @@ OF_RANK_ONE: tuple[_Property, ...] = (
     ("exit: the rates of the reverse process", 1e-10, answers.exits, "exit, elsewhere"),
     ("redraw: candidates and their acceptance", 1e-10, answers.candidates, "candidate, acceptance"),
 )
-OF_ABSORBING: tuple[_Property, ...] = (
-    ("states: what hides a token", 1e-12, answers.hides, "hide"),
-)
+OF_ABSORBING: tuple[_Property, ...] = (("states: what hides a token", 1e-12, answers.hides, "hide"),)
 OF_PAIRS: tuple[_Property, ...] = (
     ("pairs: given data and source", 1e-12, answers.pairs_of_source, "noised_pair, join, split"),
 )

@@ -20,7 +20,7 @@ from discdiff.rank_one import Marginal, Masked, Uniform
 from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, Polynomial, Schedule
 from discdiff.theory.enumeration import Enumeration
 
-__all__ = ["KINDS", "SETTINGS", "Kind", "Setting", "kind", "kinds", "world"]
+__all__ = ["COARSE", "KINDS", "SETTINGS", "USUAL", "Kind", "Setting", "kind", "kinds", "world"]
 
 Build = Callable[[int, Schedule], Process]
 
@@ -41,8 +41,9 @@ SETTINGS = (
     Setting(4, 2, Polynomial(2.0), zeros=True),
     Setting(2, 4, Cosine()),
 )
+COARSE = Setting(3, 2, Linear())  # where an order is measured: that takes as many matrices as steps
 # states are pairs of tokens: V^2 a site
-_PAIRS = (Setting(3, 2, Linear()), Setting(2, 3, Polynomial(2.0), zeros=True), Setting(2, 2, Cosine()))
+_PAIRS = (COARSE, Setting(2, 3, Polynomial(2.0), zeros=True), Setting(2, 2, Cosine()))
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ KINDS: dict[str, Kind] = {
         Kind("interpolant", lambda v, clock: Interpolant(v, clock, _resized_law(_LAW, v), p_uniform=0.3), pairs=True),
     )
 }
+# what an operator is tried on if nothing is said
 USUAL = ("masked", "uniform", "marginal", "hybrid", "general")
 
 
