@@ -24,22 +24,13 @@ import torch
 from discdiff.distributions import Branch
 from discdiff.handlers import At, choose
 from discdiff.process import Process
+from discdiff.rest import Reads, applied
 from discdiff.state import State
 
 __all__ = [
-    "Corrector",
-    "Invariance",
-    "Mix",
-    "Operator",
-    "Predictor",
-    "Repeat",
-    "Staged",
-    "Then",
-    "When",
-    "check_operator",
-    "mix",
-    "when",
-]
+    "Corrector", "Invariance", "Mix", "Operator", "Predictor", "Repeat", "Staged", "Then", "When", "check_operator",
+    "mix", "when",
+]  # fmt: skip
 
 Invariance = Literal["exact", "approximate", "none"]
 _WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
@@ -58,6 +49,8 @@ class Operator(ABC):
         enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``
             refuses it by name.
         width: how many slots of a step it takes; more than one only if it draws a name more than once.
+        reads: where it needs the model's leave-one-out at the time of its state (see ``rest``): "shown", at sites that
+            hold tokens; "hidden", at sites it hides first where noise can; "noisy", where noise may have led; or None.
         remembers: whether it looks back at the state before this step, so that steps are no Markov chain of states.
     """
 
@@ -88,6 +81,10 @@ class Operator(ABC):
     @property
     def width(self) -> int:
         return 1
+
+    @property
+    def reads(self) -> Reads | None:
+        return None
 
     @property
     def remembers(self) -> bool:
@@ -167,7 +164,7 @@ class Then(Operator):
             raise TypeError(f"a step has one predictor; {self.left} >> {self.right} has two")
 
     def __call__(self, state: State, at: At) -> State:
-        return self.right(self.left(state, at), at.moved(self.left.width))
+        return applied(self.right, applied(self.left, state, at), at.moved(self.left.width))
 
     @property
     def moves(self) -> bool:
@@ -218,7 +215,7 @@ class Repeat(Operator):
 
     def __call__(self, state: State, at: At) -> State:
         for n in range(self.times):
-            state = self.operator(state, at.moved(n * self.operator.width))
+            state = applied(self.operator, state, at.moved(n * self.operator.width))
         return state
 
     @property
@@ -259,7 +256,7 @@ class Mix(Operator):
         for k, operator in enumerate(self.operators):
             which = (branch == k).nonzero()[:, 0]
             if len(which):
-                after = operator(state.select(which), at.moved(slot))
+                after = applied(operator, state.select(which), at.moved(slot))
                 tokens[which], time = after.tokens, after.t
             slot += operator.width
         return state.at(tokens, time)
@@ -302,7 +299,7 @@ class When(Operator):
     no: Operator
 
     def __call__(self, state: State, at: At) -> State:
-        return self.at(at.t)(state, at)
+        return applied(self.at(at.t), state, at)
 
     def at(self, t: float) -> Operator:
         """The operator that a step starting at t runs."""

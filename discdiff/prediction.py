@@ -281,7 +281,9 @@ class Prediction:
             own = process.column(x[n])[:, None]
             log_c = process.conditional(loo.dense(place[n]).double().log_softmax(-1), x[n], alpha[n])
             inflow = process.inflow(x[n][None], alpha[n][None])[0].log()
-            rows = log_c - log_c.gather(-1, own) + inflow - alpha[n][:, None].log()
+            log_own = log_c.gather(-1, own)
+            log_own = torch.where(log_own > -torch.inf, log_own, 0.0)  # no data agrees: any move is right
+            rows = log_c - log_own + inflow - alpha[n][:, None].log()
             still = rows.new_full((len(known), process.columns), -torch.inf)
             return still.index_put((known,), rows.scatter(-1, own, -torch.inf))
 
@@ -302,17 +304,18 @@ class Prediction:
         assert sites.reading is not None
         return torch.zeros_like(self.alpha).masked_scatter(where, sites.reading.log_prob)
 
-    def reverse(self, where: Bool[Tensor, "B L"], alpha_s: Survival) -> Sites:
-        """``reverse_rows`` at the chosen sites, unread.
+    def reverse(self, where: Bool[Tensor, "B L"], alpha_s: Survival, alpha_t: Survival | None = None) -> Sites:
+        """``reverse_rows`` at the chosen sites, unread; of states at ``alpha_t``, by default where O was asked for.
 
         Raises:
             ValueError: where the LOO is undefined.
         """
         loo = self.loo_at(where).rows
-        x, alpha_t, a_s = self.x[where], self.alpha[where], Process.sitewise(alpha_s, self.x)[where]
+        start = self.alpha if alpha_t is None else Process.sitewise(alpha_t, self.x)
+        x, a_t, a_s = self.x[where], start[where], Process.sitewise(alpha_s, self.x)[where]
 
         def rows(n: Tensor) -> Tensor:
-            return self.process.plug_in(loo.dense(n).double().log_softmax(-1), x[n], alpha_t[n], a_s[n])
+            return self.process.plug_in(loo.dense(n).double().log_softmax(-1), x[n], a_t[n], a_s[n])
 
         return Sites.computed(where, rows, self.process.columns)
 

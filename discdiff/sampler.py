@@ -3,7 +3,7 @@ r"""The one loop: a process, a denoiser, an operator and a grid of times."""
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
 import torch
@@ -18,6 +18,7 @@ from discdiff.handlers import At, Run, choose
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator, when
 from discdiff.process import Process
+from discdiff.rest import check_reads, rests
 from discdiff.state import State
 
 __all__ = ["Sampler", "Samples", "predictor_corrector"]
@@ -79,6 +80,8 @@ class Sampler:
             raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
         self.process, self.model, self.operator = process, model, operator
         self.grid = listed(grid) if grid is not None else _uniform_grid(steps)
+        for _, part, time in self._acting():
+            check_reads(part, model, time)
 
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
         """The same sampler on another grid."""
@@ -91,9 +94,17 @@ class Sampler:
         ``Samples.nfe`` counts those made. It is less where a call is not needed (an answer that is still known, a last
         step that has nothing to look at twice).
         """
-        steps = [_decided(self.operator, t).nfe for _, t, _ in self.intervals()]
-        known = [nfe for nfe in steps if nfe is not None]
-        return sum(known) if len(known) == len(steps) else None
+        total = 0.0
+        for often, part, time in self._acting():
+            if often and not rests(part, self.model, time):
+                if part.nfe is None:
+                    return None
+                total += often * part.nfe
+        return total
+
+    def _acting(self) -> Iterator[tuple[float, Operator, float]]:
+        for _, t, s in self.intervals():
+            yield from acting(self.operator, t, s, t)
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
         """(step number from 1, t, s) of every step."""
@@ -262,8 +273,15 @@ class Sampler:
 
     def __repr__(self) -> str:
         times = f"steps={len(self.grid) - 1}" if self.grid == _uniform_grid(len(self.grid) - 1) else f"grid={self.grid}"
-        note = "  # infill is approximate: the denoiser sees one time a row" if self._infill_is_approximate() else ""
+        notes = ["infill is approximate: the denoiser sees one time a row"] if self._infill_is_approximate() else []
+        note = f"  # {'; '.join(notes + self.resting)}" if notes or self.resting else ""
         return f"Sampler({self.process}, {self.model}, {self.operator}, {times}){note}"
+
+    @property
+    def resting(self) -> list[str]:
+        """What rests at the last time, in words."""
+        idle = dict.fromkeys(repr(part) for _, part, time in self._acting() if rests(part, self.model, time))
+        return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
 
 
 def predictor_corrector(
@@ -330,18 +348,23 @@ class After:
         return f"t > {self.time:.4g}"
 
 
-def _decided(operator: Operator, t: float) -> Operator:
-    """The operator that a step starting at t runs, without a ``when``."""
+def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
+    """What a step t -> s runs: how often, which operator that is no composition, and at which time it starts."""
     match operator:
         case When():
-            return _decided(operator.at(t), t)
+            yield from acting(operator.at(t), t, s, now)
         case Then(left, right):
-            return Then(_decided(left, t), _decided(right, t))
+            yield from acting(left, t, s, now)
+            yield from acting(right, t, s, s if left.moves else now)
         case Repeat(inner, times):
-            return Repeat(_decided(inner, t), times)
-        case Mix(operators, _):
-            return replace(operator, operators=tuple(_decided(part, t) for part in operators))
-    return operator
+            yield from ((times * often, part, time) for often, part, time in acting(inner, t, s, now))
+        case Mix(operators, weights):
+            for weight, one in zip(weights, operators, strict=True):
+                yield from ((weight * often, part, time) for often, part, time in acting(one, t, s, now))
+        case _:
+            yield 1.0, operator, now
+            for part in operator.parts:  # its calls are among the operator's own
+                yield from ((0.0, inner, time) for _, inner, time in acting(part, t, s, now))
 
 
 def check_model(process: Process, model: Denoiser, where: str) -> None:

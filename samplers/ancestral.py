@@ -78,7 +78,7 @@ def reverse_tokens(
     """
     process, z = at.process, state.tokens
     if not isinstance(process, RankOne):
-        return choose("state", Tokens(predict().reverse(free, alpha_s), z), state, at)
+        return choose("state", Tokens(predict().reverse(free, alpha_s, alpha_t), z), state, at)
     where = choose("where", Coins(process.candidate(z, alpha_t, alpha_s).where(free, 0.0)), state, at)
     if not bool(where.any()):
         return z

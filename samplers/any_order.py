@@ -13,8 +13,7 @@ import torch
 from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.rank_one import Masked
-from discdiff.samplers.choosing import Select, check_masked, quota
+from discdiff.samplers.choosing import Select, check_mask, quota
 from discdiff.samplers.unmask import Unmask, reveal
 from discdiff.state import State
 
@@ -44,16 +43,14 @@ class AnyOrder(Predictor):
         return None  # L in all, over however many steps
 
     def check(self, process: Process) -> None:
-        check_masked(self, process)
+        check_mask(self, process)
 
     def __call__(self, state: State, at: At) -> State:
-        due, tokens, turn, known = quota(state, at), state.tokens, 1, ~state.free
+        due, tokens, turn = quota(state, at), state.tokens, 1
         how = Unmask(self.select, self.noise, self.block)
         while len(rows := (due >= turn).nonzero()[:, 0]):
-            # A clean token that coincides with its noise token looks hidden: what was revealed is said to be clean.
-            frozen = state.frozen if isinstance(at.process, Masked) else known
-            some = replace(state, tokens=tokens, seen=None, frozen=frozen).select(rows)
-            after, where = reveal(how, some, torch.ones_like(rows), at.again(turn))
-            tokens, known = tokens.index_copy(0, rows, after.tokens), known.index_copy(0, rows, known[rows] | where)
+            some = replace(state, tokens=tokens, seen=None).select(rows)
+            after = reveal(how, some, torch.ones_like(rows), at.again(turn))
+            tokens = tokens.index_copy(0, rows, after.tokens)
             turn += 1
         return state.at(tokens, at.s)

@@ -29,6 +29,7 @@ from discdiff.events import Ranking
 from discdiff.handlers import At, choose
 from discdiff.operator import Operator, Predictor, when
 from discdiff.prediction import Prediction
+from discdiff.rank_one import RankOne
 from discdiff.samplers.ancestral import Ancestral, reverse_step
 from discdiff.samplers.choosing import best, compare, kl_rows
 from discdiff.state import State
@@ -86,11 +87,16 @@ class ARPC(Predictor):
         said = at.predict(state)
         clean = reverse_step(replace(state, seen=said), state.free, at, to=0.0)
         alpha = at.process.sitewise(at.alpha(at.s), state.tokens)
+        process = at.process
         if self.score == "forward":
-            where = choose("site", Coins((1 - alpha).where(state.free, 0.0)), state, at)
+            turned = torch.ones_like(alpha) - process.kept(alpha)
+            where = choose("site", Coins(turned.where(state.free, 0.0)), state, at)
+            noise = process.renoise(clean.tokens, state.free, where, alpha)
         else:
             where = self._chosen(said, clean, alpha, at)
-        again = choose("noise again", at.process.renoise(clean.tokens, where, where, 0.0), state, at)
+            most = alpha if isinstance(process, RankOne) else at.alpha(1.0)  # where noise is no law of its own
+            noise = process.renoise(clean.tokens, where, where, most)
+        again = choose("noise again", noise, state, at)
         return clean.at(again, at.s)
 
     def _chosen(self, said: Prediction, clean: State, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:

@@ -25,6 +25,7 @@ __all__ = [
     "Select",
     "believed_at",
     "best",
+    "check_mask",
     "check_masked",
     "check_select",
     "compare",
@@ -48,6 +49,16 @@ def check_masked(operator: Operator, process: Process) -> None:
     """Raise ValueError unless noise only hides tokens, behind a mask or a noise token of each site's own."""
     if not process.absorbing:
         raise ValueError(f"{operator} needs a process that hides tokens, Masked or AbsorbingUniform, got {process}")
+
+
+def check_mask(operator: Operator, process: Process) -> None:
+    """Raise ValueError unless a site shows whether it is hidden: orders count what they have revealed.
+
+    Beside a noise token a revealed one may coincide with it. It would be revealed again in every step, and with more
+    steps the law would leave the data's.
+    """
+    if not isinstance(process, Masked):
+        raise ValueError(f"{operator} needs a process with a true mask, Masked, got {process}")
 
 
 def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:

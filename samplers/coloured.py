@@ -18,6 +18,7 @@ from discdiff.distributions import Coins
 from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Corrector, Invariance
+from discdiff.rest import Reads
 from discdiff.samplers.conditional import spread
 from discdiff.samplers.redraw import redraw
 from discdiff.state import State
@@ -45,6 +46,10 @@ class Coloured(Corrector):
             raise ValueError(f"Coloured: budget must be positive and finite, got {self.budget}")
         if self.sites is not None and self.sites < 1:
             raise ValueError(f"Coloured: sites must be at least 1, got {self.sites}")
+
+    @property
+    def reads(self) -> Reads:
+        return "shown" if self.sites is None else "hidden"
 
     @property
     def invariant(self) -> Invariance:

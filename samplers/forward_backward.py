@@ -47,6 +47,7 @@ class ForwardBackward(Corrector):
 
     u: float = 0.6
     sites: int = 1
+    reads = "noisy"
 
     def __post_init__(self) -> None:
         _check_time(self.u, "ForwardBackward")
@@ -56,10 +57,6 @@ class ForwardBackward(Corrector):
     @property
     def invariant(self) -> Invariance:
         return "exact" if self.sites == 1 else "approximate"
-
-    def check(self, process: Process) -> None:
-        if not isinstance(process, RankOne):
-            raise ValueError(f"{self} needs a process of rank one, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
         if self.u <= state.t:
@@ -85,6 +82,7 @@ class TauForwardBackward(Corrector):
     """
 
     h: float = 0.05
+    reads = "noisy"
 
     def __post_init__(self) -> None:
         if not 0 < self.h < float("inf"):
@@ -100,6 +98,10 @@ class TauForwardBackward(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         process, z, free = at.process, state.tokens, state.free
+        if process.absorbing:  # of clean sites the reverse takes away at once what noise hides
+            free = free & (process.sitewise(at.alpha(state.t), z) < 1)
+            if not bool(free.any()):
+                return state
         prediction = at.predict(state)
         backward, x, alpha = prediction.rates_at(free).rows, z[free], prediction.alpha[free].clamp(min=1e-290)
 

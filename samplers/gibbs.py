@@ -40,6 +40,7 @@ class Gibbs(Corrector):
 
     sites: int = 1
     scan: Literal["random", "systematic"] = "random"
+    reads = "hidden"
 
     def __post_init__(self) -> None:
         if isinstance(self.sites, bool) or not isinstance(self.sites, int):

@@ -52,6 +52,7 @@ class InformedGibbs(Corrector):
     exact: bool = False
     sites: int = 1
     temperature: float = 1.0
+    reads = "shown"
 
     def __post_init__(self) -> None:
         if self.select not in get_args(Rule):
@@ -88,11 +89,12 @@ class InformedGibbs(Corrector):
         if self.select == "margin":
             rest = balanced_at(said, free).known()
             score = rest.max_prob.log() + rest.log_sum_exp
+            score = torch.where(rest.log_sum_exp > -torch.inf, score, -torch.inf)  # no other token can be
         elif self.select == "max_prob":
             score = -conditional_at(said, free).known().max_prob.log()
         else:
             reading = conditional_at(said, free).read(said.process.column(said.x[free])).reading
             assert reading is not None
             score = -reading.log_prob
-        log_w = spread(score.clamp(-1e300, 1e300) / self.temperature, free)
-        return torch.where(free, log_w - log_w.logsumexp(-1, keepdim=True), -torch.inf)
+        log_w = spread((score / self.temperature).clamp(-1e300, 1e300), free)
+        return torch.where(free, log_w.log_softmax(-1), -torch.inf)  # right also where all are -1e300

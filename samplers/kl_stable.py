@@ -13,7 +13,7 @@ import torch
 from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import believed_at, best, check_masked, compare, confidence, draw_at, hidden, kl_rows
+from discdiff.samplers.choosing import believed_at, best, check_mask, compare, confidence, draw_at, hidden, kl_rows
 from discdiff.state import State
 
 __all__ = ["KLStable"]
@@ -40,7 +40,7 @@ class KLStable(Predictor):
             raise ValueError(f"KLStable: threshold must lie in [0, 1] and kl be at least 0, got {self}")
 
     def check(self, process: Process) -> None:
-        check_masked(self, process)
+        check_mask(self, process)
 
     def __call__(self, state: State, at: At) -> State:
         before, now = state.past, replace(state, past=None)

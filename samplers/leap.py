@@ -70,12 +70,18 @@ class Leap(Predictor):
 
 
 def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """O(z) at the chosen sites, 0 at others and at masks; float64."""
+    """O(z) at the chosen sites, 0 at others and at masks; float64.
+
+    1 where z rules all other tokens out, so that a denoiser does not determine O(z) and D(z) = 1 whatever it is.
+    """
     process, x = prediction.process, prediction.x
     token = where & (process.column(x) < process.vocab_size)
     if process.mask_id is not None:
         token = token & (x != process.mask_id)
-    return torch.where(token, prediction.log_own(token).exp(), 0.0)
+    sure = torch.zeros_like(token)
+    if prediction.predicts == "denoiser":
+        sure = token & process.settled(x, prediction.alpha)
+    return torch.where(token, prediction.log_own(token & ~sure).exp(), 0.0)
 
 
 def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, prediction: Prediction, at: At) -> State:

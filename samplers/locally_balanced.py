@@ -36,6 +36,7 @@ class LocallyBalanced(Corrector):
     """
 
     balance: Balance = "barker"
+    reads = "shown"
 
     def __post_init__(self) -> None:
         check_balance(self.balance, "LocallyBalanced")
@@ -75,6 +76,7 @@ class TauLocallyBalanced(Corrector):
 
     h: float = 0.05
     balance: Balance = "barker"
+    reads = "shown"
 
     def __post_init__(self) -> None:
         check_balance(self.balance, "TauLocallyBalanced")

@@ -21,7 +21,8 @@ from discdiff.handlers import At
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.process import Process
-from discdiff.samplers.choosing import best, check_masked, draw_at, hidden, quota
+from discdiff.rest import Reads
+from discdiff.samplers.choosing import best, check_mask, draw_at, hidden, quota
 from discdiff.state import State
 
 __all__ = ["P2"]
@@ -49,8 +50,12 @@ class P2(Predictor):
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"P2: eta must be at least 0 and finite, got {self.eta}")
 
+    @property
+    def reads(self) -> Reads | None:
+        return "shown" if self.eta > 0 and self.planner is None else None
+
     def check(self, process: Process) -> None:
-        check_masked(self, process)
+        check_mask(self, process)
 
     def __call__(self, state: State, at: At) -> State:
         masks, free = hidden(state, at), state.free

@@ -22,6 +22,7 @@ from discdiff.events import Subset
 from discdiff.handlers import At, choose
 from discdiff.operator import Corrector, Invariance, Predictor
 from discdiff.process import Process
+from discdiff.rest import Reads
 from discdiff.samplers.choosing import check_masked, draw_at, hidden
 from discdiff.state import State
 
@@ -54,6 +55,10 @@ class ReMDM(Predictor):
             raise ValueError(f"ReMDM: rule must be one of {get_args(Rule)}, got {self.rule!r}")
         if not self.eta >= 0 or (self.rule != "rate" and self.eta > 1):
             raise ValueError(f"ReMDM: eta must lie in [0, 1], or [0, inf) for a rate, got {self.eta}")
+
+    @property
+    def reads(self) -> Reads | None:
+        return "shown" if self.confident else None
 
     @property
     def order(self) -> float | None:
@@ -120,7 +125,7 @@ class Remask(Corrector):
         if self.sites is not None:
             some = choose("site", Subset(state.free, self.sites), state, at)
         sigma = torch.where(alpha > 0, (1 - alpha) / alpha, 1.0).clamp(max=self.sigma)
-        reveal = torch.where(alpha < 1, sigma * alpha / (1 - alpha), 0.0)
+        reveal = torch.where(alpha < 1, sigma * alpha / (1 - alpha), 0.0).clamp(max=1.0)  # rounding
         masks = hidden(state, at)
         where = choose("where", Coins(torch.where(masks, reveal, sigma).where(some, 0.0)), state, at)
         x, shown = torch.where(where, process.hide(z), z), where & masks

@@ -9,7 +9,7 @@ from discdiff.handlers import At
 from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.samplers.choosing import check_masked, draw_at, hidden
+from discdiff.samplers.choosing import check_mask, draw_at, hidden
 from discdiff.state import State
 
 __all__ = ["Sure"]
@@ -23,7 +23,7 @@ class Sure(Predictor):
         """The masks to reveal, at least one where there are any."""
 
     def check(self, process: Process) -> None:
-        check_masked(self, process)
+        check_mask(self, process)
 
     def __call__(self, state: State, at: At) -> State:
         masks = hidden(state, at)

@@ -23,7 +23,7 @@ from discdiff.samplers.choosing import (
     Select,
     believed_at,
     best,
-    check_masked,
+    check_mask,
     check_select,
     confidence,
     draw_at,
@@ -63,17 +63,17 @@ class Unmask(Predictor):
             raise ValueError(f"Unmask: block must be at least 1, got {self.block}")
 
     def check(self, process: Process) -> None:
-        check_masked(self, process)
+        check_mask(self, process)
 
     def __call__(self, state: State, at: At) -> State:
-        after, _ = reveal(self, state, quota(state, at), at)
+        after = reveal(self, state, quota(state, at), at)
         return after.at(after.tokens, at.s)
 
 
-def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> tuple[State, Bool[Tensor, "B L"]]:
-    """Reveal ``count`` masks of each row at the state's time, and say which; choices "order" (if random), "token"."""
+def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State:
+    """Reveal ``count`` masks of each row at the state's time; choices "order" (if random), "token"."""
     if not bool((count > 0).any()):
-        return state, torch.zeros_like(state.free)
+        return state
     masks, prediction = hidden(state, at), at.predict(state)
     if how.draw_first:
         drawn = draw_at(masks, prediction, state, at)
@@ -82,10 +82,10 @@ def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> tuple
         log_p = kernels.log_prob(rows, at.process.column(drawn)[masks]).double()
         score = score.masked_scatter(masks, log_p).masked_fill(~masks, -torch.inf)
         chosen = _taken(how, state, masks, count, score, at)
-        return state.at(torch.where(chosen, drawn, state.tokens)), chosen
+        return state.at(torch.where(chosen, drawn, state.tokens))
     by = None if how.select == "random" else confidence(how.select, masks, lambda: prediction)
     chosen = _taken(how, state, masks, count, by, at)
-    return state.at(draw_at(chosen, prediction, state, at)), chosen
+    return state.at(draw_at(chosen, prediction, state, at))
 
 
 def _taken(

@@ -25,7 +25,8 @@ from discdiff.handlers import At, Run
 from discdiff.operator import Mix, Operator, Repeat, Staged, Then, When, check_operator
 from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.sampler import Sampler, check_model
+from discdiff.rest import applied, check_reads
+from discdiff.sampler import Sampler, acting, check_model
 from discdiff.state import State
 from discdiff.theory.enumeration import all_states, law_of_data, state_index
 
@@ -126,6 +127,8 @@ def kernel(
     mask = None if frozen is None else torch.as_tensor(frozen, dtype=torch.bool)
     if mask is not None and mask.shape != (size,):
         raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(mask.shape)}")
+    for _, part, time in acting(operator, t, t if s is None else s, t):
+        check_reads(part, model, time)
     return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, mask, whole, most), t)
 
 
@@ -219,7 +222,7 @@ def _paths(
             state = state.after(replace(state, tokens=states[past[0][prefixes.start]], t=past[1]))
         try:
             with prefixes:
-                after = operator(state, At(process, run, setting.t, setting.s, step=1))
+                after = applied(operator, state, At(process, run, setting.t, setting.s, step=1))
         except _Fork as fork:
             prefixes.extend(fork)
             continue
