@@ -135,12 +135,17 @@ def _made(kind: object, args: Sequence[object], keywords: dict[str, object], nam
     if not callable(kind):
         raise ValueError(f"verify: {name} is {kind!r}, which takes no arguments")
     try:
+        given = dict(keywords)
         if isinstance(kind, type) and issubclass(kind, Process):
-            bound = inspect.signature(kind).bind_partial(*args, **keywords)
-            missing = {key: value for key, value in (("vocab_size", 3), ("schedule", Linear()))
-                       if key in inspect.signature(kind).parameters and key not in bound.arguments}  # fmt: skip
-            return kind(*args, **keywords, **missing)
-        return kind(*args, **keywords)
+            signature = inspect.signature(kind)
+            bound = signature.bind_partial(*args, **keywords).arguments
+            given |= {
+                key: value
+                for key, value in (("vocab_size", 3), ("schedule", Linear()))
+                if key in signature.parameters and key not in bound
+            }
+        build: Callable[..., object] = kind
+        return build(*args, **given)
     except TypeError as error:
         raise ValueError(
             f"verify: {name} needs other arguments ({error}); give literals or name an instance"

@@ -15,6 +15,7 @@ from discdiff.cli import parse_operator
 from discdiff.theory.kinds import KINDS
 
 PAGE = Path(__file__).with_suffix(".md")
+# ruff: noqa: E501, RUF001
 TEXT = """# What `discdiff verify` finds
 
 Written by `python docs/verified.py`, which runs `discdiff verify` without a name: every operator of `discdiff.samplers`, with the settings

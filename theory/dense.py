@@ -1,5 +1,6 @@
 """What a process's own transition matrix implies: the survivals to look at, and rows of laws to compare with."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -33,7 +34,7 @@ def pairs(process: Process) -> Iterator[tuple[float, float, str]]:
     """Pairs of times s <= t: neighbours, the same twice, and some that are far apart."""
     found = list(instants(process))
     names = {name: t for t, name in found}
-    for (t, name), (s, other) in zip(found, found[1:], strict=False):
+    for (t, name), (s, other) in itertools.pairwise(found):
         yield t, s, f"{name} from {other}"
         yield t, t, f"{name} twice"
     for late, early in FAR_APART:

@@ -1,4 +1,4 @@
-r"""Kinds of processes, each of which can be built at any vocabulary and on any clock, and the small worlds to try them on.
+r"""Kinds of processes, each of which can be built at any vocabulary and on any clock, and worlds to try them on.
 
 A declaration is about a kind, not about one instance: what holds on 3 sites of 3 tokens and a linear clock may be wrong
 elsewhere. ``kind("uniform")``, or ``kind(process)`` of an example, builds the process of that kind for V tokens and a

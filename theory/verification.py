@@ -79,7 +79,8 @@ def _accepted(
     """The kinds that an operator accepts in some setting, with those settings, and what it says of the others."""
     accepted, refused = [], []
     for one in offered:
-        cases, why = [], f"{one.name} has no setting"
+        cases: list[Case] = []
+        why = f"{one.name} has no setting"
         for setting in one.settings:
             process = one.at(setting)
             if process is None:
