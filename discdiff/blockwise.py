@@ -187,7 +187,9 @@ class Blockwise:
 
     def __repr__(self) -> str:
         inside = repr(self.inner).removeprefix("Sampler(").partition("  #")[0].removesuffix(")")
-        return f"Blockwise({inside}, block={self.block}{'' if self.window is None else f', window={self.window}'})"
+        window = "" if self.window is None else f", window={self.window}"
+        note = "".join(f"  # {what}" for what in self.inner.resting)
+        return f"Blockwise({inside}, block={self.block}{window}){note}"
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Operator(ABC):
     What an operator declares is a claim that the test-suite checks against its exact law:
 
     Attributes:
-        order: a predictor's order of convergence, in total variation of the terminal law, on an interior window with
-            exact predictions.
+        order: a predictor's order of convergence, in total variation of the terminal law, on an interior window, with
+            exact predictions: the least over processes and data.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
         nfe: expected denoiser calls a step.
         enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``

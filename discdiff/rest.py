@@ -9,7 +9,7 @@ and from the time, so that it is known before the first call:
     at other times  the operator is refused
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,7 @@ __all__ = ["Reads", "applied", "check_reads", "rests"]
 Reads = Literal["hidden", "noisy", "shown"]
 
 
+@runtime_checkable
 class _Applicable(Protocol):
     """What this room needs to know of an operator."""
 

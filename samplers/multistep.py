@@ -7,6 +7,12 @@ Adams-Bashforth rule of order 2. Like the theta-trapezoid it is of order 2 while
 where jumps make other jumps much less likely. The first step, and those at an end of time where rates are infinite,
 have no extrapolation.
 
+With equal steps a rate is clipped where a jump of the step before divided it by more than 3. Such jumps have
+probability O(h), and what is clipped is a jump of probability O(h) in this step: an error of O(h^2) a step, so that the
+order is 1 in the worst case. The constant is small: the end law errs by a / n + b / n^2, and at 95 % coupling on masked
+processes b / a was 17 for one law and 200 for another, whose slope is still 1.5 between 96 and 384 steps. Where noise
+never takes some token, the slope is 1.1 with 8 to 64 steps.
+
 Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022).
 """
 

@@ -628,7 +628,7 @@ OPERATORS: list[tuple[dd.Operator, str, str]] = [
     (Exact(), "uniform", "ends in p_s (-log10 p)"),
     (Second(), "uniform", "order 2 (distance of the slope)"),
     (Lazy(), "masked", "order 1 (distance of the slope)"),
-    (Third() >> S.Gibbs(), "masked", "order at least 3 (distance of the slope)"),
+    (Third() >> S.Gibbs(), "masked", "order 3 (distance of the slope)"),
     (LazyBetween(0.95, 1.0), "masked", "order 1 of a step, early and late (distance of the slope)"),
     (LazyBetween(0.0, 0.05), "masked", "order 1 of a step, early and late (distance of the slope)"),
     (GreedyAtLast(), "masked", "the step to 0 is exact for one site (distance of the slope)"),

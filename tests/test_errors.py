@@ -105,9 +105,9 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     # a parameterisation that cannot be converted
     (lambda: weak().denoiser(MASKED)(ZEROS, 0.5).loo, ValueError, "undefined at row 0, position 0"),
     (
-        lambda: dd.Sampler(UNIFORM, weak().denoiser(UNIFORM), S.Ancestral() >> S.Gibbs(), steps=2).sample(2, seed=0),
+        lambda: dd.Sampler(MASKED, weak().denoiser(MASKED), S.Ancestral() >> S.InformedGibbs(), steps=2),
         ValueError,
-        r"undefined at row .* alpha 1\).*predict 'loo'",
+        r"at t = 0.5 .* undefined there .*predict 'loo'",
     ),
     # processes that differ, and things that are not what they should be
     (lambda: dd.Sampler(MASKED, model(), S.Ancestral(), steps=2), ValueError, "the model is for Uniform"),

@@ -176,8 +176,7 @@ def _of_predictor(operator: Operator, cases: Sequence[Case], coarse: Case) -> It
         hint = "the rates, and the events after a jump"
         yield _Property("ends in p_s (-log10 p)", 6.0, trials.ends_right, hint)
         return
-    least = "at least " * convergence.is_bound(cases[0])
-    name, hint = f"order {least}{operator.order:g}", "rates that are clipped, looked at too early, or of another time"
+    name, hint = f"order {operator.order:g}", "rates that are clipped, looked at too early, or of another time"
     if any(case.is_enumerable for case in cases):
         yield _Property(f"{name} (distance of the slope)", 0.1, partial(convergence.end_order, where=coarse), hint)
         yield _Property(f"{name} of a step, early and late (distance of the slope)", 0.3, convergence.step_order, hint)
