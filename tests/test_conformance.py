@@ -31,9 +31,10 @@ def test_what_cannot_be_checked_is_not_passed(as_user: None) -> None:
     """A prior at alpha(1) > 0 is no law of the kernel; on a uniform process no ends are impossible."""
     report = T.check_process(Fixed())
     assert report.ok, str(report)
-    assert set(report.unchecked) == {"prior: where the kernel ends", "bridge: impossible ends are refused"}
+    expected = {"prior: where the kernel ends", "bridge: impossible ends are refused", "another vocabulary and clock"}
+    assert set(report.unchecked) == expected
     assert not any(check.ok or check.failed for check in report.checks if check.name in report.unchecked)
-    assert report.summary.endswith("0 do not hold, 2 not checked")
+    assert report.summary.endswith("0 do not hold, 3 not checked")
 
 
 def test_a_users_own_process_samples() -> None:
@@ -56,6 +57,6 @@ def test_only_what_is_wrong_is_named(kind: type[dd.Process], as_user: None) -> N
 
 def test_a_report_says_where(as_user: None) -> None:
     text = str(T.check_process(NotNormalised(3, dd.Linear())))
-    assert "FAIL kernel: rows are laws: 0.001 (allowed 1e-12), a row does not sum to 1 at t = " in text
+    assert "FAIL kernel: rows are laws: 0.001 (allowed 1e-12), a row does not sum to 1 at alpha = " in text
     assert "RuntimeError: not written yet" in str(T.check_process(Crashes(3, dd.Linear())))
     assert "alpha(" in str(T.check_process(dd.Uniform(3, NotMonotone())))
