@@ -30,7 +30,7 @@ WINDOW = (0.9, 0.1)
 REFINEMENTS = ([8, 16, 32], [32, 64, 128], [96, 192, 384])
 EARLY_AND_LATE = (0.96, 0.04)
 LENGTHS = (0.002, 0.001)  # steps of equal ones that meet those times
-LAST = (0.02, 0.01)  # of 1 - alpha
+LAST = (0.004, 0.002)  # of 1 - alpha
 EXACT = 1e-12  # a distance that is rounding
 SAMPLES, GRIDS = 40_000, (1, 2, 4)
 
@@ -82,7 +82,7 @@ def on_data(cases: Sequence[Case]) -> Errors:
 
 
 def last_step(cases: Sequence[Case]) -> Errors:
-    """How far the slope of a step's error falls short of 2, from 1 - alpha = .02 and .01 to 0.
+    """How far the slope of a step's error falls short of 2, from 1 - alpha = .004 and .002 to 0.
 
     There at most one site is noisy, but for a share of (1 - alpha)^2: it must be drawn from its exact law. Where some
     sequences are impossible it may be unclear which site that is, and sites that are moved apart err by 1 - alpha.
