@@ -231,9 +231,14 @@ def draws(cases: Sequence[Case]) -> Errors:
 
 
 def ends_right(cases: Sequence[Case]) -> Errors:
-    """From exact p_t, of which draws are made, to p_s (of a corrector, to p_t)."""
+    """From exact p_t, of which draws are made, to p_s (of a corrector, to p_t).
+
+    Inside (0, 1), where an order is declared: at its ends rates may be infinite, and the step another.
+    """
     for case in cases:
         for t, s, where in case.over():
+            if case.operator.moves and (t == 1 or s == 0):
+                continue
             x = case.starts(t, case.draws_at(t))
             law = case.world.marginal(case.process, s)
             ends = state_index(case.ends(x, t, s), case.process.states)
