@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from discdiff import bench, samplers, theory
+from discdiff import bench, samplers, verify
 from discdiff.adapters.loading import every_family
 from discdiff.blockwise import Blockwise
 from discdiff.checks import LAST_SEED, affordable, placed, whole
@@ -108,13 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--peers", action="store_true", help="also other packages' steps (pip install 'discdiff[bench]')"
     )
     speed.add_argument("--json", type=Path, default=None, help="file for the figures")
-    verify = commands.add_parser("verify", help="check an operator's declarations against the exact law of its program")
-    verify.add_argument("operator", help='my_module:MyOperator, or an expression such as "ancestral >> gibbs"')
+    verify.add_arguments(
+        commands.add_parser("verify", help="check operators' declarations, and processes, against exact laws")
+    )
     commands.add_parser("list", help="operators, processes and families of checkpoints, other packages' among them")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "verify":
-            return _verify(arguments.operator)
+            return verify.run(arguments, partial(parse_operator, option="verify"))
         sampling = {"digits": _digits, "text": _text}
         named = {"bench": _bench, "sensitivity": _sensitivity, "list": _list}
         run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
@@ -197,42 +198,6 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     axis.legend(frameon=False)
     figure.savefig(arguments.out, dpi=110)
     print(f"wrote {arguments.out}")
-
-
-def _verify(text: str) -> int:
-    """Print what ``check_operator`` finds; 1 if a declaration does not hold."""
-    report = theory.check_operator(_named_operator(text) if ":" in text else parse_operator(text, "verify"))
-    table = Table("", "claim", "seen", "allowed", "where")
-    for check in report.checks:
-        mark = "[green]ok[/]" if check.ok else "[red]FAIL[/]"
-        table.add_row(mark, check.name, f"{check.error:.2g}", f"{check.allowed:.2g}", "" if check.ok else check.where)
-    console = Console()
-    console.print(report.subject, highlight=False, markup=False)
-    console.print(table)
-    console.print(f"{len(report.checks)} claims checked, {len(report.failed)} do not hold", highlight=False)
-    return 0 if report.ok else 1
-
-
-def _named_operator(text: str) -> Operator:
-    """The operator that module:name is, or makes when it is called without arguments."""
-    module, _, name = text.partition(":")
-    sys.path.insert(0, "")  # as python -m does
-    try:
-        held = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"verify: cannot import {module!r}: {error}") from error
-    finally:
-        sys.path.remove("")
-    if not hasattr(held, name):
-        raise ValueError(f"verify: {module} has no {name!r}")
-    found = getattr(held, name)
-    try:
-        operator = found() if isinstance(found, type) else found
-    except TypeError as error:
-        raise ValueError(f"verify: {name} needs arguments ({error}); name an instance of it") from error
-    if not isinstance(operator, Operator):
-        raise ValueError(f"verify: {text} is {operator!r}, which is no Operator")
-    return operator
 
 
 def _list(arguments: argparse.Namespace) -> None:

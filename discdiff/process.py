@@ -244,7 +244,9 @@ class Process(ABC):
         """q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles. Small V only."""
         a = self.sitewise(alpha, x_t)
         rows = self._likelihood(x_t.flatten(), a.flatten())
-        return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(*x_t.shape, -1)
+        return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(
+            *x_t.shape, rows.shape[-1]
+        )
 
     # --- conversions at N sites: rows (N, V), states (N,), survivals (N,) ---------------------------------------------
 

@@ -186,7 +186,7 @@ def program(operator: dd.Operator, process: dd.Process, model: dd.Denoiser, grid
     tokens = _start(process, operator.moves)
 
     def steps() -> Tensor:
-        run = Run(5, Counter(model, 0, torch.zeros(B, dtype=torch.int64)))
+        run = Run(5, Counter(model, 0, torch.zeros(B, dtype=torch.int64)), listen=True)
         state = dd.State(tokens, grid[0], torch.arange(B))
         for step, (t, s) in enumerate(itertools.pairwise(grid), start=1):
             state = operator(state, dd.At(process, run, t, s if operator.moves else t, step))

@@ -251,3 +251,15 @@ def test_the_prior_counts() -> None:
 def test_bounds_say_where_they_apply(objective: losses.Objective, process: dd.Process) -> None:
     with pytest.raises(ValueError, match=r"applies to .*got Uniform|applies to .*got Masked"):
         objective(correlated().denoiser(process), torch.zeros(1, 2, dtype=torch.int64))
+
+
+def test_a_discrete_bound_holds_in_the_mean_and_not_pointwise() -> None:
+    """E[bound] >= H(p0), by the steps' loss, while single sequences lie below -log p0; the integrals are pointwise."""
+    world = strong()
+    process = dd.Masked(3, dd.Linear())
+    model, exact = world.denoiser(process, predicts="loo"), -world.p0.log()
+    for steps in (2, 4):
+        excess = T.bound(losses.DiscreteBound(steps), model) - exact
+        assert float(world.p0 @ excess) > 1e-3
+        assert float(excess.min()) < -1e-2  # the claim of a pointwise bound would be false
+    assert float((T.bound(losses.MaskedNELBO(), model) - exact).abs().max()) < 1e-6

@@ -5,7 +5,7 @@ Nothing here knows an operator's formula. It is handed the operator and enumerat
 
 from discdiff.theory import fit
 from discdiff.theory.chain import HMM, ConstrainedChain, MarkovChain
-from discdiff.theory.conformance import Check, Report, check_process
+from discdiff.theory.conformance import check_process
 from discdiff.theory.divergence import entropy, kl, tv
 from discdiff.theory.enumeration import Coupling, Enumeration
 from discdiff.theory.likelihood import bound, integrand
@@ -13,6 +13,7 @@ from discdiff.theory.mixture import ProductMixture
 from discdiff.theory.oracle import Oracle
 from discdiff.theory.order import order
 from discdiff.theory.program import kernel, law
+from discdiff.theory.report import Check, Report
 from discdiff.theory.reversal import joint_generator, joint_midpoint, model_generator, reverse_generator, reverse_law
 from discdiff.theory.tree import Tree
 from discdiff.theory.verification import check_operator

@@ -1,0 +1,88 @@
+"""What a process's own transition matrix implies: the survivals to look at, and rows of laws to compare with."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from discdiff.distributions import Choice
+from discdiff.interpolant import Interpolant
+from discdiff.process import Process
+
+__all__ = ["ALPHAS", "beliefs", "far", "gathered", "given", "instants", "pairs", "rows", "spread"]
+
+ALPHAS = (0.0, 1e-12, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-7, 1.0)
+FAR_APART = ((0.0, 0.5), (0.0, 1.0), (1e-12, 0.9), (0.1, 0.99), (0.5, 1 - 1e-7), (0.1, 1.0), (0.9, 1.0))
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    """The largest distance of two entries; 0 where there are none."""
+    return float((a - b).abs().max()) if a.numel() else 0.0
+
+
+def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterator[tuple[float, str]]:
+    """Times at which the survival is one of ``ALPHAS``, from late to early, and their names."""
+    end = float(process.schedule.alpha(1.0))
+    for alpha in dict.fromkeys(max(alpha, end) for alpha in ALPHAS):
+        if least <= alpha <= most:
+            t = 1.0 if alpha == end else float(process.schedule.time(alpha))
+            yield t, f"alpha = {_short(alpha)}"
+
+
+def pairs(process: Process) -> Iterator[tuple[float, float, str]]:
+    """Pairs of times s <= t: neighbours, the same twice, and some that are far apart."""
+    found = list(instants(process))
+    names = {name: t for t, name in found}
+    for (t, name), (s, other) in itertools.pairwise(found):
+        yield t, s, f"{name} from {other}"
+        yield t, t, f"{name} twice"
+    for late, early in FAR_APART:
+        one, other = f"alpha = {_short(late)}", f"alpha = {_short(early)}"
+        if one in names and other in names:
+            yield names[one], names[other], f"{one} from {other}"
+
+
+def _short(alpha: float) -> str:
+    return f"1 - {1 - alpha:.0e}" if 0.999 < alpha < 1 else f"{alpha:g}"
+
+
+def rows(law: Choice, states: int) -> Tensor:
+    """Each row's law over states, for sequences of one site, from ``log_prob``."""
+    return torch.stack([law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(states)], -1)
+
+
+def spread(process: Process) -> tuple[Tensor, Tensor]:
+    """Times of every site of (64, 3) sequences and how many states each may hold: no two sites of a row alike."""
+    times = torch.tensor([t for t, _ in instants(process, 0.01, 0.999)], dtype=torch.float64)
+    index = (torch.arange(64)[:, None] * torch.tensor([1, 3, 5]) + torch.arange(3)) % len(times)
+    return times[index], index
+
+
+def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A random LOO at every state that can be reached: log O (N, V), O over data tokens, x (N,), alpha (N,)."""
+    x = (process.marginals(t).sum(0) > 0).nonzero()[:, 0] if x is None else x
+    data = process.data_tokens
+    weights = torch.rand(len(x), len(data), generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
+    o = weights / weights.sum(-1, keepdim=True)
+    log_o = torch.full((len(x), process.vocab_size), -torch.inf, dtype=torch.float64)
+    log_o[:, data] = o.log()
+    return log_o, o, x, torch.full((len(x),), process.schedule.alpha(t), dtype=torch.float64)
+
+
+def given(process: Process, x: Tensor, t: float) -> Tensor:
+    """q_t(. | v) for each row's x, conditional on what of x is frozen: (N, n, S)."""
+    q = process.marginals(t).expand(len(x), -1, -1)
+    if not isinstance(process, Interpolant):
+        return q
+    same = process.split(torch.arange(process.states))[1] == process.split(x)[1][:, None]
+    q = q * same[:, None]
+    return q / q.sum(-1, keepdim=True)
+
+
+def gathered(process: Process, x: Tensor, c: Tensor | Sequence[Tensor]) -> Tensor:
+    """(N, n, S) or (N, S) against each row's belief, at the columns its site can move among."""
+    c = torch.as_tensor(c)
+    c = c.diagonal(dim1=0, dim2=1).T if c.ndim == 3 else c
+    columns = torch.arange(process.columns).expand(len(x), -1)
+    return c.gather(-1, process.place(columns, x[:, None]))

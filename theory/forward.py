@@ -1,0 +1,260 @@
+r"""The laws of a process against its own transition matrix: clock, kernel, generator, marginals and bridges.
+
+Each function takes a process and yields errors with the place where they were seen.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from discdiff.process import Process
+from discdiff.schedule import Polynomial
+from discdiff.theory.dense import far, instants, pairs, rows, spread
+from discdiff.theory.report import Errors, NotChecked
+
+__all__ = [
+    "bridge_is_bayes",
+    "bridge_is_law",
+    "bridge_keeps",
+    "bridge_refuses",
+    "chapman_kolmogorov",
+    "derivative",
+    "falls",
+    "generator_rows",
+    "identity",
+    "inverse",
+    "kolmogorov",
+    "marginal",
+    "other_clock",
+    "prior",
+    "products",
+    "rate",
+    "rows_are_laws",
+    "sampling",
+    "starts_at_one",
+]
+
+
+def _grid() -> Tensor:
+    return torch.linspace(0, 1, 201, dtype=torch.float64)
+
+
+def starts_at_one(process: Process) -> Errors:
+    yield abs(process.schedule.alpha(0.0) - 1), "t = 0"
+
+
+def falls(process: Process) -> Errors:
+    t = _grid()
+    alpha = process.schedule.alpha(t)
+    for k in range(len(t) - 1):
+        rise = float(alpha[k + 1] - alpha[k])
+        # A flat stretch is allowed: nothing happens in it.
+        place = f"alpha({t[k]:.3g}) = {alpha[k]:.6g}, alpha({t[k + 1]:.3g}) = {alpha[k + 1]:.6g}"
+        yield max(rise, 0.0) if rise == rise else rise, place
+    yield max(float(-alpha.min()), float(alpha.max()) - 1, 0.0), "the range of alpha"
+
+
+def derivative(process: Process) -> Errors:
+    t, h = _grid()[2:-2], 1e-5
+    alpha = process.schedule.alpha
+    measured = (alpha(t + h) - alpha(t - h)) / (2 * h)
+    error = (process.schedule.alpha_derivative(t) - measured).abs() / (1 + measured.abs())
+    yield float(error.max()), f"t = {float(t[int(error.argmax())]):.3g}"
+
+
+def inverse(process: Process) -> Errors:
+    for t in (1.0, 0.9, 0.5, 0.1, 0.02):
+        alpha = process.schedule.alpha(t)
+        yield abs(process.schedule.alpha(process.schedule.time(alpha)) - alpha), f"t = {t}"
+
+
+def other_clock(process: Process) -> Errors:
+    """The same process on its own clock is equal, on another it is not, and has the other's survival."""
+    same = process.with_schedule(process.schedule)
+    yield float(same != process or hash(same) != hash(process)), "with_schedule(its own) is not equal to it"
+    try:
+        other = process.with_schedule(Polynomial(1.7))
+    except ValueError:  # a clock that ends at alpha = 0 may be none for it
+        return
+    yield float(other == process or other.schedule != Polynomial(1.7)), "with_schedule(another)"
+    yield float(other.states != process.states or type(other) is not type(process)), "with_schedule(another) is another"
+
+
+# --- kernel, generator, rate ------------------------------------------------------------------------------------------
+
+
+def rows_are_laws(process: Process) -> Errors:
+    for t, s, where in pairs(process):
+        kernel = process.kernel(t, s)
+        yield far(kernel.sum(-1), torch.ones(())), f"a row does not sum to 1 at {where}"
+        yield max(float(-kernel.min()), 0.0), f"a negative entry at {where}"
+
+
+def identity(process: Process) -> Errors:
+    for t, where in instants(process):
+        yield far(process.kernel(t, t), torch.eye(process.states).double()), where
+
+
+def chapman_kolmogorov(process: Process) -> Errors:
+    for t, s, where in pairs(process):
+        yield far(process.kernel(s) @ process.kernel(t, s), process.kernel(t)), where
+
+
+def generator_rows(process: Process) -> Errors:
+    for t, where in instants(process, 1e-15):
+        rates = process.generator(process.schedule.alpha(t))
+        yield far(rates.sum(-1), torch.zeros(())), f"a row does not sum to 0 at {where}"
+        off = rates - torch.diag(rates.diagonal())
+        yield max(float(-off.min()), 0.0), f"a negative rate at {where}"
+
+
+def kolmogorov(process: Process) -> Errors:
+    end = float(process.schedule.alpha(1.0))
+    for t, where in instants(process, max(1e-15, end * 1.001), 0.999):
+        alpha, h = process.schedule.alpha(t), 1e-5
+        slope = (process.transition(alpha * math.exp(-h), 1.0) - process.transition(alpha * math.exp(h), 1.0)) / (2 * h)
+        yield far(slope, process.transition(alpha, 1.0) @ process.generator(alpha)), where
+
+
+def rate(process: Process) -> Errors:
+    """The forward equation in time: d kernel / dt = kernel rate."""
+    h = 1e-5
+    for t in (0.23, 0.51, 0.83):
+        slope = (process.kernel(t + h) - process.kernel(t - h)) / (2 * h)
+        yield far(slope, process.kernel(t) @ process.rate(t)) / (1 + float(slope.abs().max())), f"t = {t}"
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+def prior(process: Process) -> Errors:
+    if process.schedule.alpha(1.0) != 0:
+        raise NotChecked(f"alpha(1) = {process.schedule.alpha(1.0):g}: the prior is no law of the kernel")
+    end = process.marginals(1.0)
+    yield far(rows(process.prior(1, 1), process.states), end), "alpha = 0"
+    z = torch.cartesian_prod(torch.arange(process.states), torch.arange(process.states))
+    pair = process.prior(len(z), 2).log_prob(z).exp()
+    yield far(pair, torch.kron(end[0], end[0])), "alpha = 0, two sites"
+
+
+def marginal(process: Process) -> Errors:
+    x0 = process.data_tokens[:, None]
+    for t, where in instants(process):
+        yield far(rows(process.marginal(x0, t), process.states), process.marginals(t)), where
+
+
+def _ends(process: Process, t: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Every (x0, x_t) that can be, as (N, 1) each, and its q_t."""
+    q = process.marginals(t)
+    x0, x_t = (q > 0).nonzero(as_tuple=True)
+    return process.data_tokens[x0][:, None], x_t[:, None], q[x0, x_t]
+
+
+def _bridge_rows(process: Process, t: float, s: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x0, x_t, q = _ends(process, t)
+    return x0, x_t, q, rows(process.bridge(x_t, x0, t, s), process.states)
+
+
+def bridge_is_law(process: Process) -> Errors:
+    for t, s, where in pairs(process):
+        found = _bridge_rows(process, t, s)[3]
+        yield far(found.sum(-1), torch.ones(())), where
+        yield max(float(-found.min()), 0.0), f"a negative entry at {where}"
+
+
+def bridge_is_bayes(process: Process) -> Errors:
+    """Weighted by q_t where that is small: what is divided by it has lost as many digits."""
+    for t, s, where in pairs(process):
+        x0, x_t, q, found = _bridge_rows(process, t, s)
+        rank = torch.searchsorted(process.data_tokens, x0[:, 0])
+        expected = process.marginals(s)[rank] * process.kernel(t, s)[:, x_t[:, 0]].T / q[:, None]
+        weight = (q / 1e-4).clamp(max=1)[:, None]
+        yield far(found * weight, expected * weight), where
+
+
+def bridge_keeps(process: Process) -> Errors:
+    for t, s, where in pairs(process):
+        x0, _, q, found = _bridge_rows(process, t, s)
+        for rank, v in enumerate(process.data_tokens.tolist()):
+            of = x0[:, 0] == v
+            yield far(q[of] @ found[of], process.marginals(s)[rank]), f"x0 = {v}, {where}"
+
+
+def bridge_refuses(process: Process) -> Errors:
+    """A state that cannot come from x0 is a ValueError."""
+    found = False
+    for t, where in instants(process, 1e-15):  # at alpha = 0 everything can come of everything, in the limit
+        x0, x_t = (process.marginals(t) == 0).nonzero(as_tuple=True)
+        for v, z in list(zip(process.data_tokens[x0].tolist(), x_t.tolist(), strict=True))[:4]:
+            found = True
+            try:
+                process.bridge(torch.tensor([[z]]), torch.tensor([[v]]), t, t / 2)
+            except ValueError:
+                yield 0.0, where
+            else:
+                yield 1.0, f"x_t = {z} from x0 = {v}, {where}"
+    if not found:
+        raise NotChecked("every state can come from every token")
+
+
+def products(process: Process) -> Errors:
+    """Three sites with times of their own: the law of a row is the product of its sites' laws."""
+    times, _ = spread(process)
+    generator = torch.Generator().manual_seed(4)
+    data = process.data_tokens
+    x0 = data[torch.randint(len(data), times.shape, generator=generator)]
+    rank = torch.searchsorted(data, x0)
+    tables = {float(t): process.marginals(float(t)) for t in times.unique()}
+    z = _possible(tables, rank, times, generator)
+    exact = torch.stack([tables[float(t)][v, y] for t, v, y in _flat(times, rank, z)]).view(z.shape)
+    yield far(process.marginal(x0, times).log_prob(z), exact.log().sum(-1)), "marginal, a time for every site"
+    early = times * 0.5
+    bridge = process.bridge(z, x0, times, early)
+    before = {float(s): process.marginals(float(s)) for s in early.unique()}
+    y = _possible(before, rank, early, generator)
+    y = torch.where(torch.rand(y.shape, generator=generator) < 0.5, z, y)
+    kernels = {float(t): process.kernel(float(t), float(t) / 2) for t in times.unique()}
+    parts = [
+        before[float(t) / 2][v, a] * kernels[float(t)][a, b] / tables[float(t)][v, b]
+        for (t, v, b), a in zip(_flat(times, rank, z), y.flatten().tolist(), strict=True)
+    ]
+    law, said = torch.stack(parts).view(z.shape).prod(-1), bridge.log_prob(y).exp()
+    yield far(said, law), "bridge, a time for every site"
+    column = times[:, 0]
+    one = process.marginal(x0, column).log_prob(z).exp()
+    other = process.marginal(x0, column[:, None].expand_as(times)).log_prob(z).exp()
+    yield far(one, other), "marginal, a time for every row"
+
+
+def _flat(times: Tensor, rank: Tensor, z: Tensor) -> list[tuple[float, int, int]]:
+    return list(zip(times.flatten().tolist(), rank.flatten().tolist(), z.flatten().tolist(), strict=True))
+
+
+def _possible(tables: dict[float, Tensor], rank: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
+    """A state for every site, drawn from its marginal."""
+    law = torch.stack([tables[float(t)][v] for t, v in zip(times.flatten(), rank.flatten(), strict=True)])
+    return torch.multinomial(law, 1, generator=generator).view(times.shape)
+
+
+def sampling(process: Process) -> Errors:
+    """-log10 of the p-value of scipy's chi-square: the two sites of marginals and bridges together."""
+    draws, size = 20_000, process.states
+    x0 = process.data_tokens[[0, -1]].expand(draws, 2)
+    late, early = (torch.tensor(part).expand(draws, 2) for part in ([0.5, 0.8], [0.3, 0.4]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        laws = [("marginal", process.marginal(x0, late)), ("prior", process.prior(draws, 2))]
+        reached = [(process.marginals(t)[rank] > 0).nonzero()[-1] for t, rank in ((0.5, 0), (0.8, -1))]
+        laws.append(("bridge", process.bridge(torch.cat(reached).expand(draws, 2), x0, late, early)))
+        for name, law in laws:
+            z = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+            p = torch.stack([law.log_prob(row.expand(draws, 2))[0].exp() for row in z])
+            count = torch.bincount(law.sample() @ torch.tensor([size, 1]), minlength=size**2).double()
+            if bool((count[p == 0] > 0).any()):
+                yield float("inf"), f"{name}: a draw of probability 0"
+            if int((p > 0).sum()) > 1:
+                from scipy import stats  # imported where it is used: scipy takes half a second
+
+                pvalue = stats.chisquare(count[p > 0], draws * p[p > 0] / p.sum()).pvalue
+                yield float(-torch.tensor(pvalue).clamp(min=1e-300).log10()), name

@@ -1,0 +1,290 @@
+r"""An operator tried on a small world of which all is known: what its draws and its matrices must be.
+
+Each function takes the worlds of one kind of process and yields errors with the place where they were seen.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discdiff.denoiser import Counter
+from discdiff.handlers import At, Run
+from discdiff.operator import Operator
+from discdiff.process import Process
+from discdiff.state import State
+from discdiff.theory.divergence import tv
+from discdiff.theory.enumeration import all_states, state_index
+from discdiff.theory.kinds import Setting, world
+from discdiff.theory.program import TooManyPaths, kernel
+from discdiff.theory.report import Errors, NotChecked
+
+__all__ = [
+    "Case",
+    "alone",
+    "calls",
+    "draws",
+    "ends_right",
+    "enumerable",
+    "frozen",
+    "improbable",
+    "keeps",
+    "keeps_by_draws",
+    "keyed",
+    "laws",
+    "moves",
+    "nearly",
+]
+
+# every interval is a step of equal ones from 1 to 0: others' schedulers know no more
+EVERYWHERE = ((1.0, 0.95), (0.95, 0.9), (0.6, 0.4), (0.1, 0.05), (0.05, 0.0), (1.0, 0.0))
+ELSEWHERE = ((0.95, 0.9), (0.4, 0.2), (0.05, 0.0))
+DRAWS = 20_000  # in the middle, 4,000 at other times
+PATHS = 2**16  # a program with more of them is not enumerated
+ROWS = 2**32  # ids of rows lie below
+
+
+class Case:
+    """An operator on a process, beside a world of which all is known."""
+
+    def __init__(self, operator: Operator, process: Process, setting: Setting, seed: int, home: bool = False) -> None:
+        self.operator, self.process, self.setting, self.home, self.seed = operator, process, setting, home, seed
+        self.world = world(setting)
+        # a masked process has no leave-one-out at clean sites but the oracle's own
+        self.model = self.world.denoiser(process, predicts="loo")
+        self.known = dict[tuple[float, float], Tensor]()
+        self._enumerable: bool | None = None
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """The steps that a predictor is tried in; a corrector at their beginnings, and at time 0."""
+        some = EVERYWHERE if self.home else ELSEWHERE
+        if self.operator.moves:
+            return some
+        return tuple((t, t) for t in dict.fromkeys([*(t for t, _ in some), *([0.0] if self.home else [])]))
+
+    def __str__(self) -> str:
+        return f"V = {self.setting.vocab_size}, L = {self.setting.length}, {self.process.schedule}"
+
+    def place(self, t: float, s: float) -> str:
+        return f"{self}, t = {t:g}" + (f", s = {s:g}" if self.operator.moves else "")
+
+    def over(self) -> Iterator[tuple[float, float, str]]:
+        """Every interval and its name; one at an end of time that the operator refuses is left out."""
+        for t, s in self.intervals:
+            if not self.refuses(t, s):
+                yield t, s, self.place(t, s)
+
+    def refuses(self, t: float, s: float) -> str:
+        """What the operator says of a time at which it is not defined: at 0 or 1 it may be, and nowhere else."""
+        if self.operator.moves or 0 < t < 1:
+            return ""
+        try:
+            self.run(self.starts(t, 16), t, s)
+        except ValueError as error:
+            return str(error)
+        except Exception:  # its own, which a check will report
+            return ""
+        return ""
+
+    def matrix(self, t: float, s: float) -> Tensor:
+        if (t, s) not in self.known:
+            end = s if self.operator.moves else None
+            self.known[t, s] = kernel(self.operator, self.process, self.model, t, end, most=PATHS)
+        return self.known[t, s]
+
+    @property
+    def is_enumerable(self) -> bool:
+        """Whether its matrices are within reach."""
+        if self._enumerable is None:
+            self._enumerable = self.operator.enumerable
+            try:
+                for t, s, _ in self.over() if self._enumerable else ():
+                    self.matrix(t, s)
+            except TooManyPaths:
+                self._enumerable = False
+            except Exception:  # its own, which a check will report
+                pass
+        return self._enumerable
+
+    def run(
+        self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
+    ) -> tuple[Tensor, Counter]:
+        """One application to given states, as a sampler would make it."""
+        counter = Counter(self.model, first_row, torch.zeros(len(tokens), dtype=torch.int64))
+        rows = torch.arange(first_row, first_row + len(tokens))
+        at = At(self.process, Run(self.seed, counter), t, s, step=1)
+        return self.operator(State(tokens, t, rows, fixed), at).tokens, counter
+
+    def starts(self, t: float, count: int) -> Tensor:
+        """States drawn from p_t."""
+        p = self.world.marginal(self.process, t)
+        drawn = torch.multinomial(p, count, replacement=True, generator=torch.Generator().manual_seed(self.seed + 2))
+        return all_states(self.process.states, self.setting.length)[drawn]
+
+    def ends(self, x: Tensor, t: float, s: float) -> Tensor:
+        """States after a step from given ones, half of them in rows with the last ids."""
+        half = len(x) // 2
+        return torch.cat([self.run(x[:half], t, s)[0], self.run(x[half:], t, s, first_row=ROWS - len(x) + half)[0]])
+
+    def draws_at(self, t: float) -> int:
+        return DRAWS if self.home and 0.1 < t < 0.9 else DRAWS // 5
+
+
+def enumerable(cases: Sequence[Case]) -> Iterator[Case]:
+    """Those whose matrices are known.
+
+    Raises:
+        NotChecked: if there are none.
+    """
+    found = False
+    for case in cases:
+        if case.is_enumerable:
+            found = True
+            yield case
+    if not found:
+        raise NotChecked("its program has no end, or more paths than can be enumerated")
+
+
+# --- keys and frozen sites ------------------------------------------------------------------------------------------
+
+
+def keyed(cases: Sequence[Case]) -> Errors:
+    """A row's tokens depend on its id and on nothing else of the batch, for small ids and the largest."""
+    for case in cases:
+        for t, s, where in case.over():
+            x = case.starts(t, 64)
+            for first in (0, ROWS - 64) if case.home else (ROWS - 64,):
+                whole = case.run(x, t, s, first)[0]
+                parts = [case.run(part, t, s, first + begin)[0] for begin, part in ((0, x[:23]), (23, x[23:]))]
+                differ = float((torch.cat(parts) != whole).sum())
+                yield differ, f"tokens that differ in two smaller batches, rows from {first}, {where}"
+
+
+def alone(cases: Sequence[Case]) -> Errors:
+    """Rows whose ids are far apart do not draw the same: an id that is cut or rounded does."""
+    for case in cases[:1]:
+        for t, s, where in case.over():
+            x = case.starts(t, 1).expand(128, -1).contiguous()
+            here = case.run(x, t, s)[0]
+            if int((here != here.mode(0).values).any(-1).sum()) < 32:
+                continue  # not random enough here to be told apart
+            for bit in (7, 16, 24, 31):
+                there = case.run(x, t, s, first_row=1 << bit)[0]
+                yield float(torch.equal(here, there)), f"rows from 0 and from 2^{bit} draw the same, {where}"
+
+
+def frozen(cases: Sequence[Case]) -> Errors:
+    """Whichever sites a row has frozen, none or all of them."""
+    for case in cases:
+        for t, s, where in case.over():
+            x = case.starts(t, 256)
+            generator = torch.Generator().manual_seed(case.seed + 3)
+            fixed = torch.rand(x.shape, generator=generator) < torch.rand(len(x), 1, generator=generator)
+            data = case.process.data_tokens
+            given = data[torch.randint(len(data), x.shape, generator=generator)]
+            x = torch.where(fixed, case.process.place(given, x), x)
+            after = case.run(x, t, s, fixed=fixed)[0]
+            yield float((after != x)[fixed].sum()), f"frozen tokens changed, {where}"
+
+
+def calls(cases: Sequence[Case]) -> Errors:
+    """A row makes no more calls than declared on average (fewer where one is not needed).
+
+    The batch makes no fewer, but at times at which there is nothing to do.
+    """
+    for case in cases:
+        declared, most = case.operator.nfe or 0.0, 0
+        for t, s, where in case.over():
+            _, counter = case.run(case.starts(t, 1024), t, s)
+            a_row, most = counter.nfe_rows.double(), max(most, counter.nfe)
+            chance = 4 * float(a_row.std()) / 32
+            yield max(float(a_row.mean()) - chance - declared, 0.0), f"{float(a_row.mean()):.3f} calls a row, {where}"
+        yield max(declared - most, 0.0), f"{most} calls of the batch at most, {case}"
+
+
+# --- matrices and draws ---------------------------------------------------------------------------------------------
+
+
+def laws(cases: Sequence[Case]) -> Errors:
+    for case in enumerable(cases):
+        for t, s, where in case.over():
+            k = case.matrix(t, s)
+            yield float((k.sum(-1) - 1).abs().max()), f"sum of a row, {where}"
+            yield float((-k).clamp(min=0).max()), f"negative entry, {where}"
+
+
+def draws(cases: Sequence[Case]) -> Errors:
+    """From a few states each: where states end that began in p_t would not tell a corrector from nothing."""
+    for case in enumerable(cases):
+        size = case.process.states
+        for t, s, where in case.over():
+            x = case.starts(t, 16).repeat(case.draws_at(t) // 16, 1)
+            begins, number = state_index(x, size).unique(return_inverse=True)
+            expected = case.matrix(t, s)[begins] * number.bincount()[:, None]
+            seen = torch.zeros_like(expected)
+            ends = state_index(case.ends(x, t, s), size)
+            seen.index_put_((number, ends), torch.ones_like(ends, dtype=seen.dtype), accumulate=True)
+            yield improbable(seen.flatten(), expected.flatten()), where
+
+
+def ends_right(cases: Sequence[Case]) -> Errors:
+    """From exact p_t, of which draws are made, to p_s (of a corrector, to p_t).
+
+    Inside (0, 1), where an order is declared: at its ends rates may be infinite, and the step another.
+    """
+    for case in cases:
+        for t, s, where in case.over():
+            if case.operator.moves and (t == 1 or s == 0):
+                continue
+            x = case.starts(t, case.draws_at(t))
+            law = case.world.marginal(case.process, s)
+            ends = state_index(case.ends(x, t, s), case.process.states)
+            yield improbable(torch.bincount(ends, minlength=len(law)).double(), law * len(x)), where
+
+
+def improbable(seen: Tensor, expected: Tensor) -> float:
+    """-log10 of the p-value of a chi-square test of counts, cells of fewer than 5 expected draws put together."""
+    if float(seen[expected <= 1e-9 * float(expected.sum())].sum()) > 0:
+        return float("inf")
+    rare = expected < 5
+    both = [torch.cat([part[~rare], part[rare].sum()[None]]) for part in (seen, expected)]
+    keep = both[1] > 0
+    if int(keep.sum()) < 2:
+        return 0.0
+    from scipy.stats import chisquare  # imported where it is used: scipy takes half a second
+
+    p = chisquare(both[0][keep].numpy(), both[1][keep].numpy(), sum_check=False).pvalue
+    return float(-np.log10(max(p, 1e-300)))
+
+
+# --- correctors -----------------------------------------------------------------------------------------------------
+
+
+def moves(cases: Sequence[Case]) -> Errors:
+    """At some time; at others there may be nothing to do."""
+    for case in cases:
+        stayed = {}
+        for t, s, where in case.over():
+            x = case.starts(t, 1024)
+            stayed[where] = float((case.run(x, t, s)[0] == x).all(-1).double().mean())
+        where = min(stayed, key=stayed.__getitem__)
+        yield stayed[where], where
+
+
+def keeps(cases: Sequence[Case]) -> Errors:
+    for case in enumerable(cases):
+        for t, s, where in case.over():
+            p = case.world.marginal(case.process, t)
+            yield tv(p @ case.matrix(t, s), p), f"TV of p_t K from p_t, {where}"
+
+
+def nearly(cases: Sequence[Case]) -> Errors:
+    """On three sites and more: on two, a corrector of two sites leaves nothing to look at."""
+    yield from keeps([case for case in cases if case.setting.length > 2])
+
+
+def keeps_by_draws(cases: Sequence[Case]) -> Errors:
+    """Where there is no matrix."""
+    yield from ends_right([case for case in cases if not case.is_enumerable])
