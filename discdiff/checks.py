@@ -98,6 +98,8 @@ def number(value: object, name: str, accepted: str) -> float:
     Raises:
         TypeError: for what is no number: truth values, strings, arrays.
     """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name} must be {accepted}, got one to be learned; learn it in a Schedule of your own")
     found = _float(value)
     if found is None:
         raise TypeError(f"{name} must be {accepted}, got {shown(value)}")
@@ -217,7 +219,7 @@ def _float(value: object) -> float | None:
     if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
         return None
     try:
-        return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except OverflowError:
         return math.inf
     except (TypeError, ValueError, RuntimeError):

@@ -101,17 +101,13 @@ def bad_calls() -> Iterator[Bad]:
                     yield Bad("numbers", f"{name} = {what}", lambda call=call, value=value: call(value), says)
     for area, rows in AREAS.items():
         for name, call, says in rows:
-            if (area, name) not in PENDING:
-                yield Bad(area, name, call, says)
+            yield Bad(area, name, call, says)
 
 
 AREAS = {
     "models": MODELS, "types": TYPES, "shapes": SHAPES, "laws": LAWS, "kernels": KERNELS, "logits": BAD_LOGITS,
     "sizes": SIZES, "files": FILES, "command": COMMAND, "operators": OPERATORS,
 }  # fmt: skip
-
-# Calls whose mending belongs to another change of the same issue.
-PENDING = {("sizes", "T.kernel"), ("sizes", "T.law")}
 
 # Where what is bad for others is right.
 TENSORS = (

@@ -4,6 +4,7 @@ Nothing here uses the library's formulas beyond ``process.kernel``, which test_p
 """
 
 import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -146,3 +147,8 @@ def block_network(process: dd.Process, width: int = 32) -> dd.Denoiser:
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return dd.Denoiser(made.eval().requires_grad_(False), process, "denoiser", time="alpha")
+
+
+def named(case: object) -> str:
+    """A repr without addresses, which differ from process to process."""
+    return re.sub(r" at 0x\w+", "", repr(case))

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from planted import OPERATORS, PROCESSES
+from problems import named
 
 import discdiff as dd
 from discdiff import samplers as S
@@ -28,7 +29,7 @@ def test_a_wrong_process_is_caught_by_name(process: dd.Process, claim: str) -> N
     assert check.error > 0 or type(process).__name__ in ("Crashes", "NoRows")  # wrong, and no accident on the way
 
 
-@pytest.mark.parametrize(("operator", "kind", "claim"), OPERATORS, ids=lambda x: x if type(x) is str else repr(x)[:40])
+@pytest.mark.parametrize(("operator", "kind", "claim"), OPERATORS, ids=lambda x: x if type(x) is str else named(x)[:40])
 def test_a_wrong_operator_is_caught_by_name(operator: dd.Operator, kind: str, claim: str) -> None:
     report = T.check_operator(operator, processes=[kind])
     assert f"{kind}: {claim}" in report.failed, str(report)

@@ -1,10 +1,8 @@
 """What cannot work in a step is known when the sampler is built: a corrector rests at time 0, or is refused."""
 
-import re
-
 import pytest
 import torch
-from problems import dirichlet, families, strong
+from problems import dirichlet, families, named, strong
 from torch import Tensor
 
 import discdiff as dd
@@ -98,11 +96,6 @@ def test_adding_noise_for_a_moment_leaves_no_mask_at_time_0() -> None:
                 assert torch.equal(k, torch.eye(64, dtype=torch.float64))
             out = dd.Sampler(process, model, S.Ancestral() >> S.TauForwardBackward(0.3), steps=2).sample(64, seed=0)
             assert (out.tokens < 3).all()
-
-
-def named(case: object) -> str:
-    """A repr without addresses, which differ from process to process."""
-    return re.sub(r" at 0x\w+", "", repr(case))
 
 
 REFUSED = [
