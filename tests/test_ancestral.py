@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from ledger import caught, within
 from problems import joint, mislabelled, states, strong, weak
 from problems import rank_one as zoo
 from strategies import intervals, processes, worlds
@@ -86,10 +87,11 @@ def test_on_a_masked_process_the_two_coincide() -> None:
 def test_declared_order_is_the_measured_one(process: dd.Process, world: T.Enumeration) -> None:
     model, op = world.denoiser(process, predicts="loo"), S.Ancestral()
     slope = T.order([8, 16, 32], lambda n: dd.Sampler(process, model, op, steps=n), window=(0.95, 0.1))
-    assert slope == pytest.approx(op.order, abs=0.1)
+    within(12, abs(slope - op.order), 0.1)
     if not process.absorbing:
         wrong = mislabelled(world, process)
-        assert T.order([4, 8, 16], lambda n: dd.Sampler(process, wrong, op, steps=n), window=(0.95, 0.1)) < 0.5
+        lost = T.order([4, 8, 16], lambda n: dd.Sampler(process, wrong, op, steps=n), window=(0.95, 0.1))
+        caught(12, op.order - lost, 0.5)
 
 
 @pytest.mark.parametrize("process", zoo(), ids=repr)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from ledger import caught, within
 from problems import dirichlet, product_of_marginals, rank_one, slots, states, strong
 from torch import Tensor
 
@@ -34,6 +35,11 @@ INEXACT = [
 ]  # fmt: skip
 
 
+def number(operator: dd.Operator) -> int:
+    """Of the identity: a choice by what the tokens look like has one of its own."""
+    return 20 if isinstance(operator, S.InformedGibbs) else 19
+
+
 def matrix(operator: dd.Operator, process: dd.Process, world: T.Enumeration, t: float = TIME) -> tuple[Tensor, Tensor]:
     """The exact matrix among the states that have mass, and p_t on them."""
     p = world.marginal(process, t)
@@ -55,10 +61,10 @@ def test_what_claims_to_keep_p_t_keeps_it_and_moves(operator: dd.Operator, proce
     world = dirichlet(0.5, 3, vocab_size=process.vocab_size)
     k, p = matrix(operator, process, world)
     assert operator.invariant == "exact"
-    assert float((p @ k - p).abs().max()) < 1e-12
+    within(number(operator), float((p @ k - p).abs().max()), 1e-12)
     flow = p[:, None] * k
-    sweep = isinstance(operator, S.Gibbs) and operator.scan == "systematic"
-    assert float((flow - flow.T).abs().max()) < 1e-12 or sweep  # all others are reversible
+    if not (isinstance(operator, S.Gibbs) and operator.scan == "systematic"):  # all others are reversible
+        within(number(operator), float((flow - flow.T).abs().max()), 1e-12)
     assert float((p * k.diagonal()).sum()) < 0.9
 
 
@@ -67,7 +73,9 @@ def test_what_claims_to_keep_p_t_keeps_it_and_moves(operator: dd.Operator, proce
 def test_what_claims_less_does_not_keep_it(operator: dd.Operator, process: dd.Process) -> None:
     k, p = matrix(operator, process, strong())
     assert operator.invariant in ("approximate", "none")
-    assert 1e-3 < T.tv(stationary(k), p) < 0.3
+    distance = T.tv(stationary(k), p)
+    caught(number(operator), distance, 1e-3)
+    assert distance < 0.3
 
 
 def neighbours(process: dd.Process, length: int) -> list[tuple[int, Tensor, Tensor]]:
@@ -162,7 +170,9 @@ def test_tau_leaped_correctors_follow_the_summed_rates(process: dd.Process) -> N
     for (_, value, there), v in itertools.product(neighbours(process, 3), range(process.states)):
         forward.index_put_((torch.arange(len(p)), there[:, v]), process.generator(alpha)[value, v], accumulate=True)
     both = (forward + T.reverse_generator(world, process, TIME))[on][:, on]
-    assert float((p[on] @ both).abs().max()) < 1e-12
+    flow = p[on][:, None] * both
+    within(19, float((flow - flow.T).abs().max()), 1e-12)
+    within(19, float((p[on] @ both).abs().max()), 1e-12)
     k, _ = matrix(S.TauForwardBackward(h), process, world)
     torch.testing.assert_close((k - torch.eye(len(k)).double()) / h, both, atol=2e-3, rtol=1e-3)
     biases = [T.tv(stationary(matrix(S.TauForwardBackward(d), process, world)[0]), p[on]) for d in (0.1, 0.05, 0.025)]

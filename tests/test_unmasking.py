@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from ledger import caught, within
 from problems import chain, states, strong
 from scipy.stats import chisquare, kstest
 
@@ -31,15 +32,15 @@ def law(operator: dd.Operator, steps: int = 8) -> torch.Tensor:
 def test_any_order_is_exact_whatever_it_looks_at(select: str, block: int | None, noise: float) -> None:
     """On one step of the grid, and as ``Unmask`` with as many steps as sites."""
     p0 = strong().p0
-    torch.testing.assert_close(law(S.AnyOrder(select, noise, block), steps=1), p0, atol=1e-12, rtol=0)
-    torch.testing.assert_close(law(S.Unmask(select, noise, block), steps=3), p0, atol=1e-12, rtol=0)
+    within(16, float((law(S.AnyOrder(select, noise, block), steps=1) - p0).abs().max()), 1e-12)
+    within(16, float((law(S.Unmask(select, noise, block), steps=3) - p0).abs().max()), 1e-12)
 
 
 def test_sample_then_select_is_biased() -> None:
     """The order of LLaDA and P2: with a perfect denoiser and a call for every token the law is far from p0."""
     p0 = strong().p0
-    assert T.tv(law(S.Unmask(draw_first=True)), p0) > 0.1
-    assert T.tv(law(S.P2(), steps=3), p0) > 0.1
+    caught(16, T.tv(law(S.Unmask(draw_first=True)), p0), 0.1)
+    caught(16, T.tv(law(S.P2(), steps=3), p0), 0.1)
 
 
 def test_parallel_unmasking_costs_the_total_correlation() -> None:
