@@ -23,6 +23,7 @@ from discdiff.adapters.torch_draws import Answered
 from discdiff.handlers import At
 from discdiff.operator import Corrector, Invariance, Operator, Predictor
 from discdiff.process import Process
+from discdiff.schedule import Linear
 from discdiff.state import State
 
 __all__ = ["SchedulerCorrection", "SchedulerStep"]
@@ -57,6 +58,8 @@ class _Scheduled(Operator):
     def check(self, process: Process) -> None:
         if not isinstance(process, self.process):
             raise ValueError(f"{self} is for {self.process.__name__}, got {process}")
+        if process.schedule != Linear():
+            raise ValueError(f"{self}: a scheduler's survival falls linearly, give the process Linear(); got {process}")
 
     def _prepared(self, steps: int, settings: Mapping[str, object]) -> Any:  # noqa: ANN401
         scheduler = copy.copy(self.scheduler)
@@ -118,18 +121,22 @@ class SchedulerStep(_Scheduled, Predictor):
 class SchedulerCorrection(_Scheduled, Corrector):
     """``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, strictly between 0 and 1; one denoiser call.
 
+    At t = 0 it rests: there is no step of a scheduler there.
+
     Args:
         scheduler, options, process, enumerable: see above.
         invariant: whether it is said to keep p_t.
 
     Raises:
-        ValueError: when called at t = 0 or 1, where it is not defined, or at a time with no such N up to 4096.
+        ValueError: when called at t = 1, where it is not defined, or at a time with no such N up to 4096.
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)
     _needs = ("set_timesteps", "step_correct")
 
     def __call__(self, state: State, at: At) -> State:
+        if state.t == 0:
+            return state
         alpha = Fraction(1 - state.t).limit_denominator(_MOST_STEPS)
         if not 0 < alpha < 1 or abs(float(alpha) - (1 - state.t)) > 1e-9:
             raise ValueError(f"{self}: t must be a fraction n/N strictly between 0 and 1, got {state.t:g}")

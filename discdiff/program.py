@@ -23,6 +23,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from discdiff.checks import seeded
 from discdiff.choice import Choice
 from discdiff.handlers import alone
 from discdiff.sampler import Sampler
@@ -84,7 +85,7 @@ class Program:
         Gradients are kept, unless torch's mode says otherwise. Where sites are enumerated, the tokens of all
         combinations are returned.
         """
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        seed = seeded(seed, "program: seed")
         code = _Code(self._base(length or self.sampler.model.length or 1)) if self.coded else None
         rows = _Rows(torch.Size([batch]), first_row, code)
         given = tuple(None if each is None else torch.as_tensor(each) for each in (prompt, frozen, initial))

@@ -467,7 +467,9 @@ class RoundedIds(S.Gibbs):
 
     def __call__(self, state: dd.State, at: At) -> dd.State:
         said = at.predict(state)
-        rounded = dd.State(state.tokens, state.t, state.rows.float().long(), state.frozen, seen=said)
+        rounded = dd.State(
+            state.tokens, state.t, state.rows.float().long().clamp(max=2**32 - 1), state.frozen, seen=said
+        )
         return state.at(super().__call__(rounded, at).tokens)
 
 

@@ -139,7 +139,7 @@ def test_an_exact_corrector_is_worth_its_calls_at_the_end() -> None:
         (S.Ancestral(), S.Gibbs(scan="systematic"), 8, 1, ValueError, "must declare their calls"),
         (S.Ancestral(), S.Euler(), 8, 1, TypeError, "only a corrector can be repeated"),
         (S.Gibbs(), S.Gibbs(), 8, 1, TypeError, "a step needs a predictor"),
-        (S.Ancestral(), S.Gibbs(), 8, -1, ValueError, "repetitions >= 0"),
+        (S.Ancestral(), S.Gibbs(), 8, -1, ValueError, "must be at least 0"),
     ],
 )
 def test_budgets_that_cannot_be_kept_are_refused(

@@ -420,7 +420,10 @@ def test_9_frozen_noise_is_another_path() -> None:
     caught(9, float((path - other).abs().sum(-1).sum(-1).max() / 2))
 
 
-def test_the_families_of_the_zoo_conform() -> None:
-    for process in [*families(3), *pair_processes(2), dd.General(irreversible(4).to_sparse(), dd.Linear())]:
-        report = T.check_process(process)
-        assert report.ok, str(report)
+ZOO = [*families(3), *pair_processes(2), dd.General(irreversible(4).to_sparse(), dd.Linear())]
+
+
+@pytest.mark.parametrize("process", [*ZOO[:2], *(pytest.param(p, marks=pytest.mark.slow) for p in ZOO[2:])], ids=repr)
+def test_the_families_of_the_zoo_conform(process: dd.Process) -> None:
+    report = T.check_process(process)
+    assert report.ok, str(report)

@@ -109,8 +109,11 @@ def test_verify_examines_their_predictor(as_user: None) -> None:
     step = SchedulerStep(DiscreteDDIMScheduler(), {"temperature": 1.0}, process=dd.Uniform)
     report = T.check_operator(step, processes=[UNIFORM])
     assert report.ok, str(report)
-    names = [check.name.partition(": ")[2] for check in report.checks]
-    assert names[2:] == ["takes 1 calls a step", "rows of the kernel are laws", "draws follow the kernel (-log10 p)"]
+    names = [check.name for check in report.checks if check.checked]
+    assert names[3:] == [
+        "takes 1 calls a step", "rows of the kernel are laws", "draws follow the kernel (-log10 p)",
+        "the step to 0 ends on data",
+    ]  # fmt: skip
 
 
 def test_verify_passes_their_random_corrector_and_catches_their_default(as_user: None) -> None:
@@ -156,7 +159,9 @@ def test_what_is_no_kernel_on_tokens_or_no_step_of_theirs_is_refused() -> None:
         T.law(dd.Sampler(MASKED, weak().denoiser(MASKED), careless, steps=2))
     correction = SchedulerCorrection(DiscreteDDIMScheduler())
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
-        dd.Sampler(UNIFORM, model, S.Ancestral() >> correction, steps=2).sample(2, seed=0)
+        dd.Sampler(UNIFORM, model, correction >> S.Ancestral(), steps=2).sample(2, seed=0)
+    with pytest.raises(ValueError, match="falls linearly"):
+        predictor().check(dd.Uniform(3, dd.Cosine()))
 
 
 def test_draws_that_cannot_be_keyed_are_refused() -> None:

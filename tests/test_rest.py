@@ -52,6 +52,8 @@ def test_a_corrector_rests_where_no_leave_one_out_is_determined(corrector: dd.Co
     world = dirichlet(0.5, 3, length=2)
     rest = T.kernel(corrector, process, world.denoiser(process, predicts="denoiser"), t=0.0)
     assert torch.equal(rest, torch.eye(process.states**2, dtype=torch.float64))
+    if isinstance(corrector, S.TauForwardBackward):
+        return  # it rests wherever alpha = 1: its noise would stay
     moved = T.kernel(corrector, process, world.denoiser(process, predicts="loo"), t=0.0)
     assert float((moved - rest).abs().max()) > 1e-3  # with a leave-one-out it works there, and says nothing
     told = dd.Sampler(process, world.denoiser(process, predicts="loo"), S.Ancestral() >> corrector, steps=3)

@@ -133,8 +133,8 @@ RANDOM = {
 }  # fmt: skip
 # A seed where none was given, new weights, rows of data. Training, diagnostics and textbook steps draw much.
 MAY = {
-    "distributions.py": {"randint"}, "sampler.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
-    "blockwise.py": {"randint"}, "data.py": {"Generator", "randint"},
+    "checks.py": {"randint"}, "choice.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
+    "data.py": {"Generator", "randint"},
 }  # fmt: skip
 WHOLLY = {"train.py", "losses.py", "block_losses.py", "diagnose.py", "bench.py"}
 

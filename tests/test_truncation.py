@@ -94,7 +94,7 @@ def test_the_contrast_tempers_the_denoiser(guide: dd.Truncation, predicts: str) 
 def test_jumps_follow_the_contrast(operator: dd.Operator, guide: dd.Truncation, predicts: str) -> None:
     """Where a jump may lead is read behind a conversion too: the law is that of D tempered and cut by hand."""
     process, world = dd.Uniform(3, dd.Linear()), dirichlet(0.5, 3, length=2)
-    exact = world.denoiser(process)
+    exact = world.denoiser(process, predicts="denoiser")
 
     def cut(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         return tempered(exact.fn(x, alpha), guide)

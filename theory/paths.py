@@ -19,6 +19,9 @@ by the values it takes, every combination of the sites' values becomes a row, an
 again, since they were so before and each was conditioned on a value of its own. Paths that agree on it stay together:
 that is the merging. A function that nobody listed settles its arguments, so that a program is never taken for
 independent because something was not known of it.
+
+Few prefixes are cheaper joint: while there are no more than ``JOINT`` of them, site-wise choices multiply the rows too,
+and nothing is sited.
 """
 
 from typing import Any
@@ -29,13 +32,21 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from discdiff.distributions import Choice, SiteWise
+from discdiff.faults import AT_ONCE, BAD_LOGITS
+from discdiff.theory.enumeration import state_index
 from discdiff.theory.sited import Sited
 
-__all__ = ["Branching", "Paths", "TooManyPaths"]
+__all__ = ["JOINT", "Branching", "Paths", "TooManyJoint", "TooManyPaths"]
+
+JOINT = 1 << 14
 
 
 class TooManyPaths(ValueError):
     """A program with more paths than were to be enumerated."""
+
+
+class TooManyJoint(BaseException):
+    """More than ``JOINT`` joint prefixes: the sites' choices are kept apart from the start."""
 
 
 class Branching(BaseException):
@@ -45,6 +56,12 @@ class Branching(BaseException):
 class Paths(Messenger):
     """Prefixes of choices, and what answers the program's choices from them.
 
+    Args:
+        weight: (begin,) of the beginnings.
+        length: L.
+        most: how many rows there may be.
+        joint: whether site-wise choices multiply the rows; TooManyJoint is raised beyond ``JOINT`` of them.
+
     Attributes:
         start: (R,) which beginning each row came from.
         weight: (R,) the probability of its settled choices.
@@ -52,8 +69,9 @@ class Paths(Messenger):
         grid: (R K, L) the origin of each site of the batch: copies of a row lie beside each other.
     """
 
-    def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int) -> None:
+    def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int, joint: bool = False) -> None:
         super().__init__()
+        self.joint = joint
         self.start, self.weight = torch.arange(len(weight)), weight
         self.share = torch.ones(len(weight), 1, length, dtype=torch.float64)
         self.most = most
@@ -79,7 +97,7 @@ class Paths(Messenger):
             )
         ids = choice.key.rows
         if name not in self._values:
-            if isinstance(choice, SiteWise) and choice.event_shape == self.share.shape[2:]:
+            if not self.joint and isinstance(choice, SiteWise) and choice.event_shape == self.share.shape[2:]:
                 self._widen(name, choice, ids)
             else:
                 self._fork(name, choice, ids)
@@ -93,9 +111,7 @@ class Paths(Messenger):
     def _widen(self, name: str, choice: SiteWise, ids: Int[Tensor, " B"]) -> None:
         """Continue each site's paths by the values that the choice may take there."""
         log_p, value = (self._at_sites(x, ids, name) for x in choice.table())
-        if bool(log_p.isnan().any()):
-            row, position = log_p.isnan().any(-1).nonzero()[0].tolist()
-            raise ValueError(f"row {row}, position {position}: {type(choice).__name__} has a NaN probability")
+        AT_ONCE.refuse(log_p.isnan().any(-1), f"{type(choice).__name__} has a NaN probability; {BAD_LOGITS}")
         (count, copies, length), kinds = self.share.shape, log_p.shape[-1]
         p = torch.zeros(self.rows, length, kinds, dtype=torch.float64)
         p[..., 0] = 1  # rows of a mix that took another branch
@@ -192,6 +208,8 @@ class Paths(Messenger):
         self.grid = torch.arange(count * copies * length).view(count * copies, length)
 
     def _check(self, rows: int, name: str) -> None:
+        if self.joint and rows > JOINT:
+            raise TooManyJoint
         if rows > self.most:
             raise TooManyPaths(f"site {name}: more than {self.most} paths; use a smaller vocabulary or length")
 
@@ -229,8 +247,11 @@ class Paths(Messenger):
     def add_ends(self, tokens: Int[Tensor, "B L"], matrix: Float[Tensor, "M N"], row: Int[Tensor, " begin"]) -> None:
         """Add what each row weighs, a Kronecker product of its sites' laws, to the states where it ended."""
         count, copies, length = self.share.shape
-        tokens = self._at_sites(tokens, torch.arange(self.rows), "the state it returns").view(count, copies, length)
         states = round(matrix.shape[1] ** (1 / length))
+        if self.joint:
+            matrix.index_put_((row[self.start], state_index(tokens, states)), self.weight, accumulate=True)
+            return
+        tokens = self._at_sites(tokens, torch.arange(self.rows), "the state it returns").view(count, copies, length)
         law = torch.zeros(count, states, length, dtype=torch.float64).scatter_add(1, tokens, self.share)
         size = max(1, (1 << 22) // matrix.shape[1])
         for part in range(0, count, size):

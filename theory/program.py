@@ -30,7 +30,7 @@ from discdiff.rest import applied, check_reads
 from discdiff.sampler import Sampler, acting, check_model
 from discdiff.state import State
 from discdiff.theory.enumeration import all_states, check_size, law_of_data, state_index
-from discdiff.theory.paths import Branching, Paths, TooManyPaths
+from discdiff.theory.paths import JOINT, Branching, Paths, TooManyJoint, TooManyPaths
 from discdiff.theory.sited import Sited
 
 __all__ = ["TooManyPaths", "kernel", "law"]
@@ -211,9 +211,10 @@ def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings
     waiting, then, done = [begin], now, 0
     if not len(begin.state):
         return matrix, now
+    joint = len(begin.state) <= JOINT
     while waiting:
         part = waiting.pop()
-        paths, half = Paths(part.weight, setting.length, setting.most), len(part.state) // 2
+        paths, half = Paths(part.weight, setting.length, setting.most, joint), len(part.state) // 2
         while True:
             if half and paths.rows > _TOGETHER:
                 waiting += [part.part(slice(half)), part.part(slice(half, None))]
@@ -227,6 +228,9 @@ def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings
                 paths.add_ends(after.tokens, matrix, part.row)
             except Branching:
                 continue
+            except TooManyJoint:
+                joint, waiting = False, [*waiting, part]
+                break
             then = after.t
             break
     return matrix, then
