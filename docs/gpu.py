@@ -343,7 +343,12 @@ def page(record: Figures) -> str:
     for name, c in record["small"].items():
         lines.append(f"| {name} | {' | '.join(f'{c[key]:.3g}' for key in keys)} |")
     lines += ["", "### Waits for the device, a step of each operator", ""]
-    lines.append(", ".join(f"{n} {c['a step']:g}" for n, c in record["waits"].items() if isinstance(c, dict)) + ".")
+    kinds = ("Masked", "Uniform")
+    lines += [f"| operator | {' | '.join(kinds)} |", "|---|---:|---:|"]
+    for name in dict.fromkeys(label.split()[1] for label in record["waits"]):
+        found = [record["waits"].get(f"{kind} {name}") for kind in kinds]
+        shown = [f"{c['a step']:g}" if isinstance(c, dict) else "refused" for c in found]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
