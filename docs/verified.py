@@ -27,6 +27,9 @@ Each kind is built anew on 3 sites of 3 tokens (linear clock), 4 of 2 (alpha = 1
 
 {claims}
 
+A corrector keeps p_t nearly if its TV from p_t is at most .1, or that of independent sites with the same marginals if that
+is more: the figure is the share of it.
+
 {table}
 
 {total}

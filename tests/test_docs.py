@@ -1,10 +1,14 @@
 """The code in README and docs runs as written, and says what it says."""
 
+import json
 import math
 import re
 from pathlib import Path
 
 import pytest
+
+from discdiff import verify
+from discdiff.theory.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,3 +43,16 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_what_was_verified_holds_all_and_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import verified
+
+    known = json.loads((ROOT / "docs" / "verified.json").read_text())
+    assert list(known) == list(verify.SHIPPED)
+    assert all(set(cells) == set(KINDS) for cells in known.values())
+    assert [c for cells in known.values() for c in cells.values() if "fail" in c["cell"]] == []
+    assert verified.page(known) == (ROOT / "docs" / "verified.md").read_text()

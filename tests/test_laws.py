@@ -120,7 +120,7 @@ def test_the_declared_order_over_a_window(operator: dd.Operator, name: str) -> N
     model = world.denoiser(process, predicts="loo")
     best = -math.inf
     assert declared is not None
-    for steps in ([9, 18, 36], [36, 72, 144]) if fit else ([8, 16, 32], [32, 64, 128]):
+    for steps in ([9, 18, 36], [36, 72, 144]) if fit else ([8, 16, 32], [32, 64, 128], [64, 128, 256]):
         errors = []
         for n in steps:
             sampler = dd.Sampler(process, model, operator, grid=np.linspace(*window, n + 1).tolist())

@@ -164,7 +164,7 @@ def _of_corrector(operator: Operator, cases: Sequence[Case]) -> Iterator[_Proper
         if not all(case.is_enumerable for case in cases):
             yield _Property("keeps p_t (-log10 p)", 6.0, trials.keeps_by_draws, hint)
     elif operator.invariant == "approximate":
-        yield _Property("keeps p_t nearly", 0.3, trials.nearly, hint)
+        yield _Property("keeps p_t nearly", 1.0, trials.nearly, hint)
 
 
 def _of_predictor(operator: Operator, cases: Sequence[Case], coarse: Case) -> Iterator[_Property]:
