@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from pyro.contrib.autoname import scope
 from torch import Tensor
 
+from discdiff.checks import decided
 from discdiff.choice import Choice, Key
 from discdiff.denoiser import Counter, frozen_time
 from discdiff.faults import Watch
@@ -147,7 +148,7 @@ def while_listening(
     def decorate(sample: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(sample)
         def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-            with held() if kwargs.get("listen") else torch.no_grad():
+            with held() if decided(kwargs.get("listen", False), "sample: listen") else torch.no_grad():
                 return sample(*args, **kwargs)
 
         return inside

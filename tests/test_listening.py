@@ -215,3 +215,11 @@ def test_names_say_where_they_are() -> None:
     names = set(sites(lambda: tokens(PROGRAMS["first blocks"], 5)))
     assert {"first/b0/0.0.prior", "first/b1/1.0.token", "second/0.0.prior", "second/2.1.where"} <= names
     assert {name.split("/")[0] for name in sites(lambda: generated(5, True))} == {"row0", "row2", "row3", "row4"}
+
+
+@pytest.mark.parametrize("listen", [1, "no", None])
+def test_listen_is_true_or_false(listen: object, as_user: None) -> None:
+    process = dd.Uniform(3, dd.Linear())
+    model = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, 3), process, "loo")
+    with pytest.raises(TypeError, match="listen must be True or False"):
+        dd.Sampler(process, model, S.Ancestral(), steps=2).sample(2, 3, seed=0, listen=listen)  # type: ignore[arg-type]
