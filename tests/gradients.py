@@ -161,7 +161,8 @@ def denoiser(process: dd.Process, predicts: str, network: Network) -> dd.Denoise
         return dd.Denoiser(network, process, predicts, length=L, time_dtype=torch.float64)
 
     def ratio(x: Tensor, alpha: Tensor) -> Tensor:
-        logits, site_alpha = network(x, alpha), (alpha if alpha.ndim == 2 else alpha[:, None]).expand(x.shape)
+        logits = network(x, alpha)
+        site_alpha = (alpha if alpha.ndim == 2 else alpha[:, None]).expand(x.shape).clamp(min=1e-3)  # finite at 0 too
         if process.mask_id is not None and process.mask_id < V:
             logits = logits.index_fill(-1, torch.tensor([process.mask_id]), -torch.inf)
         log_c = process.conditional(logits.log_softmax(-1).flatten(0, 1), x.flatten(), site_alpha.flatten())
@@ -258,10 +259,15 @@ def examine(operator: dd.Operator, process_name: str, predicts: str, clock: str)
     return Outcome("wrong", min(errors, default=float("nan")))
 
 
-def rows(whole: bool) -> Iterator[tuple[dd.Operator, str, str, str]]:
-    """The rows of the table: all, or for an operator and a process one kind of prediction and one clock, by turns."""
+def rows(whole: bool, only: str | None = None) -> Iterator[tuple[dd.Operator, str, str, str]]:
+    """The rows of the table: all, or for an operator and a process one kind of prediction and one clock, by turns.
+
+    ``only`` keeps the rows of the operator of that name.
+    """
     pairs = list(itertools.product(PREDICTS, CLOCKS))
-    for n, variants in enumerate(OPERATORS.values()):
+    for n, (name, variants) in enumerate(OPERATORS.items()):
+        if only not in (None, name):
+            continue
         for (v, operator), (p, process) in itertools.product(enumerate(variants), enumerate(PROCESSES)):
             if whole:
                 yield from ((operator, process, *pair) for pair in pairs)
@@ -269,11 +275,11 @@ def rows(whole: bool) -> Iterator[tuple[dd.Operator, str, str, str]]:
                 yield operator, process, *pairs[(n + 5 * v + 7 * p) % len(pairs)]
 
 
-def count(whole: bool) -> tuple[Tally[str], list[str]]:
+def count(whole: bool, only: str | None = None) -> tuple[Tally[str], list[str]]:
     """How many rows were right, refused and wrong; and the wrong ones, with those that were refused strangely."""
     found: Tally[str] = Tally()
     wrong = []
-    for row in rows(whole):
+    for row in rows(whole, only):
         outcome = examine(*row)
         found[outcome.kind] += 1
         if outcome.kind == "wrong" or (outcome.kind == "refused" and not any(x in outcome.said for x in REFUSALS)):

@@ -42,8 +42,9 @@ def test_kernels_compile_for_two_gpus() -> None:
 
 
 @pytest.mark.slow
-def test_kernels_compile_with_every_dtype_width_and_option() -> None:
-    check(compiled("80", "90"))
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_compile_with_every_dtype_width_and_option(capability: str) -> None:
+    check(compiled(capability))
 
 
 def test_a_kernel_that_does_not_compile_is_told(tmp_path: Path) -> None:
