@@ -40,7 +40,8 @@ def whole(value: object, name: str, least: int | None = None, most: int | None =
     if number is None:
         raise TypeError(f"{name} must be a whole number, got {shown(value)}")
     if (least is not None and number < least) or (most is not None and number > most):
-        accepted = f"be at least {least}" if most is None else f"lie in {least}..{most}"
+        low, high = f"be at least {least}", f"be at most {most}"
+        accepted = low if most is None else high if least is None else f"lie in {least}..{most}"
         raise ValueError(f"{name} must {accepted}, got {shown(number)}")
     return number
 
