@@ -8,7 +8,8 @@ from discdiff.adapters.loading import Asked, Family, load
 from discdiff.adapters.md4 import MD4
 from discdiff.adapters.native import NATIVE
 from discdiff.adapters.own import OWN
+from discdiff.adapters.save import SAVED
 
-FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF, MD4, OWN)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF, MD4, OWN, SAVED)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

@@ -25,6 +25,7 @@ class Asked:
     schedule: Schedule | None = None
     block: int | None = None
     mask_source: str = "given"
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def load(
     mask_id: int | None = None,
     schedule: Schedule | None = None,
     block: int | None = None,
+    network: nn.Module | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     families: Sequence[Family] | None = None,
@@ -68,6 +70,7 @@ def load(
         mask_id: the mask's id, where the files disagree or say nothing.
         schedule: the clock it is to be sampled on; the family's own by default.
         block: the block size, where a network of blocks does not say it.
+        network: one of your own, which gets the weights of a folder that ``save`` wrote of such a one.
         dtype: what the weights are converted to; as they are by default.
         device: where to put the network.
         families: which to try, those of the package and of installed plug-ins by default.
@@ -88,9 +91,12 @@ def load(
     known = tuple(families) if families is not None else every_family()
     files = Files(_fetched(source))
     chosen = _chosen(files, known, family)
-    network, convention = chosen.build(files, Asked(mask_id, schedule, block))
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    model = convention.denoiser(network)
+    if network is not None and chosen.name != "saved":
+        raise ValueError(f"load: {source} is no folder of save, so network= is not to be given")
+    found, convention = chosen.build(files, Asked(mask_id, schedule, block, network=network))
+    found = found.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    found.__dict__["foreign_settings"] = dict(files.config)  # ``save`` writes them again
+    model = convention.denoiser(found)
     if not quiet:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"{source}: {chosen.about}", markup=False)
@@ -117,6 +123,7 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
             raise ValueError(f"load: there is no family {name!r}; known: {', '.join(names)}")
         return known[names.index(name)]
     fitting = [one for one in known if one.recognises(files)]
+    fitting = [one for one in fitting if one.name == "saved"] or fitting  # its own record comes before config.json
     if len(fitting) == 1:
         return fitting[0]
     if "architectures" in files.config:
@@ -168,4 +175,4 @@ def fit(network: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> No
     told = [f"{len(names)} {kind}, such as {', '.join(names[:3])}" for kind, names in wrong.items() if names]
     if told:
         raise ValueError(f"load: the weights of {where} do not fit a {type(network).__name__}: {'; '.join(told)}")
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=True)

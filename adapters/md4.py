@@ -21,6 +21,7 @@ Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +34,7 @@ from discdiff.convention import Convention
 from discdiff.rank_one import Masked
 from discdiff.schedule import FromFunction, Linear, Polynomial, Schedule
 
-__all__ = ["MD4", "GatedTransformer", "torch_names"]
+__all__ = ["MD4", "GatedTransformer", "LateCosine", "torch_names"]
 
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": torch.sigmoid,
@@ -90,7 +91,7 @@ class GatedTransformer(nn.Module):
                 f"GatedTransformer: the gate must be one of {', '.join(_GATES)}, and heads of even width fit into the "
                 f"width; got {gate!r}, {head} and {width}"
             )
-        self.head_width, self.time_width, self.gate = head, time_width, _GATES[gate]
+        self.head_width, self.time_width, self.gate_name, self.gate = head, time_width, gate, _GATES[gate]
         if time_width is not None:
             wide = nn.Linear(time_width, 4 * time_width)
             self.time = nn.Sequential(wide, nn.SiLU(), nn.Linear(4 * time_width, time_width))
@@ -247,11 +248,19 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     )
 
 
+@dataclass(frozen=True)
+class LateCosine:
+    """alpha(t) = 1 - cos(pi (1 - t) / 2), MD4's cosine clock."""
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return 1 - torch.cos(math.pi / 2 * (1 - t))
+
+
 def _clock(name: str) -> Schedule:
     if name == "linear":
         return Linear()
     if name == "cosine":
-        return FromFunction(lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)))
+        return FromFunction(LateCosine())
     if re.fullmatch(r"poly[\d.]+", name):
         return Polynomial(float(name.removeprefix("poly")))
     raise ValueError(f"load: the noise schedule {name!r} is not known; accepted: linear, cosine, poly2 and the like")

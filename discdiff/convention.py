@@ -238,9 +238,11 @@ class Loaded(Denoiser):
         Raises:
             AttributeError: after ``calling`` with a function that has none.
         """
-        if not isinstance(self.fn, Called):
-            raise AttributeError(f"{self} calls {self.fn!r}, which holds no network")
-        return self.fn.network
+        if isinstance(self.fn, Called):
+            return self.fn.network
+        if isinstance(self.fn, nn.Module):
+            return self.fn
+        raise AttributeError(f"{self} calls {self.fn!r}, which is no network")
 
 
 def _kept(said: Convention) -> int:

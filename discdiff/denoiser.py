@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, SupportsIndex, get_args
 
 import torch
@@ -41,6 +42,9 @@ class Denoiser:
         head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V); then fn returns hidden
             states (B, L, D), and logits are made only of sites that are read. An ``nn.Linear`` can be fused.
         oracle: the exact law behind the model, where it is one (``theory`` sets it).
+
+    Attributes:
+        own_schedule: the schedule it was made with, whose times it is told, whatever it is re-timed to.
 
     Raises:
         TypeError, ValueError: for a convention that is not understood.
@@ -81,7 +85,7 @@ class Denoiser:
         self.length, self.time_dtype, self.head, self.oracle = length, time_dtype, head, oracle
         self.guides: tuple[Callable[[Prediction], Prediction], ...] = ()
         self.context: Context | None = None
-        self._clock = process.schedule
+        self.own_schedule = process.schedule
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
         """The prediction at noisy tokens x (B, L) and time t: a float, (B,) or (B, L).
@@ -196,7 +200,7 @@ class Denoiser:
             return None
         batch, alpha = len(t), self.process.schedule.survival(t)
         if self.time == "t":
-            argument = t if self._clock == self.process.schedule else self._clock.time(alpha)
+            argument = t if self.own_schedule == self.process.schedule else self.own_schedule.time(alpha)
         else:
             argument = alpha if self.time == "alpha" else -alpha.log()
         argument = argument.to(self.time_dtype or torch.get_default_dtype())
@@ -217,6 +221,27 @@ class Denoiser:
         other = copy.copy(self)
         other.process = self.process.with_schedule(schedule)
         return other
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write it to a folder that ``load`` reads again: weights as safetensors, all else as JSON.
+
+        The folder appears whole or not at all. A network of this package, or of a family that ``load`` knows, is built
+        again by its name; one of your own is given back: ``load(folder, network=mine)``.
+
+        Args:
+            folder: one that is not there, or empty.
+            overwrite: whether a folder that was saved before is replaced, with all that is in it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: for a folder that is not empty.
+            ValueError: for what cannot be written, by name: a function, guides, a learned clock.
+        """
+        from discdiff.adapters.save import save
+
+        return save(self, folder, overwrite=overwrite)
 
     def guided(self, guide: Callable[[Prediction], Prediction]) -> "Denoiser":
         """The same model with every prediction changed by a guide, such as ``Truncation(top_p=0.9)``."""

@@ -63,7 +63,7 @@ class Convolution(nn.Module):
 
     def __init__(self, card: Card) -> None:
         super().__init__()
-        self.vocab_size = card.vocab_size
+        self.card, self.vocab_size = card, card.vocab_size
         self.side = math.isqrt(card.length) if card.shape == "image" else None
         if self.side is not None and self.side**2 != card.length:
             raise ValueError(f"an image must be square, and {card.length} is not a square")

@@ -16,8 +16,8 @@ transformers = pytest.importorskip("transformers", minversion="5.11")
 V, BEGIN = 40, 2
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+def write(folder: Path) -> nn.Module:
+    """A tiny one, as transformers saves it."""
     rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}
     text = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "global_head_dim": 8, "num_experts": 4}
@@ -30,9 +30,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     network = transformers.DiffusionGemmaForBlockDiffusion(config).eval().requires_grad_(False)
     for part in network.parameters():
         part.normal_(std=0.3)
-    folder = tmp_path_factory.mktemp("gemma")
     network.save_pretrained(folder)
-    return folder, network
+    return network
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    folder = tmp_path_factory.mktemp("gemma")
+    return folder, write(folder)
 
 
 def own(network: nn.Module, prefix: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,295 @@
+"""``Denoiser.save``: a folder that ``load`` reads again; and the family of such folders.
+
+    discdiff.json         the convention, the process and how the network is built
+    model.safetensors     its weights (in parts, where a class of transformers writes them so)
+    config.json           the author's settings, where the network is of a class of transformers
+
+A network of this package is named there with its arguments. One of a class of transformers is built again by its
+family, from its author's settings. Any other is given to ``load`` as ``network=``: a file names no class to import.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from discdiff.adapters.builders import built, described_network
+from discdiff.adapters.files import Files
+from discdiff.adapters.loading import Asked, Family, every_family, fit
+from discdiff.adapters.record import clock_of, convention_of, described, dtype_of, known, recorded
+from discdiff.adapters.settings import Refused, Settings
+from discdiff.checks import decided, shown
+from discdiff.convention import Called, Convention, Loaded
+from discdiff.denoiser import Denoiser
+from discdiff.schedule import Schedule
+
+__all__ = ["SAVED", "save"]
+
+FORMAT = 1
+_RECORD, _WEIGHTS = "discdiff.json", "model.safetensors"
+_BY_HAND = "by hand"
+
+
+def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """``Denoiser.save``."""
+    target = _free(folder, decided(overwrite, "save: overwrite"))
+    network, convention = _parts(model)
+    kind, tensors, settings = _network(network, convention)
+    weights, tied = ({}, {}) if tensors is None else _distinct(tensors)
+    clock = None if model.process == convention.process else described(model.process.schedule, "save: the schedule")
+    record = {
+        "format": FORMAT,
+        "network": kind,
+        "convention": recorded(convention),
+        "direct": not isinstance(model.fn, Called),
+        "length": model.length,
+        "time_dtype": None if model.time_dtype is None else str(model.time_dtype).removeprefix("torch."),
+        "clock": clock,
+        "tied": tied,
+    }
+    text = json.dumps(record, indent=1, allow_nan=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    beside.mkdir()
+    try:
+        if tensors is None:
+            _inner(network).save_pretrained(beside)
+            (beside / "generation_config.json").unlink(missing_ok=True)  # what it says, the convention says
+            (beside / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        else:
+            save_file(weights, beside / _WEIGHTS, metadata={"format": "pt"})
+        (beside / _RECORD).write_text(text + "\n", encoding="utf-8")
+        _put(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+def _free(folder: object, overwrite: bool) -> Path:
+    """The folder, if it may be written."""
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"save: folder must be a path, got {shown(folder)}")
+    target = Path(folder).resolve()
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"save: {folder} is a file; a folder is written")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"save: {folder} is not empty; pass overwrite=True to replace what was saved there")
+        if not (target / _RECORD).is_file():
+            raise FileExistsError(f"save: {folder} holds no {_RECORD}, so it is no saved model, and is not overwritten")
+    return target
+
+
+def _put(written: Path, target: Path) -> None:
+    """Rename it to where it belongs; what was there is put aside first, and back if that fails."""
+    if not target.is_dir() or not any(target.iterdir()):
+        os.replace(written, target)
+        return
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    os.replace(target, aside)
+    try:
+        os.replace(written, target)
+    except OSError:
+        os.replace(aside, target)
+        raise
+    shutil.rmtree(aside)
+
+
+# --- what -------------------------------------------------------------------------------------------------------------
+
+
+def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
+    """The network and its convention.
+
+    Raises:
+        ValueError: for what is a function and no module, or changes what the network says, naming it.
+    """
+    for name, held in (("guides", model.guides), ("context", model.context), ("head", model.head)):
+        if held:
+            raise ValueError(f"save: its {name} cannot be written: {shown(held)}; save the denoiser without")
+    fn = model.fn
+    if not isinstance(fn, nn.Module):
+        raise ValueError(f"save: {fn!r} is no module, so there are no weights to write")
+    own = model.process.with_schedule(model.own_schedule)
+    columns = own.columns if model.predicts == "ratio" else own.vocab_size
+    made = Convention(
+        _BY_HAND, own, model.predicts, columns, "none needed" if own.mask_id is None else "given", time=model.time,
+        shift=model.shift, suppress=model.suppress, scalar_time=model.scalar_time, ids="", clock="",
+    )  # fmt: skip
+    if not isinstance(fn, Called):
+        return fn, made
+    said = {name: getattr(made, name) for name in ("process", "predicts", "time", "shift", "suppress", "scalar_time")}
+    return fn.network, replace(fn.convention, **said)
+
+
+def _network(
+    network: nn.Module, convention: Convention
+) -> tuple[dict[str, object], dict[str, Tensor] | None, dict[str, Any]]:
+    """How it is built again, its weights, and its author's settings; no weights for one that writes them itself."""
+    state = network.state_dict()
+    wrong = [name for name, part in state.items() if not isinstance(part, Tensor) or part.is_meta or part.is_sparse]
+    if wrong:
+        raise ValueError(f"save: {', '.join(wrong[:3])} of {type(network).__name__} cannot be written as tensors")
+    inner, settings = _inner(network), getattr(network, "foreign_settings", None)
+    if settings and inner is not None and convention.family in {one.name for one in every_family()}:
+        for name, value in (("rounds", 0), ("block", convention.block)):
+            if inner is not network and getattr(network, name, value) != value:
+                raise ValueError(f"save: {name} of its {type(network).__name__} is not {value}, as its family makes it")
+        with torch.device("meta"):
+            own = type(inner)(inner.config).state_dict()
+        _same(inner, own, inner.state_dict())
+        return {"family": convention.family}, None, dict(settings)
+    try:
+        kind = described_network(network)
+    except (AttributeError, TypeError) as error:
+        raise _changed(network, str(error)) from error
+    if kind is None:
+        return {"class": type(network).__name__}, state, {}
+    with torch.device("meta"):
+        own = built(Settings({"network": kind}, _RECORD).part("network"), 1 << 20).state_dict()
+    _same(network, own, state)
+    return kind, state, {}
+
+
+def _inner(network: nn.Module) -> Any:  # noqa: ANN401
+    """The network of a class of transformers that it is, or holds as its own; None where there is none."""
+    held = [network, getattr(network, "network", None)]
+    return next((one for one in held if hasattr(one, "save_pretrained") and hasattr(one, "config")), None)
+
+
+def _same(network: nn.Module, built: dict[str, Tensor], held: dict[str, Tensor]) -> None:
+    """Raise ValueError if a network has other weights than one of its class and arguments: it was changed since."""
+    shapes = [{name: tuple(part.shape) for name, part in state.items()} for state in (built, held)]
+    changed = [name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)]
+    if changed:
+        raise _changed(network, ", ".join(sorted(changed)[:3]))
+
+
+def _changed(network: nn.Module, what: str) -> ValueError:
+    return ValueError(
+        f"save: this {type(network).__name__} has other parts than its class makes ({what}); a quantised network is "
+        "saved before it is quantised"
+    )
+
+
+def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that share no memory, and which names stand for the same one as another."""
+    first: dict[tuple[object, ...], str] = {}
+    found, tied = dict[str, Tensor](), dict[str, str]()
+    for name, part in state.items():
+        key = (part.data_ptr(), part.device, part.dtype, tuple(part.shape), part.stride())
+        if part.numel() and key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            found[name] = part.detach().to("cpu", copy=True).contiguous()
+    return found, tied
+
+
+# --- and back ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Saved(Convention):
+    """A convention with what else a ``Denoiser`` says."""
+
+    direct: bool = False
+    length: int | None = None
+    time_dtype: torch.dtype | None = None
+    retimed: Schedule | None = None
+
+    def denoiser(self, network: nn.Module) -> Loaded:
+        model = Loaded(network, Convention(**{one.name: getattr(self, one.name) for one in fields(Convention)}))
+        model.length, model.time_dtype = self.length, self.time_dtype
+        if self.direct:
+            model.fn = network
+        if self.retimed is not None:
+            model.process = model.process.with_schedule(self.retimed)
+        return model
+
+
+def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
+    if asked.mask_id is not None or asked.block is not None:
+        raise Refused(f"{_RECORD} says the mask and the block; neither is to be given")
+    said = Settings(files._json(_RECORD), _RECORD)
+    known(said, {"format", "network", "convention", "direct", "length", "time_dtype", "clock", "tied"})
+    said.whole("format", least=1, most=FORMAT)
+    largest = max((size for shape in files.shapes.values() for size in shape), default=1)
+    given = convention_of(said.part("convention"), largest + 1)
+    if asked.schedule is not None and given.get("time") == "t":
+        raise Refused("this network is told t of its own clock; use load(...).with_schedule(schedule)")
+    retimed = asked.schedule or (clock_of(said.part("clock"), largest) if said.get("clock") is not None else None)
+    convention = _Saved(
+        **given,
+        direct=said.flag("direct"),
+        length=said.whole("length", least=1, default=None),
+        time_dtype=dtype_of(said, "time_dtype"),
+        retimed=retimed,
+    )
+    part = said.part("network")
+    if "class" not in part and asked.network is not None:
+        raise Refused(f"{_RECORD} says how its network is built; network= is not to be given")
+    if "family" in part:
+        return _by_family(part, files, convention), convention
+    if "class" in part:
+        return _given(part, asked.network, _weights(said, files), files), convention
+    with torch.device("meta"):
+        network = built(part, len(files.shapes))
+    fit(network, _weights(said, files), files.path)
+    return network, convention
+
+
+def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Module:
+    """A network of a class of transformers, from its author's settings in config.json."""
+    known(part, {"family"})
+    families = {one.name: one for one in every_family() if one is not SAVED}
+    chosen = families[part.word("family", accepted=families)]
+    network, _ = chosen.build(files, Asked(mask_id=convention.process.mask_id, block=convention.block))
+    return network
+
+
+def _given(part: Settings, network: nn.Module | None, weights: dict[str, Tensor], files: Files) -> nn.Module:
+    """The user's own network with these weights; parameters that it ties stay tied."""
+    known(part, {"class"})
+    if network is None:
+        raise Refused(f"its network is a {part.word('class')} of the user's own: pass load(..., network=) such a one")
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"load: network must be a module, got {shown(network)}")
+    learnt = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    one = {id(tensor): nn.Parameter(tensor, False) for name, tensor in weights.items() if tensor.is_floating_point()}
+    fit(network, {n: one[id(t)] if n in learnt and id(t) in one else t for n, t in weights.items()}, files.path)
+    return network
+
+
+def _weights(said: Settings, files: Files) -> dict[str, Tensor]:
+    """All of the network's weights by its own names, none of which is a wrapper's prefix here."""
+    try:
+        with safe_open(files.folder / _WEIGHTS, "pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{_WEIGHTS} is not a safetensors file: {error}") from error
+    tied = said.part("tied")
+    for name in tied:
+        other = tied.word(name)
+        if other not in found or name in found:
+            raise tied.refused(f"{name} must name another weight that is in {_WEIGHTS}, got {shown(other)}")
+    return found | {name: found[tied.word(name)] for name in tied}
+
+
+SAVED = Family(
+    "saved",
+    "written by save",
+    lambda files: files.path.is_dir() and (files.folder / _RECORD).is_file(),
+    _build,
+)
