@@ -110,7 +110,7 @@ class _Kind:
             )
         said = self.convention(config, shapes["vocab_embed.embedding"][0], asked)
         network = shaped(shapes, config, said)
-        fit(network, weights, files.path)
+        fit(network, weights, files)
         wrapped: nn.Module = network
         if said.predicts == "ratio":
             scaled = config.get("scale_by_sigma") if "graph_type" in config else True
@@ -122,7 +122,7 @@ def _said(files: Files) -> Config:
     """What config.json says, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
     held = {} if files.config else plain(files.saved.get("hyper_parameters"))
     inside = held.get("config", held) if isinstance(held, dict) else {}
-    return files.config or inside or files.run
+    return dict(files.config) or inside or dict(files.run)
 
 
 def configuration(files: Files) -> Config:

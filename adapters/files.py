@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from discdiff.adapters.inert import load_inert
+from discdiff.adapters.settings import Refused, Settings
 
 __all__ = ["Files"]
 
@@ -31,7 +32,7 @@ def _tensors(file: Path) -> Iterator[Any]:
         with safe_open(file, "pt") as opened:
             yield opened
     except SafetensorError as error:
-        raise ValueError(f"load: {file} is not a safetensors file: {error}") from error
+        raise Refused(f"{file.name} is not a safetensors file: {error}") from error
 
 
 class Files:
@@ -48,21 +49,22 @@ class Files:
         if not path.exists():
             raise FileNotFoundError(f"load: there is no file or folder {path}")
         if path.is_file() and path.suffix not in _KNOWN:
-            raise ValueError(f"load: {path} is no file of weights; accepted: {', '.join(sorted(_KNOWN))}, or a folder")
+            raise Refused(f"this is no file of weights; accepted: {', '.join(sorted(_KNOWN))}, or a folder")
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.config = self._json("config.json") if path.is_dir() else {}
-        self.generation = self._json("generation_config.json") if path.is_dir() else {}
+        inside = path.is_dir()
+        self.config = Settings(self._json("config.json") if inside else {}, "config.json")
+        self.generation = Settings(self._json("generation_config.json") if inside else {}, "generation_config.json")
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.folder / name
         try:
             return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except json.JSONDecodeError as error:
-            raise ValueError(f"load: {file} is not JSON: {error}") from error
+            raise Refused(f"{name} is not JSON: {error}") from error
 
     @cached_property
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Settings:
         """The YAML configuration that a training run leaves, beside its weights or a folder higher."""
         for name in _HYDRA:
             file = self.folder / name
@@ -72,8 +74,8 @@ class Files:
                 except ImportError as error:
                     raise ImportError(f"load: reading {file} needs PyYAML: pip install 'discdiff[hf]'") from error
                 said = yaml.safe_load(file.read_text(encoding="utf-8"))
-                return said if isinstance(said, dict) else {}
-        return {}
+                return Settings(said if isinstance(said, dict) else {}, name)
+        return Settings({}, "config.yaml")
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -92,6 +94,14 @@ class Files:
         if not one:
             raise FileNotFoundError(f"load: {self.folder} holds no weights ({', '.join(sorted(_KNOWN))})")
         return one[:1]
+
+    @property
+    def chosen(self) -> str:
+        """The names of the files that hold the weights, for printing and errors."""
+        names = [part.name for part in self.parts]
+        return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+    averaged: bool = False  # whether ``weights`` are an average of those that were trained
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -121,7 +131,7 @@ class Files:
             if part.suffix in _TORCH:
                 loaded = load_inert(part)
                 if not isinstance(loaded, Mapping):
-                    raise ValueError(f"load: {part} holds a {type(loaded).__name__}, not weights by name")
+                    raise Refused(f"{part.name} holds a {type(loaded).__name__}, not weights by name")
                 found |= loaded
         return found
 
@@ -138,13 +148,13 @@ class Files:
                     with np.load(part, allow_pickle=False) as arrays:
                         found |= {name: torch.from_numpy(arrays[name]) for name in arrays.files}
                 except (ValueError, BadZipFile) as error:  # numpy takes what it does not know for a pickle
-                    raise ValueError(f"load: {part} is not an archive of arrays (numpy.savez)") from error
+                    raise Refused(f"{part.name} is not an archive of arrays (numpy.savez)") from error
         if self.saved:
             inner = [self.saved[key] for key in ("state_dict", "model_state_dict", "model") if key in self.saved]
             tensors = inner[0] if inner else self.saved
             found |= {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
         if not found:
-            raise ValueError(f"load: {self.path} holds no tensors by name")
+            raise Refused(f"{self.chosen} holds no tensors by name")
         return found
 
     # --- tokenizer ----------------------------------------------------------------------------------------------------
@@ -197,19 +207,19 @@ class Files:
         if given is not None:
             return given, "given"
         found: dict[str, int | None] = {
-            "config.json": self.config.get("mask_token_id"),
-            "generation_config.json": self.generation.get("mask_token_id"),
+            "config.json": self.config.whole("mask_token_id", default=None),
+            "generation_config.json": self.generation.whole("mask_token_id", default=None),
             "the tokenizer": next(iter(self.special("mask_token")), None),
         }
         said = {source: number for source, number in found.items() if number is not None}
         if len(set(said.values())) > 1:
             parts = ", ".join(f"{number} by {source}" for source, number in said.items())
-            raise ValueError(
-                f"load: {self.path} does not agree with itself on the mask id: {parts}; pass the right one, for "
+            raise Refused(
+                f"the files do not agree on the mask id: {parts}; pass the right one, for "
                 f"instance load(..., mask_id={next(iter(said.values()))})"
             )
         if said:
             return next(iter(said.values())), " and ".join(said)
         if rule is None:
-            raise ValueError(f"load: nothing in {self.path} says the mask id; pass load(..., mask_id=...)")
+            raise Refused("nothing in its files says the mask id; pass load(..., mask_id=...)")
         return rule, "the family's rule"

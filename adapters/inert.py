@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from discdiff.adapters.settings import Refused
+
 __all__ = ["Inert", "load_inert", "plain"]
 
 
@@ -38,7 +40,7 @@ def load_inert(path: Path) -> object:
     weights, and unpickling them would run their code.
 
     Raises:
-        ValueError: if the file is not one of torch's, or cannot be read even so.
+        Refused: if the file is not one of torch's, or cannot be read even so.
     """
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -48,10 +50,10 @@ def load_inert(path: Path) -> object:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"load: {path} cannot be read as a file of torch.save: {error}") from error
+        raise Refused(f"{path.name} cannot be read as a file of torch.save: {error}") from error
     except Exception as error:  # pickle's own errors have no common base that is public
-        raise ValueError(
-            f"load: {path} holds more than weights ({error}); convert it, or unpickle it yourself if you trust it and "
+        raise Refused(
+            f"{path.name} holds more than weights ({error}); convert it, or unpickle it yourself if you trust it and "
             "save its state_dict as safetensors"
         ) from error
 

@@ -1,14 +1,16 @@
 """``load``: from a path or a hub's id to a ``Denoiser``, by the convention of the family it belongs to."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from discdiff.adapters.files import Files
+from discdiff.adapters.settings import Refused
 from discdiff.checks import shown
 from discdiff.convention import Convention, Loaded
 from discdiff.plugins import plugged
@@ -19,12 +21,14 @@ __all__ = ["Asked", "Family", "load"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user settles, None where he leaves it to the files."""
+    """What the user settles, None where he leaves it to the files; ``ignore`` names foreign settings to pass over."""
 
     mask_id: int | None = None
     schedule: Schedule | None = None
     block: int | None = None
     mask_source: str = "given"
+    ignore: tuple[str, ...] = ()
+    weights: Literal["raw", "ema"] | None = None
     network: nn.Module | None = None
 
 
@@ -37,12 +41,14 @@ class Family:
         about: whose it is and what it is, in a line.
         recognises: whether files are of this kind; it reads configurations and the names of weights only.
         build: the network with its weights, and its convention.
+        kinds: the values of ``model_type`` in config.json that it has, where it goes by them.
     """
 
     name: str
     about: str
     recognises: Callable[[Files], bool]
     build: Callable[[Files, Asked], tuple[nn.Module, Convention]]
+    kinds: tuple[str, ...] = ()
 
 
 def load(
@@ -89,14 +95,20 @@ def load(
     if not isinstance(source, str | Path):
         raise TypeError(f"load: source must be a path or an id of the hub, got {shown(source)}")
     known = tuple(families) if families is not None else every_family()
-    files = Files(_fetched(source))
-    chosen = _chosen(files, known, family)
-    if network is not None and chosen.name != "saved":
-        raise ValueError(f"load: {source} is no folder of save, so network= is not to be given")
-    found, convention = chosen.build(files, Asked(mask_id, schedule, block, network=network))
-    found = found.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    found.__dict__["foreign_settings"] = dict(files.config)  # ``save`` writes them again
-    model = convention.denoiser(found)
+    found = ""
+    try:
+        files = Files(_fetched(source))
+        chosen = _chosen(files, known, family)
+        found = f" (family {chosen.name})"
+        if network is not None and chosen.name != "saved":
+            raise Refused("this is no folder that save wrote, so network= is not to be given")
+        made, convention = chosen.build(files, Asked(mask_id, schedule, block, network=network))
+        convention = replace(convention, files=files.chosen)
+    except Refused as error:
+        raise ValueError(f"load: {source}{found}: {error}") from error
+    made = made.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    made.__dict__["foreign_settings"] = dict(files.config)  # ``save`` writes them again
+    model = convention.denoiser(made)
     if not quiet:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"{source}: {chosen.about}", markup=False)
@@ -131,10 +143,7 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
     else:
         what = f"its weights' names ({', '.join(list(files.shapes)[:3])})"
     found = " and ".join(one.name for one in fitting)
-    raise ValueError(
-        f"load: {files.path} is recognised by {found or 'no family'} from {what}; "
-        f"pass family= one of {', '.join(names)}"
-    )
+    raise Refused(f"recognised by {found or 'no family'} from {what}; pass family= one of {', '.join(names)}")
 
 
 def _fetched(source: str | Path) -> Path:
@@ -159,20 +168,43 @@ def _fetched(source: str | Path) -> Path:
         ) from error
 
 
-def fit(network: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> None:
-    """Put weights into a network, all of them.
+def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None = None) -> None:
+    """Put weights into a network, all of them; they are converted to the dtype that its own parameters have.
+
+    A network that was built on the meta device, ``with torch.device("meta"): network = ...``, gets them in the place of
+    its own, so that sizes which do not fit are told before memory is asked for. A buffer that is not saved must be made
+    outside of it.
+
+    Args:
+        network: whose names and shapes are compared with the weights'.
+        weights: by name.
+        files: where they are from, for the error.
 
     Raises:
-        ValueError: if some are missing, left over or of another shape, which are named.
+        Refused: if some are missing, left over, of another shape or kind, which are named.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    own = network.state_dict()
+    both = sorted(own.keys() & weights.keys())
     wrong = {
-        "missing": sorted(own.keys() - given.keys()),
-        "left over": sorted(given.keys() - own.keys()),
-        "of another shape": sorted(name for name in own.keys() & given.keys() if own[name] != given[name]),
+        "missing": sorted(own.keys() - weights.keys()),
+        "left over": sorted(weights.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} in place of {tuple(own[name].shape)}"
+            for name in both
+            if weights[name].shape != own[name].shape
+        ],
+        "of another kind": [
+            f"{name} {weights[name].dtype} in place of {own[name].dtype}"
+            for name in both
+            if weights[name].is_floating_point() != own[name].is_floating_point()
+        ],
     }
     told = [f"{len(names)} {kind}, such as {', '.join(names[:3])}" for kind, names in wrong.items() if names]
     if told:
-        raise ValueError(f"load: the weights of {where} do not fit a {type(network).__name__}: {'; '.join(told)}")
-    network.load_state_dict(weights, assign=True)
+        where = f"{files.chosen}: " if files is not None else ""
+        raise Refused(f"{where}the weights do not fit a {type(network).__name__}: {'; '.join(told)}")
+    unmade = any(tensor.is_meta for tensor in own.values())
+    network.load_state_dict({name: weights[name].to(own[name].dtype) for name in both}, assign=unmade)
+    lost = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if lost:
+        raise RuntimeError(f"fit: the buffers {', '.join(lost)} are not saved; make them outside the meta device")

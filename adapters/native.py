@@ -65,13 +65,15 @@ class _Native:
         return files.config.get("model_type") in self.kinds and (not self.needs or self.needs in files.config)
 
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
-        network = native(self.cls, self.settings(files.config), self.rename(files.weights, files.config))
+        network = native(self.cls, self.settings(dict(files.config)), self.rename(files.weights, dict(files.config)))
         columns = network.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         mask, source = files.mask_id(self.mask_rule, asked.mask_id)
         process, suppress = masked(columns, mask, files, asked, source)
         if self.suppress_special:
             suppress += tuple(v for v in files.special(*_SPECIAL) if v != mask)
-        block = None if self.block is None else asked.block or int(files.config.get("block_size", self.block))
+        block = (
+            None if self.block is None else asked.block or files.config.whole("block_size", least=1, default=self.block)
+        )
         convention = Convention(
             family=self.name,
             process=process,

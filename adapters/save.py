@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,9 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         return _given(part, asked.network, _weights(said, files), files), convention
     with torch.device("meta"):
         network = built(part, len(files.shapes))
-    fit(network, _weights(said, files), files.path)
+    weights = _weights(said, files)
+    _typed(network, weights)
+    fit(network, weights, files)
     return network, convention
 
 
@@ -260,16 +263,22 @@ def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Modul
 
 
 def _given(part: Settings, network: nn.Module | None, weights: dict[str, Tensor], files: Files) -> nn.Module:
-    """The user's own network with these weights; parameters that it ties stay tied."""
+    """The user's own network with these weights."""
     known(part, {"class"})
     if network is None:
         raise Refused(f"its network is a {part.word('class')} of the user's own: pass load(..., network=) such a one")
     if not isinstance(network, nn.Module):
         raise TypeError(f"load: network must be a module, got {shown(network)}")
-    learnt = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    one = {id(tensor): nn.Parameter(tensor, False) for name, tensor in weights.items() if tensor.is_floating_point()}
-    fit(network, {n: one[id(t)] if n in learnt and id(t) in one else t for n, t in weights.items()}, files.path)
+    _typed(network, weights)
+    fit(network, weights, files)
     return network
+
+
+def _typed(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network's parts the dtypes of the weights they are to get."""
+    for name, part in chain(network.named_parameters(), network.named_buffers()):
+        if name in weights and part.is_floating_point() and weights[name].is_floating_point():
+            part.data = part.data.to(weights[name].dtype)
 
 
 def _weights(said: Settings, files: Files) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ class Convention:
         aligned: whether its blocks begin at multiples of that size, prompts included; or else where the prompt ends.
         autocast: the dtype it computes in, or None for that of its weights.
         weights: "raw", or "ema" for an exponential moving average of them.
+        files: the files that the weights are from; "" where they are from none.
         notes: what else a user should know, a line each.
     """
 
@@ -67,6 +68,7 @@ class Convention:
     aligned: bool = True
     autocast: torch.dtype | None = None
     weights: Literal["raw", "ema"] = "raw"
+    files: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def denoiser(self, network: nn.Module) -> "Loaded":
@@ -97,6 +99,8 @@ class Convention:
             "computes in": "the weights' dtype" if self.autocast is None else str(self.autocast).removeprefix("torch."),
             "weights": self.weights,
         }
+        if self.files:
+            found["file"] = self.files
         return found | {f"note {n}" if n > 1 else "note": note for n, note in enumerate(self.notes, 1)}
 
 
