@@ -12,17 +12,19 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from discdiff.adapters.archives import opened, owned
 from discdiff.adapters.builders import built, described_network
+from discdiff.adapters.documents import is_there, json_table
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family, every_family, fit
 from discdiff.adapters.record import clock_of, convention_of, described, dtype_of, known, recorded
@@ -160,6 +162,10 @@ def _network(
     with torch.device("meta"):
         own = built(Settings({"network": kind}, _RECORD).part("network"), 1 << 20).state_dict()
     _same(network, own, state)
+    if len(_dtypes(state)) > 1:
+        raise ValueError(
+            f"save: the weights of a {type(network).__name__} must have one dtype, got {' and '.join(_dtypes(state))}"
+        )
     return kind, state, {}
 
 
@@ -223,34 +229,39 @@ class _Saved(Convention):
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     if asked.mask_id is not None or asked.block is not None:
         raise Refused(f"{_RECORD} says the mask and the block; neither is to be given")
-    said = Settings(files._json(_RECORD), _RECORD)
+    said = json_table(files.folder / _RECORD)
     known(said, {"format", "network", "convention", "direct", "length", "time_dtype", "clock", "tied"})
     said.whole("format", least=1, most=FORMAT)
-    largest = max((size for shape in files.shapes.values() for size in shape), default=1)
-    given = convention_of(said.part("convention"), largest + 1)
-    if asked.schedule is not None and given.get("time") == "t":
-        raise Refused("this network is told t of its own clock; use load(...).with_schedule(schedule)")
-    retimed = asked.schedule or (clock_of(said.part("clock"), largest) if said.get("clock") is not None else None)
-    convention = _Saved(
-        **given,
-        direct=said.flag("direct"),
-        length=said.whole("length", least=1, default=None),
-        time_dtype=dtype_of(said, "time_dtype"),
-        retimed=retimed,
-    )
     part = said.part("network")
     if "class" not in part and asked.network is not None:
         raise Refused(f"{_RECORD} says how its network is built; network= is not to be given")
     if "family" in part:
+        convention = _convention(said, asked, files.shapes.values())
         return _by_family(part, files, convention), convention
-    if "class" in part:
-        return _given(part, asked.network, _weights(said, files), files), convention
-    with torch.device("meta"):
-        network = built(part, len(files.shapes))
     weights = _weights(said, files)
-    _typed(network, weights)
+    convention = _convention(said, asked, [tuple(tensor.shape) for tensor in weights.values()])
+    network = _given(part, asked.network) if "class" in part else _own(part, weights)
+    for name, held in chain(network.named_parameters(), network.named_buffers()):
+        if name in weights and held.is_floating_point() and weights[name].is_floating_point():
+            held.data = held.data.to(weights[name].dtype)
     fit(network, weights, files)
     return network, convention
+
+
+def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]]) -> _Saved:
+    """The convention; no size in its process is larger than the weights have one."""
+    largest = max((size for shape in shapes for size in shape), default=1)
+    given = convention_of(said.part("convention"), largest + 1)
+    if asked.schedule is not None and given.get("time") == "t":
+        raise Refused("this network is told t of its own clock; use load(...).with_schedule(schedule)")
+    clock = clock_of(said.part("clock"), largest) if said.get("clock") is not None else None
+    return _Saved(
+        **given,
+        direct=said.flag("direct"),
+        length=said.whole("length", least=1, default=None),
+        time_dtype=dtype_of(said, "time_dtype"),
+        retimed=asked.schedule or clock,
+    )
 
 
 def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Module:
@@ -262,32 +273,31 @@ def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Modul
     return network
 
 
-def _given(part: Settings, network: nn.Module | None, weights: dict[str, Tensor], files: Files) -> nn.Module:
-    """The user's own network with these weights."""
+def _given(part: Settings, network: nn.Module | None) -> nn.Module:
+    """The user's own network."""
     known(part, {"class"})
     if network is None:
         raise Refused(f"its network is a {part.word('class')} of the user's own: pass load(..., network=) such a one")
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"load: network must be a module, got {shown(network)}")
-    _typed(network, weights)
-    fit(network, weights, files)
     return network
 
 
-def _typed(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a network's parts the dtypes of the weights they are to get."""
-    for name, part in chain(network.named_parameters(), network.named_buffers()):
-        if name in weights and part.is_floating_point() and weights[name].is_floating_point():
-            part.data = part.data.to(weights[name].dtype)
+def _own(part: Settings, weights: dict[str, Tensor]) -> nn.Module:
+    """A network of this package, not yet made."""
+    dtypes = _dtypes(weights)
+    if len(dtypes) > 1:
+        raise Refused(f"{_WEIGHTS}: its weights must have one dtype, got {' and '.join(dtypes)}")
+    with torch.device("meta"):
+        return built(part, len(weights))
+
+
+def _dtypes(weights: dict[str, Tensor]) -> list[str]:
+    return sorted({str(tensor.dtype) for tensor in weights.values() if tensor.is_floating_point()})
 
 
 def _weights(said: Settings, files: Files) -> dict[str, Tensor]:
     """All of the network's weights by its own names, none of which is a wrapper's prefix here."""
-    try:
-        with safe_open(files.folder / _WEIGHTS, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise Refused(f"{_WEIGHTS} is not a safetensors file: {error}") from error
+    file = files.folder / _WEIGHTS
+    found = owned(opened(file), [file])
     tied = said.part("tied")
     for name in tied:
         other = tied.word(name)
@@ -299,6 +309,6 @@ def _weights(said: Settings, files: Files) -> dict[str, Tensor]:
 SAVED = Family(
     "saved",
     "written by save",
-    lambda files: files.path.is_dir() and (files.folder / _RECORD).is_file(),
+    lambda files: files.path.is_dir() and is_there(files.folder / _RECORD),
     _build,
 )

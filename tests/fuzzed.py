@@ -31,7 +31,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 import discdiff as dd
+from discdiff import samplers as S
 from discdiff.denoiser import Denoiser
 
 SECONDS, BYTES = 5, 2 * 2**30
@@ -77,7 +78,7 @@ class Outcome:
 # --- the undamaged ----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def fixtures() -> Path:
     """A folder with every fixture, by its name, written once."""
     from every_checkpoint import EVERY
@@ -110,7 +111,7 @@ def _has_gemma() -> bool:
     return hasattr(transformers, "DiffusionGemmaConfig")
 
 
-@lru_cache(maxsize=None)
+@cache
 def said_by(name: str) -> tuple[Tensor, Tensor, dd.Process]:
     """States, what the undamaged one says of them, and its process."""
     model = dd.load(given(name, fixtures() / name), quiet=True)
@@ -157,8 +158,8 @@ def _watch(ran: list[str]) -> None:
 
 _ACTS = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn", "os.startfile", "os.remove")
 _ACTS += ("os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "os.truncate", "os.putenv")
-_ACTS += ("subprocess.Popen", "pty.spawn", "socket.", "urllib.", "http.", "ftplib.", "smtplib.", "shutil.", "webbrowser")
-_ACTS += ("pickle.find_class", "marshal.load", "code.__new__", "ctypes.dlopen", "mmap.__new__:")
+_ACTS += ("subprocess.Popen", "pty.spawn", "socket.", "urllib.", "http.", "ftplib.", "smtplib.", "shutil.")
+_ACTS += ("webbrowser", "pickle.find_class", "code.__new__", "ctypes.dlopen")
 
 
 def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
@@ -232,9 +233,9 @@ def _examined(
 
 def _of_nothing(model: Denoiser, x: Tensor) -> Outcome:
     """Logits that are none must be told before a token is made of them."""
-    prediction = model(x, 0.5)
+    operator = S.Euler() if model.predicts == "ratio" else S.Ancestral()
     try:
-        _ = prediction.rates if model.predicts == "ratio" else getattr(prediction, model.predicts)
+        dd.Sampler(model.process, model, operator, steps=2).sample(2, x.shape[1], seed=0)
     except ValueError as error:
         return Outcome("refused", _told(error))
     return Outcome("silent", "logits that are not finite, and no error")

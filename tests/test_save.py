@@ -126,7 +126,7 @@ def test_a_network_of_ones_own_is_given_back(time: dd.denoiser.TimeArgument, tmp
     own = by_hand().save(tmp_path / "own")
     with pytest.raises(ValueError, match="says how its network is built"):
         dd.load(own, network=Mine(), quiet=True)
-    with pytest.raises(ValueError, match=r"no folder of save, so network= is not to be given"):
+    with pytest.raises(ValueError, match="no folder that save wrote, so network= is not"):
         dd.load(EVERY["MDLM"](tmp_path / "mdlm"), network=Mine(), quiet=True)
 
 
