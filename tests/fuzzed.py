@@ -203,9 +203,7 @@ def _limited(what: int, most: int) -> None:
     resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
 
 
-def _examined(
-    made: Path, reference: tuple[Tensor, Tensor, dd.Process] | None, same: bool, load: Loader
-) -> Outcome:
+def _examined(made: Path, reference: tuple[Tensor, Tensor, dd.Process] | None, same: bool, load: Loader) -> Outcome:
     try:
         model = load(made)
     except BaseException as error:
