@@ -6,12 +6,14 @@ References: ByteNet (Kalchbrenner et al., 2016), as in EvoDiff (Alamdari et al.,
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from discdiff.adapters.settings import Refused, Settings
+from discdiff.adapters.shapes import Shapes, axes, depth, matrix
 
 __all__ = ["ByteNet", "bytenet"]
 
@@ -128,7 +130,7 @@ def _waves(step: Int[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
-def bytenet(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], timed: bool) -> ByteNet:
+def bytenet(shapes: Shapes, config: Settings, timed: bool) -> ByteNet:
     """The network whose weights have these shapes.
 
     Args:
@@ -138,14 +140,21 @@ def bytenet(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], ti
         timed: whether it is told a step.
 
     Raises:
-        ValueError: if these are no such weights.
+        Refused: if these are no such weights, or the configuration says another network.
     """
+    rows, narrow = matrix(shapes, "embedder.embedder.weight")
+    inner, width, _ = axes(shapes, "embedder.layers.0.sequence1.2.conv.weight", 3)
+    kernel = axes(shapes, "embedder.layers.0.conv.weight", 3)[-1]
+    layers = depth(shapes, "embedder.layers.")
+    if config.flag("causal", default=False):
+        raise config.refused("causal must be false: this network sees both sides")
+    told = config.whole("n_layers", default=layers)
+    if told != layers:
+        raise config.refused(f"n_layers says {told}, and the weights have {layers}")
+    usual = "relu" if "n_layers" in config else "gelu"
+    activation = config.word("activation", accepted=("gelu", "relu"), default=usual)
+    period = config.whole("r", least=1, most=1 << 16, default=128)
     try:
-        rows, narrow = shapes["embedder.embedder.weight"]
-        inner, width, _ = shapes["embedder.layers.0.sequence1.2.conv.weight"]
-        kernel = shapes["embedder.layers.0.conv.weight"][-1]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"load: these are not EvoDiff's weights: {', '.join(list(shapes)[:4])}") from error
-    depth = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("embedder.layers."))
-    activation = str(config.get("activation", "relu" if "n_layers" in config else "gelu"))
-    return ByteNet(rows, narrow, width, inner, depth, kernel, int(config.get("r", 128)), activation, timed)
+        return ByteNet(rows, narrow, width, inner, layers, kernel, period, activation, timed)
+    except ValueError as error:
+        raise Refused(str(error)) from error

@@ -1,57 +1,75 @@
 """MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from the hub's folders, and their Lightning checkpoints."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from discdiff.adapters.block_dit import BlockTransformer, CausalBlockTransformer
 from discdiff.adapters.dit import DiffusionTransformer, Ratios
 from discdiff.adapters.files import Files
-from discdiff.adapters.inert import plain
 from discdiff.adapters.loading import Asked, Family, fit
+from discdiff.adapters.run_settings import check_known, configuration, said
+from discdiff.adapters.settings import Refused, Settings
+from discdiff.adapters.shapes import Shapes, depth, matrix
+from discdiff.checks import shown
 from discdiff.convention import Convention
 from discdiff.hybrid import Hybrid
-from discdiff.process import Process
+from discdiff.process import LARGEST, Process
 from discdiff.rank_one import Masked, Uniform
 from discdiff.schedule import Geometric, LogLinear, Schedule
 
 __all__ = ["DIFFUSION_TRANSFORMERS", "HybridClock"]
 
-Config = dict[str, Any]
 _PREFIXES = ("_forward_module.", "_orig_mod.", "module.", "model.", "backbone.", "dit.")
 _GPU = "its authors compute in bfloat16 on GPUs: replace(convention, autocast=torch.bfloat16)"
 _LOO = "trained by the plug-in bound, so that it predicts the leave-one-out (Uniform Diffusion Models Revisited, 2026)"
 
 
 def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefixes of wrappers, and without what is computed anew (rotary tables, noise)."""
-    found = {}
+    """Weights without the prefixes of wrappers, and without what is computed anew (rotary tables, noise).
+
+    Raises:
+        Refused: if two have the same name then.
+    """
+    found = dict[str, Tensor]()
     for name, tensor in weights.items():
         while name.startswith(_PREFIXES):
             name = name.removeprefix(next(prefix for prefix in _PREFIXES if name.startswith(prefix)))
+        if name in found:
+            raise Refused(f"two of its weights are called {name} without their prefixes")
         if not name.startswith(("rotary_emb.", "noise.", "sampling_eps_", "limiting_distribution", "logit_bias")):
             found[name] = tensor
     return found
 
 
-def shaped(shapes: dict[str, tuple[int, ...]], config: Config, said: Convention) -> DiffusionTransformer:
-    """A network of the sizes that the weights have; one of blocks that is told no time keeps its clean tokens."""
-    heads = _first(config, "n_heads", "num_attention_heads")
-    rows, width = shapes["vocab_embed.embedding"]
-    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
-    clock = shapes.get("sigma_map.mlp.2.weight")
-    time_width, norm_shift = None if clock is None else clock[0], "output_layer.norm_final.bias" in shapes
-    labels = shapes.get("cond_map.embedding_table.weight")
-    classes = None if labels is None else labels[0]
-    if config.get("x0_causal"):
-        mask = said.process.mask_id
-        return CausalBlockTransformer(rows, width, heads, depth, time_width, blank=0 if mask is None else mask)
-    if said.block is not None and said.time is None:
-        return BlockTransformer(rows, width, heads, depth, time_width, clean=said.block)
-    return DiffusionTransformer(rows, width, heads, depth, time_width, said.block, norm_shift, classes)
+def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTransformer:
+    """A network of the sizes that the weights have; one of blocks that is told no time keeps its clean tokens.
+
+    Raises:
+        Refused: if the configuration says other sizes.
+    """
+    rows, width = matrix(shapes, "vocab_embed.embedding")
+    heads = config.whole("n_heads", "num_attention_heads", least=1, most=width)
+    layers = depth(shapes, "blocks.")
+    clock = matrix(shapes, "sigma_map.mlp.2.weight")[0] if "sigma_map.mlp.2.weight" in shapes else None
+    for keys, size in ((("hidden_size", "hidden_dim"), width), (("n_blocks", "num_hidden_layers"), layers)):
+        told = config.whole(*keys, default=size)
+        if told != size:
+            raise config.refused(f"{' or '.join(keys)} says {told}, and the weights have {size}")
+    norm_shift = "output_layer.norm_final.bias" in shapes
+    labels = "cond_map.embedding_table.weight"
+    classes = matrix(shapes, labels)[0] if labels in shapes else None
+    try:
+        if config.flag("x0_causal", default=False):
+            mask = said.process.mask_id
+            return CausalBlockTransformer(rows, width, heads, layers, clock, blank=0 if mask is None else mask)
+        if said.block is not None and said.time is None:
+            return BlockTransformer(rows, width, heads, layers, clock, clean=said.block)
+        return DiffusionTransformer(rows, width, heads, layers, clock, said.block, norm_shift, classes)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -77,147 +95,101 @@ class _Kind:
     name: str
     about: str
     recognises: Callable[[Files], bool]
-    convention: Callable[[Config, int, Asked], Convention]
+    convention: Callable[[Settings, int, Asked], Convention]
 
     def family(self) -> Family:
         return Family(self.name, self.about, self.recognises, self.build)
 
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         config = configuration(files)
+        check_known(config, files, asked.ignore)
         if asked.mask_id is None:
             mask, source = files.mask_id(-1, None)
             asked = asked if mask == -1 else replace(asked, mask_id=mask, mask_source=source)
-        weights, ema = stripped(files.weights), files.averaged
+        weights = stripped(files.weights)
         shapes = {name: tuple(part.shape) for name, part in weights.items()}
         if "vocab_embed.embedding" not in shapes:
-            raise ValueError(
-                f"load: {files.path} does not hold a diffusion transformer; its weights: {', '.join(list(shapes)[:4])}"
-            )
-        said = self.convention(config, shapes["vocab_embed.embedding"][0], asked)
-        network = shaped(shapes, config, said)
+            raise Refused(f"{files.chosen} holds no diffusion transformer; its weights: {', '.join(list(shapes)[:4])}")
+        rows, _ = matrix(shapes, "vocab_embed.embedding", least=2)
+        if asked.mask_id is not None and asked.mask_id >= rows:
+            raise Refused(f"the mask id is {asked.mask_id} ({asked.mask_source}), and the network knows 0..{rows - 1}")
+        said = self.convention(config, rows, asked)
+        if asked.block is not None and said.block is None:
+            raise Refused(f"{self.name} is not in blocks, so block= is not to be given; sample it with Blockwise")
+        scaled = said.predicts == "ratio" and "graph_type" in config
+        scale = config.flag("scale_by_sigma", default=False) if scaled else True
+        with torch.device("meta"):
+            network = shaped(shapes, config, said)
         fit(network, weights, files)
-        wrapped: nn.Module = network
-        if said.predicts == "ratio":
-            scaled = config.get("scale_by_sigma") if "graph_type" in config else True
-            wrapped = Ratios(network, bool(scaled))
-        return wrapped, replace(said, weights="ema" if ema else "raw")
+        wrapped: nn.Module = Ratios(network, scale) if said.predicts == "ratio" else network
+        return wrapped, replace(said, weights="ema" if files.averaged else "raw")
 
 
-def _said(files: Files) -> Config:
-    """What config.json says, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
-    held = {} if files.config else plain(files.saved.get("hyper_parameters"))
-    inside = held.get("config", held) if isinstance(held, dict) else {}
-    return dict(files.config) or inside or dict(files.run)
-
-
-def configuration(files: Files) -> Config:
-    """One flat configuration."""
-    config = _said(files)
-    flat = {name: _resolved(value, config) for name, value in config.items() if not isinstance(value, dict)}
-    for part in ("model", "algo", "noise", "graph", "data"):
-        inner = config.get(part)
-        if isinstance(inner, dict):
-            own = ("type", "name", "eps")
-            named = {(f"{part}_{name}" if name in own else name): value for name, value in inner.items()}
-            flat |= {name: _resolved(value, config) for name, value in named.items()}
-    return flat | _in_blocks(flat, files)
-
-
-def _resolved(value: object, config: Config) -> object:
-    """What "${model.length}" stands for, as Hydra leaves it in what it saves; anything else as it is."""
-    said = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    if said is None:
-        return value
-    found: Any = config
-    for name in said[1].split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _in_blocks(config: Config, files: Files) -> Config:
-    """BlockGen's noise and its largest block: said by a training run's configuration, or else by the folders' names."""
-    algorithm = str(config.get("algo_name", ""))
-    if config.get("type") != "block-dit" and not algorithm.startswith("blockgen-"):
-        return {}
-    said = algorithm.rpartition("-")[2]
-    named = files.path.absolute().as_posix()
-    found = [said] if said else [kind for kind in ("absorb", "uniform") if f"/{kind}" in named]
-    size = re.search(r"block_size/(\d+)/", named)
-    weights = [float(weight) for weight in str(config.get("block_weights", "")).split()]
-    largest = 2 ** max((n for n, weight in enumerate(weights) if weight > 0), default=0)
-    sizes = {"block_size": largest} if weights else {} if size is None else {"block_size": int(size[1])}
-    return {"in_blocks": found[0] if len(found) == 1 else "", **sizes}
-
-
-def _first(config: Config, *names: str) -> int:
-    found = [config[name] for name in names if name in config]
-    if not found:
-        raise ValueError(f"load: the configuration does not say the number of heads ({' or '.join(names)})")
-    return int(found[0])
-
-
-def _masked(config: Config, rows: int, asked: Asked) -> Convention:
+def _masked(config: Settings, rows: int, asked: Asked) -> Convention:
     """MDLM and BD3LM: the mask is the tokenizer's or the last row; time is told where the configuration says so."""
     schedule, source = asked.schedule or _noise(config), "the family's rule: the last row"
-    if asked.mask_id is None and "bert" in str(config.get("tokenizer_name_or_path", "")):
-        raise ValueError(
-            f"load: trained with the tokenizer {config['tokenizer_name_or_path']}, which has a mask of its own; "
-            "pass its id as mask_id="
-        )
+    tokenizer = config.word("tokenizer_name_or_path", default="")
+    if asked.mask_id is None and "bert" in tokenizer:
+        raise config.refused(f"trained with the tokenizer {tokenizer}, which has a mask of its own; pass mask_id=")
     process = Masked(rows - 1, schedule)
     if asked.mask_id is not None and asked.mask_id != rows - 1:
         process, source = Masked(rows, schedule, mask_id=asked.mask_id), asked.mask_source
-    told = bool(config.get("time_conditioning", False))
+    told = config.flag("time_conditioning", default=False)
     return Convention(
         "MDLM", process, "denoiser", rows, source, time="sigma" if told else None,
         ids="", clock="", notes=(_GPU,),
     )  # fmt: skip
 
 
-def _uniform(config: Config, rows: int, asked: Asked) -> Convention:
+def _uniform(config: Settings, rows: int, asked: Asked) -> Convention:
     """Duo and UDLM: no mask, and the time is always told unless the configuration says otherwise."""
     if asked.mask_id is not None and asked.mask_source == "given":
-        raise ValueError(f"load: uniform noise has no mask, got mask_id={asked.mask_id}")
+        raise Refused(f"uniform noise has no mask, got mask_id={asked.mask_id}")
     process = Uniform(rows, asked.schedule or _noise(config))
-    told = bool(config.get("time_conditioning", True))
+    told = config.flag("time_conditioning", default=True)
     return Convention("Duo", process, "loo", rows, time="sigma" if told else None, ids="", clock="", notes=(_LOO, _GPU))
 
 
-def _ratios(config: Config, rows: int, asked: Asked) -> Convention:
+def _ratios(config: Settings, rows: int, asked: Asked) -> Convention:
     """SEDD on either graph; what MDLM's relatives train under this name is always absorbing."""
-    schedule, absorbs = asked.schedule or _noise(config), config.get("graph_type", "absorb") == "absorb"
+    schedule = asked.schedule or _noise(config)
+    absorbs = config.word("graph_type", accepted=("absorb", "uniform"), default="absorb") == "absorb"
     process: Process = Masked(rows - 1, schedule) if absorbs else Uniform(rows, schedule)
     if absorbs and asked.mask_id not in (None, rows - 1):
-        raise ValueError(f"load: ratios of a mask that is not the last row ({asked.mask_id}, {rows} rows) are not read")
+        raise Refused(f"ratios of a mask that is not the last row ({asked.mask_id}, {rows} rows) are not read")
     source = "the family's rule: the last row" if absorbs else "none needed"
     return Convention("SEDD", process, "ratio", rows, source, time="sigma", ids="", clock="", notes=(_GPU,))
 
 
-def _noise(config: Config) -> Schedule:
+def _noise(config: Settings) -> Schedule:
     """The clock the configuration names; log-linear where it names none.
 
     Raises:
         ValueError: for one that is not known here, rather than sampling on another.
     """
-    kind = str(config.get("noise_type", "loglinear")).replace("-", "")
+    kind = config.word("noise_type", default="loglinear").replace("-", "")
     if kind == "geometric":
-        return Geometric(float(config["sigma_min"]), float(config["sigma_max"]))
+        least = config.number("sigma_min", interval="(0, inf)")
+        return Geometric(least, config.number("sigma_max", interval=f"({least!r}, inf)"))
     if kind != "loglinear":
-        raise ValueError(f"load: the noise {kind!r} of the configuration is not known; pass schedule=")
-    eps = config.get("noise_eps")
-    return LogLinear() if eps is None else LogLinear(float(eps))
+        raise config.refused(f"the noise {shown(kind)} is not known; pass schedule=")
+    eps = config.number("noise_eps", interval="(0, 1)", default=None)
+    return LogLinear() if eps is None else LogLinear(eps)
 
 
-def _radd(config: Config, rows: int, asked: Asked) -> Convention:
-    return replace(_masked({}, rows, asked), family="RADD")
+def _radd(config: Settings, rows: int, asked: Asked) -> Convention:
+    return replace(_masked(Settings({}, config.file), rows, asked), family="RADD")
 
 
-def _gidd(config: Config, rows: int, asked: Asked) -> Convention:
+def _gidd(config: Settings, rows: int, asked: Asked) -> Convention:
     """The mask is the tokenizer's, or the last id; rows are rounded up to a multiple of 128 beyond it in some files."""
-    p_uniform, known = float(config["p_uniform"]), int(config.get("vocab_size", rows))
+    p_uniform = config.number("p_uniform", interval="[0, 1)")
+    known = config.whole("vocab_size", least=2, most=rows, default=rows)
     mask, source = (known - 1, "the family's rule") if asked.mask_id is None else (asked.mask_id, asked.mask_source)
+    if mask < 1:
+        raise Refused(f"the mask id is {mask} ({source}), and the ids below it are the data")
     if asked.schedule is not None:
-        raise ValueError("load: this network is told t of its own clock; use load(...).with_schedule(schedule)")
+        raise Refused("this network is told t of its own clock; use load(...).with_schedule(schedule)")
     own = HybridClock(p_uniform)
     process: Process = Hybrid(mask, own, p_uniform=p_uniform) if p_uniform > 0 else Masked(mask, own)
     return Convention(
@@ -244,13 +216,13 @@ _trained_as_sedd = _kind("sedd", "score")
 
 
 def _sedd(files: Files) -> bool:
-    said = _said(files)
-    own = isinstance(said.get("graph"), dict) and "tokens" in said
+    found = said(files)
+    own = isinstance(found.get("graph"), Mapping) and "tokens" in found
     return _trained_as_sedd(files) or (own and any("sigma_map." in name for name in files.shapes))
 
 
 def _is_radd(files: Files) -> bool:
-    own = {"tokens", "model"} <= set(_said(files))
+    own = {"tokens", "model"} <= said(files).keys()
     return own and not any("sigma_map." in name for name in files.shapes)
 
 
@@ -258,13 +230,17 @@ def _is_blockgen(noise: str) -> Callable[[Files], bool]:
     return lambda files: configuration(files).get("in_blocks") == noise
 
 
-def _named(name: str, convention: Callable[[Config, int, Asked], Convention]) -> Callable[..., Convention]:
+def _named(name: str, convention: Callable[[Settings, int, Asked], Convention]) -> Callable[..., Convention]:
     return lambda config, rows, asked: replace(convention(config, rows, asked), family=name)
 
 
-def _blocks(config: Config, rows: int, asked: Asked) -> Convention:
-    block = (asked.block or config.get("block_size")) if config.get("cross_attn", True) else None
+def _blocks(config: Settings, rows: int, asked: Asked) -> Convention:
+    block = (asked.block or _block(config)) if config.flag("cross_attn", default=True) else None
     return _in_blocks_of(replace(_masked(config, rows, asked), family="BD3LM"), block)
+
+
+def _block(config: Settings) -> int | None:
+    return config.whole("block_size", least=1, most=LARGEST, default=None)
 
 
 def _in_blocks_of(said: Convention, block: int | None) -> Convention:
@@ -274,14 +250,14 @@ def _in_blocks_of(said: Convention, block: int | None) -> Convention:
     return replace(said, block=block, notes=(note, *said.notes))
 
 
-def _blockgen(noise: Callable[[Config, int, Asked], Convention], name: str) -> Callable[..., Convention]:
+def _blockgen(noise: Callable[[Settings, int, Asked], Convention], name: str) -> Callable[..., Convention]:
     """BlockGen, whose network is never told the time."""
 
-    def convention(config: Config, rows: int, asked: Asked) -> Convention:
+    def convention(config: Settings, rows: int, asked: Asked) -> Convention:
         said = replace(noise(config, rows, asked), family=name, time=None)
-        block, several = asked.block or config.get("block_size"), bool(config.get("x0_causal"))
+        block, several = asked.block or _block(config), config.flag("x0_causal", default=False)
         if block is None and not several:
-            raise ValueError("load: nothing says the block size of this BlockGen; pass load(..., block=...)")
+            raise Refused("nothing says the block size of this BlockGen; pass load(..., block=...)")
         note = ("trained on blocks of 1 as well: it is autoregressive, and ARPC needs no other verifier",)
         said = _in_blocks_of(said, block)
         return replace(said, aligned=not several, notes=said.notes + note * several)

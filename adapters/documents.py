@@ -10,7 +10,7 @@ from typing import Any
 from discdiff.adapters.settings import Refused, Settings
 from discdiff.checks import shown
 
-__all__ = ["CONFIGURATION", "TOKENIZER", "is_there", "json_table", "size", "text", "yaml_table"]
+__all__ = ["CONFIGURATION", "TOKENIZER", "is_there", "json_table", "json_text", "size", "text", "yaml_table"]
 
 CONFIGURATION, TOKENIZER = 2**24, 2**26  # bytes; the largest tokenizers that are in use have 40 MB
 _YAML = 2**18  # bytes; its parser reads some 100 kB a second
@@ -89,15 +89,18 @@ def json_table(file: Path, most: int = CONFIGURATION) -> Settings:
             long, or has no table at its top.
     """
     said = text(file, most)
-    if said is None:
-        return Settings({}, file.name)
+    return Settings({}, file.name) if said is None else json_text(said, file.name)
+
+
+def json_text(said: str, name: str) -> Settings:
+    """A table of JSON that stands somewhere else, such as in a header; ``json_table`` says what is refused."""
     try:
         found = json.loads(said, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
-        raise Refused(f"{file.name} is nested too deeply") from error
+        raise Refused(f"{name} is nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, ours below, and a whole number of more digits than Python reads
-        raise Refused(f"{file.name} is not JSON: {str(error).split(';')[0]}") from error
-    return _table(found, file)
+        raise Refused(f"{name} is not JSON: {str(error).split(';')[0]}") from error
+    return _table(found, name)
 
 
 def yaml_table(file: Path) -> Settings:
@@ -132,13 +135,13 @@ def yaml_table(file: Path) -> Settings:
         raise Refused(f"{file.name} is nested too deeply") from error
     except Exception as error:  # the parser's own, and those of the dates and numbers that it makes
         raise Refused(f"{file.name} is not YAML: {' '.join(str(error).split())}") from error
-    return _table({} if found is None else found, file)
+    return _table({} if found is None else found, file.name)
 
 
-def _table(found: object, file: Path) -> Settings:
+def _table(found: object, name: str) -> Settings:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise Refused(f"{file.name} must hold a table of names at its top, got a {type(found).__name__}")
-    return Settings(found, file.name)
+        raise Refused(f"{name} must hold a table of names at its top, got a {type(found).__name__}")
+    return Settings(found, name)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from discdiff.adapters.bytenet import bytenet
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family, fit
+from discdiff.adapters.settings import Refused
 from discdiff.convention import Convention
 from discdiff.general import General
 from discdiff.process import Process
@@ -198,22 +199,25 @@ class _Kind:
         return any(word in named for word in self.said) and any("sequence1.2.conv" in name for name in files.shapes)
 
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
-        weights = {name.removeprefix("module."): part for name, part in files.weights.items()}
+        weights = files.weights
         shapes = {name: tuple(part.shape) for name, part in weights.items()}
-        network = bytenet(shapes, files.config, self.process is not None)
+        with torch.device("meta"):
+            network = bytenet(shapes, files.config, self.process is not None)
         fit(network, weights, files)
         rows = network.decoder.conv.out_channels
         if rows != len(ALPHABET):
-            raise ValueError(f"load: {files.path} knows {rows} letters, and EvoDiff's alphabet has {len(ALPHABET)}")
+            raise Refused(f"{files.chosen} knows {rows} letters, and EvoDiff's alphabet has {len(ALPHABET)}")
+        if asked.block is not None:
+            raise Refused("EvoDiff is not in blocks, so block= is not to be given; sample it with Blockwise")
         if self.process is None:
             mask, source = files.mask_id(_MASK, asked.mask_id)
+            if not 0 <= mask < rows:
+                raise Refused(f"the mask id is {mask} ({source}), and the network knows 0..{rows - 1}")
             process = Masked(rows, asked.schedule or Linear(), mask_id=mask)
             rare = tuple(v for v in range(_COMMON, rows) if v != mask)
             return network, Convention(self.name, process, "denoiser", rows, source, suppress=rare, ids="")
         if asked.mask_id is not None or asked.schedule is not None:
-            raise ValueError(
-                "load: EvoDiff's D3PM models have no mask and a clock of their own; use load(...).with_schedule()"
-            )
+            raise Refused("EvoDiff's D3PM models have no mask and a clock of their own; use load(...).with_schedule()")
         convention = Convention(
             self.name, self.process(), "loo", rows, time="t", time_scale=float(_STEPS - 1), integer_time=True,
             suppress=tuple(range(_COMMON, _LETTERS)), ids="", clock="", notes=(_SQUARE, _MIXED),

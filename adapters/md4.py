@@ -30,6 +30,9 @@ from torch.nn import functional
 
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family, fit
+from discdiff.adapters.settings import Refused, Settings
+from discdiff.adapters.shapes import depth, matrix
+from discdiff.checks import shown
 from discdiff.convention import Convention
 from discdiff.rank_one import Masked
 from discdiff.schedule import FromFunction, Linear, Polynomial, Schedule
@@ -201,10 +204,12 @@ def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
         if here is None or kind not in _PARTS:
             unknown.append(name)
         else:
+            if kind == "kernel" and part.ndim != 2:
+                raise Refused(f"{name} must be a matrix, got shape {tuple(part.shape)}")
             found[f"{here}.{_PARTS[kind]}"] = part.T.contiguous() if kind == "kernel" else part
     if unknown:
-        raise ValueError(
-            f"load: {len(unknown)} arrays are not of MD4's text network, such as {', '.join(sorted(unknown)[:3])}; its "
+        raise Refused(
+            f"{len(unknown)} arrays are not of MD4's text network, such as {', '.join(sorted(unknown)[:3])}; its "
             "image networks, classes and learned schedules are not read"
         )
     return found, bool(average)
@@ -213,30 +218,28 @@ def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     weights, ema = torch_names(files.weights)
     shape = {name: tuple(part.shape) for name, part in weights.items()}
-    try:
-        (vocab_size, width), (hidden, _) = shape["head.weight"], shape["blocks.0.w1.weight"]
-    except KeyError as error:
-        raise ValueError(f"load: {files.path} lacks {error} of MD4's text network") from error
-    clock, outside = shape.get("time.2.weight"), shape.get("outside.weight")
-    head = files.config.whole("feature_dim", least=1, default=None) or (
-        clock[0] if clock else outside[1] if outside else _HEAD
-    )
-    network = GatedTransformer(
-        vocab_size + 1,
-        width,
-        int(head),
-        hidden,
-        1 + max(int(name.split(".")[1]) for name in shape if name.startswith("blocks.")),
-        None if clock is None else clock[0],
-        None if outside is None else outside[1],
-        str(files.config.get("mlp_type", "glu")),
-    )
-    fit(network, weights, files)
+    config = files.config
+    vocab_size, width = matrix(shape, "head.weight")
+    hidden, _ = matrix(shape, "blocks.0.w1.weight")
+    clock = matrix(shape, "time.2.weight", least=4)[0] if "time.2.weight" in shape else None
+    outside = matrix(shape, "outside.weight")[1] if "outside.weight" in shape else None
+    head = config.whole("feature_dim", least=2, most=width, default=clock or outside or _HEAD)
+    _check_other(config, width // head if width % head == 0 else None, clock)
+    own = _clock(config)
     if asked.mask_id not in (None, vocab_size):
-        raise ValueError(f"load: MD4's mask is the id after the last, {vocab_size}; got mask_id={asked.mask_id}")
-    own = _clock(str(files.config.get("noise_schedule", "linear")))
+        raise Refused(f"MD4's mask is the id after the last, {vocab_size}; got mask_id={asked.mask_id}")
+    if asked.block is not None:
+        raise Refused("MD4 is not in blocks, so block= is not to be given; sample it with Blockwise")
     if clock is not None and asked.schedule is not None:
-        raise ValueError("load: this network is told t of its own clock; use load(...).with_schedule(schedule)")
+        raise Refused("this network is told t of its own clock; use load(...).with_schedule(schedule)")
+    gate = config.word("mlp_type", accepted=_GATES, default="glu")
+    try:
+        with torch.device("meta"):
+            layers = depth(shape, "blocks.")
+            network = GatedTransformer(vocab_size + 1, width, head, hidden, layers, clock, outside, gate)
+    except ValueError as error:
+        raise error if isinstance(error, Refused) else Refused(str(error)) from error
+    fit(network, weights, files)
     return network, Convention(
         "MD4",
         Masked(vocab_size, asked.schedule or own),
@@ -250,6 +253,21 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     )
 
 
+def _check_other(config: Settings, heads: int | None, clock: int | None) -> None:
+    """Raise ``Refused`` for settings that say another network than this one."""
+    told = config.whole("num_heads", default=heads)
+    if told != heads:
+        raise config.refused(f"num_heads says {told}, and feature_dim and the weights make {heads}")
+    if config.whole("n_kv_heads", default=told) != told:
+        raise config.refused("n_kv_heads must be num_heads")
+    features = config.word("time_features", accepted=("t", "none"), default=None)
+    if features is not None and (features == "none") != (clock is None):
+        raise config.refused(
+            f"time_features says {features!r}, and the weights {'know no time' if clock is None else 'do'}"
+        )
+    config.word("noise_schedule_type", accepted=("scalar",), default=None)
+
+
 @dataclass(frozen=True)
 class LateCosine:
     """alpha(t) = 1 - cos(pi (1 - t) / 2), MD4's cosine clock."""
@@ -258,14 +276,16 @@ class LateCosine:
         return 1 - torch.cos(math.pi / 2 * (1 - t))
 
 
-def _clock(name: str) -> Schedule:
+def _clock(config: Settings) -> Schedule:
+    name = config.word("noise_schedule", default="linear")
     if name == "linear":
         return Linear()
     if name == "cosine":
         return FromFunction(LateCosine())
-    if re.fullmatch(r"poly[\d.]+", name):
-        return Polynomial(float(name.removeprefix("poly")))
-    raise ValueError(f"load: the noise schedule {name!r} is not known; accepted: linear, cosine, poly2 and the like")
+    power = re.fullmatch(r"poly([0-9]{1,3}(?:\.[0-9]{1,6})?)", name)
+    if power is not None and float(power[1]) > 0:
+        return Polynomial(float(power[1]))
+    raise config.refused(f"the noise schedule {shown(name)} is not known; accepted: linear, cosine, poly2 and the like")
 
 
 def _recognises(files: Files) -> bool:

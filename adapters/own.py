@@ -1,22 +1,26 @@
 """What was trained here: files of ``save_trained``, with a card in their metadata."""
 
+import torch
 from torch import nn
 
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family, fit
+from discdiff.adapters.settings import Refused
 from discdiff.convention import Convention
-from discdiff.models import Card, build
+from discdiff.models import Card, network_of, process_of
 
 __all__ = ["OWN"]
 
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     if asked.mask_id is not None or asked.block is not None:
-        raise ValueError("load: the card of this file says its mask; neither that nor a block size is to be given")
-    card = Card.read(files.metadata["card"])
-    network, model = build(card)
-    fit(network, {name: part.float() for name, part in files.weights.items()}, files)
-    process = model.process if asked.schedule is None else model.process.with_schedule(asked.schedule)
+        raise Refused("the card of this file says its mask; neither that nor a block size is to be given")
+    weights = {name: part.float() for name, part in files.weights.items()}
+    card = Card.read(files.metadata["card"], layers=len(weights))
+    with torch.device("meta"):
+        network = network_of(card)
+    fit(network, weights, files)
+    process = process_of(card) if asked.schedule is None else process_of(card).with_schedule(asked.schedule)
     said = Convention(
         "discdiff", process, card.predicts, card.vocab_size, time=card.time, scalar_time=False, ids="", clock="",
         mask_source="the card" if process.mask_id is not None else "none needed",

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ from discdiff.transformer import FREQUENCIES, Transformer, survival_features
 __all__ = ["Card", "Convolution", "load_trained", "save_trained"]
 
 # The cosine reveals few tokens a step while little is known; a token that was replaced too early can be mended.
+_LARGEST = 1 << 24
 _PROCESSES: dict[str, Callable[[int], Process]] = {
     "masked": lambda size: Masked(size, Cosine()),
     "uniform": lambda size: Uniform(size, Linear()),
@@ -45,9 +46,39 @@ class Card:
     time: TimeArgument
 
     @classmethod
-    def read(cls, text: str) -> "Card":
-        """Of a file's metadata."""
-        return cls(**json.loads(text))
+    def read(cls, text: str, layers: int) -> "Card":
+        """Of a file's metadata.
+
+        Args:
+            text: JSON.
+            layers: no card of this file has more: each has a weight or more.
+
+        Raises:
+            ValueError: if it is no card, or sizes are out of range.
+        """
+        from discdiff.adapters.documents import json_text  # the adapters import this module
+        from discdiff.adapters.settings import Refused
+
+        said = json_text(text, "the card")
+        strange = said.keys() - {one.name for one in fields(cls)}
+        if strange:
+            raise said.refused(f"{sorted(strange)[0]} is not known")
+        card = cls(
+            shape=said.word("shape", accepted=("image", "sequence", "blocks")),  # type: ignore[arg-type]
+            process=said.word("process", accepted=_PROCESSES),  # type: ignore[arg-type]
+            vocab_size=said.whole("vocab_size", least=2, most=_LARGEST),
+            length=said.whole("length", least=1, most=_LARGEST),
+            width=said.whole("width", least=1, most=_LARGEST),
+            depth=said.whole("depth", least=1, most=layers),
+            predicts=said.word("predicts", accepted=get_args(Predicts)),  # type: ignore[arg-type]
+            time=said.word("time", accepted=("t", "sigma", "alpha"), default=None),  # type: ignore[arg-type]
+        )
+        try:
+            with torch.device("meta"):
+                network_of(card)
+        except (ValueError, RuntimeError) as error:  # a width that is not a multiple of what layers want
+            raise Refused(f"the card says no network: {error}") from error
+        return card
 
 
 class Convolution(nn.Module):
@@ -120,15 +151,23 @@ class _Block(nn.Module):
         return h + self.layers(h)
 
 
+def process_of(card: Card) -> Process:
+    """The process of a card."""
+    return _PROCESSES[card.process](card.vocab_size)
+
+
+def network_of(card: Card) -> nn.Module:
+    """The network of a card, with fresh weights."""
+    if card.shape != "blocks":
+        return Convolution(card)
+    states = {"masked": card.vocab_size + 1, "uniform": card.vocab_size, "absorbing": card.vocab_size**2}[card.process]
+    return Transformer(card.vocab_size, states, card.width, card.depth, sees_alpha=card.time is not None)
+
+
 def build(card: Card) -> tuple[nn.Module, Denoiser]:
     """A network with fresh weights and the denoiser around it."""
-    process = _PROCESSES[card.process](card.vocab_size)
-    network: nn.Module
-    if card.shape == "blocks":
-        network = Transformer(card.vocab_size, process.states, card.width, card.depth, sees_alpha=card.time is not None)
-    else:
-        network = Convolution(card)
-    return network, Denoiser(network, process, card.predicts, time=card.time)
+    network = network_of(card)
+    return network, Denoiser(network, process_of(card), card.predicts, time=card.time)
 
 
 def save_trained(path: Path, network: nn.Module, card: Card) -> None:
@@ -155,9 +194,10 @@ def load_trained(path: Path) -> Denoiser:
     if "card" not in metadata:
         raise ValueError(f"{path} has no card in its metadata; it was not written by save_trained")
     try:
-        network, model = build(Card.read(metadata["card"]))
-        network.load_state_dict(weights)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        card = Card.read(metadata["card"], len(weights))
+        with torch.device("meta"):
+            network = network_of(card)
+        network.load_state_dict(weights, assign=True)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its card and its weights are not of a network of save_trained: {error}") from error
-    network.eval()
-    return model
+    return Denoiser(network.eval(), process_of(card), card.predicts, time=card.time)

@@ -13,6 +13,7 @@ from discdiff import theory as T
 from discdiff.adapters import load
 from discdiff.adapters.bytenet import ByteNet, bytenet
 from discdiff.adapters.evodiff import ALPHABET, Squared, Tabulated, blosum, blosum_rates, uniform
+from discdiff.adapters.settings import Settings
 
 ROWS, NARROW, WIDTH, INNER, DEPTH, KERNEL = 31, 4, 12, 6, 9, 5
 MASK, STEPS = 28, 499
@@ -103,7 +104,9 @@ def written(folder: Path, name: str, rows: dict[str, Tensor] | None = None) -> P
 @pytest.mark.parametrize("timed", [False, True])
 def test_the_network_is_its_formula(timed: bool) -> None:
     w = weights()
-    network = bytenet({name: tuple(part.shape) for name, part in w.items()}, {}, timed).double()
+    network = bytenet(
+        {name: tuple(part.shape) for name, part in w.items()}, Settings({}, "config.json"), timed
+    ).double()
     network.load_state_dict(w)
     given = torch.ones(2, 8).double()
     given[1, 5:] = 0
@@ -120,8 +123,17 @@ def test_what_is_no_such_network_is_refused() -> None:
         ByteNet(5, 4, 8, 4, 2, kernel=4)
     with pytest.raises(ValueError, match="told the step"):
         ByteNet(31, 4, 8, 4, 2, timed=True)(X)
-    with pytest.raises(ValueError, match="not EvoDiff's weights: head"):
-        bytenet({"head.weight": (3, 4)}, {}, False)
+    with pytest.raises(ValueError, match=r"embedder\.embedder\.weight is missing; there are head"):
+        bytenet({"head.weight": (3, 4)}, Settings({}, "config.json"), False)
+    shapes = {name: tuple(part.shape) for name, part in weights().items()}
+    for said, message in (
+        ({"activation": "swish"}, "activation must be one of gelu, relu, got 'swish'"),
+        ({"causal": True}, "causal must be false"),
+        ({"n_layers": 16}, "n_layers says 16, and the weights have 9"),
+        ({"r": "128"}, "r must be a whole number, got '128'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bytenet(shapes, Settings(said, "config.json"), False)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_what_arrays_do_not_say_is_read_beside_them(tmp_path: Path) -> None:
     t = torch.tensor([0.2, 0.9])
     assert float((model.network(X, t) - written_out(w, X, t, "swiglu")).abs().max()) < 1e-3
     for wrong, message in (
-        ({"mlp_type": "other"}, "the gate must be one of glu, swiglu, geglu"),
+        ({"mlp_type": "other"}, "mlp_type must be one of geglu, glu, swiglu, got 'other'"),
         ({"noise_schedule": "other"}, "'other' is not known; accepted: linear, cosine, poly2"),
     ):
         (folder / "config.json").write_text(json.dumps(content | wrong))

@@ -1,0 +1,155 @@
+"""What the configurations of MDLM and its relatives say, in one flat table: hub folders, checkpoints, Hydra's YAML.
+
+Of a training run only the tables of the model, the algorithm, the noise and the graph speak of the network; those of
+its trainer, optimiser, loader, logger and evaluation are passed over. What changes the network and is not read here is
+refused by name, unless the user passes it over by ``ignore=``.
+"""
+
+import re
+from collections.abc import Mapping
+
+from discdiff.adapters.files import Files
+from discdiff.adapters.inert import plain
+from discdiff.adapters.settings import Settings
+from discdiff.checks import shown
+
+__all__ = ["check_known", "configuration", "said"]
+
+_TABLES = ("model", "algo", "noise", "graph", "data")
+_LARGEST = 24  # the power of two of the largest block
+_GELU = ("gelu", "gelu_tanh", "gelu_new", "gelu_pytorch_tanh")
+# what changes the network, and the values at which it is the one here
+_ONE: dict[str, tuple[object, ...]] = {
+    "activation": _GELU,
+    "activation_type": _GELU,
+    "attention_bias": (False,),
+    "attn_soft_cap": (),
+    "causal": (False,),
+    "causal_attention": (False,),
+    "head_dim": (),
+    "hidden_act": _GELU,
+    "layer_norm_eps": (1e-5,),
+    "logit_soft_cap": (),
+    "mlp_ratio": (4,),
+    "n_kv_heads": (),
+    "norm_eps": (1e-5,),
+    "norm_type": ("layernorm",),
+    "num_key_value_heads": (),
+    "qk_norm": (False,),
+    "residual_scale": (1,),
+    "right_shift_logits": (False,),
+    "rope_scaling": (),
+    "rope_theta": (10_000,),
+    "rotary_base": (10_000,),
+    "self_conditioning": (False,),
+    "shift_logits": (False,),
+    "sliding_window": (),
+    "temb_strategy": ("adaln",),
+    "use_qk_norm": (False,),
+}
+_READ = {
+    "adaln", "block_size", "cond_dim", "cross_attn", "hidden_dim", "hidden_size", "mask_token_id", "n_blocks",
+    "n_heads", "num_attention_heads", "num_hidden_layers", "scale_by_sigma", "time_conditioning", "vocab_size",
+}  # fmt: skip
+# of the hub's folders: the size of a batch's rows, the training, and what every configuration of transformers has
+_PASSED = {
+    "_attn_implementation", "_commit_hash", "_name_or_path", "add_cross_attention", "architectures",
+    "attn_backend", "attn_implementation", "auto_map", "bos_token_id", "cfg", "cfg_num_classes",
+    "chunk_size_feed_forward", "cls_token_id", "cross_attention_hidden_size", "decoder_start_token_id", "dropout",
+    "dtype", "eos_token_id", "finetuning_task", "id2label", "is_decoder", "is_encoder_decoder", "label2id", "length",
+    "max_length", "model_length", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "prefix",
+    "problem_type", "pruned_heads", "return_dict", "sampling_eps_max", "sampling_eps_min", "sep_token_id",
+    "task_specific_params", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
+    "torchscript", "transformers_version", "use_bfloat16", "use_cache", "var_min",
+}  # fmt: skip
+_STRICT = ("mdlm", "duo", "udlm", "bd3lm")  # whose hub configurations are known whole
+
+
+def said(files: Files) -> Settings:
+    """What config.json says, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
+    if files.config:
+        return files.config
+    held = plain(files.saved.get("hyper_parameters"))
+    inside = held.get("config", held) if isinstance(held, dict) else {}
+    if isinstance(inside, dict) and inside:
+        known = {name: value for name, value in inside.items() if isinstance(name, str)}
+        return Settings(known, f"hyper_parameters of {files.chosen}")
+    return files.run
+
+
+def configuration(files: Files) -> Settings:
+    """The flat table: of two keys of one name the inner one, and "type" as "noise_type" and so on."""
+    whole = said(files)
+    flat = {name: _resolved(value, whole) for name, value in whole.items() if not isinstance(value, Mapping)}
+    for part in _TABLES:
+        inner = whole.get(part)
+        if isinstance(inner, Mapping):
+            own = ("type", "name", "eps")
+            named = {(f"{part}_{name}" if name in own else name): value for name, value in inner.items()}
+            flat |= {name: _resolved(value, whole) for name, value in named.items() if isinstance(name, str)}
+    found = Settings(flat, whole.file)
+    return found | _in_blocks(found, files)
+
+
+def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None:
+    """Raise ``Refused`` for a setting that changes the network to one that is not here, or that may."""
+    whole = said(files)
+    for part in _TABLES:
+        whole.part(part)
+    for key, accepted in _ONE.items():
+        value = config.get(key)
+        right = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
+        if value is not None and key not in ignore and not right:
+            only = " or ".join(map(repr, accepted)) or "absent"
+            raise config.refused(f"{key} must be {only}, the only network of this family here, got {shown(value)}")
+    if files.config.get("model_type") not in _STRICT:
+        return
+    strange = sorted(files.config.keys() - {*_READ, *_PASSED, *_ONE, *_TABLES, *ignore})
+    if strange:
+        raise files.config.refused(
+            f"{', '.join(map(shown, strange[:3]))} may change the network and is not known here; "
+            f"pass ignore=[{strange[0]!r}] if it does not"
+        )
+
+
+def _resolved(value: object, whole: Mapping[str, object]) -> object:
+    """What "${model.length}" stands for, as Hydra leaves it in what it saves; anything else as it is."""
+    pointed = re.fullmatch(r"\$\{([\w.]{1,200})\}", value) if isinstance(value, str) else None
+    if pointed is None:
+        return value
+    found: object = whole
+    for name in pointed[1].split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _in_blocks(config: Settings, files: Files) -> dict[str, object]:
+    """BlockGen's noise and its largest block: said by a training run's configuration, or else by the folders' names."""
+    algorithm = str(config.get("algo_name", ""))
+    if config.get("type") != "block-dit" and not algorithm.startswith("blockgen-"):
+        return {}
+    noise = algorithm.rpartition("-")[2]
+    named = files.path.absolute().as_posix()
+    found = [noise] if noise else [kind for kind in ("absorb", "uniform") if f"/{kind}" in named]
+    size = re.search(r"block_size/([0-9]{1,6})/", named)
+    several = _block_weights(config)
+    sizes = {"block_size": several} if several else {} if size is None else {"block_size": int(size[1])}
+    return {"in_blocks": found[0] if len(found) == 1 else "", **sizes}
+
+
+def _block_weights(config: Settings) -> int | None:
+    """The largest block that has a weight, "0.05 0.0 0.95" being those of 1, 2 and 4; None where none are said.
+
+    Raises:
+        Refused: for weights that are none.
+    """
+    told = config.word("block_weights", default="").split()
+    try:
+        weights = [float(weight) for weight in told]
+    except ValueError as error:
+        raise config.refused(f"block_weights must hold numbers, got {shown(' '.join(told))}") from error
+    if not told:
+        return None
+    if len(weights) > _LARGEST or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise config.refused(f"block_weights must hold 1 to {_LARGEST} weights, got {shown(' '.join(told))}")
+    return 2 ** max(n for n, weight in enumerate(weights) if weight > 0)

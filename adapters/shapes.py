@@ -1,0 +1,42 @@
+"""The sizes of a network as the shapes of its weights have them."""
+
+import re
+from collections.abc import Mapping
+
+from discdiff.adapters.settings import Refused
+
+__all__ = ["Shapes", "axes", "depth", "matrix"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def axes(shapes: Shapes, name: str, count: int, least: int = 1) -> tuple[int, ...]:
+    """The shape of a weight, if it has so many axes of a size.
+
+    Raises:
+        Refused: if it is missing, has other axes, or one that is smaller than ``least``.
+    """
+    if name not in shapes:
+        raise Refused(f"the weight {name} is missing; there are {', '.join(list(shapes)[:4])}")
+    shape = shapes[name]
+    if len(shape) != count or min(shape) < least:
+        raise Refused(f"the weight {name} must have {count} axes, none smaller than {least}, got shape {shape}")
+    return shape
+
+
+def matrix(shapes: Shapes, name: str, least: int = 1) -> tuple[int, int]:
+    """Rows and columns of a weight."""
+    rows, columns = axes(shapes, name, 2, least)
+    return rows, columns
+
+
+def depth(shapes: Shapes, prefix: str) -> int:
+    """How many layers have a weight named PREFIX NUMBER.NAME; which numbers they have is for ``fit`` to look at.
+
+    Raises:
+        Refused: if there is none.
+    """
+    found = {m[1] for m in (re.match(re.escape(prefix) + r"([0-9]+)\.", name) for name in shapes) if m}
+    if not found:
+        raise Refused(f"there is no layer named {prefix}0; there are {', '.join(list(shapes)[:4])}")
+    return len(found)
