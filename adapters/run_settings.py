@@ -80,7 +80,8 @@ def said(files: Files) -> Settings:
 def configuration(files: Files) -> Settings:
     """The flat table: of two keys of one name the inner one, and "type" as "noise_type" and so on."""
     whole = said(files)
-    flat = {name: _resolved(value, whole) for name, value in whole.items() if not isinstance(value, Mapping)}
+    tables = {part for part in _TABLES if isinstance(whole.get(part), Mapping)}
+    flat = {name: _resolved(value, whole) for name, value in whole.items() if name not in tables}
     for part in _TABLES:
         inner = whole.get(part)
         if isinstance(inner, Mapping):

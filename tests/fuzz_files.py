@@ -351,7 +351,7 @@ def _pickles() -> list[Case]:
         "hyperparameters that call": plain | {"hyper_parameters": {"config": Shout(os.system, "touch ran")}},
         "hyperparameters that end nowhere": plain | {"hyper_parameters": _endless()},
         "hyperparameters that hold themselves": plain | {"hyper_parameters": {"config": Endless()}},
-        "hyperparameters nested deeply": plain | {"hyper_parameters": {"config": _nested(900)}},
+        "hyperparameters nested deeply": plain | {"hyper_parameters": {"config": _nested(200)}},
         "hyperparameters that double": plain | {"hyper_parameters": {"config": {"x": _laughing(40)}}},
         "hyperparameters of a list": plain | {"hyper_parameters": [config]},
         "hyperparameters of numbers": plain | {"hyper_parameters": {3: 4, "config": {5: config, "model": 7}}},

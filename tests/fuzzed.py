@@ -164,6 +164,10 @@ _ACTS += ("subprocess.Popen", "pty.spawn", "socket.", "urllib.", "http.", "ftpli
 _ACTS += ("webbrowser", "pickle.find_class", "code.__new__", "ctypes.dlopen")
 
 
+# they write code of their own: of classes that are imported, and the suite's checker of shapes
+_WRITERS = ("/collections/__init__.py", "/dataclasses.py", "/beartype/_util/func/utilfuncmake.py")
+
+
 def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
     """What is said of an event that reading files has no use for; "" for one that it has."""
     if event.startswith(_ACTS):
@@ -172,7 +176,7 @@ def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
         path, mode, flags = arguments
         writes = (isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         return str(path) if writes and path != os.devnull else ""
-    if event in ("exec", "compile") and _checks_shapes(sys._getframe(2)):
+    if event in ("exec", "compile") and sys._getframe(2).f_code.co_filename.endswith(_WRITERS):
         return ""
     if event == "exec":
         return "" if arguments[0].co_filename.startswith((*_TRUSTED, "<frozen")) else arguments[0].co_filename
@@ -184,11 +188,6 @@ def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
         file = arguments[1]
         return "" if file is None or str(file).startswith(_TRUSTED) else str(file)
     return ""
-
-
-def _checks_shapes(caller: types.FrameType) -> bool:
-    """Whether it is the suite's own checker of shapes that writes code."""
-    return any(f"/{name}/" in caller.f_code.co_filename for name in ("beartype", "jaxtyping"))
 
 
 def _child(case: Case, folder: Path, load: Loader) -> Outcome:
