@@ -58,8 +58,9 @@ class Files:
         self.folder = path if whole else path.parent
         if whole and file is None:
             self.folder = newest_folder(path)
-        elif file is not None and (path / inside(file, "file=")).is_dir():
-            self.folder, self._file = path / file, None
+        elif file is not None:
+            chosen = path / inside(file, "file=")
+            self.folder, self._file = (chosen, None) if chosen.is_dir() else (chosen.parent, chosen.name)
         self._folders = (self.folder, path) if whole else (self.folder,)
         self.base = self._base() if self._is_adapter() else None
         self.config = self._said("config.json", whole)
@@ -175,12 +176,14 @@ class Files:
             raise Refused("this is an adapter, and adapter_config.json is not beside it")
         said = json_table(self.folder / "adapter_config.json")
         name = said.word("base_model_name_or_path")
+        if not name:
+            raise said.refused("base_model_name_or_path must name the base, got ''")
         if self._hub is None:
             raise said.refused("this adapter's base is an adapter itself; merge one of them by PEFT and save that")
         try:
             near = self.folder / name
             hub = replace(self._hub, revision=said.word("revision", default=None), file=None)
-            return Files(near if name and folder_or_file(near) else hub.found(name), None, self._which)
+            return Files(near if folder_or_file(near) else hub.found(name), None, self._which, None)
         except FileNotFoundError as error:
             raise said.refused(
                 f"base_model_name_or_path names {name!r}: {str(error).removeprefix('load: ')}"

@@ -126,7 +126,9 @@ def test_what_is_not_there_or_not_known_is_named(tmp_path: Path) -> None:
             load(file.parent if file.suffix == ".json" else file)
         file.unlink()
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of", "architectures": ["Nobody"]}')
-    with pytest.raises(ValueError, match=r"no family recognises model_type 'unheard_of' \(architectures Nobody\); pass family= one of"):
+    with pytest.raises(
+        ValueError, match=r"no family recognises model_type 'unheard_of' \(architectures Nobody\); pass family= one of"
+    ):
         load(tmp_path)
     with pytest.raises(ValueError, match="there is no family 'x'; known: MDLM, "):
         load(tmp_path, family="x")
