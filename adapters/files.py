@@ -75,10 +75,9 @@ class Files:
     @cached_property
     def run(self) -> Settings:
         """The YAML configuration that a training run leaves, beside its weights or a folder higher."""
-        for name in _HYDRA:
-            if is_there(self.folder / name):
-                return yaml_table(self.folder / name)
-        return Settings({}, "config.yaml")
+        places = (folder / name for folder in self._folders for name in _HYDRA)
+        found = next(filter(is_there, places), None)
+        return Settings({}, "config.yaml") if found is None else yaml_table(found)
 
     # --- weights ------------------------------------------------------------------------------------------------------
 

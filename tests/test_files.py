@@ -300,6 +300,13 @@ def test_arrays_are_what_their_headers_say(header: str, message: str, tmp_path: 
         _ = Files(_npz(tmp_path / "a.npz", "a.npy", header, bytes(8))).weights
 
 
+def test_a_header_of_safetensors_is_bounded(tmp_path: Path) -> None:
+    for said in (2**63, 2**26, 10**6):
+        (tmp_path / "a.safetensors").write_bytes(said.to_bytes(8, "little") + b"{}" + b" " * 100)
+        with pytest.raises(Refused, match=f"its header must have at most 33554432 bytes, got {said}"):
+            _ = Files(tmp_path / "a.safetensors").weights
+
+
 def test_arrays_are_read_in_every_order_of_theirs(tmp_path: Path) -> None:
     array = np.arange(6.0).reshape(2, 3)
     np.savez(tmp_path / "a.npz", a=array, b=np.asfortranarray(array), c=array.astype(">f4"), d=np.float32(3))
@@ -487,6 +494,25 @@ def test_file_names_the_file_or_the_folder(tmp_path: Path, capsys: pytest.Captur
             load(where, file=name)
     with pytest.raises(ValueError, match="file= chooses among the files of a folder"):
         load(where / "checkpoint-500" / "model.safetensors", file="x.pt")
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ("checkpoint-500/a.pt checkpoint-1000/a.pt checkpoint-x/a.pt", "checkpoint-1000/a.pt"),
+        (
+            "global_step9/mp_rank_00_model_states.pt global_step10/mp_rank_00_model_states.pt",
+            "global_step10/mp_rank_00",
+        ),
+        ("checkpoints/0-500.ckpt checkpoints/last.ckpt", "checkpoints/last.ckpt"),
+        ("checkpoints/0-500.ckpt a.pt checkpoint-500/a.pt", "a.pt"),
+    ],
+)
+def test_folders_of_checkpoints_are_looked_into(names: str, chosen: str, tmp_path: Path) -> None:
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert Files(tmp_path).chosen.startswith(chosen)
 
 
 # --- prefixes and averages --------------------------------------------------------------------------------------------
