@@ -39,7 +39,8 @@ class Files:
 
     Attributes:
         path: as given.
-        config, generation: what config.json and generation_config.json say; nothing beside one file.
+        config, generation: what config.json and generation_config.json say; nothing beside one file. A table in
+            config.json that holds the mask's id alone is read here, and not passed on.
 
     Raises:
         FileNotFoundError: if there is nothing there, or no weights in it.
@@ -63,12 +64,16 @@ class Files:
             self.folder, self._file = (chosen, None) if chosen.is_dir() else (chosen.parent, chosen.name)
         self._folders = (self.folder, path) if whole else (self.folder,)
         self.base = self._base() if self._is_adapter() else None
-        self.config = self._said("config.json", whole)
-        self.generation = self._said("generation_config.json", whole)
+        if self.base is not None:
+            self.config, self.generation, self._of_masks = self.base.config, self.base.generation, self.base._of_masks
+            return
+        said, self.generation = self._said("config.json", whole), self._said("generation_config.json", whole)
+        inner = {name: said.part(name) for name in _NESTED}
+        alone = {name for name, table in inner.items() if set(table) == {"mask_token_id"}}
+        self.config = Settings({key: value for key, value in said.items() if key not in alone}, said.file)
+        self._of_masks = [said, *inner.values(), self.generation]
 
     def _said(self, name: str, whole: bool) -> Settings:
-        if self.base is not None:
-            return self.base.config if name == "config.json" else self.base.generation
         found = (folder / name for folder in self._folders if whole and is_there(folder / name))
         return json_table(next(found, self.folder / name)) if whole else Settings({}, name)
 
@@ -223,8 +228,7 @@ class Files:
         """
         if given is not None:
             return given, "given"
-        tables = [self.config, *(self.config.part(name) for name in _NESTED), self.generation]
-        found = [(table.file, table.whole("mask_token_id", least=0, default=None)) for table in tables]
+        found = [(table.file, table.whole("mask_token_id", least=0, default=None)) for table in self._of_masks]
         found.append(("the tokenizer", next(iter(self.special("mask_token")), None)))
         said = {source: number for source, number in found if number is not None}
         if len(set(said.values())) > 1:

@@ -709,6 +709,7 @@ def test_a_mask_id_is_found_wherever_it_is_said(tmp_path: Path) -> None:
     ):
         where = folder(tmp_path / str(len(list(tmp_path.iterdir()))), **documents)
         assert Files(where).mask_id(None, None) == (7, source)
+        assert Files(where).config.keys() <= {*CONFIG, "mask_token_id"}
     where = folder(tmp_path / "none", tokenizer_config={"mask_token": "[M]"})
     with pytest.raises(
         Refused, match=r"nothing in its files says the mask id \(the tokenizer names '\[M\]', which none"
@@ -957,7 +958,7 @@ def test_arguments_of_load_are_looked_at(arguments: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("config", "weight", "expected"),
     [
-        ({"model_type": "sdar", "block_size": 4}, "model.layers.0.self_attn.q_norm.weight", r"A2D-Qwen3', block=4\)"),
+        ({"model_type": "theirs", "block_size": 4}, "model.layers.0.self_attn.q_norm.weight", r"A2D-Qwen3', block=4\)"),
         ({"model_type": "fast_dllm"}, "model.layers.0.self_attn.q_proj.bias", r"A2D-Qwen2', block=...\)"),
         ({"model_type": "dream2"}, "w", r"Dream'\)"),
         ({"model_type": "modern_bert"}, "w", r"ModernBERT'\)"),
