@@ -25,6 +25,7 @@ class Asked:
     schedule: Schedule | None = None
     block: int | None = None
     mask_source: str = "given"
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Family:
         about: whose it is and what it is, in a line.
         recognises: whether files are of this kind; it reads configurations and the names of weights only.
         build: the network with its weights, and its convention.
+        kinds: the values of ``model_type`` in config.json that it has.
     """
 
     name: str
     about: str
     recognises: Callable[[Files], bool]
     build: Callable[[Files, Asked], tuple[nn.Module, Convention]]
+    kinds: tuple[str, ...] = ()
 
 
 def load(
