@@ -192,9 +192,10 @@ class Allowed:
             elif key in looked:
                 looked[key](settings, key)
             elif not (_PASSED.fullmatch(key) or re.fullmatch(self.passed, key)):
+                name = repr(key[:80])
                 raise settings.refused(
-                    f"{shown(key)[1:-1]}={shown(settings[key])} is not known here and might change what the network "
-                    f"computes; if it does not, pass ignore=({shown(key)},)"
+                    f"{name[1:-1]}={shown(settings[key])} is not known here and might change what the network "
+                    f"computes; if it does not, pass ignore=({name},)"
                 )
         for _, read in self.parts:
             found |= read(settings)
