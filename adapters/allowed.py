@@ -108,6 +108,18 @@ def _overrides(settings: Settings) -> dict[str, Any]:
     return {"per_layer_config": found}
 
 
+def _places(settings: Settings) -> dict[str, Any]:
+    """ESM-1's positions begin behind the row of padding."""
+    rows, padding = (settings.whole(key, default=None) for key in ("max_position_embeddings", "pad_token_id"))
+    rotary = settings.word("position_embedding_type", default="absolute") == "rotary"
+    if not rotary and rows is not None and (padding is None or rows <= padding + 1):
+        raise settings.refused(
+            f"pad_token_id must be one of 0..{rows - 2}, for positions begin behind it and there are "
+            f"max_position_embeddings={rows}; got {padding}"
+        )
+    return {}
+
+
 SIZE, _EPSILON = _whole(), _number("[0, 1]")
 _PLACES = _whole(1, 1 << 24)
 _ACTIVATION = _word(
@@ -264,6 +276,7 @@ CLASSES: dict[str, Allowed] = {
             "esmfold_config": _only(),
         },
         "vocab_list",
+        ((frozenset(), _places),),
     ),
     "DiffusionGemmaForBlockDiffusion": Allowed(
         {"tie_word_embeddings": FLAG},

@@ -100,7 +100,7 @@ class _Native:
             suppress=tuple(sorted({v for v in suppress if v < process.vocab_size})),
             returns="logits",
             attention=self.attention,
-            longest=_longest(network, said),
+            longest=_longest(network),
             notes=self.notes + passed + ignored,
         )
         return (network, convention) if block is None else _in_blocks(network, convention, block)
@@ -138,20 +138,14 @@ def _in_blocks(network: nn.Module, convention: Convention, block: int) -> tuple[
     )
 
 
-def _longest(network: nn.Module, said: Settings) -> int | None:
+def _longest(network: nn.Module) -> int | None:
     """The most tokens that its table of positions takes; rotary ones have no end.
 
     One with a padding row counts from the row after it, as RoBERTa and ESM-1 do.
-
-    Raises:
-        Refused: for a table with no row for a first token.
     """
     for name, part in network.named_modules():
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(part, nn.Embedding):
-            before = 0 if part.padding_idx is None else part.padding_idx + 1
-            if part.num_embeddings <= before:
-                raise said.refused(f"positions begin at {before}, but the table has {part.num_embeddings} rows")
-            return part.num_embeddings - before
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
     return None
 
 
