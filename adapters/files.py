@@ -64,6 +64,9 @@ class Files:
             self.folder, self._file = (chosen, None) if chosen.is_dir() else (chosen.parent, chosen.name)
         self._folders = (self.folder, path) if whole else (self.folder,)
         self.base = self._base() if self._is_adapter() else None
+        self.config: Settings
+        self.generation: Settings
+        self._of_masks: list[Settings]
         if self.base is not None:
             self.config, self.generation, self._of_masks = self.base.config, self.base.generation, self.base._of_masks
             return

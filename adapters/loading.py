@@ -131,7 +131,7 @@ def load(
     except Refused as error:
         raise ValueError(f"load: {source}{found}: {error}") from error
     made = made.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    made.__dict__["foreign_settings"] = dict(files.config)  # ``save`` writes them again
+    made.__dict__["foreign_settings"] = dict(files.config), asked.ignore  # ``save`` writes them again
     model = convention.denoiser(made)
     if not quiet:
         console = Console(stderr=True, highlight=False, soft_wrap=True)

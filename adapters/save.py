@@ -64,7 +64,7 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
     beside.mkdir()
     try:
         if tensors is None:
-            _inner(network).save_pretrained(beside)
+            _written(_inner(network), beside)
             (beside / "generation_config.json").unlink(missing_ok=True)  # what it says, the convention says
             (beside / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         else:
@@ -74,6 +74,19 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def _written(network: Any, folder: Path) -> None:  # noqa: ANN401
+    """The weights of a class of transformers by its own names, as any version of it reads them."""
+    from transformers.utils import logging
+
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        network.save_pretrained(folder)
+    finally:
+        if shows:
+            logging.enable_progress_bar()
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
@@ -144,15 +157,16 @@ def _network(
     wrong = [name for name, part in state.items() if not isinstance(part, Tensor) or part.is_meta or part.is_sparse]
     if wrong:
         raise ValueError(f"save: {', '.join(wrong[:3])} of {type(network).__name__} cannot be written as tensors")
-    inner, settings = _inner(network), getattr(network, "foreign_settings", None)
+    inner, (settings, ignore) = _inner(network), getattr(network, "foreign_settings", ({}, ()))
     if settings and inner is not None and convention.family in {one.name for one in every_family()}:
         for name, value in (("rounds", 0), ("block", convention.block)):
             if inner is not network and getattr(network, name, value) != value:
                 raise ValueError(f"save: {name} of its {type(network).__name__} is not {value}, as its family makes it")
         with torch.device("meta"):
             own = type(inner)(inner.config).state_dict()
-        _same(inner, own, inner.state_dict())
-        return {"family": convention.family}, None, dict(settings)
+        held = inner.state_dict()
+        _same(inner, {name: part for name, part in own.items() if name in held}, held)  # its family may leave parts out
+        return {"family": convention.family, "ignore": list(ignore)}, None, dict(settings)
     try:
         kind = described_network(network)
     except (AttributeError, TypeError) as error:
@@ -266,11 +280,12 @@ def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]])
 
 def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Module:
     """A network of a class of transformers, from its author's settings in config.json."""
-    known(part, {"family"})
+    known(part, {"family", "ignore"})
     families = {one.name: one for one in every_family() if one is not SAVED}
     chosen = families[part.word("family", accepted=families)]
-    network, _ = chosen.build(files, Asked(mask_id=convention.process.mask_id, block=convention.block))
-    return network
+    ignore = [key for key in part.items_of("ignore") if isinstance(key, str)]
+    asked = Asked(mask_id=convention.process.mask_id, block=convention.block, ignore=tuple(ignore))
+    return chosen.build(files, asked)[0]
 
 
 def _given(part: Settings, network: nn.Module | None) -> nn.Module:

@@ -165,7 +165,7 @@ _ACTS += ("webbrowser", "pickle.find_class", "code.__new__", "ctypes.dlopen")
 
 
 # they write code of their own: of classes that are imported, and the suite's checker of shapes
-_WRITERS = ("/collections/__init__.py", "/dataclasses.py", "/beartype/_util/func/utilfuncmake.py")
+_WRITERS = ("/collections/__init__.py", "/dataclasses.py", "/func/utilfuncmake.py", "/jaxtyping/_decorator.py")
 
 
 def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
