@@ -254,6 +254,68 @@ def test_what_a_configuration_says_is_kept_or_refused(tmp_path: Path) -> None:
         load(write("Duo", tmp_path / "duo")[0], mask_id=3, quiet=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [
+        ("MDLM", {"n_heads": "2"}, r"config\.json: n_heads must be a whole number, got '2'"),
+        ("MDLM", {"n_heads": True}, "n_heads must be a whole number, got True"),
+        ("MDLM", {"n_heads": 17}, r"n_heads must lie in 1\.\.16, got 17"),
+        ("MDLM", {"time_conditioning": {"x": 1}}, "time_conditioning must be true or false, got {'x': 1}"),
+        ("MDLM", {"hidden_dim": 32}, "hidden_size or hidden_dim says 32, and the weights have 16"),
+        ("MDLM", {"n_blocks": 12}, "n_blocks or num_hidden_layers says 12, and the weights have 2"),
+        ("MDLM", {"causal": True}, "causal must be False, the only network of this family here, got True"),
+        ("MDLM", {"rope_theta": 500.0}, r"rope_theta must be 10000, .* got 500\.0"),
+        ("MDLM", {"sliding_window": 4}, "sliding_window must be absent"),
+        ("MDLM", {"logit_scale": 2.0}, r"'logit_scale' may change .* pass ignore=\['logit_scale'\]"),
+        ("MDLM", {"noise": "loud"}, "noise must be a table, got 'loud'"),
+        ("MDLM", {"noise": {"type": "loglinear", "eps": 2}}, "noise_eps must lie in"),
+        ("MDLM", {"mask_token_id": 40}, r"the mask id is 40 \(config\.json\), and the network knows 0\.\.12"),
+        ("Duo", {"model": {"qk_norm": True}}, "qk_norm must be False"),
+        ("BD3LM", {"block_size": 2.0}, r"block_size must be a whole number, got 2\.0"),
+        ("SEDD", {"graph": {"type": "odd"}}, "graph_type must be one of absorb, uniform, got 'odd'"),
+        ("SEDD", {"noise": {"type": "geometric", "sigma_min": 5, "sigma_max": 1}}, "sigma_max must lie in"),
+        ("GIDD", {"p_uniform": 1.0}, "p_uniform must lie in"),
+        ("GIDD", {"vocab_size": 14}, r"vocab_size must lie in 2\.\.13"),
+    ],
+)
+def test_settings_have_types_and_change_nothing_unseen(
+    name: str, said: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder, w = write(name, tmp_path / "hub")
+    checkpoints.folder(folder, CONFIGS[name] | said, w)
+    with pytest.raises(ValueError, match=message):
+        load(folder, quiet=True)
+
+
+def test_what_may_change_the_network_is_passed_over_as_asked(tmp_path: Path) -> None:
+    folder, w = write("MDLM", tmp_path / "hub")
+    own = load(folder, quiet=True)
+    generic = {"architectures": ["MDLM"], "auto_map": {"AutoConfig": "x.y"}, "dropout": 0.1, "torch_dtype": "float16"}
+    generic |= {"attn_implementation": "somebody/attention"}  # attention is torch's own
+    checkpoints.folder(folder, CONFIGS["MDLM"] | generic | {"odd": 3, "rope_theta": 5}, w)
+    model = load(folder, quiet=True, ignore=["odd", "rope_theta"])
+    assert torch.equal(model.network(X), own.network(X))
+    with pytest.raises(ValueError, match="MDLM is not in blocks, so block= is not to be given"):
+        load(folder, quiet=True, ignore=["odd", "rope_theta"], block=4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("x", r"10 left over, such as blocks\.x"),
+        ("1000000000000", r"10 left over, such as blocks\.1000000000000"),
+        ("-1", r"left over, such as blocks\.-1"),
+        ("3", r"left over, such as blocks\.3"),
+    ],
+)
+def test_layers_are_as_many_as_the_weights_have(layer: str, message: str, tmp_path: Path) -> None:
+    folder, w = write("BD3LM", tmp_path / "hub")
+    odd = {name.replace("blocks.1.", f"blocks.{layer}."): part for name, part in w.items()}
+    checkpoints.folder(folder, CONFIGS["BD3LM"], odd)
+    with pytest.raises(ValueError, match=message):
+        load(folder, quiet=True)
+
+
 def test_the_algorithm_says_more_than_the_parameterization(tmp_path: Path) -> None:
     """A block model is parameterised like MDLM, and is none."""
     content: dict[str, object] = {"model": {"n_heads": HEADS}, "algo": {"name": "bd3lm"}, "parameterization": "subs"}

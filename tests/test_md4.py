@@ -163,6 +163,12 @@ def test_what_arrays_do_not_say_is_read_beside_them(tmp_path: Path) -> None:
     for wrong, message in (
         ({"mlp_type": "other"}, "mlp_type must be one of geglu, glu, swiglu, got 'other'"),
         ({"noise_schedule": "other"}, "'other' is not known; accepted: linear, cosine, poly2"),
+        ({"noise_schedule": "poly1.2.3"}, "'poly1.2.3' is not known"),
+        ({"feature_dim": "8"}, "feature_dim must be a whole number, got '8'"),
+        ({"feature_dim": 64}, r"feature_dim must lie in 2\.\.16, got 64"),
+        ({"num_heads": 3, "feature_dim": HEAD}, "num_heads says 3, and feature_dim and the weights make 2"),
+        ({"time_features": "none"}, "time_features says 'none', and the weights do"),
+        ({"n_kv_heads": 1, "feature_dim": HEAD}, "n_kv_heads must be num_heads"),
     ):
         (folder / "config.json").write_text(json.dumps(content | wrong))
         with pytest.raises(ValueError, match=message):
