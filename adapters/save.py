@@ -145,8 +145,10 @@ def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
     )  # fmt: skip
     if not isinstance(fn, Called):
         return fn, made
-    said = {name: getattr(made, name) for name in ("process", "predicts", "time", "shift", "suppress", "scalar_time")}
-    return fn.network, replace(fn.convention, **said)
+    usual = fn.convention.denoiser(fn.network)  # what differs from it was set on the denoiser, and is kept
+    names = ("predicts", "time", "shift", "suppress", "scalar_time")
+    said = {name: getattr(made, name) for name in names if getattr(model, name) != getattr(usual, name)}
+    return fn.network, replace(fn.convention, process=own, **said)
 
 
 def _network(
@@ -241,6 +243,15 @@ class _Saved(Convention):
 
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
+    network, convention = _built(files, asked)
+    try:
+        convention.denoiser(network)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"{_RECORD}: {error}") from error
+    return network, convention
+
+
+def _built(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     if asked.mask_id is not None or asked.block is not None:
         raise Refused(f"{_RECORD} says the mask and the block; neither is to be given")
     said = json_table(files.folder / _RECORD)
@@ -269,13 +280,12 @@ def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]])
     if asked.schedule is not None and given.get("time") == "t":
         raise Refused("this network is told t of its own clock; use load(...).with_schedule(schedule)")
     clock = clock_of(said.part("clock"), largest) if said.get("clock") is not None else None
-    return _Saved(
-        **given,
-        direct=said.flag("direct"),
-        length=said.whole("length", least=1, default=None),
-        time_dtype=dtype_of(said, "time_dtype"),
-        retimed=asked.schedule or clock,
-    )
+    direct, length = said.flag("direct"), said.whole("length", least=1, default=None)
+    dtype = dtype_of(said, "time_dtype")
+    try:
+        return _Saved(**given, direct=direct, length=length, time_dtype=dtype, retimed=asked.schedule or clock)
+    except (TypeError, ValueError) as error:
+        raise said.refused(str(error)) from error
 
 
 def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Module:

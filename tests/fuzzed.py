@@ -164,8 +164,12 @@ _ACTS += ("subprocess.Popen", "pty.spawn", "socket.", "urllib.", "http.", "ftpli
 _ACTS += ("webbrowser", "pickle.find_class", "code.__new__", "ctypes.dlopen")
 
 
-# they write code of their own: of classes that are imported, and the suite's checker of shapes
-_WRITERS = ("/collections/__init__.py", "/dataclasses.py", "/func/utilfuncmake.py", "/jaxtyping/_decorator.py")
+def _of_an_import(frame: types.FrameType | None) -> bool:
+    """Whether a module is being imported, which is looked at itself, or the suite's checker of shapes writes code."""
+    checker = frame is not None and frame.f_code.co_filename.endswith(("/utilfuncmake.py", "/jaxtyping/_decorator.py"))
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return checker or frame is not None
 
 
 def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
@@ -176,7 +180,7 @@ def _suspicious(event: str, arguments: tuple[Any, ...]) -> str:
         path, mode, flags = arguments
         writes = (isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         return str(path) if writes and path != os.devnull else ""
-    if event in ("exec", "compile") and sys._getframe(2).f_code.co_filename.endswith(_WRITERS):
+    if event in ("exec", "compile") and _of_an_import(sys._getframe(2)):
         return ""
     if event == "exec":
         return "" if arguments[0].co_filename.startswith((*_TRUSTED, "<frozen")) else arguments[0].co_filename

@@ -312,6 +312,7 @@ def test_arguments_of_a_network_have_types_and_bounds(key: str, value: object, m
         ("autocast", "int8", "autocast must be one of"),
         ("time", "noon", "time must be one of alpha, sigma, t"),
         ("suppress", [10**12], r"suppress: 0 must lie in 0\.\."),
+        ("suppress", [8], r"discdiff\.json: Denoiser: suppress must lie in 0\.\.6, got 8"),
         ("columns", None, "columns is missing"),
         ("notes", [[]], "notes: 0 must be a string"),
     ],
