@@ -47,6 +47,10 @@ class Files:
         Refused: for what is no such folder or file, or is damaged. So do all that read more of it.
     """
 
+    config: Settings
+    generation: Settings
+    _of_masks: list[Settings]
+
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
         if not folder_or_file(path):
             raise FileNotFoundError(f"load: there is no file or folder {path}")

@@ -2,8 +2,9 @@ r"""Low-rank adapters as PEFT saves them, merged into the weights that they were
 
     W <- W + s B A        s = alpha / r, or alpha / sqrt(r) with ``use_rslora``
 
-B A is transposed for layers that keep (in, out) (``fan_in_fan_out``) and for embeddings. Modules to save, and biases,
-take the place of the base's. What changes the sum in another way, DoRA for instance, is refused by name.
+B A is transposed for layers that keep (in, out) (``fan_in_fan_out``) and for embeddings. Modules to save, biases and
+tables of embeddings that are saved with it take the place of the base's. What changes the sum in another way, DoRA for
+instance, is refused by name.
 
 References: LoRA (Hu et al., 2021), https://arxiv.org/abs/2106.09685; rsLoRA (Kalajdzievski, 2023),
 https://arxiv.org/abs/2312.03732.
@@ -49,7 +50,11 @@ def merged(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], said: Sett
     """
     _check(said)
     found = dict(base)
-    left = {name.removeprefix(_AROUND): part for name, part in adapter.items()}
+    left = {name.removeprefix(_AROUND).replace(".base_layer.", "."): part for name, part in adapter.items()}
+    for name in [name for name in sorted(left) if ".lora_" not in name]:
+        if name not in found or found[name].shape != left[name].shape:
+            raise said.refused(f"{name} is saved with the adapter, and the base has none of that name and shape")
+        found[name] = left.pop(name).to(found[name].dtype)
     for name in sorted(left):
         match = re.fullmatch(r"(.+)\.lora_(embedding_)?A(\.weight)?", name)
         if match is None:
@@ -64,12 +69,8 @@ def merged(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], said: Sett
         if table and tied:
             raise said.refused(f"{name} adapts a table of embeddings that is the output layer too, and is not read")
         found[f"{module}.weight"] = _sum(weight, up, down, said, module, table)
-    for name in sorted(left):
-        if re.search(r"\.(lora_|base_layer\.)", name):
-            raise said.refused(f"{name} is of an adapter that is not read; merge it by PEFT's merge_and_unload()")
-        if name not in found or found[name].shape != left[name].shape:
-            raise said.refused(f"{name} is saved with the adapter, and the base has none of that name and shape")
-        found[name] = left[name].to(found[name].dtype)
+    if left:
+        raise said.refused(f"{min(left)} is of an adapter that is not read; merge it by PEFT's merge_and_unload()")
     return found
 
 

@@ -22,7 +22,8 @@ from discdiff.adapters.dit import DiffusionTransformer
 from discdiff.adapters.documents import CONFIGURATION, json_table, yaml_table
 from discdiff.adapters.inert import Inert, load_inert, plain
 from discdiff.adapters.loading import fit
-from discdiff.adapters.settings import Refused
+from discdiff.adapters.low_rank import merged
+from discdiff.adapters.settings import Refused, Settings
 from discdiff.adapters.tokenizer import Tokenizer
 
 CONFIG = {"model_type": "mdlm", "n_heads": 2}
@@ -803,6 +804,10 @@ def test_layers_of_other_orders_and_modules_to_save(tmp_path: Path) -> None:
     adapter(tmp_path / "saved", str(tmp_path / "base"), wide, modules_to_save=["linear"])
     found = load(tmp_path / "saved", quiet=True).network.state_dict()
     assert all(torch.equal(found[name], part) for name, part in wide.items())
+    again = {"blocks.0.mlp.0.base_layer.bias": torch.randn(64)}
+    adapter(tmp_path / "again", str(tmp_path / "base"), again)
+    found = load(tmp_path / "again", quiet=True).network.state_dict()
+    assert torch.equal(found["blocks.0.mlp.0.bias"], again["blocks.0.mlp.0.base_layer.bias"])
     torch.manual_seed(2)
     square = {
         "blocks.0.attn_out.lora_A.weight": torch.randn(2, 16),
@@ -817,6 +822,17 @@ def test_layers_of_other_orders_and_modules_to_save(tmp_path: Path) -> None:
     a, b = square.values()
     expected = state()["blocks.0.attn_out.weight"] + 5 / 2 * (b @ a).T
     torch.testing.assert_close(found["blocks.0.attn_out.weight"], expected)
+
+
+def test_tables_of_embeddings_are_adapted_unless_they_are_the_output_layer_too() -> None:
+    torch.manual_seed(0)
+    base, a, b = {"embed.weight": torch.randn(7, 4)}, torch.randn(2, 7), torch.randn(4, 2)
+    held = {"base_model.model.embed.lora_embedding_A": a, "base_model.model.embed.lora_embedding_B": b}
+    said = Settings({"peft_type": "LORA", "lora_alpha": 3}, "adapter_config.json")
+    found = merged(base, held, said, tied=False)
+    torch.testing.assert_close(found["embed.weight"], base["embed.weight"] + 3 / 2 * (b @ a).T)
+    with pytest.raises(Refused, match="adapts a table of embeddings that is the output layer too"):
+        merged(base, held, said, tied=True)
 
 
 @pytest.mark.parametrize(
