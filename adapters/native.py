@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from discdiff.adapters.block_causal import BlockCausal
 from discdiff.adapters.files import Files
+from discdiff.adapters.frame import BERT_TOKENS, ESM_TOKENS, UNFRAMED, Specials
 from discdiff.adapters.loading import Asked, Family
 from discdiff.convention import Attention, Convention
 from discdiff.process import Process
@@ -22,7 +23,6 @@ from discdiff.schedule import Linear
 __all__ = ["NATIVE"]
 
 Weights = dict[str, Tensor]
-_SPECIAL = ("bos_token", "cls_token", "sep_token", "pad_token", "unk_token", "eos_token")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class _Native:
         attention: what is passed as a mask.
         shift: whether position i speaks of i + 1; or the key in config.json that says so.
         mask_rule: the mask's id where nothing on disk says it.
-        suppress_special: whether special tokens are never predicted.
+        specials: the special tokens of a family that is trained between a start and an end token; they are never
+            predicted.
         block: the block size of one that is causal between blocks, where its configuration does not say it.
         notes: for the convention.
     """
@@ -54,7 +55,7 @@ class _Native:
     attention: Attention = "bidirectional"
     shift: bool | str = False
     mask_rule: int | None = None
-    suppress_special: bool = False
+    specials: Specials | None = None
     block: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -67,10 +68,16 @@ class _Native:
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         network = native(self.cls, self.settings(files.config), self.rename(files.weights, files.config))
         columns = network.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-        mask, source = files.mask_id(self.mask_rule, asked.mask_id)
+        rule = self.specials.usual(files, columns, "mask") if self.specials else self.mask_rule
+        mask, source = files.mask_id(rule, asked.mask_id)
         process, suppress = masked(columns, mask, files, asked, source)
-        if self.suppress_special:
-            suppress += tuple(v for v in files.special(*_SPECIAL) if v != mask)
+        frame, longest, notes = None, _table(network), self.notes
+        if self.specials:
+            frame = self.specials.frame(files, columns)
+            suppress += tuple(v for v in self.specials.unpredicted(files, columns) if v != mask)
+            notes += (UNFRAMED,) if frame is None else ()
+        if frame is not None and longest is not None:
+            longest -= len(frame)
         block = None if self.block is None else asked.block or int(files.config.get("block_size", self.block))
         convention = Convention(
             family=self.name,
@@ -82,8 +89,9 @@ class _Native:
             suppress=tuple(sorted({v for v in suppress if v < process.vocab_size})),
             returns="logits",
             attention=self.attention,
-            longest=_table(network),
-            notes=self.notes,
+            longest=longest,
+            frame=frame,
+            notes=notes,
         )
         if block is None:
             return network, convention
@@ -327,18 +335,17 @@ NATIVE: tuple[Family, ...] = tuple(
             )
             for base in ("Llama", "Qwen2", "Qwen3")
         ),
-        _Native("BERT", "a masked language model of BERT's kind", ("bert",), "BertForMaskedLM", attention="ones"),
+        _Native(
+            "BERT", "a masked language model of BERT's kind", ("bert",),
+            "BertForMaskedLM", attention="ones", specials=BERT_TOKENS,
+        ),
         _Native(
             "ModernBERT", "a masked language model of ModernBERT's kind", ("modernbert",),
-            "ModernBertForMaskedLM", attention="ones",
+            "ModernBertForMaskedLM", attention="ones", specials=BERT_TOKENS,
         ),
         _Native(
             "ESM-2", "ESM-2 or DPLM, protein language models (Lin et al., 2023; Wang et al., 2024)", ("esm",),
-            "EsmForMaskedLM", attention="ones", suppress_special=True,
-            notes=(
- "begin sequences with <cls> and end them with <eos>, as prompt and frozen sites: of masks alone its "
- "token_dropout makes NaN",
-),
+            "EsmForMaskedLM", attention="ones", specials=ESM_TOKENS,
         ),
     )
 )  # fmt: skip
