@@ -20,6 +20,8 @@ __all__ = ["Files"]
 _HUB = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 _TRAINED = ("model.pt", "checkpoints-meta/checkpoint.pth")  # as the trainers of GIDD and SEDD leave them
 _HYDRA = ("config.yaml", ".hydra/config.yaml", "../.hydra/config.yaml")
+_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"}
+_TOKENIZER |= {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
 _TORCH = {".ckpt", ".pt", ".pth", ".bin", ".tar"}
 _KNOWN = {*_TORCH, ".safetensors", ".npz"}
 
@@ -150,12 +152,26 @@ class Files:
     # --- tokenizer ----------------------------------------------------------------------------------------------------
 
     @cached_property
+    def words(self) -> tuple[str, list[str]]:
+        """The file of the word list and its lines: vocab.txt, or the one beside the folder where that must be meant.
+
+        Some authors leave it one level up, for several folders of weights. It counts where the folder holds nothing of
+        a tokenizer and it has just as many lines as config.json says that there are tokens.
+        """
+        own, beside = self.folder / "vocab.txt", self.folder.resolve().parent / "vocab.txt"
+        if own.is_file():
+            return own.name, own.read_text(encoding="utf-8").splitlines()
+        alone = self.path.is_dir() and not any((self.folder / name).exists() for name in _TOKENIZER)
+        if alone and beside.is_file():
+            lines = beside.read_text(encoding="utf-8").splitlines()
+            if len(lines) == self.config.get("vocab_size"):
+                return "../vocab.txt", lines
+        return "", []
+
+    @cached_property
     def tokens(self) -> dict[str, int]:
         """Ids of the tokens that the tokenizer's files name."""
-        found: dict[str, int] = {}
-        vocabulary = self.folder / "vocab.txt"
-        if vocabulary.is_file():
-            found |= {line: n for n, line in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
+        found: dict[str, int] = {line: n for n, line in enumerate(self.words[1])}
         found |= self._json("vocab.json")
         whole = self._json("tokenizer.json")
         known = whole.get("model", {}).get("vocab", {})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from discdiff.adapters.files import Files
-from discdiff.adapters.settings import Settings
+from discdiff.adapters.settings import Refused, Settings
 
 __all__ = ["BERT_TOKENS", "ESM_TOKENS", "UNFRAMED", "Specials"]
 
@@ -40,15 +40,12 @@ class Specials:
             kinds: the kinds.
 
         Raises:
-            ValueError: for an id of the tokenizer that the network does not know.
+            Refused: for an id of the tokenizer that the network does not know.
         """
         for kind in kinds:
             for number in files.special(f"{kind}_token"):
                 if number >= rows:
-                    raise ValueError(
-                        f"load: {files.path}: the tokenizer's {kind}_token is {number}, but the network knows ids "
-                        f"0..{rows - 1}"
-                    )
+                    raise Refused(f"the tokenizer's {kind}_token is {number}, but the network knows ids 0..{rows - 1}")
                 return number
         config = files.config if isinstance(files.config, Settings) else Settings(files.config, "config.json")
         for kind in kinds:

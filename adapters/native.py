@@ -76,6 +76,7 @@ class _Native:
             frame = self.specials.frame(files, columns)
             suppress += tuple(v for v in self.specials.unpredicted(files, columns) if v != mask)
             notes += (UNFRAMED,) if frame is None else ()
+            notes += (f"its tokens are named by {files.words[0]}",) if files.words[0].startswith("..") else ()
         if frame is not None and longest is not None:
             longest -= len(frame)
         block = None if self.block is None else asked.block or int(files.config.get("block_size", self.block))
@@ -177,6 +178,11 @@ def _renamed(*rules: tuple[str, str]) -> Callable[[Weights, dict[str, Any]], Wei
         return found
 
     return rename
+
+
+def _without(pattern: str) -> Callable[[Weights, dict[str, Any]], Weights]:
+    """Pass over weights that sampling does not use."""
+    return lambda weights, config: {n: tensor for n, tensor in weights.items() if not re.fullmatch(pattern, n)}
 
 
 def _llada(config: dict[str, Any]) -> dict[str, Any]:
@@ -337,7 +343,8 @@ NATIVE: tuple[Family, ...] = tuple(
         ),
         _Native(
             "BERT", "a masked language model of BERT's kind", ("bert",),
-            "BertForMaskedLM", attention="ones", specials=BERT_TOKENS,
+            "BertForMaskedLM", rename=_without(r"bert\.pooler\..*|cls\.(seq_relationship|species|chain|graft)\..*"),
+            attention="ones", specials=BERT_TOKENS,
         ),
         _Native(
             "ModernBERT", "a masked language model of ModernBERT's kind", ("modernbert",),
