@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from discdiff.adapters.files import Files
 from discdiff.adapters.settings import Refused, Settings
 
-__all__ = ["BERT_TOKENS", "ESM_TOKENS", "UNFRAMED", "Specials"]
+__all__ = ["BERT_TOKENS", "ESM_TOKENS", "ROBERTA_TOKENS", "UNFRAMED", "Specials"]
 
 UNFRAMED = (
     "nothing on disk names its start and end tokens, so it is sampled without them: "
@@ -74,6 +74,7 @@ class Specials:
 
 
 BERT_TOKENS = Specials({"mask": "[MASK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]"})
+ROBERTA_TOKENS = Specials({"mask": "<mask>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"})
 ESM_TOKENS = Specials(
     {"mask": "<mask>", "cls": "<cls>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"},
     33,

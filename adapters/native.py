@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from discdiff.adapters.block_causal import BlockCausal
 from discdiff.adapters.files import Files
-from discdiff.adapters.frame import BERT_TOKENS, ESM_TOKENS, UNFRAMED, Specials
+from discdiff.adapters.frame import BERT_TOKENS, ESM_TOKENS, ROBERTA_TOKENS, UNFRAMED, Specials
 from discdiff.adapters.loading import Asked, Family
 from discdiff.convention import Attention, Convention
 from discdiff.process import Process
@@ -100,9 +100,11 @@ class _Native:
 
 
 def _table(network: nn.Module) -> int | None:
-    """Rows of its table of positions; rotary ones have no end."""
-    tables = (part for name, part in network.named_modules() if name.endswith(("position_embeddings", ".wpe")))
-    return next((part.num_embeddings for part in tables if isinstance(part, nn.Embedding)), None)
+    """Places in its table of positions, which may begin behind the padding's; rotary ones have no end."""
+    for name, part in network.named_modules():
+        if name.endswith(("position_embeddings", ".wpe")) and isinstance(part, nn.Embedding):
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    return None
 
 
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:
@@ -345,6 +347,11 @@ NATIVE: tuple[Family, ...] = tuple(
             "BERT", "a masked language model of BERT's kind", ("bert",),
             "BertForMaskedLM", rename=_without(r"bert\.pooler\..*|cls\.(seq_relationship|species|chain|graft)\..*"),
             attention="ones", specials=BERT_TOKENS,
+        ),
+        _Native(
+            "RoBERTa", "a masked language model of RoBERTa's kind", ("roberta",),
+            "RobertaForMaskedLM", rename=_without(r"roberta\.(pooler\..*|embeddings\.position_ids)"),
+            attention="ones", specials=ROBERTA_TOKENS,
         ),
         _Native(
             "ModernBERT", "a masked language model of ModernBERT's kind", ("modernbert",),

@@ -136,9 +136,7 @@ def test_what_would_change_the_meaning_is_refused_by_name(tmp_path: Path) -> Non
     cut = words(
         ["hello world hello world"], max_length=4, truncation=True, return_overflowing_tokens=True, return_tensors="pt"
     )
-    with pytest.raises(
-        ValueError, match=r"overflow_to_sample_mapping must be 0\.\.\d, a row for each text, got \[0"
-    ):
+    with pytest.raises(ValueError, match=r"overflow_to_sample_mapping must be 0\.\.\d, a row for each text, got \[0"):
         dd.generate(model, **cut, max_new_tokens=2, seed=0)
     with pytest.raises(ValueError, match="attention_mask must hold 1, and 0 for padding, got 2"):
         dd.generate(model, PROMPTS % 4, MASK * 2, max_new_tokens=2, seed=0)
