@@ -54,21 +54,6 @@ def shaped(shapes: dict[str, tuple[int, ...]], config: Config, said: Convention)
     return DiffusionTransformer(rows, width, heads, depth, time_width, said.block, norm_shift, classes)
 
 
-def averaged(files: Files, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The exponential moving average of a Lightning checkpoint, where it has one: a list in the weights' own order.
-
-    Raises:
-        ValueError: if its number or shapes are not those of the weights.
-    """
-    kept = plain(files.saved.get("ema")) if files.saved else None
-    shadow = kept.get("shadow_params") if isinstance(kept, dict) else None
-    if not shadow:
-        return weights, False
-    if [tuple(part.shape) for part in shadow] != [tuple(part.shape) for part in weights.values()]:
-        raise ValueError(f"load: the {len(shadow)} averages in {files.path} are not of its {len(weights)} weights")
-    return dict(zip(weights, shadow, strict=True)), True
-
-
 @dataclass(frozen=True)
 class HybridClock:
     """GIDD's survival, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))) with B = 2 p / (1 - p) (GIDD, 2025)."""
@@ -102,7 +87,7 @@ class _Kind:
         if asked.mask_id is None:
             mask, source = files.mask_id(-1, None)
             asked = asked if mask == -1 else replace(asked, mask_id=mask, mask_source=source)
-        weights, ema = averaged(files, stripped(files.weights))
+        weights, ema = stripped(files.weights), files.averaged
         shapes = {name: tuple(part.shape) for name, part in weights.items()}
         if "vocab_embed.embedding" not in shapes:
             raise ValueError(
@@ -110,7 +95,7 @@ class _Kind:
             )
         said = self.convention(config, shapes["vocab_embed.embedding"][0], asked)
         network = shaped(shapes, config, said)
-        fit(network, weights, files.path)
+        fit(network, weights, files)
         wrapped: nn.Module = network
         if said.predicts == "ratio":
             scaled = config.get("scale_by_sigma") if "graph_type" in config else True
@@ -122,7 +107,7 @@ def _said(files: Files) -> Config:
     """What config.json says, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
     held = {} if files.config else plain(files.saved.get("hyper_parameters"))
     inside = held.get("config", held) if isinstance(held, dict) else {}
-    return files.config or inside or files.run
+    return dict(files.config) or inside or dict(files.run)
 
 
 def configuration(files: Files) -> Config:

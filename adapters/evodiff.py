@@ -201,7 +201,7 @@ class _Kind:
         weights = {name.removeprefix("module."): part for name, part in files.weights.items()}
         shapes = {name: tuple(part.shape) for name, part in weights.items()}
         network = bytenet(shapes, files.config, self.process is not None)
-        fit(network, weights, files.path)
+        fit(network, weights, files)
         rows = network.decoder.conv.out_channels
         if rows != len(ALPHABET):
             raise ValueError(f"load: {files.path} knows {rows} letters, and EvoDiff's alphabet has {len(ALPHABET)}")

@@ -1,81 +1,83 @@
 """What lies on disk: configurations, tokenizer and weights, read without running anybody's code."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from discdiff.adapters.inert import load_inert
+from discdiff.adapters import archives
+from discdiff.adapters.archives import KNOWN, TORCH
+from discdiff.adapters.averages import Which, weights_of
+from discdiff.adapters.documents import is_there, json_table, yaml_table
+from discdiff.adapters.hub import Hub, folder_or_file
+from discdiff.adapters.low_rank import is_adapter, merged
+from discdiff.adapters.quantised import check_unquantised
+from discdiff.adapters.settings import Refused, Settings
+from discdiff.adapters.tokenizer import Tokenizer, word_list
+from discdiff.adapters.weights import ADAPTERS, beside, inside, named_parts, newest_folder, parts, weights_in
 
 __all__ = ["Files"]
 
-_HUB = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
-_TRAINED = ("model.pt", "checkpoints-meta/checkpoint.pth")  # as the trainers of GIDD and SEDD leave them
 _HYDRA = ("config.yaml", ".hydra/config.yaml", "../.hydra/config.yaml")
-_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"}
-_TOKENIZER |= {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
-_TORCH = {".ckpt", ".pt", ".pth", ".bin", ".tar"}
-_KNOWN = {*_TORCH, ".safetensors", ".npz"}
-
-
-@contextmanager
-def _tensors(file: Path) -> Iterator[Any]:
-    """A safetensors file, opened."""
-    try:
-        with safe_open(file, "pt") as opened:
-            yield opened
-    except SafetensorError as error:
-        raise ValueError(f"load: {file} is not a safetensors file: {error}") from error
+_HUB = Hub()
+_NESTED = ("text_config", "dllm_config")  # tables of config.json that speak of the mask too
 
 
 class Files:
     """A checkpoint: a folder as the hub has them, or one file.
 
+    An adapter's folder (PEFT's) stands for its base with the adapter merged into it.
+
     Args:
         path: a folder with config.json and weights, or a .safetensors, .ckpt, .pt, .pth, .bin, .tar or .npz file.
+        file: the name of the file of weights in the folder, or of a folder in it; None for the usual one.
+        which: "raw" or "ema", None for averaged weights where there are.
+        hub: where the base of an adapter is fetched from if it is not here; None for a base that may be no adapter.
+
+    Attributes:
+        path: as given.
+        config, generation: what config.json and generation_config.json say; nothing beside one file.
 
     Raises:
         FileNotFoundError: if there is nothing there, or no weights in it.
+        Refused: for what is no such folder or file, or is damaged. So do all that read more of it.
     """
 
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
+    def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
+        if not folder_or_file(path):
             raise FileNotFoundError(f"load: there is no file or folder {path}")
-        if path.is_file() and path.suffix not in _KNOWN:
-            raise ValueError(f"load: {path} is no file of weights; accepted: {', '.join(sorted(_KNOWN))}, or a folder")
-        self.path = path
-        self.folder = path if path.is_dir() else path.parent
-        self.config = self._json("config.json") if path.is_dir() else {}
-        self.generation = self._json("generation_config.json") if path.is_dir() else {}
+        whole = path.is_dir()
+        if not whole and path.suffix not in KNOWN:
+            raise Refused(f"this is no file of weights; accepted: {', '.join(sorted(KNOWN))}, or a folder")
+        if not whole and file is not None:
+            raise Refused(f"file= chooses among the files of a folder, got {file!r} and a file")
+        self.path, self._file, self._which, self._hub = path, file, which, hub
+        self.folder = path if whole else path.parent
+        if whole and file is None:
+            self.folder = newest_folder(path)
+        elif file is not None and (path / inside(file, "file=")).is_dir():
+            self.folder, self._file = path / file, None
+        self._folders = (self.folder, path) if whole else (self.folder,)
+        self.base = self._base() if self._is_adapter() else None
+        self.config = self._said("config.json", whole)
+        self.generation = self._said("generation_config.json", whole)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        file = self.folder / name
-        try:
-            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except json.JSONDecodeError as error:
-            raise ValueError(f"load: {file} is not JSON: {error}") from error
+    def _said(self, name: str, whole: bool) -> Settings:
+        if self.base is not None:
+            return self.base.config if name == "config.json" else self.base.generation
+        found = (folder / name for folder in self._folders if whole and is_there(folder / name))
+        return json_table(next(found, self.folder / name)) if whole else Settings({}, name)
 
     @cached_property
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Settings:
         """The YAML configuration that a training run leaves, beside its weights or a folder higher."""
         for name in _HYDRA:
-            file = self.folder / name
-            if file.is_file():
-                try:
-                    import yaml
-                except ImportError as error:
-                    raise ImportError(f"load: reading {file} needs PyYAML: pip install 'discdiff[hf]'") from error
-                said = yaml.safe_load(file.read_text(encoding="utf-8"))
-                return said if isinstance(said, dict) else {}
-        return {}
+            if is_there(self.folder / name):
+                return yaml_table(self.folder / name)
+        return Settings({}, "config.yaml")
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -83,120 +85,142 @@ class Files:
     def parts(self) -> list[Path]:
         """The files that hold weights."""
         if self.path.is_file():
-            return [self.path]
-        for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-            shards = self._json(index).get("weight_map", {})
-            if shards:
-                return [self.folder / name for name in sorted(set(shards.values()))]
-        one = [self.folder / name for name in (*_HUB, *_TRAINED) if (self.folder / name).is_file()]
-        if not one:
-            one = sorted(file for file in self.folder.iterdir() if file.suffix in _KNOWN)
-        if not one:
-            raise FileNotFoundError(f"load: {self.folder} holds no weights ({', '.join(sorted(_KNOWN))})")
-        return one[:1]
+            return beside(self.path)
+        if self._file is not None:
+            return named_parts(self.folder, self._file)
+        own = [self.folder / name for name in ADAPTERS if self.base is not None and is_there(self.folder / name)]
+        return own[:1] or parts(self.folder)
+
+    @property
+    def chosen(self) -> str:
+        """The names of the files that hold the weights, for printing and errors."""
+        top = self.path if self.path.is_dir() else self.folder
+        names = [part.relative_to(top).as_posix() for part in self.parts]
+        own = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        return own if self.base is None else f"{own}, merged into {self.base.path}/{self.base.chosen}"
 
     @cached_property
     def metadata(self) -> dict[str, str]:
         """The metadata of a safetensors file."""
-        if self.parts[0].suffix != ".safetensors":
-            return {}
-        with _tensors(self.parts[0]) as file:
-            return file.metadata() or {}
+        return archives.metadata(self.parts[0])
+
+    @cached_property
+    def saved(self) -> Mapping[str, Any]:
+        """All that a file of torch's holds: of a Lightning checkpoint the weights, hyperparameters and averages."""
+        return self._held if self.parts[0].suffix in TORCH else {}
+
+    @cached_property
+    def _held(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for part in self.parts:
+            more = archives.opened(part)
+            twice = next((name for name in more if name in found), None)
+            if twice is not None:
+                raise Refused(f"{part.name} holds {twice}, which another of its files holds too")
+            found |= more
+        return found
+
+    @cached_property
+    def _own(self) -> tuple[dict[str, Tensor], bool]:
+        """The weights in the files, not yet copied, and whether they are averaged."""
+        check_unquantised(self.config, {}, self.chosen)
+        found, averaged = weights_of(self._held, self._which if self.base is None else None, self.chosen)
+        check_unquantised(self.config, found, self.chosen)
+        if self.base is None and is_adapter(found):
+            raise Refused(f"{self.chosen} is an adapter (LoRA), and adapter_config.json and its name do not say so")
+        return found, averaged
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights are an average of those that were trained."""
+        return self._own[1] if self.base is None else self.base.averaged
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight, by name; of safetensors files only the headers are read."""
-        found: dict[str, tuple[int, ...]] = {}
-        for part in self.parts:
-            if part.suffix == ".safetensors":
-                with _tensors(part) as file:
-                    found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            else:
-                found |= {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
-        return found
-
-    @cached_property
-    def saved(self) -> dict[str, Any]:
-        """All that a file of torch's holds: of a Lightning checkpoint the weights, hyperparameters and averages."""
-        found: dict[str, Any] = {}
-        for part in self.parts:
-            if part.suffix in _TORCH:
-                loaded = load_inert(part)
-                if not isinstance(loaded, Mapping):
-                    raise ValueError(f"load: {part} holds a {type(loaded).__name__}, not weights by name")
-                found |= loaded
-        return found
+        """The shape of every weight, by name; of the files only what says it is read."""
+        if self.base is not None:
+            return self.base.shapes
+        return {name: tuple(tensor.shape) for name, tensor in self._own[0].items()}
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by its name on disk."""
-        found: dict[str, Tensor] = {}
-        for part in self.parts:
-            if part.suffix == ".safetensors":
-                with _tensors(part) as file:
-                    found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            elif part.suffix == ".npz":
-                try:
-                    with np.load(part, allow_pickle=False) as arrays:
-                        found |= {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-                except (ValueError, BadZipFile) as error:  # numpy takes what it does not know for a pickle
-                    raise ValueError(f"load: {part} is not an archive of arrays (numpy.savez)") from error
-        if self.saved:
-            inner = [self.saved[key] for key in ("state_dict", "model_state_dict", "model") if key in self.saved]
-            tensors = inner[0] if inner else self.saved
-            found |= {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-        if not found:
-            raise ValueError(f"load: {self.path} holds no tensors by name")
-        return found
+        """Every weight by its name on disk without wrappers' prefixes: copies, averaged where there are averages."""
+        own = archives.owned(self._own[0], self.parts)
+        if self.base is None:
+            return own
+        tied = self.base.config.flag("tie_word_embeddings", default=True)
+        return merged(self.base.weights, own, json_table(self.folder / "adapter_config.json"), tied)
+
+    # --- adapters -----------------------------------------------------------------------------------------------------
+
+    def _is_adapter(self) -> bool:
+        """Whether it is of PEFT's.
+
+        Raises:
+            Refused: if a folder holds both an adapter and whole weights, and ``file`` does not choose.
+        """
+        if self.path.is_file() or self._file is not None:
+            return Path(self._file or self.path).name in ADAPTERS
+        own = [name for name in ADAPTERS if is_there(self.folder / name)]
+        whole = weights_in(self.folder) if own else []
+        if whole:
+            raise Refused(
+                f"the folder holds an adapter, {own[0]}, and whole weights, {whole[0]}; pass file= one of them"
+            )
+        return bool(own)
+
+    def _base(self) -> "Files":
+        """What an adapter was trained on: a path, from its folder or from here, or a repository on the hub."""
+        if not is_there(self.folder / "adapter_config.json"):
+            raise Refused("this is an adapter, and adapter_config.json is not beside it")
+        said = json_table(self.folder / "adapter_config.json")
+        name = said.word("base_model_name_or_path")
+        if self._hub is None:
+            raise said.refused("this adapter's base is an adapter itself; merge one of them by PEFT and save that")
+        try:
+            near = self.folder / name
+            hub = replace(self._hub, revision=said.word("revision", default=None), file=None)
+            return Files(near if name and folder_or_file(near) else hub.found(name), None, self._which)
+        except FileNotFoundError as error:
+            raise said.refused(
+                f"base_model_name_or_path names {name!r}: {str(error).removeprefix('load: ')}"
+            ) from error
 
     # --- tokenizer ----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def words(self) -> tuple[str, list[str]]:
-        """The file of the word list and its lines: vocab.txt, or the one beside the folder where that must be meant.
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(*self._folders, *(self.base._folders if self.base is not None else ()))
 
-        Some authors leave it one level up, for several folders of weights. It counts where the folder holds nothing of
-        a tokenizer and it has just as many lines as config.json says that there are tokens.
-        """
-        own, beside = self.folder / "vocab.txt", self.folder.resolve().parent / "vocab.txt"
-        if own.is_file():
-            return own.name, own.read_text(encoding="utf-8").splitlines()
-        alone = self.path.is_dir() and not any((self.folder / name).exists() for name in _TOKENIZER)
-        if alone and beside.is_file():
-            lines = beside.read_text(encoding="utf-8").splitlines()
-            if len(lines) == self.config.get("vocab_size"):
-                return "../vocab.txt", lines
-        return "", []
-
-    @cached_property
+    @property
     def tokens(self) -> dict[str, int]:
         """Ids of the tokens that the tokenizer's files name."""
-        found: dict[str, int] = {line: n for n, line in enumerate(self.words[1])}
-        found |= self._json("vocab.json")
-        whole = self._json("tokenizer.json")
-        known = whole.get("model", {}).get("vocab", {})
-        found |= known if isinstance(known, dict) else {entry[0]: n for n, entry in enumerate(known)}
-        found |= {entry["content"]: entry["id"] for entry in whole.get("added_tokens", [])}
-        found |= self._json("added_tokens.json")
-        added = self._json("tokenizer_config.json").get("added_tokens_decoder", {})
-        return found | {entry["content"]: int(number) for number, entry in added.items()}
+        return self._tokenizer.tokens or self.beside
+
+    @cached_property
+    def beside(self) -> dict[str, int]:
+        """Ids of the tokens of ../vocab.txt, where that must be meant: some leave it above several folders of weights.
+
+        It counts where the folder holds no file of a tokenizer and it has a line for every token of config.json.
+        """
+        file, size = self.folder.resolve().parent / "vocab.txt", self.config.whole("vocab_size", default=None)
+        if size is None or self.path.is_file() or self._tokenizer.is_there:
+            return {}
+        try:
+            found = word_list(file)
+        except Refused:  # what lies outside the folder need not be a file of ours
+            return {}
+        return found if len(found) == size else {}
 
     @property
     def tokenizer_size(self) -> int | None:
         """One more than the largest id, or None without a tokenizer."""
-        return max(self.tokens.values()) + 1 if self.tokens else None
+        return self._tokenizer.size or len(self.beside) or None
 
     def special(self, *names: str) -> tuple[int, ...]:
         """Ids of special tokens, such as "bos_token", that the tokenizer has."""
-        found = (self._special_token(name) for name in names)
+        found = (self._tokenizer.special(name) for name in names)
         return tuple(sorted({self.tokens[token] for token in found if token in self.tokens}))
-
-    def _special_token(self, name: str) -> str:
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            token = self._json(file).get(name)
-            if token is not None:
-                return token["content"] if isinstance(token, dict) else token
-        return ""
 
     # --- the mask -----------------------------------------------------------------------------------------------------
 
@@ -208,24 +232,24 @@ class Files:
             given: what the user says, which settles it.
 
         Raises:
-            ValueError: if they disagree, or none says anything.
+            Refused: if they disagree, none says anything, or one says what is no id.
         """
         if given is not None:
             return given, "given"
-        found: dict[str, int | None] = {
-            "config.json": self.config.get("mask_token_id"),
-            "generation_config.json": self.generation.get("mask_token_id"),
-            "the tokenizer": next(iter(self.special("mask_token")), None),
-        }
-        said = {source: number for source, number in found.items() if number is not None}
+        tables = [self.config, *(self.config.part(name) for name in _NESTED), self.generation]
+        found = [(table.file, table.whole("mask_token_id", least=0, default=None)) for table in tables]
+        found.append(("the tokenizer", next(iter(self.special("mask_token")), None)))
+        said = {source: number for source, number in found if number is not None}
         if len(set(said.values())) > 1:
-            parts = ", ".join(f"{number} by {source}" for source, number in said.items())
-            raise ValueError(
-                f"load: {self.path} does not agree with itself on the mask id: {parts}; pass the right one, for "
+            told = ", ".join(f"{number} by {source}" for source, number in said.items())
+            raise Refused(
+                f"its files do not agree on the mask id: {told}; pass the right one, for "
                 f"instance load(..., mask_id={next(iter(said.values()))})"
             )
         if said:
             return next(iter(said.values())), " and ".join(said)
         if rule is None:
-            raise ValueError(f"load: nothing in {self.path} says the mask id; pass load(..., mask_id=...)")
+            named = self._tokenizer.special("mask_token")
+            lost = "" if named is None else f" (the tokenizer names {named!r}, which none of its files gives an id)"
+            raise Refused(f"nothing in its files says the mask id{lost}; pass load(..., mask_id=...)")
         return rule, "the family's rule"

@@ -92,7 +92,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         raise ValueError(f"load: DiffusionGemma's noise is uniform and has no mask, got mask_id={asked.mask_id}")
     network = native("DiffusionGemmaForBlockDiffusion", dict(files.config), files.weights)
     text: Any = network.config.get_text_config()  # type: ignore[union-attr, operator]
-    block = asked.block or int(files.config.get("canvas_length", 256))
+    block = asked.block or files.config.whole("canvas_length", least=1, default=256)
     convention = Convention(
         "DiffusionGemma",
         Uniform(text.vocab_size, asked.schedule or Linear()),

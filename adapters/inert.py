@@ -1,11 +1,55 @@
 """Reading torch's files without running what is pickled in them."""
 
-from collections.abc import Callable
+import _compat_pickle
+import io
+import itertools
+import pickletools
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-__all__ = ["Inert", "load_inert", "plain"]
+from discdiff.adapters.documents import size
+from discdiff.adapters.settings import Refused
+
+__all__ = ["Inert", "load_inert", "plain", "tensors_in"]
+
+_PICKLE = 2**25  # bytes of what is pickled beside the numbers
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before 1.6
+_DEPTH, _PARTS = 64, 2**18  # of a configuration made plain
+_ODD = {
+    "torch._utils._rebuild_qtensor": "quantised tensors",
+    "torch._utils._rebuild_sparse_tensor": "sparse tensors",
+    "torch._utils._rebuild_meta_tensor_no_storage": "tensors without numbers",
+    "torch._utils._rebuild_nested_tensor": "nested tensors",
+    "torch._utils._rebuild_wrapper_subclass": "tensors of another class",
+    "torch._utils._rebuild_device_tensor_from_numpy": "tensors of another device's class",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "tensors of another device's class",
+    "builtins.bytearray": "bytes of any number",
+}
+_MADE = {
+    "collections.OrderedDict",
+    "collections.Counter",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch.nn.parameter.Parameter",
+    "torch.Tensor",
+    "torch.Size",
+    "torch.device",
+    "torch.serialization._get_layout",
+    "_codecs.encode",
+    "builtins.set",
+    "builtins.complex",
+}  # what torch makes itself; all else that it would is refused above, or replaced
+_StandIn = tuple[Callable[..., object], str]
 
 
 class Inert:
@@ -35,38 +79,165 @@ def load_inert(path: Path) -> object:
     """torch.load(weights_only=True) where every foreign class is replaced by an ``Inert`` one, so none can run.
 
     Lightning checkpoints hold configurations of many packages beside their weights; refusing them would lose the
-    weights, and unpickling them would run their code.
+    weights, and unpickling them would run their code. Tensors are mapped from the file, not copied, where its format
+    allows.
 
     Raises:
-        ValueError: if the file is not one of torch's, or cannot be read even so.
+        Refused: if the file is not one of torch's, is damaged, or holds tensors of odd kinds.
+    """
+    held = size(path)
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY))
+    zipped = start.startswith(b"PK\x03\x04")
+    if not zipped and start != _LEGACY:
+        raise Refused(f"{path.name} cannot be read as a file of torch.save; save its state_dict with safetensors")
+    records = _records(path, held) if zipped else None
+    try:
+        foreign = [_stand_in(name, path) for name in sorted(_globals(path, zipped))]
+        stand_ins: list[Callable[..., object] | _StandIn] = [one for one in foreign if one is not None]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes whose source is another now: none is used
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Refused:
+        raise
+    except Exception as error:  # a damaged file makes torch and pickle raise errors of every kind
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        raise Refused(f"{path.name} cannot be read as a file of torch.save: {said}") from error
+    _check_storages(found, records, held, path)
+    return found
+
+
+def _records(path: Path, held: int) -> Counter[int]:
+    """The sizes of what a zip file of torch holds.
+
+    Raises:
+        Refused: if it is damaged, or not as torch.save writes them: nothing compressed, no larger than the file.
     """
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
-            (type(name.rsplit(".", 1)[-1], (Inert,), {}), name) for name in foreign
-        ]
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"load: {path} cannot be read as a file of torch.save: {error}") from error
-    except Exception as error:  # pickle's own errors have no common base that is public
-        raise ValueError(
-            f"load: {path} holds more than weights ({error}); convert it, or unpickle it yourself if you trust it and "
-            "save its state_dict as safetensors"
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # BadZipFile, and others for damaged tables
+        raise Refused(f"{path.name} is a damaged zip file: {error}") from error
+    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+        raise Refused(f"{path.name} is a TorchScript archive, which is code; save its state_dict with safetensors")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise Refused(f"{path.name} is compressed, which torch.save does not do; unpack it, or save it again")
+    if any(entry.filename.endswith("data.pkl") and entry.file_size > _PICKLE for entry in entries):
+        raise _too_long(path)
+    if sum(entry.file_size for entry in entries) > held:
+        raise Refused(f"{path.name} is damaged: it names more bytes than it has")
+    return Counter(entry.file_size for entry in entries)
+
+
+def _globals(path: Path, zipped: bool) -> set[str]:
+    """The classes and functions that are pickled, by the names that torch asks for."""
+    if not zipped:
+        with path.open("rb") as file:
+            return {name for _ in range(4) for name in _named(file, path)}  # magic, protocol, machine, object
+    with zipfile.ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if name is None:
+            raise Refused(f"{path.name} is a zip file and none of torch.save: it holds no data.pkl")
+        return set(_named(io.BytesIO(archive.read(name)), path))
+
+
+def _named(file: io.BufferedIOBase, path: Path) -> Iterator[str]:
+    """Of one pickle."""
+    start = file.tell()
+    for code, said, place in pickletools.genops(file):
+        if (place or 0) - start > _PICKLE:
+            raise _too_long(path)
+        if code.name in {"STACK_GLOBAL", "INST"}:
+            raise Refused(f"{path.name} is pickled by a protocol that is not read; save it with torch.save's own")
+        if code.name == "GLOBAL":
+            module, _, name = str(said).partition(" ")
+            module, name = _compat_pickle.NAME_MAPPING.get(
+                (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+            )  # names of Python 2 have others in 3
+            yield f"{module}.{name}"
+
+
+def _too_long(path: Path) -> Refused:
+    return Refused(f"{path.name} holds more than {_PICKLE} bytes beside its tensors; save its state_dict alone")
+
+
+def _stand_in(name: str, path: Path) -> _StandIn | None:
+    """An inert class of that name; None for what torch may make itself.
+
+    Raises:
+        Refused: for tensors that are not plain ones.
+    """
+    if name in _ODD:
+        raise Refused(f"{path.name} holds {_ODD[name]} ({name}); save its weights as plain tensors")
+    own = name.rpartition(".")[2]
+    if name in _MADE or (name.startswith("torch.") and (own.endswith("Storage") or _is_dtype(own))):
+        return None
+    return type(own, (Inert,), {}), name
+
+
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def _check_storages(found: object, records: Counter[int] | None, held: int, path: Path) -> None:
+    """A storage has the size of a record of its file: torch takes what the pickle says of it for granted.
+
+    Raises:
+        Refused: if one has not.
+    """
+    storages: dict[int, int] = {}
+    for tensor in tensors_in(found):
+        if tensor.layout == torch.strided and tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), storage.nbytes())
+    sizes = Counter(number for number in storages.values() if number)
+    if sizes.total() and (sum(storages.values()) > held or (records is not None and sizes - records)):
+        raise Refused(f"{path.name} is damaged: its tensors are of other sizes than what it holds of them")
+
+
+def tensors_in(found: object) -> Iterator[Tensor]:
+    """All tensors in what was read, once each."""
+    waiting, seen = [found], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        elif isinstance(value, Inert):
+            waiting += [value.state, value.arguments]
 
 
 def plain(value: object) -> object:
-    """Configurations as dictionaries, lists and values: what OmegaConf's classes and others keep in their state."""
+    """Configurations as dictionaries, lists and values: what OmegaConf's classes and others keep in their state.
+
+    Raises:
+        Refused: if they are nested too deeply, or so often within each other that they never end.
+    """
+    return _plain(value, itertools.count(), 0)
+
+
+def _plain(value: object, parts: Iterator[int], depth: int) -> object:
+    if depth > _DEPTH or next(parts) > _PARTS:
+        raise Refused("the configuration that is pickled with the weights is nested too deeply, or too large")
+
+    def inner(part: object) -> object:
+        return _plain(part, parts, depth + 1)
+
     if isinstance(value, Inert):
         state = value.state
         if isinstance(state, dict) and "_content" in state:
-            return plain(state["_content"])
+            return inner(state["_content"])
         if isinstance(state, dict) and "_val" in state:
-            return plain(state["_val"])
-        return plain(state) if state else [plain(part) for part in value.arguments]
+            return inner(state["_val"])
+        return inner(state) if state else [inner(part) for part in value.arguments]
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: inner(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [inner(part) for part in value]
     return value

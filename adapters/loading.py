@@ -1,15 +1,19 @@
 """``load``: from a path or a hub's id to a ``Denoiser``, by the convention of the family it belongs to."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
+from discdiff.adapters.averages import Which
 from discdiff.adapters.files import Files
-from discdiff.checks import shown
+from discdiff.adapters.hub import Hub
+from discdiff.adapters.nearest import unknown
+from discdiff.adapters.settings import Refused
+from discdiff.checks import decided, listing, placed, shown, whole
 from discdiff.convention import Convention, Loaded
 from discdiff.plugins import plugged
 from discdiff.schedule import Schedule
@@ -19,12 +23,14 @@ __all__ = ["Asked", "Family", "load"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user settles, None where he leaves it to the files."""
+    """What the user settles, None where he leaves it to the files; ``ignore`` names foreign settings to pass over."""
 
     mask_id: int | None = None
     schedule: Schedule | None = None
     block: int | None = None
     mask_source: str = "given"
+    ignore: tuple[str, ...] = ()
+    weights: Which | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,14 @@ class Family:
         about: whose it is and what it is, in a line.
         recognises: whether files are of this kind; it reads configurations and the names of weights only.
         build: the network with its weights, and its convention.
+        kinds: the values of ``model_type`` in config.json that it has, where it goes by them.
     """
 
     name: str
     about: str
     recognises: Callable[[Files], bool]
     build: Callable[[Files, Asked], tuple[nn.Module, Convention]]
+    kinds: tuple[str, ...] = ()
 
 
 def load(
@@ -51,25 +59,39 @@ def load(
     mask_id: int | None = None,
     schedule: Schedule | None = None,
     block: int | None = None,
+    file: str | None = None,
+    weights: Which | None = None,
+    ignore: Sequence[str] = (),
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
     families: Sequence[Family] | None = None,
     quiet: bool = False,
 ) -> Loaded:
     """A denoiser from files: the family is recognised, its convention inferred and printed on standard error.
 
     Nothing on disk is run: configurations are read as JSON, weights as safetensors, arrays, or torch files of which
-    everything but the weights is left inert.
+    everything but the weights is left inert. Of a folder with several files of weights the usual name counts, then
+    ``last``, then that of the most steps. An adapter as PEFT saves it is merged into its base.
 
     Args:
         source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name", perhaps with a folder
-            behind it, of a repository on the hub, whose JSON, text and weights are fetched.
+            behind it, of a repository on the hub, whose JSON, text and weights are fetched, and no code.
         family: its name, where the files do not say it (``discdiff list`` has all).
         mask_id: the mask's id, where the files disagree or say nothing.
         schedule: the clock it is to be sampled on; the family's own by default.
         block: the block size, where a network of blocks does not say it.
+        file: the name of the file of weights in the folder, or of a folder in it such as "checkpoint-500".
+        weights: "raw" for the weights as they were trained, "ema" for their average; where the files have both, the
+            average is the default.
+        ignore: keys of the configuration that no family here knows, and that are to be passed over.
         dtype: what the weights are converted to; as they are by default.
         device: where to put the network.
+        revision: of a repository on the hub: a branch, a tag or a commit.
+        token: for a private repository on the hub.
+        cache_dir: where what is fetched from the hub is kept.
         families: which to try, those of the package and of installed plug-ins by default.
         quiet: print nothing.
 
@@ -79,16 +101,29 @@ def load(
 
     Raises:
         FileNotFoundError: if there is nothing there.
-        ValueError: if no family recognises the files, they do not fit the family's network, or their parts disagree
-            on the mask's id.
+        TypeError: for an argument of another type.
+        ValueError: if no family recognises the files, they are damaged or larger than they may be, do not fit the
+            family's network, are quantised, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
         ImportError: if a package is needed that is not there.
     """
-    if not isinstance(source, str | Path):
-        raise TypeError(f"load: source must be a path or an id of the hub, got {shown(source)}")
+    asked = _asked(mask_id, schedule, block, ignore, weights)
+    hub = _hub(source, revision, token, cache_dir, file)
+    device = placed(device, "load: device")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"load: dtype must be a torch.dtype of real numbers, got {shown(dtype)}")
+    decided(quiet, "load: quiet")
     known = tuple(families) if families is not None else every_family()
-    files = Files(_fetched(source))
-    chosen = _chosen(files, known, family)
-    network, convention = chosen.build(files, Asked(mask_id, schedule, block))
+    found = ""
+    try:
+        files = Files(hub.found(source), file, weights, hub)
+        chosen = _chosen(files, known, family)
+        found = f" (family {chosen.name})"
+        network, convention = chosen.build(files, asked)
+        if weights == "ema" and convention.weights != "ema":
+            raise Refused(f"{files.chosen} holds no averages of its weights, and weights='ema' asks for them")
+        convention = replace(convention, files=files.chosen, weights="ema" if files.averaged else convention.weights)
+    except Refused as error:
+        raise ValueError(f"load: {source}{found}: {error}") from error
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     model = convention.denoiser(network)
     if not quiet:
@@ -97,6 +132,35 @@ def load(
         for name, value in convention.lines().items():
             console.print(f"  {name + ':':<16}{value}", markup=False)
     return model
+
+
+def _asked(mask_id: object, schedule: Schedule | None, block: object, ignore: object, weights: Which | None) -> Asked:
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"load: schedule must be a Schedule, got {shown(schedule)}")
+    if weights not in (None, "raw", "ema"):
+        raise ValueError(f"load: weights must be 'raw', 'ema' or None, got {shown(weights)}")
+    keys = listing(ignore, "load: ignore")
+    if not all(isinstance(key, str) for key in keys):
+        raise TypeError(f"load: ignore must hold names of settings, got {shown(keys)}")
+    return Asked(
+        None if mask_id is None else whole(mask_id, "load: mask_id", 0),
+        schedule,
+        None if block is None else whole(block, "load: block", 1),
+        ignore=tuple(keys),
+        weights=weights,
+    )
+
+
+def _hub(source: object, revision: object, token: object, cache_dir: object, file: object) -> Hub:
+    if not isinstance(source, str | Path):
+        raise TypeError(f"load: source must be a path or an id of the hub, got {shown(source)}")
+    for name, value in {"revision": revision, "token": token, "file": file}.items():
+        if value is not None and not isinstance(value, str):
+            said = "" if name == "token" else f", got {shown(value)}"
+            raise TypeError(f"load: {name} must be a string{said}")
+    if cache_dir is not None and not isinstance(cache_dir, str | Path):
+        raise TypeError(f"load: cache_dir must be a path, got {shown(cache_dir)}")
+    return Hub(revision, token, cache_dir, file)  # type: ignore[arg-type]
 
 
 def every_family() -> tuple[Family, ...]:
@@ -114,58 +178,53 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
     names = [one.name for one in known]
     if name is not None:
         if name not in names:
-            raise ValueError(f"load: there is no family {name!r}; known: {', '.join(names)}")
+            raise ValueError(f"load: there is no family {shown(name)}; known: {', '.join(names)}")
         return known[names.index(name)]
     fitting = [one for one in known if one.recognises(files)]
     if len(fitting) == 1:
         return fitting[0]
-    if "architectures" in files.config:
-        what = f"architectures {files.config['architectures']}"
-    else:
-        what = f"its weights' names ({', '.join(list(files.shapes)[:3])})"
-    found = " and ".join(one.name for one in fitting)
-    raise ValueError(
-        f"load: {files.path} is recognised by {found or 'no family'} from {what}; "
-        f"pass family= one of {', '.join(names)}"
-    )
+    if fitting:
+        raise Refused(f"{' and '.join(one.name for one in fitting)} recognise it; pass family= one of them")
+    raise unknown(files, {one.name: one.kinds for one in known})
 
 
-def _fetched(source: str | Path) -> Path:
-    """A path as it is; anything else of the form owner/name or owner/name/folder from the hub, without code."""
-    path = Path(source)
-    if path.exists() or isinstance(source, Path) or "/" not in source or source.startswith((".", "/", "~")):
-        return path
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError(
-            f"load: there is no file {source}, and hub ids need huggingface_hub: pip install 'discdiff[hf]'"
-        ) from error
-    owner, name, *within = source.split("/")
-    kinds = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.ckpt", "*.npz")
-    wanted = ["/".join([*within, kind]) for kind in kinds]
-    try:
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted)).joinpath(*within)
-    except Exception as error:  # of many kinds, and none says that the path may have been meant
-        raise FileNotFoundError(
-            f"load: there is no file or folder {source}, and the hub gave nothing for it: {error}"
-        ) from error
+def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None = None) -> None:
+    """Put weights into a network, all of them; they are converted to the dtype that its own parameters have.
 
+    A network that was built on the meta device, ``with torch.device("meta"): network = ...``, gets them in the place of
+    its own, so that sizes which do not fit are told before memory is asked for. A buffer that is not saved must be made
+    outside of it.
 
-def fit(network: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> None:
-    """Put weights into a network, all of them.
+    Args:
+        network: whose names and shapes are compared with the weights'.
+        weights: by name.
+        files: where they are from, for the error.
 
     Raises:
-        ValueError: if some are missing, left over or of another shape, which are named.
+        Refused: if some are missing, left over, of another shape or kind, which are named.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    own = network.state_dict()
+    both = sorted(own.keys() & weights.keys())
     wrong = {
-        "missing": sorted(own.keys() - given.keys()),
-        "left over": sorted(given.keys() - own.keys()),
-        "of another shape": sorted(name for name in own.keys() & given.keys() if own[name] != given[name]),
+        "missing": sorted(own.keys() - weights.keys()),
+        "left over": sorted(weights.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} in place of {tuple(own[name].shape)}"
+            for name in both
+            if weights[name].shape != own[name].shape
+        ],
+        "of another kind": [
+            f"{name} {weights[name].dtype} in place of {own[name].dtype}"
+            for name in both
+            if weights[name].is_floating_point() != own[name].is_floating_point()
+        ],
     }
     told = [f"{len(names)} {kind}, such as {', '.join(names[:3])}" for kind, names in wrong.items() if names]
     if told:
-        raise ValueError(f"load: the weights of {where} do not fit a {type(network).__name__}: {'; '.join(told)}")
-    network.load_state_dict(weights)
+        where = f"{files.chosen}: " if files is not None else ""
+        raise Refused(f"{where}the weights do not fit a {type(network).__name__}: {'; '.join(told)}")
+    unmade = any(tensor.is_meta for tensor in own.values())
+    network.load_state_dict({name: weights[name].to(own[name].dtype) for name in both}, assign=unmade)
+    lost = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if lost:
+        raise RuntimeError(f"fit: the buffers {', '.join(lost)} are not saved; make them outside the meta device")

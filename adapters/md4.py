@@ -217,7 +217,9 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     except KeyError as error:
         raise ValueError(f"load: {files.path} lacks {error} of MD4's text network") from error
     clock, outside = shape.get("time.2.weight"), shape.get("outside.weight")
-    head = files.config.get("feature_dim") or (clock[0] if clock else outside[1] if outside else _HEAD)
+    head = files.config.whole("feature_dim", least=1, default=None) or (
+        clock[0] if clock else outside[1] if outside else _HEAD
+    )
     network = GatedTransformer(
         vocab_size + 1,
         width,
@@ -228,7 +230,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         None if outside is None else outside[1],
         str(files.config.get("mlp_type", "glu")),
     )
-    fit(network, weights, files.path)
+    fit(network, weights, files)
     if asked.mask_id not in (None, vocab_size):
         raise ValueError(f"load: MD4's mask is the id after the last, {vocab_size}; got mask_id={asked.mask_id}")
     own = _clock(str(files.config.get("noise_schedule", "linear")))

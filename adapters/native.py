@@ -66,7 +66,7 @@ class _Native:
         return files.config.get("model_type") in self.kinds and (not self.needs or self.needs in files.config)
 
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
-        network = native(self.cls, self.settings(files.config), self.rename(files.weights, files.config))
+        network = native(self.cls, self.settings(dict(files.config)), self.rename(files.weights, dict(files.config)))
         columns = network.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         rule = self.specials.usual(files, columns, "mask") if self.specials else self.mask_rule
         mask, source = files.mask_id(rule, asked.mask_id)
@@ -76,10 +76,12 @@ class _Native:
             frame = self.specials.frame(files, columns)
             suppress += tuple(v for v in self.specials.unpredicted(files, columns) if v != mask)
             notes += (UNFRAMED,) if frame is None else ()
-            notes += (f"its tokens are named by {files.words[0]}",) if files.words[0].startswith("..") else ()
+            notes += ("its tokens are named by ../vocab.txt",) if files.beside else ()
         if frame is not None and longest is not None:
             longest -= len(frame)
-        block = None if self.block is None else asked.block or int(files.config.get("block_size", self.block))
+        block = (
+            None if self.block is None else asked.block or files.config.whole("block_size", least=1, default=self.block)
+        )
         convention = Convention(
             family=self.name,
             process=process,

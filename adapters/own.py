@@ -15,7 +15,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         raise ValueError("load: the card of this file says its mask; neither that nor a block size is to be given")
     card = Card.read(files.metadata["card"])
     network, model = build(card)
-    fit(network, {name: part.float() for name, part in files.weights.items()}, files.path)
+    fit(network, {name: part.float() for name, part in files.weights.items()}, files)
     process = model.process if asked.schedule is None else model.process.with_schedule(asked.schedule)
     said = Convention(
         "discdiff", process, card.predicts, card.vocab_size, time=card.time, scalar_time=False, ids="", clock="",

@@ -47,6 +47,7 @@ class Convention:
         weights: "raw", or "ema" for an exponential moving average of them.
         frame: ids of the start and the end token that it was trained with, or None. It is shown [start] x [end] and
             its logits are those of x: tokens and lengths do not count the ends. They are never predicted.
+        files: the files that the weights are from; "" where they are from none.
         notes: what else a user should know, a line each.
     """
 
@@ -71,6 +72,7 @@ class Convention:
     autocast: torch.dtype | None = None
     weights: Literal["raw", "ema"] = "raw"
     frame: tuple[int, int] | None = None
+    files: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -125,6 +127,8 @@ class Convention:
             "computes in": "the weights' dtype" if self.autocast is None else str(self.autocast).removeprefix("torch."),
             "weights": self.weights,
         }
+        if self.files:
+            found["file"] = self.files
         return found | {f"note {n}" if n > 1 else "note": note for n, note in enumerate(self.notes, 1)}
 
 

@@ -1,0 +1,44 @@
+"""Weights in fewer bits, with scales beside them, are refused by the name of their method: none is guessed at."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from discdiff.adapters.settings import Refused, Settings
+
+__all__ = ["check_unquantised"]
+
+_NAMES = {
+    "GPTQ or AWQ": r"qweight|qzeros|g_idx",
+    "FP8": r"weight_scale_inv|weight_scale|input_scale",
+    "bitsandbytes": r"absmax|nested_absmax|quant_map|SCB|quant_state\..*",
+    "HQQ": r"W_q",
+    "compressed-tensors": r"weight_packed",
+}
+
+
+def check_unquantised(config: Settings, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse quantised weights, by what the configuration says, or by names and dtypes.
+
+    Raises:
+        Refused: it names the method, and says what to do.
+    """
+    for table in (config, config.part("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            said = table.part(key)
+            if said:
+                raise _refused(f"{said.word('quant_method', default=key)}, by {said.file}", where)
+    for name, tensor in tensors.items():
+        method = next((one for one, ends in _NAMES.items() if re.search(rf"(^|\.)({ends})$", name)), None)
+        if method is not None:
+            raise _refused(f"{method}, by {name}", where)
+        if "float8" in str(tensor.dtype) or "float4" in str(tensor.dtype):
+            raise _refused(f"{tensor.dtype}, by {name}", where)
+
+
+def _refused(how: str, where: str) -> Refused:
+    return Refused(
+        f"{where}: the weights are quantised ({how}); load those that are not, or dequantise them, for instance by "
+        "transformers' model.dequantize(), and save that"
+    )
