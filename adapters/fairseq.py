@@ -9,6 +9,7 @@ Reference: RoBERTa (Liu et al., 2019), for instance Sapiens (Prihoda et al., 202
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from discdiff.adapters.files import Files
@@ -32,9 +33,11 @@ _LAYER = {
     "fc2": "output.dense",
     "final_layer_norm": "output.LayerNorm",
 }
+_WORDS, _PLACES = (f"roberta.embeddings.{name}_embeddings.weight" for name in ("word", "position"))
+_INNER = "roberta.encoder.layer.0.intermediate.dense.weight"
 _ENDS = {
-    "embed_tokens.weight": "roberta.embeddings.word_embeddings.weight",
-    "embed_positions.weight": "roberta.embeddings.position_embeddings.weight",
+    "embed_tokens.weight": _WORDS,
+    "embed_positions.weight": _PLACES,
     "emb_layer_norm.weight": "roberta.embeddings.LayerNorm.weight",
     "emb_layer_norm.bias": "roberta.embeddings.LayerNorm.bias",
     "layernorm_embedding.weight": "roberta.embeddings.LayerNorm.weight",  # since 0.12
@@ -43,7 +46,6 @@ _ENDS = {
 # Of the arguments, those that change the network, with the values under which it is transformers' RoBERTa.
 _SAME: dict[str, tuple[object, ...]] = {
     "activation_fn": ("gelu",),
-    "encoder_normalize_before": (True,),
     "encoder_learned_pos": (True,),
     "no_token_positional_embeddings": (False,),
     "layernorm_embedding": (True,),
@@ -54,7 +56,8 @@ _SAME: dict[str, tuple[object, ...]] = {
 
 
 def _recognises(files: Files) -> bool:
-    return any(re.fullmatch(_BODY + r"layers\.0\.fc1\.weight", name) for name in files.shapes)
+    own = "model_type" not in files.config  # it leaves no config.json
+    return own and any(re.fullmatch(_BODY + r"layers\.0\.fc1\.weight", name) for name in files.shapes)
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,19 +95,15 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     for key, accepted in _SAME.items():
         if key in said and said[key] not in accepted:
             raise said.refused(f"{key} must be {accepted[0]}, got {said[key]!r}; no other is known here")
-    for name in ("roberta.embeddings.word_embeddings.weight", "roberta.embeddings.position_embeddings.weight"):
-        if name not in weights or weights[name].ndim != 2:
-            raise Refused(f"its weights lack {name.split('.')[-2]}")
-    (rows, width), places = (
-        weights["roberta.embeddings.word_embeddings.weight"].shape,
-        len(weights["roberta.embeddings.position_embeddings.weight"]),
-    )
-    layers = 1 + max((int(n) for name in weights for n in re.findall(r"encoder\.layer\.(\d+)\.", name)), default=-1)
-    inner = weights.get("roberta.encoder.layer.0.intermediate.dense.weight")
+    missing = [theirs for theirs in (_WORDS, _PLACES, _INNER) if theirs not in weights or weights[theirs].ndim != 2]
+    if missing:
+        raise Refused(f"the weights lack a matrix {missing[0]}")
+    rows, width = weights[_WORDS].shape
+    places, layers = len(weights[_PLACES]), len({n for name in weights for n in re.findall(r"\.layer\.(\d+)\.", name)})
     heads = said.whole("encoder_attention_heads", least=1)
-    if inner is None or width % heads:
-        raise Refused(f"args: encoder_attention_heads must divide the width {width}, got {heads}")
-    weights.setdefault("roberta.embeddings.token_type_embeddings.weight", weights[_ENDS["embed_tokens.weight"]][:1] * 0)
+    if width % heads or rows < _UNKNOWN + 2:
+        raise said.refused(f"encoder_attention_heads must divide the width {width} of {rows} tokens, got {heads}")
+    weights["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros_like(weights[_WORDS][:1])
     network = native(
         "RobertaForMaskedLM",
         {
@@ -112,7 +111,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
             "hidden_size": width,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
-            "intermediate_size": len(inner),
+            "intermediate_size": len(weights[_INNER]),
             "max_position_embeddings": places,
             "type_vocab_size": 1,
             "pad_token_id": _PAD,

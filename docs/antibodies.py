@@ -21,6 +21,8 @@ from discdiff import samplers as S
 HERE = Path(__file__).parent
 DATA, PAGE = HERE / "antibodies.csv", HERE / "antibodies.md"
 STEPS, SEED, COUNT = 64, 0, 200
+TEMPERATURES = (0.35, 1.0)
+SOURCE = f"sampled, temperature {TEMPERATURES[0]:g}"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FIRST = 5  # the id of A; the others follow in order
 
@@ -72,16 +74,22 @@ def sampled(model: dd.Denoiser, lengths: Sequence[int], steps: int, seed: int) -
         first += batch
 
 
+def alike(sequences: Sequence[str]) -> float:
+    """The share of places where two of them have the same residue, the mean over all pairs; nothing is aligned."""
+    pairs = list(itertools.combinations(sequences, 2))
+    return sum(sum(map(str.__eq__, one, other)) / min(len(one), len(other)) for one, other in pairs) / len(pairs)
+
+
 def table(by_source: dict[str, list[str]]) -> str:
     """How many sequences keep to each rule, with exact 95% intervals of the proportion (Clopper and Pearson)."""
-    lines = [f"| domains | distinct | {' | '.join(RULES)} |", "|---" * (2 + len(RULES)) + "|"]
+    lines = [f"| domains | distinct | alike | {' | '.join(RULES)} |", "|---" * (3 + len(RULES)) + "|"]
     for source, sequences in by_source.items():
         cells = []
         for rule in RULES.values():
             kept = sum(bool(re.search(rule, sequence)) for sequence in sequences)
             interval = binomtest(kept, len(sequences)).proportion_ci(0.95, method="exact")
             cells.append(f"{kept} of {len(sequences)} ({interval.low:.3f} to {interval.high:.3f})")
-        lines.append(f"| {source} | {len(set(sequences))} | {' | '.join(cells)} |")
+        lines.append(f"| {source} | {len(set(sequences))} | {alike(sequences):.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -92,7 +100,7 @@ def main() -> None:
     natural = [(source, row) for source, row in _rows() if source.startswith("PDB ")]
     lengths = [len(sequence) for _, sequence in natural][:COUNT]
     rows = list(natural)
-    for temperature in (0.8, 1.0):
+    for temperature in TEMPERATURES:
         said = model if temperature == 1 else model.guided(dd.Truncation(temperature=temperature))
         source = f"sampled, temperature {temperature:g}"
         rows += zip(itertools.repeat(source), sampled(said, lengths, STEPS, SEED), strict=False)

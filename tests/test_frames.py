@@ -16,7 +16,7 @@ from discdiff import theory as T
 from discdiff.adapters import load
 from discdiff.adapters.frame import UNFRAMED
 
-FRAMED = ["BERT", "ESM-2", "ModernBERT"]
+FRAMED = ["BERT", "ESM-2", "ModernBERT", "RoBERTa"]
 OPERATORS = [
     S.Ancestral(),
     S.Unmask(),

@@ -173,7 +173,7 @@ def test_a_hub_that_gives_nothing_is_told_with_the_path(monkeypatch: pytest.Monk
         load("my/run")
 
 
-@pytest.mark.parametrize(("family", "longest"), [("BERT", 510), ("DiffuGPT", 64), ("LLaDA", None)])
+@pytest.mark.parametrize(("family", "longest"), [("BERT", 510), ("RoBERTa", 60), ("DiffuGPT", 64), ("LLaDA", None)])
 def test_sequences_longer_than_the_table_of_positions_are_refused(
     family: str, longest: int | None, tmp_path: Path
 ) -> None:
