@@ -23,6 +23,7 @@ __all__ = ["KNOWN", "TORCH", "metadata", "opened", "owned"]
 TORCH = {".ckpt", ".pt", ".pth", ".bin", ".tar"}
 KNOWN = {*TORCH, ".safetensors", ".npz"}
 _TIMES, _MORE = 16, 2**24
+_HEADER = 2**25  # bytes, of safetensors
 _REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
@@ -49,7 +50,7 @@ def metadata(file: Path) -> dict[str, str]:
     """What is said in the header of a safetensors file; nothing of other files."""
     if file.suffix != ".safetensors":
         return {}
-    size(file)
+    _check_header(file)
     try:
         with safe_open(file, "pt") as archive:
             return dict(archive.metadata() or {})
@@ -58,12 +59,23 @@ def metadata(file: Path) -> dict[str, str]:
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
-    size(file)
+    _check_header(file)
     try:
         with safe_open(file, "pt") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except Exception as error:  # SafetensorError, and others by version
         raise Refused(f"{file.name} is not a safetensors file: {error}") from error
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a header of names and shapes that is larger than any in use; the library looks at all else."""
+    held = size(file)
+    with file.open("rb") as opened:
+        said = int.from_bytes(opened.read(8), "little")
+    if said > min(held, _HEADER):
+        raise Refused(
+            f"{file.name} is not a safetensors file: its header must have at most {_HEADER} bytes, got {said}"
+        )
 
 
 def _arrays(file: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from discdiff.checks import shown
 
 __all__ = ["CONFIGURATION", "TOKENIZER", "is_there", "json_table", "size", "text", "yaml_table"]
 
-CONFIGURATION, TOKENIZER = 2**24, 2**26  # bytes; the largest tokenizers that are in use have 40 MB
+CONFIGURATION, TOKENIZER = 2**24, 3 * 2**24  # bytes; the largest tokenizers that are in use have 34 MB
 _YAML = 2**18  # bytes; its parser reads some 100 kB a second
 _KINDS = {
     stat.S_ISDIR: "a folder",

@@ -39,12 +39,17 @@ class Files:
 
     Attributes:
         path: as given.
-        config, generation: what config.json and generation_config.json say; nothing beside one file.
+        config, generation: what config.json and generation_config.json say; nothing beside one file. A table in
+            config.json that holds the mask's id alone is read here, and not passed on.
 
     Raises:
         FileNotFoundError: if there is nothing there, or no weights in it.
         Refused: for what is no such folder or file, or is damaged. So do all that read more of it.
     """
+
+    config: Settings
+    generation: Settings
+    _of_masks: list[Settings]
 
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
         if not folder_or_file(path):
@@ -58,26 +63,30 @@ class Files:
         self.folder = path if whole else path.parent
         if whole and file is None:
             self.folder = newest_folder(path)
-        elif file is not None and (path / inside(file, "file=")).is_dir():
-            self.folder, self._file = path / file, None
+        elif file is not None:
+            chosen = path / inside(file, "file=")
+            self.folder, self._file = (chosen, None) if chosen.is_dir() else (chosen.parent, chosen.name)
         self._folders = (self.folder, path) if whole else (self.folder,)
         self.base = self._base() if self._is_adapter() else None
-        self.config = self._said("config.json", whole)
-        self.generation = self._said("generation_config.json", whole)
+        if self.base is not None:
+            self.config, self.generation, self._of_masks = self.base.config, self.base.generation, self.base._of_masks
+            return
+        said, self.generation = self._said("config.json", whole), self._said("generation_config.json", whole)
+        inner = {name: said.part(name) for name in _NESTED}
+        alone = {name for name, table in inner.items() if set(table) == {"mask_token_id"}}
+        self.config = Settings({key: value for key, value in said.items() if key not in alone}, said.file)
+        self._of_masks = [said, *inner.values(), self.generation]
 
     def _said(self, name: str, whole: bool) -> Settings:
-        if self.base is not None:
-            return self.base.config if name == "config.json" else self.base.generation
         found = (folder / name for folder in self._folders if whole and is_there(folder / name))
         return json_table(next(found, self.folder / name)) if whole else Settings({}, name)
 
     @cached_property
     def run(self) -> Settings:
         """The YAML configuration that a training run leaves, beside its weights or a folder higher."""
-        for name in _HYDRA:
-            if is_there(self.folder / name):
-                return yaml_table(self.folder / name)
-        return Settings({}, "config.yaml")
+        places = (folder / name for folder in self._folders for name in _HYDRA)
+        found = next(filter(is_there, places), None)
+        return Settings({}, "config.yaml") if found is None else yaml_table(found)
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -175,12 +184,14 @@ class Files:
             raise Refused("this is an adapter, and adapter_config.json is not beside it")
         said = json_table(self.folder / "adapter_config.json")
         name = said.word("base_model_name_or_path")
+        if not name:
+            raise said.refused("base_model_name_or_path must name the base, got ''")
         if self._hub is None:
             raise said.refused("this adapter's base is an adapter itself; merge one of them by PEFT and save that")
         try:
             near = self.folder / name
             hub = replace(self._hub, revision=said.word("revision", default=None), file=None)
-            return Files(near if name and folder_or_file(near) else hub.found(name), None, self._which)
+            return Files(near if folder_or_file(near) else hub.found(name), None, self._which, None)
         except FileNotFoundError as error:
             raise said.refused(
                 f"base_model_name_or_path names {name!r}: {str(error).removeprefix('load: ')}"
@@ -236,8 +247,7 @@ class Files:
         """
         if given is not None:
             return given, "given"
-        tables = [self.config, *(self.config.part(name) for name in _NESTED), self.generation]
-        found = [(table.file, table.whole("mask_token_id", least=0, default=None)) for table in tables]
+        found = [(table.file, table.whole("mask_token_id", least=0, default=None)) for table in self._of_masks]
         found.append(("the tokenizer", next(iter(self.special("mask_token")), None)))
         said = {source: number for source, number in found if number is not None}
         if len(set(said.values())) > 1:

@@ -20,7 +20,7 @@ __all__ = ["Inert", "load_inert", "plain", "tensors_in"]
 
 _PICKLE = 2**25  # bytes of what is pickled beside the numbers
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before 1.6
-_DEPTH, _PARTS = 64, 2**18  # of a configuration made plain
+_DEPTH, _PARTS = 64, 2**16  # of a configuration made plain
 _ODD = {
     "torch._utils._rebuild_qtensor": "quantised tensors",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -101,10 +101,16 @@ def load_inert(path: Path) -> object:
     except Refused:
         raise
     except Exception as error:  # a damaged file makes torch and pickle raise errors of every kind
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise Refused(f"{path.name} cannot be read as a file of torch.save: {said}") from error
+        raise Refused(f"{path.name} cannot be read as a file of torch.save: {_reason(error)}") from error
     _check_storages(found, records, held, path)
     return found
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the advice of torch to run what is pickled."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if "WeightsUnpickler error:" in line), lines[0] if lines else "")
+    return told.rpartition("WeightsUnpickler error:")[2].split(". Please use")[0].strip() or type(error).__name__
 
 
 def _records(path: Path, held: int) -> Counter[int]:
@@ -116,17 +122,36 @@ def _records(path: Path, held: int) -> Counter[int]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            _check_entries(entries, held, path)
+            damaged = archive.testzip()
+    except Refused:
+        raise
     except Exception as error:  # BadZipFile, and others for damaged tables
         raise Refused(f"{path.name} is a damaged zip file: {error}") from error
-    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+    if damaged is not None:
+        raise Refused(f"{path.name} is damaged: {damaged} has another checksum than it was saved with")
+    return Counter(entry.file_size for entry in entries)
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], held: int, path: Path) -> None:
+    names = [entry.filename for entry in entries]
+    pickled = [entry for entry in entries if _is_pickle(entry.filename)]
+    if any(name.endswith("/constants.pkl") for name in names):
         raise Refused(f"{path.name} is a TorchScript archive, which is code; save its state_dict with safetensors")
+    if len(pickled) != 1 or len(set(names)) < len(names):
+        raise Refused(
+            f"{path.name} is a zip file and none of torch.save: it must hold one data.pkl, got {len(pickled)}"
+        )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise Refused(f"{path.name} is compressed, which torch.save does not do; unpack it, or save it again")
-    if any(entry.filename.endswith("data.pkl") and entry.file_size > _PICKLE for entry in entries):
+    if pickled[0].file_size > _PICKLE:
         raise _too_long(path)
     if sum(entry.file_size for entry in entries) > held:
         raise Refused(f"{path.name} is damaged: it names more bytes than it has")
-    return Counter(entry.file_size for entry in entries)
+
+
+def _is_pickle(name: str) -> bool:
+    return name.rpartition("/")[2] == "data.pkl"
 
 
 def _globals(path: Path, zipped: bool) -> set[str]:
@@ -135,19 +160,17 @@ def _globals(path: Path, zipped: bool) -> set[str]:
         with path.open("rb") as file:
             return {name for _ in range(4) for name in _named(file, path)}  # magic, protocol, machine, object
     with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
-        if name is None:
-            raise Refused(f"{path.name} is a zip file and none of torch.save: it holds no data.pkl")
+        name = next(filter(_is_pickle, archive.namelist()))
         return set(_named(io.BytesIO(archive.read(name)), path))
 
 
-def _named(file: io.BufferedIOBase, path: Path) -> Iterator[str]:
+def _named(file: io.BufferedReader | io.BytesIO, path: Path) -> Iterator[str]:
     """Of one pickle."""
     start = file.tell()
     for code, said, place in pickletools.genops(file):
         if (place or 0) - start > _PICKLE:
             raise _too_long(path)
-        if code.name in {"STACK_GLOBAL", "INST"}:
+        if code.name in {"STACK_GLOBAL", "INST"} or (code.name == "PROTO" and said != 2):
             raise Refused(f"{path.name} is pickled by a protocol that is not read; save it with torch.save's own")
         if code.name == "GLOBAL":
             module, _, name = str(said).partition(" ")
@@ -225,19 +248,13 @@ def plain(value: object) -> object:
 def _plain(value: object, parts: Iterator[int], depth: int) -> object:
     if depth > _DEPTH or next(parts) > _PARTS:
         raise Refused("the configuration that is pickled with the weights is nested too deeply, or too large")
-
-    def inner(part: object) -> object:
-        return _plain(part, parts, depth + 1)
-
     if isinstance(value, Inert):
         state = value.state
-        if isinstance(state, dict) and "_content" in state:
-            return inner(state["_content"])
-        if isinstance(state, dict) and "_val" in state:
-            return inner(state["_val"])
-        return inner(state) if state else [inner(part) for part in value.arguments]
+        if isinstance(state, dict) and ("_content" in state or "_val" in state):
+            return _plain(state["_content" if "_content" in state else "_val"], parts, depth + 1)
+        return _plain(state or list(value.arguments), parts, depth + 1)
     if isinstance(value, dict):
-        return {name: inner(part) for name, part in value.items()}
+        return {name: _plain(part, parts, depth + 1) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [inner(part) for part in value]
+        return [_plain(part, parts, depth + 1) for part in value]
     return value

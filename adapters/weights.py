@@ -93,15 +93,19 @@ def inside(name: object, what: str) -> str:
 
 
 def newest_folder(folder: Path) -> Path:
-    """Where the weights are: the folder itself, or of its folders checkpoint-500, checkpoint-1000, ... the last."""
-    found = {}
-    for inner in folder.iterdir():
-        step = re.fullmatch(r"checkpoint-(\d{1,18})", inner.name)
-        if step is not None and inner.is_dir():
-            found[int(step[1])] = inner
-    if not found or weights_in(folder) or any(is_there(folder / name) for name in (*ADAPTERS, *_TRAINED)):
+    """Where the weights are: the folder itself, or of its folders checkpoint-500, checkpoint-1000, ... the last.
+
+    They are in its folder "checkpoints" where there is none of these; DeepSpeed's are called global_step500.
+    """
+    if weights_in(folder) or any(is_there(folder / name) for name in (*ADAPTERS, *_TRAINED)):
         return folder
-    return found[max(found)]
+    for pattern in (r"checkpoint-(\d{1,18})", r"global_step(\d{1,18})"):
+        steps = {inner: re.fullmatch(pattern, inner.name) for inner in folder.iterdir() if inner.is_dir()}
+        found = {int(step[1]): inner for inner, step in steps.items() if step is not None}
+        if found:
+            return found[max(found)]
+    inner = folder / "checkpoints"
+    return inner if inner.is_dir() and weights_in(inner) else folder
 
 
 def _usual(folder: Path, name: str) -> list[Path]:
