@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from discdiff.adapters.prefix import Prefix, left_padded
+from discdiff.output import unshifted
 
 __all__ = ["BlockCausal"]
 
@@ -26,29 +27,35 @@ class BlockCausal(nn.Module):
     Args:
         network: a model of transformers' that returns ``.logits`` and takes masks (B, 1, N, M).
         block: the block size.
+        shift: whether its position i speaks of position i + 1. Here every position speaks of itself: the last clean
+            token before a block speaks of the block's first, and nothing speaks of the first of all.
+        longest: the most tokens it takes, where it has a table of positions.
 
     Raises:
-        ValueError: for a block size that is not positive.
+        ValueError: for a block size that is not positive, and for more tokens than it takes.
     """
 
     network: Any
 
-    def __init__(self, network: nn.Module, block: int) -> None:
+    def __init__(self, network: nn.Module, block: int, shift: bool = False, longest: int | None = None) -> None:
         super().__init__()
         if block < 1:
             raise ValueError(f"BlockCausal: the block size must be positive, got {block}")
-        self.network, self.block = network, block
+        self.network, self.block, self.shift, self.longest = network, block, shift, longest
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
         """Logits of a sequence, causal between blocks."""
+        self._check(x.shape[1])
         number = torch.arange(x.shape[1], device=x.device) // self.block
         sees = number <= number[:, None]
-        return self.network(input_ids=x, attention_mask=self._additive(sees[None])).logits
+        logits = self.network(input_ids=x, attention_mask=self._additive(sees[None])).logits
+        return unshifted(logits) if self.shift else logits
 
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
         """Every block, each noisy behind the clean ones before it: what likelihoods and training need."""
+        self._check(x.shape[1])
         length, position = x.shape[1], torch.arange(x.shape[1], device=x.device).expand_as(x)
         clean, noisy = position // self.block, position // block
         behind = position[:, None, :] < (noisy * block)[:, :, None]
@@ -60,7 +67,11 @@ class BlockCausal(nn.Module):
             attention_mask=self._additive(sees),
             position_ids=torch.cat([position, position], 1),
         )
-        return out.logits[:, length:]
+        clean_said, said = out.logits[:, :length], out.logits[:, length:]
+        if not self.shift:
+            return said
+        first = (position % block == 0)[..., None] & (position > 0)[..., None]
+        return torch.where(first, unshifted(clean_said), unshifted(said))
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
         """Keep the first ``length`` tokens of each row; the cache grows beyond any ``capacity``."""
@@ -69,7 +80,7 @@ class BlockCausal(nn.Module):
         shown, real = left_padded(tokens, length)
         prefix = Prefix(DynamicCache(), real[:, :0].long(), tokens[:, :0])
         if shown.shape[1]:
-            self._read(prefix, shown, real)
+            prefix.last = self._read(prefix, shown, real)[:, -1]
         return prefix
 
     def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
@@ -83,13 +94,27 @@ class BlockCausal(nn.Module):
         logits = self._read(prefix, shown, torch.ones_like(shown, dtype=torch.bool))
         prefix.seen = prefix.seen[:, : prefix.seen.shape[1] - x.shape[1]]
         prefix.kept.crop(-x.shape[1])  # the noisy ones are forgotten again
-        return logits[:, pending.shape[1] :]
+        said = logits[:, pending.shape[1] :]
+        if not self.shift:
+            return said
+        if pending.shape[1]:
+            prefix.last = logits[:, pending.shape[1] - 1]
+        first = said[:, 0]
+        if prefix.last is not None:
+            first = torch.where((prefix.length > 0)[:, None], prefix.last, first)
+        return torch.cat([first[:, None], said[:, :-1]], 1)
+
+    def _check(self, length: int) -> None:
+        if self.longest is not None and length > self.longest:
+            raise ValueError(f"the network takes at most {self.longest} tokens, got {length}")
 
     def _read(self, prefix: Prefix, tokens: Tensor, real: Tensor) -> Tensor:
         """Logits of tokens behind the prefix, of which they become a part."""
         held = prefix.seen.shape[1]
         prefix.seen = torch.cat([prefix.seen, real.long()], 1)
         position = prefix.position
+        if self.longest is not None and position.numel():
+            self._check(int(position.max()) + 1)
         number = position // self.block
         sees = (number[:, None, :] <= number[:, held:, None]) & (prefix.seen[:, None, :] == 1)
         return self.network(

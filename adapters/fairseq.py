@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from discdiff.adapters.files import Files
+from discdiff.adapters.hosted import native
 from discdiff.adapters.inert import plain
 from discdiff.adapters.loading import Asked, Family
-from discdiff.adapters.native import masked, native
+from discdiff.adapters.native import masked
 from discdiff.adapters.settings import Refused, Settings
+from discdiff.checks import shown
 from discdiff.convention import Convention
 
 __all__ = ["FAIRSEQ"]
@@ -61,7 +63,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names; heads of classifiers beside the one for tokens are passed over."""
+    """transformers' names, and its table of kinds of tokens, of which fairseq has none; classifiers are left out."""
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         inner, body = re.sub("^" + _BODY, "", name), re.match(_BODY, name) is not None
@@ -74,6 +76,8 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found["lm_head." + ("decoder.weight" if head[1] == "weight" else head[1])] = tensor
         elif not re.match(r"(decoder\.|encoder\.)?classification_heads\.", name) and not name.endswith(".version"):
             found[name] = tensor
+    if _WORDS in found:
+        found["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros_like(found[_WORDS][:1])
     return found
 
 
@@ -91,10 +95,11 @@ def _arguments(files: Files) -> Settings:
 
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
-    said, weights = _arguments(files), _renamed(files.weights)
+    said = _arguments(files)
+    weights = _renamed({name: torch.empty(shape, device="meta") for name, shape in files.shapes.items()})
     for key, accepted in _SAME.items():
-        if key in said and said[key] not in accepted:
-            raise said.refused(f"{key} must be {accepted[0]}, got {said[key]!r}; no other is known here")
+        if key in said and said[key] not in accepted and key not in asked.ignore:
+            raise said.refused(f"{key} must be {accepted[0]}, got {shown(said[key])}; no other is known here")
     missing = [theirs for theirs in (_WORDS, _PLACES, _INNER) if theirs not in weights or weights[theirs].ndim != 2]
     if missing:
         raise Refused(f"the weights lack a matrix {missing[0]}")
@@ -103,25 +108,19 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     heads = said.whole("encoder_attention_heads", least=1)
     if width % heads or rows < _UNKNOWN + 2:
         raise said.refused(f"encoder_attention_heads must divide the width {width} of {rows} tokens, got {heads}")
-    weights["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros_like(weights[_WORDS][:1])
-    network = native(
-        "RobertaForMaskedLM",
-        {
-            "vocab_size": rows,
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": len(weights[_INNER]),
-            "max_position_embeddings": places,
-            "type_vocab_size": 1,
-            "pad_token_id": _PAD,
-            "bos_token_id": _START,
-            "eos_token_id": _END,
-            "layer_norm_eps": 1e-5,
-            "hidden_act": "gelu",
-        },
-        weights,
-    )
+    settings = {
+        "vocab_size": rows,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": len(weights[_INNER]),
+        "max_position_embeddings": places,
+        "type_vocab_size": 1,
+        "pad_token_id": _PAD,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+    }
+    network, passed = native("RobertaForMaskedLM", settings, files, _renamed)
     mask, source = files.mask_id(rows - 1, asked.mask_id)
     process, beyond = masked(rows, mask, files, asked, source)
     shown = 1 - said.number("leave_unmasked_prob", default=0.0) - said.number("random_token_prob", default=0.0)
@@ -137,7 +136,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         attention="ones",
         longest=places - (_PAD + 1) - 2,  # positions begin behind the padding's
         frame=(_START, _END),
-        notes=notes,
+        notes=notes + passed,
     )
 
 

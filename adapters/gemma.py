@@ -15,15 +15,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from discdiff.adapters.allowed import CLASSES
 from discdiff.adapters.files import Files
+from discdiff.adapters.hosted import native
 from discdiff.adapters.loading import Asked, Family
-from discdiff.adapters.native import native
+from discdiff.adapters.native import said_by
 from discdiff.adapters.prefix import Prefix, left_padded
+from discdiff.adapters.settings import Refused
 from discdiff.convention import Convention
 from discdiff.rank_one import Uniform
 from discdiff.schedule import Linear
 
 __all__ = ["GEMMA", "Canvas"]
+
+_CLASS = "DiffusionGemmaForBlockDiffusion"
+# the class always makes a tower for images; sampling text does not use it, so the smallest is made and taken out again
+_NO_TOWER = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"), 4)
+_NO_TOWER |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
+_NO_TOWER |= {"global_head_dim": 4, "position_embedding_size": 1}
 
 
 class Canvas(nn.Module):
@@ -89,10 +98,15 @@ class Canvas(nn.Module):
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     if asked.mask_id is not None:
-        raise ValueError(f"load: DiffusionGemma's noise is uniform and has no mask, got mask_id={asked.mask_id}")
-    network = native("DiffusionGemmaForBlockDiffusion", dict(files.config), files.weights)
+        raise Refused(f"DiffusionGemma's noise is uniform and has no mask, got mask_id={asked.mask_id}")
+    said = said_by(files)
+    settings = CLASSES[_CLASS].read(said, asked.ignore)
+    written = CLASSES["DiffusionGemmaTextConfig"].read(said.part("text_config"), asked.ignore)
+    settings |= {"text_config": written, "vision_config": _NO_TOWER}
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    network, passed = native(_CLASS, settings, files, input_ids=one, decoder_input_ids=one)
     text: Any = network.config.get_text_config()  # type: ignore[union-attr, operator]
-    block = asked.block or files.config.whole("canvas_length", least=1, default=256)
+    block = asked.block or said.whole("canvas_length", least=1, default=256)
     convention = Convention(
         "DiffusionGemma",
         Uniform(text.vocab_size, asked.schedule or Linear()),
@@ -106,6 +120,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
             f"canvases of {block} begin where the prompt ends: Blockwise(block=[len(prompt), {block}])",
             "self-conditioning is off: Canvas(network.network, beginning, rounds=1) shows it its own logits once",
             "how it was trained is not published; its authors sample from its output as from a denoiser's",
+            *passed,
         ),
     )
     return Canvas(network, int(text.bos_token_id)), convention
@@ -116,4 +131,5 @@ GEMMA = Family(
     "DiffusionGemma, uniform diffusion in blocks (Google, 2026)",
     lambda files: files.config.get("model_type") == "diffusion_gemma",
     _build,
+    ("diffusion_gemma",),
 )

@@ -1,28 +1,37 @@
 """Families whose weights fit classes that transformers has: they run there, not in remote code.
 
-What their authors' classes add to Llama, Qwen2, Qwen3-MoE or GLM-4-MoE is the attention mask, which is an argument.
-It is so in transformers 4.57 and 5.
+What their authors' classes add to Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE is the attention mask, which is an
+argument. It is so in transformers 4.57 and 5. What their configurations may say is in ``allowed``.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from discdiff.adapters.allowed import AUTHORS, CLASSES, FLAG, SIZE, Allowed, Reader
 from discdiff.adapters.block_causal import BlockCausal
 from discdiff.adapters.files import Files
 from discdiff.adapters.frame import BERT_TOKENS, ESM_TOKENS, ROBERTA_TOKENS, UNFRAMED, Specials
+from discdiff.adapters.hosted import native
 from discdiff.adapters.loading import Asked, Family
+from discdiff.adapters.settings import Refused, Settings
 from discdiff.convention import Attention, Convention
 from discdiff.process import Process
 from discdiff.rank_one import Masked
 from discdiff.schedule import Linear
 
-__all__ = ["NATIVE"]
+__all__ = ["NATIVE", "masked", "said_by"]
 
 Weights = dict[str, Tensor]
+Rename = Callable[[Weights, Settings], Weights]
+
+
+def said_by(files: Files) -> Settings:
+    """config.json with typed getters."""
+    return files.config if isinstance(files.config, Settings) else Settings(files.config, "config.json")
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,9 @@ class _Native:
         kinds: the ``model_type`` values in config.json that it has.
         cls: the name of the class in transformers.
         needs: a key that config.json has, where two families have the same ``model_type``.
-        settings: of the author's config.json, those of the class's own configuration.
+        allowed: what the author's config.json may say; that of the class by default.
+        settings: of what it says, the settings of the class's own configuration.
+        reads: keys that the family reads beside these, with what they must be.
         rename: the class's own names of the weights.
         attention: what is passed as a mask.
         shift: whether position i speaks of i + 1; or the key in config.json that says so.
@@ -50,8 +61,10 @@ class _Native:
     kinds: tuple[str, ...]
     cls: str
     needs: str = ""
-    settings: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    rename: Callable[[Weights, dict[str, Any]], Weights] = lambda weights, config: weights
+    allowed: Allowed | None = None
+    settings: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
+    reads: Mapping[str, Reader] = field(default_factory=dict)
+    rename: Rename = lambda weights, settings: weights
     attention: Attention = "bidirectional"
     shift: bool | str = False
     mask_rule: int | None = None
@@ -60,18 +73,28 @@ class _Native:
     notes: tuple[str, ...] = ()
 
     def family(self) -> Family:
-        return Family(self.name, self.about, self.recognises, self.build)
+        return Family(self.name, self.about, self.recognises, self.build, self.kinds)
 
     def recognises(self, files: Files) -> bool:
         return files.config.get("model_type") in self.kinds and (not self.needs or self.needs in files.config)
 
     def build(self, files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
-        network = native(self.cls, self.settings(dict(files.config)), self.rename(files.weights, dict(files.config)))
+        said = said_by(files)
+        block = self._block(said, asked)
+        decoder = self.attention == "bidirectional"
+        reads = {**self.reads, **({"block_size": SIZE} if decoder else {})}
+        settings = self.settings((self.allowed or CLASSES[self.cls]).read(said, asked.ignore, reads))
+        network, passed = native(self.cls, settings, files, lambda weights: self.rename(weights, said))
         columns = network.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         rule = self.specials.usual(files, columns, "mask") if self.specials else self.mask_rule
         mask, source = files.mask_id(rule, asked.mask_id)
         process, suppress = masked(columns, mask, files, asked, source)
-        frame, longest, notes = None, _table(network), self.notes
+        frame, longest = None, _longest(network)
+        notes = (
+            self.notes
+            + passed
+            + tuple(f"ignored as asked: {key} of config.json" for key in asked.ignore if key in said)
+        )
         if self.specials:
             frame = self.specials.frame(files, columns)
             suppress += tuple(v for v in self.specials.unpredicted(files, columns) if v != mask)
@@ -79,16 +102,13 @@ class _Native:
             notes += ("its tokens are named by ../vocab.txt",) if files.beside else ()
         if frame is not None and longest is not None:
             longest -= len(frame)
-        block = (
-            None if self.block is None else asked.block or files.config.whole("block_size", least=1, default=self.block)
-        )
         convention = Convention(
             family=self.name,
             process=process,
             predicts="denoiser",
             columns=columns,
             mask_source=source,
-            shift=self.shift if isinstance(self.shift, bool) else bool(files.config.get(self.shift, False)),
+            shift=self.shift if isinstance(self.shift, bool) else said.flag(self.shift, default=False),
             suppress=tuple(sorted({v for v in suppress if v < process.vocab_size})),
             returns="logits",
             attention=self.attention,
@@ -96,13 +116,46 @@ class _Native:
             frame=frame,
             notes=notes,
         )
-        if block is None:
-            return network, convention
-        return BlockCausal(network, block), replace(convention, block=block, ids="", returns="tensor", attention=None)
+        return (network, convention) if block is None else _in_blocks(network, convention, block)
+
+    def _block(self, said: Settings, asked: Asked) -> int | None:
+        """The block size: asked for, or that of a family of blocks.
+
+        Raises:
+            Refused: for an encoder, and where a configuration has one that the family does not read.
+        """
+        if asked.block is not None and self.attention != "bidirectional":
+            raise said.refused(f"block={asked.block} is for decoders; {self.cls} sees every token in both directions")
+        if self.block is not None:
+            return asked.block or said.whole("block_size", least=1, default=self.block)
+        if asked.block is None and said.get("block_size") is not None and "block_size" not in asked.ignore:
+            size = said.whole("block_size", least=1)
+            raise said.refused(
+                f"block_size={size} makes attention causal between blocks, which {self.name} is not by itself; pass "
+                f"block={size}, or ignore=('block_size',) for attention in both directions"
+            )
+        return asked.block
 
 
-def _table(network: nn.Module) -> int | None:
-    """Places in its table of positions, which may begin behind the padding's; rotary ones have no end."""
+def _in_blocks(network: nn.Module, convention: Convention, block: int) -> tuple[nn.Module, Convention]:
+    """The decoder causal between blocks; one that is shifted gives its logits in their own places."""
+    inside = ("position i speaks of i + 1 in the network; the logits are put in their places in each block",)
+    return BlockCausal(network, block, convention.shift, convention.longest), replace(
+        convention,
+        block=block,
+        ids="",
+        returns="tensor",
+        attention=None,
+        shift=False,
+        notes=convention.notes + (inside if convention.shift else ()),
+    )
+
+
+def _longest(network: nn.Module) -> int | None:
+    """The most tokens that its table of positions takes; rotary ones have no end.
+
+    One with a padding row counts from the row after it, as RoBERTa and ESM-1 do.
+    """
     for name, part in network.named_modules():
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(part, nn.Embedding):
             return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
@@ -115,11 +168,11 @@ def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> 
     A mask that is the last column needs no place among the data; one beyond it does not exist.
 
     Raises:
-        ValueError: for a mask id that the network has no embedding for.
+        Refused: for a mask id that the network has no embedding for.
     """
     if not 0 <= mask < columns:
-        raise ValueError(
-            f"load: the mask id is {mask} ({source}), but the network of {files.path} knows ids 0..{columns - 1}; "
+        raise Refused(
+            f"the mask id is {mask} ({source}), but the network knows ids 0..{columns - 1}; "
             "pass the right one as mask_id="
         )
     schedule = asked.schedule or Linear()
@@ -129,48 +182,10 @@ def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> 
     return Masked(size, schedule) if last else Masked(size, schedule, mask_id=mask), beyond
 
 
-def native(name: str, settings: dict[str, Any], weights: Weights) -> nn.Module:
-    """A transformers model from its class's name, settings and weights, all of which must fit.
-
-    Raises:
-        ImportError: if transformers is missing or too old to have the class.
-        ValueError: if weights are missing, left over or of another shape.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"load: {name} needs transformers: pip install 'discdiff[hf]'") from error
-    if not hasattr(transformers, name):
-        raise ImportError(f"load: transformers {transformers.__version__} has no {name}; a newer one has")
-    cls = getattr(transformers, name)
-    configuration = cls.config_class(**settings)
-    quiet = transformers.utils.logging
-    level, bars = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
-    try:
-        # the dtype is that of the weights: 4.57 would convert them to float32
-        dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-        network, told = cls.from_pretrained(
-            None, config=configuration, state_dict=weights, dtype=dtype, output_loading_info=True
-        )
-    except RuntimeError as error:
-        raise ValueError(f"load: the weights do not fit {name}: {error}") from error
-    finally:
-        quiet.set_verbosity(level)
-        if bars:
-            quiet.enable_progress_bar()
-    wrong = {kind: sorted(map(str, told[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
-    if any(wrong.values()):
-        parts = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items() if names)
-        raise ValueError(f"load: the weights do not fit {name}: {parts}")
-    return network
-
-
-def _renamed(*rules: tuple[str, str]) -> Callable[[Weights, dict[str, Any]], Weights]:
+def _renamed(*rules: tuple[str, str]) -> Rename:
     """Rename by regular expressions, the first that fits the whole name."""
 
-    def rename(weights: Weights, config: dict[str, Any]) -> Weights:
+    def rename(weights: Weights, settings: Settings) -> Weights:
         found = {}
         for name, tensor in weights.items():
             for pattern, new in rules:
@@ -184,27 +199,24 @@ def _renamed(*rules: tuple[str, str]) -> Callable[[Weights, dict[str, Any]], Wei
     return rename
 
 
-def _without(pattern: str) -> Callable[[Weights, dict[str, Any]], Weights]:
-    """Pass over weights that sampling does not use."""
-    return lambda weights, config: {n: tensor for n, tensor in weights.items() if not re.fullmatch(pattern, n)}
+def _taken(said: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What is called the same there."""
+    return {name: said[name] for name in names if name in said}
 
 
-def _llada(config: dict[str, Any]) -> dict[str, Any]:
+def _llada(said: dict[str, Any]) -> dict[str, Any]:
     """Of an OLMo-like configuration, Llama's."""
-    rows = config.get("embedding_size") or config["vocab_size"]
-    hidden = config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"]
-    return {
-        "vocab_size": rows,
-        "hidden_size": config["d_model"],
-        "intermediate_size": hidden,
-        "num_hidden_layers": config["n_layers"],
-        "num_attention_heads": config["n_heads"],
-        "num_key_value_heads": config.get("n_kv_heads") or config["n_heads"],
-        "max_position_embeddings": config["max_sequence_length"],
-        "rope_theta": config.get("rope_theta", 10000.0),
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
-        "attention_bias": bool(config.get("include_qkv_bias")),
-        "tie_word_embeddings": bool(config.get("weight_tying")),
+    return _taken(said, "rope_theta", "rope_scaling") | {
+        "vocab_size": said.get("embedding_size", said["vocab_size"]),
+        "hidden_size": said["d_model"],
+        "intermediate_size": said.get("mlp_hidden_size") or int(said.get("mlp_ratio", 4) * said["d_model"]),
+        "num_hidden_layers": said["n_layers"],
+        "num_attention_heads": said["n_heads"],
+        "num_key_value_heads": said.get("n_kv_heads", said["n_heads"]),
+        "max_position_embeddings": said["max_sequence_length"],
+        "rms_norm_eps": said.get("rms_norm_eps", 1e-5),
+        "attention_bias": said.get("include_qkv_bias", False),
+        "tie_word_embeddings": said.get("weight_tying", False),
     }
 
 
@@ -222,54 +234,44 @@ _LLADA = _renamed(
 )
 
 
-def _llada_moe(config: dict[str, Any]) -> dict[str, Any]:
+_SAME = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+    *("max_position_embeddings", "rope_theta", "rope_scaling", "rms_norm_eps", "num_experts_per_tok"),
+)
+
+
+def _head(said: Mapping[str, Any]) -> int:
+    return said.get("head_dim") or said["hidden_size"] // said["num_attention_heads"]
+
+
+def _llada_moe(said: dict[str, Any]) -> dict[str, Any]:
     """Of LLaDA-MoE's configuration, Qwen3-MoE's."""
-    same: tuple[str, ...] = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    )
-    same += ("max_position_embeddings", "rope_theta", "rms_norm_eps", "num_experts", "num_experts_per_tok")
-    settings = {name: config[name] for name in same if name in config}
-    hidden = config["expert_intermediate_size"]
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return settings | {
+    hidden = said["expert_intermediate_size"]
+    return _taken(said, *_SAME, "num_experts") | {
         "moe_intermediate_size": hidden,
-        "intermediate_size": config.get("dense_intermediate_size") or hidden,
-        "head_dim": head,
-        "norm_topk_prob": bool(config.get("norm_topk_prob")),
-        "attention_bias": bool(config.get("attention_bias")),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
+        "intermediate_size": said.get("dense_intermediate_size", hidden),
+        "head_dim": _head(said),
+        "norm_topk_prob": said.get("norm_topk_prob", False),
+        "attention_bias": said.get("attention_bias", False),
+        "tie_word_embeddings": said.get("tie_word_embeddings", False),
     }
 
 
-def _llada2(config: dict[str, Any]) -> dict[str, Any]:
-    """Of LLaDA2's configuration, GLM-4-MoE's."""
-    same = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    same += ["num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps", "num_experts_per_tok"]
-    same += ["n_group", "topk_group", "routed_scaling_factor", "moe_intermediate_size", "first_k_dense_replace"]
-    settings = {name: config[name] for name in same if name in config}
-    partial = config.get("partial_rotary_factor", 0.5)
-    return settings | {
-        "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        "n_routed_experts": config["num_experts"],
-        "n_shared_experts": config.get("num_shared_experts", 0),
-        "norm_topk_prob": True,
-        "use_qk_norm": config.get("use_qk_norm", True),
-        "attention_bias": bool(config.get("use_qkv_bias")),
-        "partial_rotary_factor": partial,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": config.get("rope_theta", 10000.0),
-            "partial_rotary_factor": partial,
-        },
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
+def _llada2(said: dict[str, Any]) -> dict[str, Any]:
+    """Of LLaDA2's configuration, GLM-4-MoE's. A single expert keeps its own weight there."""
+    same = ("intermediate_size", "n_group", "topk_group", "routed_scaling_factor", "moe_intermediate_size")
+    return _taken(said, *_SAME, *same, "first_k_dense_replace", "partial_rotary_factor") | {
+        "head_dim": _head(said),
+        "n_routed_experts": said["num_experts"],
+        "n_shared_experts": said.get("num_shared_experts", 0),
+        "norm_topk_prob": said.get("num_experts_per_tok", 8) > 1,
+        "use_qk_norm": said.get("use_qk_norm", True),
+        "attention_bias": said.get("use_qkv_bias", False),
+        "tie_word_embeddings": said.get("tie_word_embeddings", False),
     }
 
 
-def _llada2_weights(weights: Weights, config: dict[str, Any]) -> Weights:
+def _llada2_weights(weights: Weights, settings: Settings) -> Weights:
     """Queries, keys and values lie in one matrix there, and the router's bias has another name."""
     renamed = _renamed(
         (r"model\.word_embeddings\.weight", "model.embed_tokens.weight"),
@@ -277,12 +279,15 @@ def _llada2_weights(weights: Weights, config: dict[str, Any]) -> Weights:
         (r"(.*)\.attention\.query_layernorm\.(.*)", r"\1.self_attn.q_norm.\2"),
         (r"(.*)\.attention\.key_layernorm\.(.*)", r"\1.self_attn.k_norm.\2"),
         (r"(.*)\.gate\.expert_bias", r"\1.gate.e_score_correction_bias"),
-    )(weights, config)
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    rows = [width * config[key] for key in ("num_attention_heads", *2 * ("num_key_value_heads",))]
+    )(weights, settings)
+    heads = settings.whole("num_attention_heads", least=1)
+    width = settings.whole("head_dim", least=1, default=settings.whole("hidden_size", least=1) // heads)
+    rows = [width * heads, *2 * [width * settings.whole("num_key_value_heads", least=1)]]
     found = {}
     for name, tensor in renamed.items():
         if ".attention.query_key_value." in name:
+            if tensor.ndim < 1 or tensor.shape[0] != sum(rows):
+                raise Refused(f"the weight {name} must have {sum(rows)} rows, got {tuple(tensor.shape)}")
             for letter, part in zip("qkv", tensor.split(rows), strict=True):
                 found[name.replace("attention.query_key_value", f"self_attn.{letter}_proj")] = part.clone()
         else:
@@ -290,12 +295,16 @@ def _llada2_weights(weights: Weights, config: dict[str, Any]) -> Weights:
     return found
 
 
-def _diffugpt(weights: Weights, config: dict[str, Any]) -> Weights:
+def _diffugpt(weights: Weights, settings: Settings) -> Weights:
     """The wrapper that was saved keeps embeddings, body and head as attributes of its own."""
-    body, tokens = ("transformer", "wte") if config["model_type"] == "gpt2" else ("model", "embed_tokens")
+    body, tokens = ("transformer", "wte") if settings["model_type"] == "gpt2" else ("model", "embed_tokens")
     rules = (r"denoise_model\.(.*)", rf"{body}.\1"), (r"embed_tokens\.weight", f"{body}.{tokens}.weight")
-    causal = re.compile(r".*\.attn\.(masked_)?bias")
-    return {name: part for name, part in _renamed(*rules)(weights, config).items() if not causal.fullmatch(name)}
+    return _renamed(*rules)(weights, settings)
+
+
+_OLD_NORMS = _renamed(
+    (r"(.*\bLayerNorm)\.gamma", r"\1.weight"), (r"(.*\bLayerNorm)\.beta", r"\1.bias")
+)  # TensorFlow's names, in the first checkpoints of BERT
 
 
 @dataclass(frozen=True)
@@ -308,6 +317,7 @@ class _Wrapped(_Native):
 
 
 _AR = ("made from an autoregressive model, it keeps the shift: nothing speaks of the first position",)
+_FROM_ZERO = ("blocks begin at multiples of the block size, prompts included",)
 _TIMELESS = ("it takes no time: what is masked says it",)
 
 NATIVE: tuple[Family, ...] = tuple(
@@ -315,16 +325,20 @@ NATIVE: tuple[Family, ...] = tuple(
     for one in (
         _Native(
             "LLaDA", "LLaDA, a masked diffusion language model, run as Llama (Nie et al., 2025)", ("llada",),
-            "LlamaForCausalLM", "d_model", _llada, _LLADA, mask_rule=126336, notes=_TIMELESS,
+            "LlamaForCausalLM", "d_model", AUTHORS["LLaDA"], _llada, rename=_LLADA, mask_rule=126336, notes=_TIMELESS,
         ),
         _Native(
             "LLaDA-MoE", "LLaDA with experts, run as Qwen3-MoE (Zhu et al., 2025)", ("llada", "lladamoe", "llada_moe"),
-            "Qwen3MoeForCausalLM", "num_experts", _llada_moe, mask_rule=156895, notes=_TIMELESS,
+            "Qwen3MoeForCausalLM", "num_experts", AUTHORS["LLaDA-MoE"], _llada_moe, mask_rule=156895, notes=_TIMELESS,
         ),
         _Native(
             "LLaDA2", "LLaDA2, block diffusion with experts, run as GLM-4-MoE (inclusionAI, 2025)", ("llada2_moe",),
-            "Glm4MoeForCausalLM", "", _llada2, _llada2_weights, mask_rule=156895, block=32,
-            notes=("blocks begin at multiples of the block size, prompts included",),
+            "Glm4MoeForCausalLM", "", AUTHORS["LLaDA2"], _llada2, rename=_llada2_weights, mask_rule=156895, block=32,
+            notes=_FROM_ZERO,
+        ),
+        _Native(
+            "SDAR", "SDAR, block diffusion, run as Qwen3 (Cheng et al., 2025)", ("sdar",),
+            "Qwen3ForCausalLM", mask_rule=151669, block=4, notes=_FROM_ZERO,
         ),
         _Native(
             "Dream", "Dream or DiffuCoder, run as Qwen2 (Ye et al., 2025)", ("Dream", "dream"),
@@ -341,27 +355,26 @@ NATIVE: tuple[Family, ...] = tuple(
         *(
             _Native(
                 f"A2D-{base}", f"an autoregressive {base} made a masked diffusion model", (f"a2d-{base.lower()}",),
-                f"{base}ForCausalLM", shift="right_shift_logits",
+                f"{base}ForCausalLM", reads={"right_shift_logits": FLAG}, shift="right_shift_logits",
             )
             for base in ("Llama", "Qwen2", "Qwen3")
         ),
         _Native(
             "BERT", "a masked language model of BERT's kind", ("bert",),
-            "BertForMaskedLM", rename=_without(r"bert\.pooler\..*|cls\.(seq_relationship|species|chain|graft)\..*"),
-            attention="ones", specials=BERT_TOKENS,
+            "BertForMaskedLM", rename=_OLD_NORMS, attention="ones", specials=BERT_TOKENS,
         ),
         _Native(
             "RoBERTa", "a masked language model of RoBERTa's kind", ("roberta",),
-            "RobertaForMaskedLM", rename=_without(r"roberta\.(pooler\..*|embeddings\.position_ids)"),
-            attention="ones", specials=ROBERTA_TOKENS,
+            "RobertaForMaskedLM", rename=_OLD_NORMS, attention="ones", specials=ROBERTA_TOKENS,
         ),
         _Native(
             "ModernBERT", "a masked language model of ModernBERT's kind", ("modernbert",),
             "ModernBertForMaskedLM", attention="ones", specials=BERT_TOKENS,
+            settings=lambda said: {"pad_token_id": None, "reference_compile": False} | said,
         ),
         _Native(
             "ESM-2", "ESM-2 or DPLM, protein language models (Lin et al., 2023; Wang et al., 2024)", ("esm",),
-            "EsmForMaskedLM", attention="ones", specials=ESM_TOKENS,
+            "EsmForMaskedLM", rename=_OLD_NORMS, attention="ones", specials=ESM_TOKENS,
         ),
     )
 )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Prefix", "left_padded"]
@@ -19,11 +19,13 @@ class Prefix:
         kept: transformers' cache.
         seen: (B, C) 1 for tokens that it holds, 0 for padding.
         pending: (B, n) tokens that the next call takes in.
+        last: (B, V) what the network said at the last token it holds, where it was read; None before that.
     """
 
     kept: Any
     seen: Int[Tensor, "B C"]
     pending: Int[Tensor, "B n"]
+    last: Float[Tensor, "B V"] | None = None
 
     @property
     def length(self) -> Int[Tensor, " B"]:
@@ -40,7 +42,7 @@ class Prefix:
         kept = copy.deepcopy(self.kept)
         if self.seen.shape[1]:
             kept.batch_select_indices(rows)
-        return Prefix(kept, self.seen[rows], self.pending[rows])
+        return Prefix(kept, self.seen[rows], self.pending[rows], None if self.last is None else self.last[rows])
 
 
 def left_padded(

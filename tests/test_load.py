@@ -74,7 +74,7 @@ def test_a_mask_id_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
     (written.folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"nothing in .* says the mask id; pass load"):
         load(written.folder, quiet=True)
-    with pytest.raises(ValueError, match=r"the mask id is 40 \(given\), but the network .* knows ids 0..39"):
+    with pytest.raises(ValueError, match=r"the mask id is 40 \(given\), but the network knows ids 0..39"):
         load(written.folder, mask_id=V, quiet=True)
 
 
@@ -98,9 +98,15 @@ def test_the_convention_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda weights: weights.pop("lm_head.weight"), "do not fit Qwen2ForCausalLM: missing: lm_head.weight"),
-        (lambda weights: weights.update(more=torch.zeros(2)), "do not fit Qwen2ForCausalLM: unexpected: more"),
-        (lambda weights: weights.update({"model.norm.weight": torch.zeros(2)}), "do not fit Qwen2ForCausalLM"),
+        (
+            lambda weights: weights.pop("lm_head.weight"),
+            "do not fit Qwen2ForCausalLM: 1 missing, such as lm_head.weight",
+        ),
+        (lambda weights: weights.update(more=torch.zeros(2)), "do not fit Qwen2ForCausalLM: 1 left over, such as more"),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.zeros(2)}),
+            r"do not fit Qwen2ForCausalLM: 1 of another shape, such as model.norm.weight \(2,\) instead of \(32,\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
@@ -185,3 +191,141 @@ def test_sequences_longer_than_the_table_of_positions_are_refused(
         return
     with pytest.raises(ValueError, match=f"takes at most {longest} tokens.*, got 513"):
         model(x, 0.5)
+
+
+# --- heads, poolers, tables and tied weights --------------------------------------------------------------------------
+
+X = torch.tensor([[0, 7, MASK, 9, 5, 2]])
+HALF = torch.full((1, 1), 0.5, dtype=torch.float64)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], **config: object) -> dd.Loaded:
+    """The checkpoint with other weights and settings, loaded."""
+    files = Files(folder)
+    weights, said = dict(files.weights), dict(files.config) | config
+    change(weights)
+    checkpoints.folder(folder, said, weights)
+    return load(folder, quiet=True)
+
+
+def old_norms(weights: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in weights if "LayerNorm" in name]:
+        for new, old in ((".weight", ".gamma"), (".bias", ".beta")):
+            if name.endswith(new):
+                weights[name.removesuffix(new) + old] = weights.pop(name)
+
+
+HEADS: list[tuple[str, tuple[str, ...]]] = [
+    ("BERT", ("bert.pooler.dense.weight", "cls.seq_relationship.weight", "cls.species.bias", "classifier.weight")),
+    ("BERT", ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")),
+    ("ESM-2", ("esm.pooler.dense.weight", "esm.embeddings.position_ids", "classifier.dense.weight")),
+    ("ESM-2", ("esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq",)),
+    ("ModernBERT", ("classifier.bias",)),
+    ("A2D-Llama", ("model.layers.0.self_attn.rotary_emb.inv_freq", "score.weight")),
+    ("A2D-Qwen3", ("model.rotary_emb.inv_freq",)),
+    ("Dream", ("v_head.summary.weight", "v_head.summary.bias")),
+    ("DiffuGPT", ("denoise_model.h.1.attn.bias", "denoise_model.h.1.attn.masked_bias")),
+]
+
+
+@pytest.mark.parametrize(("family", "more"), HEADS)
+def test_what_sampling_does_not_use_is_passed_over_and_named(
+    family: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    written = NATIVE[family](tmp_path / "checkpoint")
+    before = load(written.folder, quiet=True)
+    model = rewritten(written.folder, lambda weights: weights.update({name: torch.ones(4) for name in more}))
+    assert torch.equal(model.output(X, HALF).source, before.output(X, HALF).source)
+    lines = " ".join(value for name, value in model.convention.lines().items() if name.startswith("note"))
+    assert "passed over: " in lines
+    assert any(name.split(".")[-1] in lines for name in more)
+    if len(more) > 1:
+        assert "more, which sampling does not use" in lines
+
+
+@pytest.mark.parametrize("family", ["BERT", "ESM-2"])
+def test_norms_may_have_their_old_names(family: str, tmp_path: Path) -> None:
+    written = NATIVE[family](tmp_path / "checkpoint")
+    model = rewritten(written.folder, old_norms)
+    assert any(name.endswith("LayerNorm.gamma") for name in Files(written.folder).shapes)
+    assert float((model.output(X, HALF).source - written.logits(X)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("BERT", "cls.predictions.decoder.weight"), ("ESM-2", "lm_head.decoder.weight"), ("ModernBERT", "decoder.weight")],
+)
+def test_a_tied_head_may_be_absent_and_must_agree(family: str, head: str, tmp_path: Path) -> None:
+    written = NATIVE[family](tmp_path / "checkpoint")
+    names = ("word_embeddings.weight", "tok_embeddings.weight")
+    (whole,) = (part for name, part in Files(written.folder).weights.items() if name.endswith(names))
+    model = rewritten(written.folder, lambda weights: weights.pop(head, None))
+    assert float((model.output(X, HALF).source - written.logits(X)).abs().max()) < 1e-5
+    rewritten(written.folder, lambda weights: weights.update({head: whole}))
+    with pytest.raises(ValueError, match=f"tie_word_embeddings makes .*{head}.* one, but the file has two that differ"):
+        rewritten(written.folder, lambda weights: weights.update({head: whole + 1}))
+    with pytest.raises(ValueError, match=f"missing, such as .*{head}"):
+        rewritten(written.folder, lambda weights: weights.pop(head), tie_word_embeddings=False)
+
+
+def test_a_contact_head_may_be_absent(tmp_path: Path) -> None:
+    """Nothing in it is random then: it is not there."""
+    written = NATIVE["ESM-2"](tmp_path / "checkpoint")
+
+    def without(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if "contact_head" in name]:
+            del weights[name]
+
+    model = rewritten(written.folder, without)
+    assert float((model.output(X, HALF).source - written.logits(X)).abs().max()) < 1e-5
+    assert not [name for name, _ in model.network.named_parameters() if "contact_head" in name]
+
+
+def test_weights_are_of_one_dtype_which_is_that_of_most(tmp_path: Path) -> None:
+    written = NATIVE["A2D-Llama"](tmp_path / "checkpoint")
+
+    def half(weights: dict[str, torch.Tensor]) -> None:
+        for name in weights:
+            weights[name] = weights[name] if "norm" in name else weights[name].bfloat16()
+
+    model = rewritten(written.folder, half, torch_dtype="float32")
+    assert {part.dtype for part in model.network.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r"the weight lm_head.weight is of int8, which is not supported"):
+        rewritten(written.folder, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"].char()}))
+
+
+def test_positions_may_begin_behind_padding(tmp_path: Path) -> None:
+    """ESM-1 and RoBERTa count from the row after padding, so that a table of 26 takes 24 tokens."""
+    network = checkpoints.native(
+        "EsmForMaskedLM", position_embedding_type="absolute", max_position_embeddings=26, pad_token_id=1,
+        mask_token_id=MASK,
+    )  # fmt: skip
+    folder = checkpoints.folder(tmp_path / "checkpoint", network.config.to_dict(), network.state_dict())
+    model = load(folder, quiet=True)
+    assert model.convention.longest == 24
+    x = torch.full((1, 24), 5)
+    assert float((model.output(x, HALF).source - network(input_ids=x).logits).abs().max()) < 1e-5
+    with pytest.raises(ValueError, match="takes at most 24 tokens, got 25"):
+        model(torch.full((1, 25), 5), 0.5)
+    with pytest.raises(ValueError, match=r"pad_token_id must be one of 0\.\.24, .*; got 25"):
+        rewritten(folder, lambda weights: None, pad_token_id=25)
+
+
+def test_sdar_is_qwen3_in_blocks(tmp_path: Path) -> None:
+    written = checkpoints.a2d("Qwen3")(tmp_path / "checkpoint")
+    model = rewritten(written.folder, lambda weights: None, model_type="sdar", fuse_cross_entropy=True)
+    assert (model.convention.family, model.convention.block, model.convention.shift) == ("SDAR", 4, False)
+    x = torch.full((1, 8), MASK)
+    y = x.clone()
+    y[0, 7] = 5
+    first, second = (model.output(z, HALF).source[0] for z in (x, y))
+    assert torch.equal(first[:4], second[:4])
+    assert float((first[4:7] - second[4:7]).abs().max()) > 1e-3
+    assert load(written.folder, block=8, quiet=True).convention.block == 8
+
+
+def test_kinds_are_told() -> None:
+    kinds = {kind: family.name for family in FAMILIES for kind in family.kinds}
+    assert kinds["sdar"] == "SDAR"
+    assert kinds["diffusion_gemma"] == "DiffusionGemma"
+    assert {"Dream", "bert", "esm", "modernbert", "llada2_moe", "a2d-qwen3"} <= set(kinds)

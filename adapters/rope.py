@@ -1,0 +1,157 @@
+"""Rotary positions as a configuration has them, in the form that transformers 4.57 and 5 both take.
+
+4.57 writes ``rope_theta`` and ``rope_scaling``, 5 one table ``rope_parameters``; each is read by typed getters and only
+the numbers of its own kind are passed on. "dynamic" is refused: its frequencies depend on what was seen before.
+"""
+
+from typing import Any
+
+from discdiff.adapters.settings import Settings
+from discdiff.checks import shown
+
+__all__ = ["FLAT", "NESTED", "flat_rope", "layered_rope", "modernbert_rope"]
+
+FLAT = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
+NESTED = frozenset({"layer_types", "rope_parameters", "rope_scaling", "rope_theta"})
+NESTED |= {"global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"}
+_POSITIVE, _SHARE = "(0, inf)", "(0, 1]"
+# the numbers of each kind: an interval, whether it must be there
+_NUMBERS: dict[str, dict[str, tuple[str, bool]]] = {
+    "default": {},
+    "linear": {"factor": (_POSITIVE, True)},
+    "yarn": {
+        "factor": (_POSITIVE, True),
+        "attention_factor": (_POSITIVE, False),
+        "beta_fast": (_POSITIVE, False),
+        "beta_slow": (_POSITIVE, False),
+        "mscale": (_POSITIVE, False),
+        "mscale_all_dim": ("[0, inf)", False),
+        "original_max_position_embeddings": ("[1, inf)", False),
+    },
+    "llama3": {
+        "factor": (_POSITIVE, True),
+        "low_freq_factor": (_POSITIVE, True),
+        "high_freq_factor": (_POSITIVE, True),
+        "original_max_position_embeddings": ("[1, inf)", True),
+    },
+    "proportional": {"factor": (_POSITIVE, False)},
+}
+_KINDS = ("default", "linear", "llama3", "yarn")
+_LAYERS = ("full_attention", "sliding_attention")
+
+
+def _table(table: Settings, theta: float, kinds: tuple[str, ...], share: bool) -> dict[str, Any]:
+    """One table: its kind, its base and the numbers of that kind; any other key is refused.
+
+    Raises:
+        Refused: for a kind or a key that is not known, or a number out of its interval.
+    """
+    kind = table.word("rope_type", "type", accepted=kinds, default="default")
+    found: dict[str, Any] = {
+        "rope_type": kind,
+        "rope_theta": table.number("rope_theta", interval=_POSITIVE, default=theta),
+    }
+    for key, (interval, needed) in _NUMBERS[kind].items():
+        if needed or table.get(key) is not None:
+            whole = key == "original_max_position_embeddings"
+            found[key] = table.whole(key, least=1, most=1 << 24) if whole else table.number(key, interval=interval)
+    if kind == "yarn" and table.get("truncate") is not None:
+        found["truncate"] = table.flag("truncate")
+    if share and table.get("partial_rotary_factor") is not None:
+        found["partial_rotary_factor"] = table.number("partial_rotary_factor", interval=_SHARE)
+    elif table.number("partial_rotary_factor", interval=_SHARE, default=1.0) != 1:
+        raise table.refused("partial_rotary_factor must be 1 for this network")
+    known = {*found, "type", "partial_rotary_factor"}
+    for key in table:
+        if key not in known and table[key] is not None:
+            raise table.refused(f"{key} is not a number of rope_type {kind!r}")
+    return found
+
+
+def flat_rope(settings: Settings, partial: float | None = None, theta: float = 10000.0) -> dict[str, Any]:
+    """``rope_theta``, ``rope_scaling`` and, where a share of the head rotates, ``partial_rotary_factor``.
+
+    Args:
+        settings: with the keys of ``FLAT``.
+        partial: the share that rotates where nothing says it; None for a network that rotates all of the head.
+        theta: the base where nothing says it.
+
+    Raises:
+        Refused: for what ``_table`` refuses, and for two tables that disagree.
+    """
+    if settings.get("rope_scaling") and settings.get("rope_parameters"):
+        raise settings.refused("rope_scaling and rope_parameters are both given; keep one")
+    table = settings.part("rope_parameters" if settings.get("rope_parameters") else "rope_scaling")
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if None not in (settings.get(key), table.get(key)) and settings[key] != table[key]:
+            raise settings.refused(
+                f"{key} is {shown(settings[key])}, but {shown(table[key])} in {table.file}; keep one"
+            )
+    outer = settings.number("rope_theta", interval=_POSITIVE, default=theta)
+    found = _table(table, outer, _KINDS, partial is not None)
+    said: dict[str, Any] = {"rope_theta": found.pop("rope_theta")}
+    share = settings.number("partial_rotary_factor", interval=_SHARE, default=partial)
+    share = found.pop("partial_rotary_factor", share)
+    if partial is not None:
+        said["partial_rotary_factor"] = share
+    elif share is not None and share != 1:
+        raise settings.refused(f"partial_rotary_factor must be 1 for this network, got {share}")
+    return said | {"rope_scaling": None if found["rope_type"] == "default" else found}
+
+
+def layered_rope(settings: Settings) -> dict[str, Any]:
+    """``layer_types`` and a table for each of their kinds, of DiffusionGemma (transformers 5)."""
+    tables = settings.part("rope_parameters")
+    found = {}
+    for name in tables:
+        if name not in _LAYERS:
+            raise tables.refused(f"{name} is no kind of layer; known: {', '.join(_LAYERS)}")
+        found[name] = _table(tables.part(name), 10000.0, (*_KINDS, "proportional"), True)
+    return {"layer_types": layer_types(settings)} | ({"rope_parameters": found} if found else {})
+
+
+def layer_types(settings: Settings) -> list[str] | None:
+    """Kinds of attention, one a layer; None where the network's own pattern counts."""
+    kinds = settings.items_of("layer_types")
+    for kind in kinds:
+        if kind not in _LAYERS:
+            raise settings.refused(f"layer_types must be of {', '.join(_LAYERS)}, got {kind!r}")
+    layers = settings.whole("num_hidden_layers", least=1)
+    if kinds and len(kinds) != layers:
+        raise settings.refused(f"layer_types must be num_hidden_layers = {layers} words, got {len(kinds)}")
+    return [str(kind) for kind in kinds] or None
+
+
+def modernbert_rope(settings: Settings) -> dict[str, Any]:
+    """ModernBERT's layers and their bases: of 4.57's configurations a period and two numbers, of 5's two lists.
+
+    Returns ``layer_types`` and ``rope_parameters`` for 5 and the period and the numbers for 4.57, which say the same.
+
+    Raises:
+        Refused: for scaled positions, or layers that no period describes.
+    """
+    if settings.get("rope_scaling"):
+        raise settings.refused("rope_scaling changes what the network computes and is not supported for ModernBERT")
+    period = settings.whole("global_attn_every_n_layers", least=1, default=3)
+    layers = settings.whole("num_hidden_layers", least=1)
+    kinds = layer_types(settings) or [_LAYERS[i % period != 0] for i in range(layers)]
+    full = settings.number("global_rope_theta", "rope_theta", interval=_POSITIVE, default=160000.0)
+    alone = "local_rope_theta" in settings and settings["local_rope_theta"] is None  # there it means the other one
+    local = full if alone else settings.number("local_rope_theta", interval=_POSITIVE, default=10000.0)
+    tables = settings.part("rope_parameters")
+    thetas = {}
+    for name, theta in zip(_LAYERS, (full, local), strict=True):
+        thetas[name] = _table(tables.part(name), theta, ("default",), False)["rope_theta"]
+    if not set(tables) <= set(_LAYERS):
+        raise tables.refused(f"its keys must be {' and '.join(_LAYERS)}, got {', '.join(sorted(tables))}")
+    wide = [i for i, kind in enumerate(kinds) if kind == _LAYERS[0]]
+    period = wide[1] - wide[0] if len(wide) > 1 else layers
+    if wide != list(range(0, layers, period)):
+        raise settings.refused("layer_types must be full_attention at layer 0 and at equal distances from there")
+    return {
+        "layer_types": kinds,
+        "rope_parameters": {name: {"rope_type": "default", "rope_theta": theta} for name, theta in thetas.items()},
+        "global_attn_every_n_layers": period,
+        "global_rope_theta": thetas["full_attention"],
+        "local_rope_theta": thetas["sliding_attention"],
+    }
