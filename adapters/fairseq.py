@@ -123,8 +123,10 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     network, passed = native("RobertaForMaskedLM", settings, files, _renamed)
     mask, source = files.mask_id(rows - 1, asked.mask_id)
     process, beyond = masked(rows, mask, files, asked, source)
-    shown = 1 - said.number("leave_unmasked_prob", default=0.0) - said.number("random_token_prob", default=0.0)
-    notes = () if shown > 0 else ("its training hid tokens behind others, never behind the mask: masks are new to it",)
+    behind = 1 - said.number("leave_unmasked_prob", default=0.0) - said.number("random_token_prob", default=0.0)
+    notes = (
+        () if behind > 1e-6 else ("its training hid tokens behind others, never behind the mask: masks are new to it",)
+    )
     return network, Convention(
         "RoBERTa-fairseq",
         process,
