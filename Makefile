@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test test-all bench gpu lint clean
+.PHONY: demo test test-all bench gpu antibody lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
@@ -31,6 +31,10 @@ gpu:
 		tests/test_gpu.py
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) docs/gpu.py $(GPU_OUT)
 
+# Antibody domains by a network that somebody else trained, and the table of docs/antibodies.md: ten minutes.
+antibody: .venv/antibody
+	$(BIN)/python docs/antibodies.py
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +48,16 @@ lint: .venv/test
 	$(INSTALL) -e '.[demo,hf]'
 	touch $@
 
+.venv/antibody: pyproject.toml .ci/constraints.txt | .venv/python
+	$(INSTALL) -e '.[antibody]'
+	touch $@
+
+# A wheel that is read and never imported: what it asks for does not go with a torch of today.
+SAPIENS := $(INSTALL) --no-deps sapiens==1.0.5
+
 .venv/test: pyproject.toml .ci/constraints.txt | .venv/python
 	$(INSTALL) -e '.[test]'
+	$(SAPIENS)
 	touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from discdiff.adapters.evodiff import EVODIFF
+from discdiff.adapters.fairseq import FAIRSEQ
 from discdiff.adapters.files import Files
 from discdiff.adapters.gemma import GEMMA
 from discdiff.adapters.loading import Asked, Family, load
@@ -10,6 +11,6 @@ from discdiff.adapters.native import NATIVE
 from discdiff.adapters.own import OWN
 from discdiff.adapters.save import SAVED
 
-FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, *EVODIFF, MD4, OWN, SAVED)
+FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, FAIRSEQ, *EVODIFF, MD4, OWN, SAVED)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]

@@ -246,6 +246,16 @@ CLASSES: dict[str, Allowed] = {
         _ENCODER,
         r"pooler_\w+|directionality",
     ),
+    "RobertaForMaskedLM": Allowed(
+        {
+            **_BODY,
+            "hidden_act": _ACTIVATION,
+            "type_vocab_size": SIZE,
+            "layer_norm_eps": _EPSILON,
+            "pad_token_id": _whole(0),
+        },
+        _ENCODER,
+    ),
     "ModernBertForMaskedLM": Allowed(
         {
             **_BODY,

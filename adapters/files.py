@@ -16,7 +16,7 @@ from discdiff.adapters.hub import Hub, folder_or_file
 from discdiff.adapters.low_rank import is_adapter, merged
 from discdiff.adapters.quantised import check_unquantised
 from discdiff.adapters.settings import Refused, Settings
-from discdiff.adapters.tokenizer import Tokenizer
+from discdiff.adapters.tokenizer import Tokenizer, word_list
 from discdiff.adapters.weights import ADAPTERS, beside, inside, named_parts, newest_folder, parts, weights_in
 
 __all__ = ["Files"]
@@ -209,12 +209,27 @@ class Files:
     @property
     def tokens(self) -> dict[str, int]:
         """Ids of the tokens that the tokenizer's files name."""
-        return self._tokenizer.tokens
+        return self._tokenizer.tokens or self.beside
+
+    @cached_property
+    def beside(self) -> dict[str, int]:
+        """Ids of the tokens of ../vocab.txt, where that must be meant: some leave it above several folders of weights.
+
+        It counts where the folder holds no file of a tokenizer and it has a line for every token of config.json.
+        """
+        file, size = self.folder.resolve().parent / "vocab.txt", self.config.whole("vocab_size", default=None)
+        if size is None or self.path.is_file() or self._tokenizer.is_there:
+            return {}
+        try:
+            found = word_list(file)
+        except Refused:  # what lies outside the folder need not be a file of ours
+            return {}
+        return found if len(found) == size else {}
 
     @property
     def tokenizer_size(self) -> int | None:
         """One more than the largest id, or None without a tokenizer."""
-        return self._tokenizer.size
+        return self._tokenizer.size or len(self.beside) or None
 
     def special(self, *names: str) -> tuple[int, ...]:
         """Ids of special tokens, such as "bos_token", that the tokenizer has."""

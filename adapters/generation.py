@@ -1,7 +1,7 @@
 """``generate``: the call that users of transformers know, around a sampler."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, SupportsIndex
 
 import torch
@@ -18,12 +18,14 @@ from discdiff.sampler import Sampler
 
 __all__ = ["generate"]
 
+_LEFT = "padding_side='left')"
+
 
 @while_listening(alone)
 def generate(
     model: Denoiser,
-    input_ids: Int[Tensor, "B P"],
-    attention_mask: Int[Tensor, "B P"] | None = None,
+    input_ids: Tensor | Sequence[Sequence[int]],
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
     *,
     max_new_tokens: SupportsIndex,
     operator: Operator | str = "ancestral",
@@ -33,6 +35,13 @@ def generate(
     pad_token_id: SupportsIndex | None = None,
     seed: SupportsIndex | None = None,
     listen: bool = False,
+    token_type_ids: object = None,
+    overflow_to_sample_mapping: object = None,
+    special_tokens_mask: object = None,
+    offset_mapping: object = None,
+    length: object = None,
+    overflowing_tokens: object = None,
+    num_truncated_tokens: object = None,
 ) -> Int[Tensor, "B N"]:
     """Prompts and what a model says behind them, as ``generate`` of transformers returns it: (B, P + new) tokens.
 
@@ -40,10 +49,14 @@ def generate(
     new tokens are ``[:, P:]``. They are those of ``Sampler``, or ``Blockwise``, with the same seed: a function of
     (seed, row), whatever the other rows are. Rows of one length that follow each other are denoised together.
 
+    A model that was trained between a start and an end token (``Convention.frame``) takes prompts as its tokenizer
+    gives them, each between both ends: new tokens stand between the prompt and the end, which is again the last token
+    of every row, so that they are ``[:, P - 1 : -1]``. Prompts without the ends come back without them.
+
     Args:
         model: a denoiser; one from ``load`` knows its own blocks.
-        input_ids: (B, P) prompts, padded on the left.
-        attention_mask: (B, P) 0 for padding.
+        input_ids: (B, P) prompts, padded on the left: a tensor, an array or rows of one length.
+        attention_mask: (B, P) 0 for padding and 1 elsewhere, or bools.
         max_new_tokens: how many tokens to add to each prompt.
         operator: what a step does, or an expression such as "ancestral >> gibbs(sites=2)".
         steps: how many, in each block; as many as there are sites by default.
@@ -54,15 +67,24 @@ def generate(
         seed: 64-bit key of the randomness; drawn from torch's global generator if None.
         listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of rows that are denoised together are
             under the first of them, "row3/1.0.where".
+        token_type_ids: of some tokenizers; 0 everywhere, for a second segment is not shown to the network.
+        overflow_to_sample_mapping: of some tokenizers; 0 to B - 1, for a text is one row.
+        special_tokens_mask, offset_mapping, length, overflowing_tokens, num_truncated_tokens: of some tokenizers; what
+            they say of the prompts is not needed.
 
     Raises:
-        ValueError: for padding on the right, or what the sampler refuses.
+        TypeError, ValueError: for padding on the right, prompts of which some have the ends and some do not, or what
+            the sampler refuses.
     """
     check_denoiser(model, "generate")
+    if isinstance(input_ids, Sequence) and len({len(row) for row in input_ids if isinstance(row, Sized)}) > 1:
+        raise ValueError("generate: input_ids must be rows of one length: tokenizer(..., padding=True, " + _LEFT)
     input_ids = token_ids(input_ids, "generate: input_ids", "token ids").to(torch.int64)
     if input_ids.ndim != 2 or len(input_ids) < 1:
         raise ValueError(f"generate: input_ids must be (B, P), a row for each prompt, got {tuple(input_ids.shape)}")
-    length, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
+    _check_segments(token_type_ids, overflow_to_sample_mapping, len(input_ids))
+    lengths, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
+    edge = _edge(model, input_ids, lengths)  # 1 where prompts stand between the ends
     max_new_tokens = whole(max_new_tokens, "generate: max_new_tokens", 1)
     last = model.process.vocab_size - 1
     eos = () if eos_token_id is None else several(eos_token_id, "generate: eos_token_id", 0, last)
@@ -77,38 +99,81 @@ def generate(
     seed = seeded(seed, "generate: seed")
     out = torch.nn.functional.pad(input_ids, (0, max_new_tokens))
     row = 0
-    for size, run in itertools.groupby(length):
-        batch = len(list(run))
+    behind = slice(width - edge, width - edge + max_new_tokens)
+    for size, run in itertools.groupby(lengths):
+        batch, given = len(list(run)), size - 2 * edge
         here = slice(row, row + batch)
-        prompt = input_ids[here, width - size :]
-        maker = _maker(model, operator, size, max_new_tokens, steps, block_length)
+        prompt = input_ids[here, width - edge - given : width - edge]
+        maker = _maker(model, operator, given, max_new_tokens, steps, block_length)
         told: dict[str, Any] = {"prompt": prompt, "seed": seed, "first_row": row, "listen": listen}
         told["device"] = input_ids.device
         if isinstance(maker, Blockwise):
             told["stop"] = eos  # what has ended costs nothing more
         with under(f"row{row}", listen):
-            out[here, width:] = maker.sample(batch, size + max_new_tokens, **told).tokens[:, size:]
+            out[here, behind] = maker.sample(batch, given + max_new_tokens, **told).tokens[:, given:]
         row += batch
     ends = torch.tensor(eos, dtype=torch.int64)
     if len(ends):
-        new = out[:, width:]
+        new = out[:, behind]
         ended = torch.isin(new, ends.to(out.device)).long()
-        behind = ended.cumsum(1) - ended > 0
-        out[:, width:] = torch.where(behind, int(ends[0]) if pad_token_id is None else pad_token_id, new)
+        over = ended.cumsum(1) - ended > 0
+        out[:, behind] = torch.where(over, int(ends[0]) if pad_token_id is None else pad_token_id, new)
+    if edge and model.frame is not None:
+        out[:, -1] = model.frame[1]
     return out
 
 
-def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
+def _check_segments(token_type_ids: object, overflow_to_sample_mapping: object, batch: int) -> None:
+    """Raise ValueError for prompts of two segments, and texts of several rows."""
+    if token_type_ids is not None and bool(array(token_type_ids, "generate: token_type_ids").ne(0).any()):
+        raise ValueError(
+            "generate: token_type_ids must be 0 everywhere: the network is shown one segment, and a second one would "
+            "be read as the first"
+        )
+    if overflow_to_sample_mapping is not None:
+        rows = array(overflow_to_sample_mapping, "generate: overflow_to_sample_mapping").flatten().tolist()
+        if rows != list(range(batch)):
+            raise ValueError(
+                f"generate: overflow_to_sample_mapping must be 0..{batch - 1}, a row for each text, got {rows}; "
+                "tokenize without return_overflowing_tokens"
+            )
+
+
+def _edge(model: Denoiser, input_ids: Tensor, lengths: list[int]) -> int:
+    """1 if every prompt stands between the model's ends, 0 if none does."""
+    frame = model.frame
+    if frame is None or input_ids.shape[1] == 0:
+        return 0
+    start, end = frame
+    width = input_ids.shape[1]
+    begins = [size > 0 and int(input_ids[row, width - size]) == start for row, size in enumerate(lengths)]
+    ends = [size > 1 and int(input_ids[row, -1]) == end for row, size in enumerate(lengths)]
+    if not any(begins):
+        return 0
+    for row, (one, other) in enumerate(zip(begins, ends, strict=True)):
+        if not (one and other):
+            lacks = "begin" if not one else "end"
+            raise ValueError(
+                f"generate: every prompt must stand between the start token {start} and the end token {end}, as the "
+                f"tokenizer gives it, or none may; row {row} does not {lacks} so"
+            )
+    return 1
+
+
+def _lengths(input_ids: Tensor, attention_mask: object) -> list[int]:
     """Tokens of each prompt."""
     if attention_mask is None:
         return [input_ids.shape[1]] * len(input_ids)
     attention_mask = array(attention_mask, "generate: attention_mask")
+    odd = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+    if len(odd):
+        raise ValueError(f"generate: attention_mask must hold 1, and 0 for padding, got {odd[0].item()}")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"generate: attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}"
         )
     if bool((attention_mask.long().diff(dim=1) < 0).any()):
-        raise ValueError("generate: prompts must be padded on the left: tokenizer(..., padding_side='left')")
+        raise ValueError("generate: prompts must be padded on the left: tokenizer(..., " + _LEFT)
     return [int(n) for n in attention_mask.long().sum(1)]
 
 

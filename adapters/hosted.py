@@ -26,6 +26,7 @@ _HEADS = r"|(v_head|value_head|score|classifier|qa_outputs)\..+"
 # by class, what a file may hold beside its network: tables that are computed, and heads that sampling does not use
 _BESIDE = {
     "BertForMaskedLM": r"bert\.pooler\..+|cls\.(?!predictions\.).+",
+    "RobertaForMaskedLM": r"roberta\.pooler\..+",
     "EsmForMaskedLM": r"esm\.(pooler|contact_head)\..+",
     "DiffusionGemmaForBlockDiffusion": r"model\.encoder\.(vision_tower|embed_vision)\..+",
 }

@@ -131,7 +131,7 @@ def load(
     except Refused as error:
         raise ValueError(f"load: {source}{found}: {error}") from error
     made = made.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    made.__dict__["foreign_settings"] = dict(files.config), asked.ignore  # ``save`` writes them again
+    keep_settings(made, chosen.name, files.config, asked.ignore)
     model = convention.denoiser(made)
     if not quiet:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -204,6 +204,11 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
     if fitting:
         raise Refused(f"{' and '.join(one.name for one in fitting)} recognise it; pass family= one of them")
     raise unknown(files, {one.name: one.kinds for one in known})
+
+
+def keep_settings(network: nn.Module, family: str, settings: Mapping[str, object], ignore: tuple[str, ...]) -> None:
+    """Keep on a network what a family builds it from, where nothing is kept yet: ``save`` writes it again."""
+    network.__dict__.setdefault("foreign_settings", (family, dict(settings), ignore))
 
 
 def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None = None) -> None:

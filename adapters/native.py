@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from discdiff.adapters.allowed import AUTHORS, CLASSES, FLAG, SIZE, Allowed, Reader
 from discdiff.adapters.block_causal import BlockCausal
 from discdiff.adapters.files import Files
+from discdiff.adapters.frame import BERT_TOKENS, ESM_TOKENS, ROBERTA_TOKENS, UNFRAMED, Specials
 from discdiff.adapters.hosted import native
 from discdiff.adapters.loading import Asked, Family
 from discdiff.adapters.settings import Refused, Settings
@@ -26,7 +27,6 @@ __all__ = ["NATIVE", "masked", "said_by"]
 
 Weights = dict[str, Tensor]
 Rename = Callable[[Weights, Settings], Weights]
-_SPECIAL = ("bos_token", "cls_token", "sep_token", "pad_token", "unk_token", "eos_token")
 
 
 def said_by(files: Files) -> Settings:
@@ -50,7 +50,8 @@ class _Native:
         attention: what is passed as a mask.
         shift: whether position i speaks of i + 1; or the key in config.json that says so.
         mask_rule: the mask's id where nothing on disk says it.
-        suppress_special: whether special tokens are never predicted.
+        specials: the special tokens of a family that is trained between a start and an end token; they are never
+            predicted.
         block: the block size of one that is causal between blocks, where its configuration does not say it.
         notes: for the convention.
     """
@@ -67,7 +68,7 @@ class _Native:
     attention: Attention = "bidirectional"
     shift: bool | str = False
     mask_rule: int | None = None
-    suppress_special: bool = False
+    specials: Specials | None = None
     block: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -85,11 +86,22 @@ class _Native:
         settings = self.settings((self.allowed or CLASSES[self.cls]).read(said, asked.ignore, reads))
         network, passed = native(self.cls, settings, files, lambda weights: self.rename(weights, said))
         columns = network.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-        mask, source = files.mask_id(self.mask_rule, asked.mask_id)
+        rule = self.specials.usual(files, columns, "mask") if self.specials else self.mask_rule
+        mask, source = files.mask_id(rule, asked.mask_id)
         process, suppress = masked(columns, mask, files, asked, source)
-        if self.suppress_special:
-            suppress += tuple(v for v in files.special(*_SPECIAL) if v != mask)
-        ignored = tuple(f"ignored as asked: {key} of config.json" for key in asked.ignore if key in said)
+        frame, longest = None, _longest(network)
+        notes = (
+            self.notes
+            + passed
+            + tuple(f"ignored as asked: {key} of config.json" for key in asked.ignore if key in said)
+        )
+        if self.specials:
+            frame = self.specials.frame(files, columns)
+            suppress += tuple(v for v in self.specials.unpredicted(files, columns) if v != mask)
+            notes += (UNFRAMED,) if frame is None else ()
+            notes += ("its tokens are named by ../vocab.txt",) if files.beside else ()
+        if frame is not None and longest is not None:
+            longest -= len(frame)
         convention = Convention(
             family=self.name,
             process=process,
@@ -100,8 +112,9 @@ class _Native:
             suppress=tuple(sorted({v for v in suppress if v < process.vocab_size})),
             returns="logits",
             attention=self.attention,
-            longest=_longest(network),
-            notes=self.notes + passed + ignored,
+            longest=longest,
+            frame=frame,
+            notes=notes,
         )
         return (network, convention) if block is None else _in_blocks(network, convention, block)
 
@@ -348,20 +361,20 @@ NATIVE: tuple[Family, ...] = tuple(
         ),
         _Native(
             "BERT", "a masked language model of BERT's kind", ("bert",),
-            "BertForMaskedLM", rename=_OLD_NORMS, attention="ones",
+            "BertForMaskedLM", rename=_OLD_NORMS, attention="ones", specials=BERT_TOKENS,
+        ),
+        _Native(
+            "RoBERTa", "a masked language model of RoBERTa's kind", ("roberta",),
+            "RobertaForMaskedLM", rename=_OLD_NORMS, attention="ones", specials=ROBERTA_TOKENS,
         ),
         _Native(
             "ModernBERT", "a masked language model of ModernBERT's kind", ("modernbert",),
-            "ModernBertForMaskedLM", attention="ones",
+            "ModernBertForMaskedLM", attention="ones", specials=BERT_TOKENS,
             settings=lambda said: {"pad_token_id": None, "reference_compile": False} | said,
         ),
         _Native(
             "ESM-2", "ESM-2 or DPLM, protein language models (Lin et al., 2023; Wang et al., 2024)", ("esm",),
-            "EsmForMaskedLM", rename=_OLD_NORMS, attention="ones", suppress_special=True,
-            notes=(
- "begin sequences with <cls> and end them with <eos>, as prompt and frozen sites: of masks alone its "
- "token_dropout makes NaN",
-),
+            "EsmForMaskedLM", rename=_OLD_NORMS, attention="ones", specials=ESM_TOKENS,
         ),
     )
 )  # fmt: skip

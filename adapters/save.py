@@ -26,7 +26,7 @@ from discdiff.adapters.archives import opened, owned
 from discdiff.adapters.builders import built, described_network
 from discdiff.adapters.documents import is_there, json_table
 from discdiff.adapters.files import Files
-from discdiff.adapters.loading import Asked, Family, every_family, fit
+from discdiff.adapters.loading import Asked, Family, every_family, fit, keep_settings
 from discdiff.adapters.record import clock_of, convention_of, described, dtype_of, known, recorded
 from discdiff.adapters.settings import Refused, Settings
 from discdiff.checks import decided, shown
@@ -159,8 +159,8 @@ def _network(
     wrong = [name for name, part in state.items() if not isinstance(part, Tensor) or part.is_meta or part.is_sparse]
     if wrong:
         raise ValueError(f"save: {', '.join(wrong[:3])} of {type(network).__name__} cannot be written as tensors")
-    inner, (settings, ignore) = _inner(network), getattr(network, "foreign_settings", ({}, ()))
-    if settings and inner is not None and convention.family in {one.name for one in every_family()}:
+    inner, (family, settings, ignore) = _inner(network), getattr(network, "foreign_settings", ("", {}, ()))
+    if settings and inner is not None and convention.family != _BY_HAND:
         for name, value in (("rounds", 0), ("block", convention.block)):
             if inner is not network and getattr(network, name, value) != value:
                 raise ValueError(f"save: {name} of its {type(network).__name__} is not {value}, as its family makes it")
@@ -168,7 +168,7 @@ def _network(
             own = type(inner)(inner.config).state_dict()
         held = inner.state_dict()
         _same(inner, {name: part for name, part in own.items() if name in held}, held)  # its family may leave parts out
-        return {"family": convention.family, "ignore": list(ignore)}, None, dict(settings)
+        return {"family": family, "ignore": list(ignore)}, None, settings
     try:
         kind = described_network(network)
     except (AttributeError, TypeError) as error:
@@ -295,7 +295,9 @@ def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Modul
     chosen = families[part.word("family", accepted=families)]
     ignore = [key for key in part.items_of("ignore") if isinstance(key, str)]
     asked = Asked(mask_id=convention.process.mask_id, block=convention.block, ignore=tuple(ignore))
-    return chosen.build(files, asked)[0]
+    network, _ = chosen.build(files, asked)
+    keep_settings(network, chosen.name, files.config, asked.ignore)
+    return network
 
 
 def _given(part: Settings, network: nn.Module | None) -> nn.Module:

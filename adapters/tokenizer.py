@@ -8,9 +8,17 @@ from discdiff.adapters.documents import TOKENIZER, is_there, json_table, text
 from discdiff.adapters.settings import Refused, Settings
 from discdiff.checks import shown, whole
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "word_list"]
 
 _MOST = 2**31  # an id
+_FILES = {"vocab.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+_FILES |= {"added_tokens.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
+
+
+def word_list(file: Path) -> dict[str, int]:
+    """Ids by token of a file with a token a line; none where there is no such file."""
+    lines = (text(file, TOKENIZER) or "").replace("\r\n", "\n").removesuffix("\n")
+    return {line: n for n, line in enumerate(lines.split("\n"))} if lines else {}
 
 
 class Tokenizer:
@@ -32,8 +40,7 @@ class Tokenizer:
         Raises:
             Refused: for ids that are no whole numbers, or tokens that are no strings.
         """
-        lines = (text(self._place("vocab.txt"), TOKENIZER) or "").replace("\r\n", "\n").removesuffix("\n")
-        found = {line: n for n, line in enumerate(lines.split("\n"))} if lines else {}
+        found = word_list(self._place("vocab.txt"))
         found |= _ids(self._table("vocab.json"))
         whole_one = self._table("tokenizer.json")
         found |= _vocabulary(whole_one.part("model"))
@@ -47,6 +54,11 @@ class Tokenizer:
                 raise decoder.refused(f"an id must be a whole number, got {shown(number)}")
             found[_settings(entry, f"{decoder.file}, {number}").word("content")] = int(number)
         return found
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is any file of a tokenizer."""
+        return any(is_there(folder / name) for folder in self.folders for name in _FILES)
 
     @property
     def size(self) -> int | None:

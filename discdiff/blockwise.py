@@ -181,7 +181,7 @@ class Blockwise:
         while job.groups:
             job.advance(job.groups.pop())
         return BlockSamples(
-            job.tokens, tally.nfe, tally.nfe_rows, seed, None, log_prob, tally.queries, lengths=job.lengths
+            job.tokens, tally.nfe, tally.nfe_rows, seed, None, log_prob, tally.queries, model.frame, job.lengths
         )
 
     def _prompts(
@@ -200,7 +200,10 @@ class Blockwise:
                 f"got {len(given)} rows of shapes {shapes}"
             )
         for number, row in enumerate(given):
-            self.inner.process.check_data(row[None], f"prompt of row {number}")
+            rest = length - len(row)
+            where = torch.nn.functional.pad(torch.ones_like(row, dtype=torch.bool), (0, rest))
+            whole_row = torch.nn.functional.pad(row, (0, rest))
+            self.inner.model.check_data(whole_row[None], f"prompt of row {number}", where[None])
         return given
 
     def __repr__(self) -> str:

@@ -76,7 +76,7 @@ def conditional(model: Denoiser, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, "
     moving = array(moving, "conditional: moving")
     _check(model, rows.shape[1], moving, "conditional")
     known = torch.where(moving, model.process.data_tokens[0], rows)
-    model.process.check_data(known, "x0")
+    model.check_data(known, "x0", (~moving).expand(known.shape))
     return _held(model, moving, clean_states(model.process, known), 0.0, first_row)
 
 
@@ -148,6 +148,11 @@ class Alphabets:
 
     def __call__(self, x: Int[Tensor, "B L"], time: Tensor | None) -> Tensor:
         return self.fn(x, time).masked_fill(~self.allowed.to(x.device), -torch.inf)
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        """Of the function that is kept."""
+        return getattr(self.fn, "frame", None)
 
     @classmethod
     def of(cls, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> Denoiser:

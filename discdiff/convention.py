@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from discdiff.checks import wholes
 from discdiff.context import AtOnce, Cached, RowCache
 from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.prediction import Predicts
@@ -39,11 +40,13 @@ class Convention:
         returns: "tensor", or "logits" for an object that has them as an attribute.
         attention: what is passed as ``attention_mask``: None, "ones" (B, L), or "bidirectional" (an additive mask of
             zeros (1, 1, L, L), which undoes a causal one).
-        longest: the most tokens it takes, where it has a table of positions.
+        longest: the most tokens it takes, where it has a table of positions; those of the frame are not counted.
         block: the block size of a network that was trained in blocks.
         aligned: whether its blocks begin at multiples of that size, prompts included; or else where the prompt ends.
         autocast: the dtype it computes in, or None for that of its weights.
         weights: "raw", or "ema" for an exponential moving average of them.
+        frame: ids of the start and the end token that it was trained with, or None. It is shown [start] x [end] and
+            its logits are those of x: tokens and lengths do not count the ends. They are never predicted.
         files: the files that the weights are from; "" where they are from none.
         notes: what else a user should know, a line each.
     """
@@ -68,8 +71,32 @@ class Convention:
     aligned: bool = True
     autocast: torch.dtype | None = None
     weights: Literal["raw", "ema"] = "raw"
+    frame: tuple[int, int] | None = None
     files: str = ""
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Look at the frame.
+
+        Raises:
+            TypeError, ValueError: if it is not two ids, holds the mask, or goes with a shift, which leaves a column for
+                the end and none for the first token.
+        """
+        if self.frame is None:
+            return
+        ends = wholes(self.frame, "Convention: frame", 0)
+        if len(ends) != 2:
+            raise ValueError(f"Convention: frame must be two ids, of the start and the end token, got {self.frame}")
+        if self.process.mask_id in ends:
+            raise ValueError(f"Convention: frame must not hold the mask's id, {self.process.mask_id}, got {ends}")
+        if self.shift:
+            raise ValueError(f"Convention: frame={ends} and shift=True do not go together; pass frame=None")
+        object.__setattr__(self, "frame", ends)
+
+    @property
+    def unpredicted(self) -> tuple[int, ...]:
+        """Ids that are never predicted: those of ``suppress``, and of the frame."""
+        return tuple(sorted({*self.suppress, *(v for v in self.frame or () if v < self.process.vocab_size)}))
 
     def denoiser(self, network: nn.Module) -> "Loaded":
         """The network under this convention."""
@@ -94,7 +121,8 @@ class Convention:
             "time": clock,
             "shift": "position i speaks of i + 1" if self.shift else "none",
             "columns": f"{self.columns}, of which {_kept(self)} count",
-            "suppressed ids": _ranges(self.suppress),
+            "frame": "none" if self.frame is None else "{} before and {} behind every sequence".format(*self.frame),
+            "suppressed ids": _ranges(self.unpredicted),
             "attention": attention,
             "computes in": "the weights' dtype" if self.autocast is None else str(self.autocast).removeprefix("torch."),
             "weights": self.weights,
@@ -118,10 +146,19 @@ class Called(nn.Module):
         self.network, self.convention = network, convention
         self.__name__ = convention.family
 
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        """The ids of the tokens that are put around every sequence."""
+        return self.convention.frame
+
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
         said, positional, named = self.convention, [], {}
         if said.longest is not None and x.shape[1] > said.longest:
-            raise ValueError(f"{said.family}: the network takes at most {said.longest} tokens, got {x.shape[1]}")
+            between = "" if said.frame is None else " between its start and its end"
+            raise ValueError(
+                f"{said.family}: the network takes at most {said.longest} tokens{between}, got {x.shape[1]}"
+            )
+        x, time = self._framed(x, time)
         if said.ids:
             named[said.ids] = x
         else:
@@ -136,7 +173,19 @@ class Called(nn.Module):
             named["attention_mask"] = self._mask(x)
         with self._autocast(x.device):
             out = self.network(*positional, **named)
-        return self._columns(out)
+        logits = self._columns(out)
+        return logits if said.frame is None else logits[:, 1:-1]
+
+    def _framed(self, x: Int[Tensor, "B L"], time: Tensor | None) -> tuple[Int[Tensor, "B N"], Tensor | None]:
+        """Tokens between the ends, which are clean."""
+        said = self.convention
+        if said.frame is None:
+            return x, time
+        x = nn.functional.pad(x, (1, 1))
+        x[:, 0], x[:, -1] = said.frame
+        if time is not None and time.ndim == 2:
+            time = nn.functional.pad(time, (1, 1), value=1.0 if said.time == "alpha" else 0.0)
+        return x, time
 
     def _clock(self, time: Tensor | None) -> Tensor | None:
         if time is None:
@@ -207,6 +256,8 @@ class _Scoring(_AtOnce):
 
 def _called(network: nn.Module, convention: Convention) -> Called:
     """With what the network can do beside being called."""
+    if convention.frame is not None:
+        _check_frame(network, convention.frame)
     if not isinstance(network, Cached):
         return Called(network, convention)
     if not isinstance(network, AtOnce):
@@ -230,7 +281,7 @@ class Loaded(Denoiser):
             convention.predicts,
             time=convention.time,
             shift=convention.shift,
-            suppress=convention.suppress,
+            suppress=convention.unpredicted,
             scalar_time=convention.scalar_time,
         )
         self.convention = convention
@@ -247,6 +298,15 @@ class Loaded(Denoiser):
         if isinstance(self.fn, nn.Module):
             return self.fn
         raise AttributeError(f"{self} calls {self.fn!r}, which is no network")
+
+
+def _check_frame(network: nn.Module, frame: tuple[int, int]) -> None:
+    """Raise ValueError for a frame around a network that cannot have it."""
+    if isinstance(network, Cached):
+        raise ValueError(f"Convention: frame={frame} needs a network of whole sequences, not one that keeps a prefix")
+    embedding = network.get_input_embeddings() if hasattr(network, "get_input_embeddings") else None  # type: ignore[operator]
+    if isinstance(embedding, nn.Embedding) and max(frame) >= embedding.num_embeddings:
+        raise ValueError(f"Convention: frame={frame}, but the network knows ids 0..{embedding.num_embeddings - 1}")
 
 
 def _kept(said: Convention) -> int:

@@ -93,10 +93,44 @@ class Denoiser:
         Raises:
             ValueError: for states or times out of range or of a wrong shape, or logits of a wrong shape.
         """
-        self.process.check_states(x, "x")
+        self.check_states(x, "x")
         time = site_time(t, *x.shape)
         self.process.schedule.alpha(time)  # for its look at the times
         return self.evaluate(x, time.to(x.device))
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        """Ids of the start and end token that the function puts around every sequence, as its own ``frame`` says."""
+        found = None if self.context is not None else getattr(self.fn, "frame", None)
+        return found if isinstance(found, tuple) else None
+
+    def check_data(self, x: Int[Tensor, "B L"], name: str, given: Bool[Tensor, "B L"] | None = None) -> None:
+        """Raise ValueError unless x is data, without the ends that the function adds itself.
+
+        Where not all sites are ``given``, only those are looked at.
+        """
+        data = x if given is None else x.where(given, self.process.data_tokens[0])
+        self.process.check_data(data, name)
+        self._check_ends(x, name, given)
+
+    def check_states(self, x: Int[Tensor, "B L"], name: str) -> None:
+        """Raise ValueError unless x are states; on an absorbing process without the ends, as in ``check_data``."""
+        self.process.check_states(x, name)
+        if self.process.absorbing:  # elsewhere noise may be an end
+            self._check_ends(x, name, None)
+
+    def _check_ends(self, x: Tensor, name: str, given: Tensor | None) -> None:
+        frame = self.frame
+        if frame is None or x.numel() == 0:
+            return
+        for column, end, said in ((0, frame[0], "begins with the start"), (-1, frame[1], "ends with the end")):
+            held = x[:, column] == end
+            held = held if given is None else held & given[:, column]
+            if bool(held.any()):
+                raise ValueError(
+                    f"{name}: row {int(held.nonzero()[0])} {said} token, {end}; leave both ends out, they are put "
+                    "around every sequence (Convention.frame)"
+                )
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
         """``__call__`` without the look at every id and time, for loops that keep to states and times."""

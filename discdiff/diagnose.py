@@ -83,7 +83,7 @@ def sensitivity_curve(
     Raises:
         ValueError: for fewer than two rows, alphas out of range, or a process that ``loo_sensitivity`` refuses.
     """
-    check_denoiser(model, "sensitivity_curve").process.check_data(x0, "x0")
+    check_denoiser(model, "sensitivity_curve").check_data(x0, "x0")
     if len(x0) < 2:
         raise ValueError("sensitivity_curve: an error bar needs at least 2 rows of data")
     alphas = [real(alpha, "sensitivity_curve: alphas", "(0, 1)") for alpha in listing(alphas, "alphas")]

@@ -69,7 +69,7 @@ class Objective(ABC):
         Raises:
             ValueError: for a process this bound does not apply to, or x0 that is not data.
         """
-        check_denoiser(model, type(self).__name__).process.check_data(x0, "x0")
+        check_denoiser(model, type(self).__name__).check_data(x0, "x0")
         if x0.numel() == 0:
             raise ValueError(f"x0 must hold at least one row and one site, got shape {tuple(x0.shape)}")
         model.process.schedule.check_length(x0.shape[1])
@@ -92,7 +92,7 @@ class Objective(ABC):
             ValueError: if ``prior_kl`` is infinite, as on a masked process whose alpha(1) is not 0.
         """
         draws, seed = whole(draws, "estimate: draws, for an error bar,", 2), whole(seed, "estimate: seed", 0, LAST_SEED)
-        check_denoiser(model, "estimate").process.check_data(x0, "x0")
+        check_denoiser(model, "estimate").check_data(x0, "x0")
         start = prior_kl(model.process, x0) if prior else torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if not bool(torch.isfinite(start).all()):
             raise ValueError(

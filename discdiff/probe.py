@@ -81,7 +81,7 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
     seed = whole(seed, "probe: seed", 0, LAST_SEED)
     if x0 is None:
         return Findings(tuple(_without_data(model, seed)))
-    model.process.check_data(x0, "x0")
+    model.check_data(x0, "x0")
     if len(x0) < 2:
         raise ValueError("probe: needs at least 2 rows of data, to tell a difference from chance")
     case = _noised(model, x0, ALPHA, seed)

@@ -189,7 +189,8 @@ class Sampler:
         else:
             run.check_faults()
         path = torch.stack(trajectory) if record else None
-        return Samples(tokens, counter.nfe, counter.nfe_rows, seed, path, run.log_prob, counter.queries)
+        frame, rows_nfe = self.model.frame, counter.nfe_rows
+        return Samples(tokens, counter.nfe, rows_nfe, seed, path, run.log_prob, counter.queries, frame)
 
     def _length(self, length: SupportsIndex | None) -> int:
         own = self.model.length
@@ -204,7 +205,7 @@ class Sampler:
     def _check_initial(self, initial: Tensor, batch: int, length: int) -> None:
         if tuple(initial.shape) != (batch, length):
             raise ValueError(f"sample: initial must have shape ({batch}, {length}), got {tuple(initial.shape)}")
-        self.process.check_states(initial.to(torch.int64), "initial")
+        self.model.check_states(initial.to(torch.int64), "initial")
 
     def _fixed(
         self,
@@ -246,8 +247,7 @@ class Sampler:
         given = given.to(torch.int64).expand(batch, length).to(where.device)
         if not bool(where.any()):
             return None
-        # Sites that are not frozen hold anything; only what is given must be data.
-        self.process.check_data(given.where(where, self.process.data_tokens[0]), "prompt")
+        self.model.check_data(given, "prompt", where)  # sites that are not frozen hold anything
         self.warn_of_infill()
         return given, where
 

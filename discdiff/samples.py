@@ -28,6 +28,7 @@ class Samples:
         trajectory: (N + 1, B, L) the states at every time of the grid, with ``record=True``.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
         queries: tokens that went through the network, of all rows.
+        frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), if it did.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -37,6 +38,22 @@ class Samples:
     trajectory: Int[Tensor, "N B L"] | None = None
     log_prob: Float[Tensor, " B"] | None = None
     queries: int = 0
+    frame: tuple[int, int] | None = None
+
+    def framed(self) -> Int[Tensor, "B N"]:
+        """The tokens between the start and end token of the network that wrote them, (B, L + 2).
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if self.frame is None:
+            raise ValueError(
+                "framed: these tokens were made by a model without start and end tokens (Convention.frame is None); "
+                "take .tokens"
+            )
+        found = torch.nn.functional.pad(self.tokens, (1, 1))
+        found[:, 0], found[:, -1] = self.frame
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write all of it to a safetensors file; the numbers are in its metadata.
@@ -49,7 +66,7 @@ class Samples:
             raise ValueError(f"save: there is no folder {path.parent}")
         held = self._held()
         tensors = {name: value.cpu().contiguous() for name, value in held.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in held.items() if isinstance(value, int)}
+        numbers = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
         save_file(tensors, path, {"discdiff": type(self).__name__, "numbers": json.dumps(numbers)})
 
     @classmethod
@@ -73,7 +90,7 @@ class Samples:
         if said.get("discdiff") != cls.__name__ or not isinstance(numbers, dict):
             found = said.get("discdiff", "another program's")
             raise ValueError(f"load: {path} must hold what {cls.__name__}.save wrote, and its contents are {found}")
-        held |= numbers
+        held |= {name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
         cls._check(held, path)
         return cls(**held)  # type: ignore[arg-type]
 
@@ -85,7 +102,12 @@ class Samples:
         if not needed <= held.keys() <= known.keys():
             wrong = sorted((needed - held.keys()) | (held.keys() - known.keys()))
             raise ValueError(f"load: {path} lacks or does not know {wrong}; samples hold {sorted(known)}")
+        frame = held.get("frame", (0, 0))
+        if not isinstance(frame, tuple) or [type(v) for v in frame] != [int, int]:
+            raise ValueError(f"load: {path}: frame must be two ids, got {frame!r}")
         for name, value in held.items():
+            if name == "frame":
+                continue
             counted = name in ("nfe", "seed", "queries")
             if counted != (type(value) is int) or counted == isinstance(value, Tensor):
                 raise ValueError(f"load: {path}: {name} must be {'a number' if counted else 'an array'}, got {value!r}")

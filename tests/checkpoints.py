@@ -221,6 +221,7 @@ NATIVE: dict[str, Callable[[Path], Written]] = {
     "A2D-Qwen2": a2d("Qwen2"),
     "A2D-Qwen3": a2d("Qwen3"),
     "BERT": encoder("BertForMaskedLM"),
+    "RoBERTa": encoder("RobertaForMaskedLM", pad_token_id=1, max_position_embeddings=64),
     "ModernBERT": encoder("ModernBertForMaskedLM"),
     "ESM-2": encoder("EsmForMaskedLM", mask_token_id=MASK, token_dropout=True, position_embedding_type="rotary"),
 }

@@ -71,6 +71,14 @@ def _gemma(path: Path) -> Path:
     return path
 
 
+def _fairseq(path: Path) -> Path:
+    import test_fairseq  # it looks for a package of its own
+
+    path.mkdir()
+    test_fairseq.written(path / "checkpoint_mlm.pt")
+    return path / "checkpoint_mlm.pt"
+
+
 def _saved(path: Path) -> Path:
     return by_hand().save(path)
 
@@ -101,6 +109,7 @@ EVERY: dict[str, Writer] = {
     "EvoDiff-OADM": _evodiff("oaar-38M.tar"),
     "EvoDiff-uniform": _evodiff("d3pm-uniform-38M.tar"),
     "EvoDiff-BLOSUM": _evodiff("d3pm-blosum-38M.tar"),
+    "RoBERTa-fairseq": _fairseq,
     "MD4": _md4(True, feature_dim=md4.HEAD, noise_schedule="cosine"),
     "MD4 untold": _md4(False, feature_dim=md4.HEAD, noise_schedule="poly2"),
     "discdiff": lambda path: ASSETS / "digits-uniform.safetensors",

@@ -1,10 +1,14 @@
 """``generate``: the tokens of the sampler behind ragged prompts, as users of transformers expect them."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 import torch
+from framed import Network, convention
 from problems import strong
 from torch import Tensor
 
@@ -83,3 +87,144 @@ def test_what_cannot_be_is_refused(model: dd.Loaded) -> None:
         dd.generate(model, PROMPTS, max_new_tokens=2, block_length=0)
     with pytest.raises(ValueError, match="generate: operator: cannot read 'nothing'"):
         dd.generate(model, PROMPTS, max_new_tokens=2, operator="nothing")
+
+
+# --- what tokenizers give ---------------------------------------------------------------------------------------------
+
+
+def bert_tokenizer(path: Path) -> Any:  # noqa: ANN401
+    """transformers' own, of seven words; 5 takes the vocabulary under another name than 4.57."""
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world"]
+    (path / "vocab.txt").write_text("\n".join(words))
+    named = "vocab" in inspect.signature(BertTokenizerFast.__init__).parameters
+    return BertTokenizerFast(**{"vocab" if named else "vocab_file": str(path / "vocab.txt")})
+
+
+def embedding(process: dd.Process) -> dd.Denoiser:
+    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))
+    return dd.Denoiser(lambda x, _: table[x], process, "denoiser", time=None)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_what_a_tokenizer_gives_is_taken_as_it_is(tmp_path: Path) -> None:
+    words = bert_tokenizer(tmp_path)
+    model = embedding(dd.Masked(7, dd.Linear(), mask_id=4))
+    texts = ["hello world", "hello"]
+    more = dict.fromkeys(("return_special_tokens_mask", "return_offsets_mapping", "return_length"), True)
+    asked = words(texts, padding=True, padding_side="left", return_tensors="pt", **more)
+    assert set(asked) == {
+        "input_ids", "token_type_ids", "attention_mask", "special_tokens_mask", "offset_mapping", "length",
+    }  # fmt: skip
+    out = dd.generate(model, **asked, max_new_tokens=3, seed=0)
+    assert out.shape == (2, 7)
+    alone = dd.generate(model, asked["input_ids"], asked["attention_mask"], max_new_tokens=3, seed=0)
+    assert torch.equal(out, alone)
+    for kind in ("np", None):  # arrays, and lists
+        asked = words(texts, padding=True, padding_side="left", return_tensors=kind)
+        assert torch.equal(out, dd.generate(model, **asked, max_new_tokens=3, seed=0))
+    with pytest.raises(ValueError, match=r"input_ids must be rows of one length: tokenizer\(\.\.\., padding=True"):
+        dd.generate(model, **words(texts), max_new_tokens=3, seed=0)
+
+
+def test_what_would_change_the_meaning_is_refused_by_name(tmp_path: Path) -> None:
+    words = bert_tokenizer(tmp_path)
+    model = embedding(dd.Masked(7, dd.Linear(), mask_id=4))
+    with pytest.raises(ValueError, match="token_type_ids must be 0 everywhere: the network is shown one segment"):
+        dd.generate(model, **words([("hello", "world")], return_tensors="pt"), max_new_tokens=2, seed=0)
+    cut = words(
+        ["hello world hello world"], max_length=4, truncation=True, return_overflowing_tokens=True, return_tensors="pt"
+    )
+    with pytest.raises(ValueError, match=r"overflow_to_sample_mapping must be 0\.\.\d, a row for each text, got \[0"):
+        dd.generate(model, **cut, max_new_tokens=2, seed=0)
+    with pytest.raises(ValueError, match="attention_mask must hold 1, and 0 for padding, got 2"):
+        dd.generate(model, PROMPTS % 4, MASK * 2, max_new_tokens=2, seed=0)
+    with pytest.raises(TypeError, match="position_ids"):
+        dd.generate(model, PROMPTS % 4, position_ids=PROMPTS, max_new_tokens=2, seed=0)  # type: ignore[call-arg]
+
+
+IDS = [[1, 2], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_ids": IDS},
+        {"input_ids": np.array(IDS, dtype=np.int32)},
+        {"input_ids": torch.tensor(IDS, dtype=torch.int32)},
+        {"attention_mask": torch.ones(2, 2, dtype=torch.bool)},
+        {"attention_mask": np.ones((2, 2), dtype=bool)},
+        {"attention_mask": [[1, 1], [1, 1]]},
+        {"attention_mask": torch.ones(2, 2)},
+        {"eos_token_id": torch.tensor([6])},
+        {"eos_token_id": torch.tensor(6)},
+        {"eos_token_id": np.int64(6)},
+        {"eos_token_id": [6], "pad_token_id": np.int64(6)},
+        {"eos_token_id": (6,), "pad_token_id": torch.tensor(6)},
+        {"token_type_ids": [[0, 0], [0, 0]], "num_truncated_tokens": [0, 0], "overflowing_tokens": [[], []]},
+        {"overflow_to_sample_mapping": torch.arange(2)},
+    ],
+    ids=repr,
+)
+@pytest.mark.usefixtures("as_user")
+def test_ids_and_masks_come_in_any_form(given: dict[str, Any]) -> None:
+    model = embedding(dd.Masked(7, dd.Linear(), mask_id=4))
+    plain = {"input_ids": torch.tensor(IDS), "eos_token_id": 6, "max_new_tokens": 6, "seed": 0}
+    out = dd.generate(model, **plain)
+    assert torch.equal(out, dd.generate(model, **(plain | given)))
+    free = dd.generate(model, **(plain | {"eos_token_id": None, "pad_token_id": None}))
+    assert not torch.equal(out, free)
+    assert bool((free == 6).any())
+
+
+# --- models with start and end tokens ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def framed() -> dd.Loaded:
+    return convention().denoiser(Network())
+
+
+def test_prompts_between_the_ends_come_back_between_them(framed: dd.Loaded) -> None:
+    """The end moves behind the new tokens; padding before the start stays where it is."""
+    asked = torch.tensor([[0, 5, 1, 6], [0, 5, 2, 6], [5, 1, 2, 6], [0, 0, 5, 6]])
+    mask = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
+    out = dd.generate(framed, asked, mask, max_new_tokens=3, steps=2, seed=3)
+    assert torch.equal(out[:, :3], asked[:, :3])
+    assert out[:, -1].tolist() == [6] * 4
+    for row in range(4):
+        inner = asked[row, mask[row] == 1][1:-1]
+        sampler = dd.Sampler(framed.process, framed, S.Ancestral(), steps=2)
+        own = sampler.sample(1, len(inner) + 3, seed=3, first_row=row, prompt=inner[None])
+        start = int((mask[row] == 0).sum())
+        assert out[row, start:].tolist() == own.framed()[0].tolist()
+    blocks = dd.generate(framed, asked[:1], mask[:1], max_new_tokens=3, block_length=2, seed=3)
+    assert blocks[0, [0, 1, 2, -1]].tolist() == [0, 5, 1, 6]
+    bare = dd.generate(framed, asked[:2, 2:3], max_new_tokens=3, steps=2, seed=3)
+    assert torch.equal(bare, out[:2, 2:-1])  # without the ends they come back without them
+
+
+def test_rows_of_a_model_with_ends_end_before_its_end(framed: dd.Loaded) -> None:
+    asked = torch.tensor([[5, 6]]).expand(60, 2)
+    out = dd.generate(framed, asked, max_new_tokens=4, steps=4, seed=0, eos_token_id=[3, 6], pad_token_id=0)
+    free = dd.generate(framed, asked, max_new_tokens=4, steps=4, seed=0)
+    assert bool((free == 3).any())
+    for before, after in zip(free.tolist(), out.tolist(), strict=True):
+        kept = before[: before.index(3) + 1] if 3 in before else before[:-1]
+        assert after == [*kept, *[0] * (5 - len(kept)), 6]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([[5, 1, 6], [1, 2, 3]], "row 1 does not begin so"),
+        ([[5, 1, 6], [5, 2, 3]], "row 1 does not end so"),
+        ([[5, 1, 2]], "row 0 does not end so"),
+        ([[5]], "row 0 does not end so"),
+    ],
+)
+def test_prompts_with_some_of_the_ends_are_refused(asked: list[list[int]], message: str, framed: dd.Loaded) -> None:
+    said = f"every prompt must stand between the start token 5 and the end token 6, .* or none may; {message}"
+    with pytest.raises(ValueError, match=said):
+        dd.generate(framed, asked, max_new_tokens=2, seed=0)
