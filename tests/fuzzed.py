@@ -48,7 +48,7 @@ KINDS = ("right", "refused", "foreign", "hang", "memory", "code", "silent")
 _OURS = (ValueError, FileNotFoundError, TypeError, ImportError)
 _ROOT = str(Path(__file__).parent.parent)
 _TRUSTED = (_ROOT, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_WAIT = 4 * SECONDS  # on the wall: others use this machine too; what counts is the child's own time
+_WAIT = 12 * SECONDS  # on the wall: others use this machine too; what counts is the time of the child itself
 
 Loader = Callable[[Path], Denoiser]
 
