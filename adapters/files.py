@@ -47,10 +47,6 @@ class Files:
         Refused: for what is no such folder or file, or is damaged. So do all that read more of it.
     """
 
-    config: Settings
-    generation: Settings
-    _of_masks: list[Settings]
-
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
         if not folder_or_file(path):
             raise FileNotFoundError(f"load: there is no file or folder {path}")
@@ -68,6 +64,9 @@ class Files:
             self.folder, self._file = (chosen, None) if chosen.is_dir() else (chosen.parent, chosen.name)
         self._folders = (self.folder, path) if whole else (self.folder,)
         self.base = self._base() if self._is_adapter() else None
+        self.config: Settings
+        self.generation: Settings
+        self._of_masks: list[Settings]
         if self.base is not None:
             self.config, self.generation, self._of_masks = self.base.config, self.base.generation, self.base._of_masks
             return
