@@ -3,7 +3,8 @@
 Weights lie at the top, or under one of ``state_dict``, ``model_state_dict``, ``model``, ``module`` (DeepSpeed),
 ``params``, ``network``, ``net``. Averages of them lie under ``state_dict_ema``, ``ema_state_dict``, ``ema``,
 ``model_ema``, ``ema_model``, ``params_ema``, ``shadow_params``, or among the weights with such a name as a prefix. They
-are a table of tensors, perhaps within one more of those names, or a list in the order of the parameters.
+are a table of tensors, perhaps within one more of those names, or a list in the order of the parameters. JAX's paths
+with ``ema_params`` in them are averages too, of those with ``params``.
 """
 
 import re
@@ -23,6 +24,7 @@ _RAW = ("state_dict", "model_state_dict", "model", "module", "params", "network"
 _AVERAGED = ("state_dict_ema", "ema_state_dict", "ema", "model_ema", "ema_model", "params_ema", "shadow_params")
 _AMONG = ("ema_model.", "model_ema.", "ema.", "params_ema.")
 _COUNTERS = re.compile(r"((ema_model|model_ema|ema)\.)?(n_averaged|num_updates|decay|initted|step)")
+_JAX = re.compile(r"(.*[/.])?ema_params[/.].+")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AROUND = ("module.", "base_model.model.")
 _COMPUTED = re.compile(
@@ -65,8 +67,11 @@ def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tupl
     Raises:
         Refused: if there are none, or averages that do not belong to the weights.
     """
-    raw = _raw(held, where)
-    raw, among = _divided(raw)
+    found = _raw(held, where)
+    beside = {name: part for name, part in found.items() if _JAX.fullmatch(name)}
+    if beside and which != "raw":
+        return beside, True
+    raw, among = _divided({name: part for name, part in found.items() if name not in beside})
     if which != "raw":
         average = _averaged(held, where) or among
         if average:

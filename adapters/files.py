@@ -14,7 +14,7 @@ from discdiff.adapters.averages import Which, weights_of
 from discdiff.adapters.documents import is_there, json_table, yaml_table
 from discdiff.adapters.hub import Hub, folder_or_file
 from discdiff.adapters.low_rank import is_adapter, merged
-from discdiff.adapters.quantised import check_unquantised
+from discdiff.adapters.quantised import check_settings, check_tensors
 from discdiff.adapters.settings import Refused, Settings
 from discdiff.adapters.tokenizer import Tokenizer, word_list
 from discdiff.adapters.weights import ADAPTERS, beside, inside, named_parts, newest_folder, parts, weights_in
@@ -47,10 +47,6 @@ class Files:
         Refused: for what is no such folder or file, or is damaged. So do all that read more of it.
     """
 
-    config: Settings
-    generation: Settings
-    _of_masks: list[Settings]
-
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
         if not folder_or_file(path):
             raise FileNotFoundError(f"load: there is no file or folder {path}")
@@ -75,6 +71,7 @@ class Files:
             self.config, self.generation, self._of_masks = self.base.config, self.base.generation, self.base._of_masks
             return
         said, self.generation = self._said("config.json", whole), self._said("generation_config.json", whole)
+        check_settings(said)
         inner = {name: said.part(name) for name in _NESTED}
         alone = {name for name, table in inner.items() if set(table) == {"mask_token_id"}}
         self.config = Settings({key: value for key, value in said.items() if key not in alone}, said.file)
@@ -135,9 +132,8 @@ class Files:
     @cached_property
     def _own(self) -> tuple[dict[str, Tensor], bool]:
         """The weights in the files, not yet copied, and whether they are averaged."""
-        check_unquantised(self.config, {}, self.chosen)
         found, averaged = weights_of(self._held, self._which if self.base is None else None, self.chosen)
-        check_unquantised(self.config, found, self.chosen)
+        check_tensors(found, self.chosen)
         if self.base is None and is_adapter(found):
             raise Refused(f"{self.chosen} is an adapter (LoRA), and adapter_config.json and its name do not say so")
         return found, averaged

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from discdiff.adapters.settings import Refused, Settings
 
-__all__ = ["check_unquantised"]
+__all__ = ["check_settings", "check_tensors"]
 
 _NAMES = {
     "GPTQ or AWQ": r"qweight|qzeros|g_idx",
@@ -18,8 +18,8 @@ _NAMES = {
 }
 
 
-def check_unquantised(config: Settings, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse quantised weights, by what the configuration says, or by names and dtypes.
+def check_settings(config: Settings) -> None:
+    """Refuse quantised weights by what their configuration says.
 
     Raises:
         Refused: it names the method, and says what to do.
@@ -28,7 +28,15 @@ def check_unquantised(config: Settings, tensors: Mapping[str, Tensor], where: st
         for key in ("quantization_config", "compression_config"):
             said = table.part(key)
             if said:
-                raise _refused(f"{said.word('quant_method', default=key)}, by {said.file}", where)
+                raise _refused(f"{said.word('quant_method', default=key)}, by {said.file}", config.file)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse quantised weights by their names and dtypes.
+
+    Raises:
+        Refused: as of ``check_settings``.
+    """
     for name, tensor in tensors.items():
         method = next((one for one, ends in _NAMES.items() if re.search(rf"(^|\.)({ends})$", name)), None)
         if method is not None:

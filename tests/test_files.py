@@ -574,6 +574,17 @@ def test_averages_are_found_under_every_usual_name(held: dict[str, Any]) -> None
         assert {float(part.mean()) for part in found.values()} == {value}
 
 
+def test_averages_by_their_paths_are_chosen() -> None:
+    raw, ema = (
+        {f"state/{key}/a/kernel": torch.full((2,), value)} for key, value in (("params", 0.0), ("ema_params", 1.0))
+    )
+    assert weights_of(raw | ema, None, "x") == (ema, True)
+    assert weights_of(raw | ema, "raw", "x") == (raw, False)
+    assert weights_of(raw, None, "x") == (raw, False)
+    with pytest.raises(Refused, match="x holds no averages of its weights"):
+        weights_of(raw, "ema", "x")
+
+
 def test_averages_in_an_inert_object_and_without_weights_are_found() -> None:
     kept = Inert()
     kept.__setstate__({"shadow_params": list(EMA.values())})
