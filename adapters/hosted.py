@@ -130,9 +130,10 @@ def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
     ):
         there = {match[1] for match in (re.fullmatch(pattern, key) for key in weights) if match}
         most = len(there) or otherwise
-        for key in keys:
-            if settings.get(key, 0) > most:
-                raise Refused(f"config.json: {what} are {settings[key]}, but the weights have {most}")
+        for table in (settings, settings.get("text_config", {})):
+            for key in keys:
+                if table.get(key, 0) > most:
+                    raise Refused(f"config.json: {what} are {table[key]}, but the weights have {most}")
 
 
 def _without(network: nn.Module, name: str, weights: Weights) -> None:

@@ -1,5 +1,7 @@
 """DiffusionGemma: loaded from what transformers saves; canvases behind ragged prefixes against one row at a time."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,34 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
 def own(network: nn.Module, prefix: Tensor, x: Tensor) -> Tensor:
     """Its own forward: the encoder reads the prefix, the decoder the canvas."""
     return network(input_ids=prefix, decoder_input_ids=x).logits
+
+
+def test_its_configuration_chooses_nothing(written: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """No tower for images is made, of whatever class it names; sizes are told before memory is asked for."""
+    folder, _ = written
+    config, x = json.loads((folder / "config.json").read_text()), tokens(1, 3, 4)
+    shutil.copy(folder / "model.safetensors", tmp_path)
+
+    def load_with(**more: object) -> dd.Loaded:
+        (tmp_path / "config.json").write_text(json.dumps(config | more))
+        return load(tmp_path, quiet=True)
+
+    model = load_with(vision_config={"model_type": "bert", "num_hidden_layers": 10**9, "auto_map": "somebody/kernel"})
+    assert float((model(x, 0.5).denoiser - load(folder, quiet=True)(x, 0.5).denoiser).abs().max()) == 0
+    assert not [name for name, _ in model.network.named_parameters() if "vision" in name]
+    assert any("passed over: model.encoder." in note for note in model.convention.notes)
+    text = {key: value for key, value in config["text_config"].items() if key != "layer_types"}
+    for more, message in (
+        ({"num_hidden_layers": 10**9}, "layers are 1000000000, but the weights have 3"),
+        ({"num_experts": 10**8}, "experts are 100000000, but the weights have"),
+        ({"num_experts": 16}, "of another shape"),
+        ({"attention_k_eq_v": False}, "attention_k_eq_v=False changes what the network computes"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention='all' changes"),
+        ({"per_layer_config": {"0": {"attn_implementation": "somebody/kernel"}}}, "it may hold head_dim and"),
+        ({"rope_parameters": {"else": {}}}, "else is no kind of layer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_with(text_config=text | more)
 
 
 def tokens(seed: int, *shape: int) -> Tensor:
