@@ -52,12 +52,10 @@ lint: .venv/test
 	$(INSTALL) -e '.[antibody]'
 	touch $@
 
-# A wheel that is read and never imported: what it asks for does not go with a torch of today.
-SAPIENS := $(INSTALL) --no-deps sapiens==1.0.5
-
+# sapiens is read and never imported: what it asks for does not go with a torch of today.
 .venv/test: pyproject.toml .ci/constraints.txt | .venv/python
 	$(INSTALL) -e '.[test]'
-	$(SAPIENS)
+	$(INSTALL) --no-deps sapiens==1.0.5
 	touch $@
 
 clean:

@@ -46,7 +46,8 @@ class Convention:
         autocast: the dtype it computes in, or None for that of its weights.
         weights: "raw", or "ema" for an exponential moving average of them.
         frame: ids of the start and the end token that it was trained with, or None. It is shown [start] x [end] and
-            its logits are those of x: tokens and lengths do not count the ends. They are never predicted.
+            its logits are those of x: tokens and lengths do not count the ends. They are never predicted. Called by
+            itself with rows that all hold both ends, it is shown them as they are, and speaks of every site.
         files: the files that the weights are from; "" where they are from none.
         notes: what else a user should know, a line each.
     """
@@ -153,12 +154,13 @@ class Called(nn.Module):
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
         said, positional, named = self.convention, [], {}
-        if said.longest is not None and x.shape[1] > said.longest:
+        held = self._has_ends(x)
+        inner = x.shape[1] - 2 * held
+        if said.longest is not None and inner > said.longest:
             between = "" if said.frame is None else " between its start and its end"
-            raise ValueError(
-                f"{said.family}: the network takes at most {said.longest} tokens{between}, got {x.shape[1]}"
-            )
-        x, time = self._framed(x, time)
+            raise ValueError(f"{said.family}: the network takes at most {said.longest} tokens{between}, got {inner}")
+        if said.frame is not None and not held:
+            x, time = self._framed(x, time, said.frame)
         if said.ids:
             named[said.ids] = x
         else:
@@ -174,17 +176,24 @@ class Called(nn.Module):
         with self._autocast(x.device):
             out = self.network(*positional, **named)
         logits = self._columns(out)
-        return logits if said.frame is None else logits[:, 1:-1]
+        return logits if said.frame is None or held else logits[:, 1:-1]
 
-    def _framed(self, x: Int[Tensor, "B L"], time: Tensor | None) -> tuple[Int[Tensor, "B N"], Tensor | None]:
-        """Tokens between the ends, which are clean."""
+    def _has_ends(self, x: Int[Tensor, "B L"]) -> bool:
+        """Whether every row holds both ends already, where an end is no noise."""
         said = self.convention
-        if said.frame is None:
-            return x, time
+        if said.frame is None or not said.process.absorbing or x.shape[1] < 2:
+            return False
+        start, end = said.frame
+        return len(x) > 0 and bool(((x[:, 0] == start) & (x[:, -1] == end)).all())
+
+    def _framed(
+        self, x: Int[Tensor, "B L"], time: Tensor | None, frame: tuple[int, int]
+    ) -> tuple[Int[Tensor, "B N"], Tensor | None]:
+        """Tokens between the ends, which are clean."""
         x = nn.functional.pad(x, (1, 1))
-        x[:, 0], x[:, -1] = said.frame
+        x[:, 0], x[:, -1] = frame
         if time is not None and time.ndim == 2:
-            time = nn.functional.pad(time, (1, 1), value=1.0 if said.time == "alpha" else 0.0)
+            time = nn.functional.pad(time, (1, 1), value=1.0 if self.convention.time == "alpha" else 0.0)
         return x, time
 
     def _clock(self, time: Tensor | None) -> Tensor | None:

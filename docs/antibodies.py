@@ -20,9 +20,8 @@ from discdiff import samplers as S
 
 HERE = Path(__file__).parent
 DATA, PAGE = HERE / "antibodies.csv", HERE / "antibodies.md"
-STEPS, SEED = 64, 0
-COUNTS = {0.35: 200, 1.0: 50}  # domains by temperature
-SOURCE = "sampled, temperature 0.35"
+STEPS, SEED, COUNT, TEMPERATURE = 64, 0, 200, 0.35
+SOURCE = f"sampled, temperature {TEMPERATURE:g}"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FIRST = 5  # the id of A; the others follow in order
 
@@ -96,18 +95,12 @@ def table(by_source: dict[str, list[str]]) -> str:
 def main() -> None:
     """Sample, keep the sequences, put the table into the page."""
     torch.set_num_threads(max(1, int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads()))
-    model = dd.load(antiberty(), dtype=torch.bfloat16)
+    model = dd.load(antiberty(), dtype=torch.bfloat16).guided(dd.Truncation(temperature=TEMPERATURE))
     natural = [(source, row) for source, row in _rows() if source.startswith("PDB ")]
-    lengths = [len(sequence) for _, sequence in natural]
-    rows = list(natural)
-    for temperature, count in COUNTS.items():
-        said = model if temperature == 1 else model.guided(dd.Truncation(temperature=temperature))
-        source = f"sampled, temperature {temperature:g}"
-        rows += zip(
-            itertools.repeat(source), sampled(said, lengths[:: len(lengths) // count], STEPS, SEED), strict=False
-        )
-        with DATA.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("source", "sequence"), *rows])
+    lengths = [len(sequence) for _, sequence in natural][:COUNT]
+    drawn = [(SOURCE, sequence) for sequence in sampled(model, lengths, STEPS, SEED)]
+    with DATA.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("source", "sequence"), *natural, *drawn])
     found = table(known())
     print(found)
     text = PAGE.read_text()

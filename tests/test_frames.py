@@ -54,6 +54,18 @@ def test_the_network_is_shown_the_ends_and_its_logits_are_those_of_the_inner_sit
     assert model.convention.lines()["frame"] == "5 before and 6 behind every sequence"
 
 
+def test_called_by_itself_it_takes_sequences_that_hold_both_ends(model: dd.Loaded) -> None:
+    """As its tokenizer gives them; nothing is put around them twice, and every site is spoken of."""
+    whole = torch.tensor([[START, 7, 1, END], [START, 2, 7, END]])
+    said = model.output(whole, torch.full((1, 1), 0.5, dtype=torch.float64)).source
+    assert torch.equal(model.network.shown[-1], whole)
+    assert said.shape == (2, 4, 7)
+    assert torch.equal(said[:, 1:-1], model.fn(whole[:, 1:-1], None))
+    some = torch.tensor([[START, 7, 1, END], [1, 2, 7, END]])  # not all of them hold both
+    assert model.fn(some, None).shape == (2, 4, 7)
+    assert model.network.shown[-1].shape == (2, 6)
+
+
 def test_samples_are_those_of_the_ends_frozen_by_hand(model: dd.Loaded) -> None:
     """The exact law of what is sampled between the ends is the law of the longer sequence whose ends are given."""
     ours = T.law(dd.Sampler(model.process, model, S.Ancestral(), steps=2), length=2)
