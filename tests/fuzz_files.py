@@ -560,8 +560,8 @@ def _texts() -> list[Case]:
     found = []
     for name in ("LLaDA", "ESM-2", "saved", "MDLM"):
         file = "discdiff.json" if name == "saved" else "config.json"
-        wide = lambda folder, f=file: _changed(folder / f, lambda data: data + b" " * 200_000_000)  # noqa: E731
-        found.append(spoilt(name, f"{file} with 200 MB of blanks", wide))
+        wide = lambda folder, f=file: _changed(folder / f, lambda data: data + b" " * 40_000_000)  # noqa: E731
+        found.append(spoilt(name, f"{file} with 40 MB of blanks", wide))
         said = (fixtures() / name / file).read_text()
         texts: dict[str, bytes] = {
             "empty": b"",
