@@ -49,7 +49,11 @@ def test_its_convention_is_what_its_authors_say(model: dd.Loaded) -> None:
     assert (said.family, said.frame, said.longest) == ("BERT", (2, 3), 510)
     assert model.process == dd.Masked(25, dd.Linear(), mask_id=4)
     assert model.suppress == (0, 1, 2, 3)  # [PAD] [UNK] [CLS] [SEP]
-    assert said.notes == ("its tokens are named by ../vocab.txt",)
+    passed, named = said.notes
+    assert re.fullmatch(
+        r"passed over: bert\.embeddings\.position_ids and \d more, .*|passed over: bert\.pooler.*", passed
+    )
+    assert named == "its tokens are named by ../vocab.txt"
 
 
 def test_logits_are_those_of_its_own_class(model: dd.Loaded, folder: Path) -> None:
@@ -112,3 +116,19 @@ def test_the_page_has_the_table_of_its_sequences(docs: ModuleType) -> None:
     text = docs.PAGE.read_text()
     (found,) = re.findall(r"<!-- domains -->\n(.*?)\n<!-- end -->", text, re.S)
     assert found == docs.table(known)
+
+
+def test_long_domains_have_their_residues_as_often_as_natural_ones(docs: ModuleType) -> None:
+    """The exact intervals of both proportions overlap, for every rule."""
+    from scipy.stats import binomtest
+
+    known = docs.known()
+    for rule in docs.RULES.values():
+        ends = []
+        for source in ("PDB", docs.SOURCE):
+            long = [sequence for sequence in known[source] if len(sequence) >= docs.LONG]
+            assert len(long) > 60
+            kept = sum(bool(re.search(rule, sequence)) for sequence in long)
+            ends.append(binomtest(kept, len(long)).proportion_ci(0.95, method="exact"))
+        natural, sampled = ends
+        assert sampled.high >= natural.low, rule
