@@ -21,6 +21,7 @@ from discdiff import samplers as S
 HERE = Path(__file__).parent
 DATA, PAGE = HERE / "antibodies.csv", HERE / "antibodies.md"
 STEPS, SEED, COUNT, TEMPERATURE = 64, 0, 200, 0.35
+LONG = 117  # where heavy chains fit without a part left out
 SOURCE = f"sampled, temperature {TEMPERATURE:g}"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FIRST = 5  # the id of A; the others follow in order
@@ -82,7 +83,12 @@ def alike(sequences: Sequence[str]) -> float:
 def table(by_source: dict[str, list[str]]) -> str:
     """How many sequences keep to each rule, with exact 95% intervals of the proportion (Clopper and Pearson)."""
     lines = [f"| domains | distinct | alike | {' | '.join(RULES)} |", "|---" * (3 + len(RULES)) + "|"]
-    for source, sequences in by_source.items():
+    shown = {
+        source + told: [sequence for sequence in sequences if len(sequence) >= least]
+        for source, sequences in by_source.items()
+        for told, least in (("", 0), (f", of {LONG} residues and more", LONG))
+    }
+    for source, sequences in shown.items():
         cells = []
         for rule in RULES.values():
             kept = sum(bool(re.search(rule, sequence)) for sequence in sequences)
