@@ -5,6 +5,8 @@
 
 #include "row_pass.c"
 
+#define RUN 32 /* columns that are summed together before one of them is looked for */
+
 enum { GROUP, WITHIN, COIN };
 
 /* What the words of one run's step have in common. */
@@ -75,8 +77,7 @@ int64_t flips(const struct address *a, int64_t tag, int64_t batch, int64_t lengt
     return wrong;
 }
 
-/* The group that wins a row's race and its key; NaN if a group is bad, -inf if none has mass. One group needs no race:
-   then the key is its log-sum-exp with its Gumbel all the same where ``key`` is wanted. */
+/* The group that wins a row's race and its key: NaN if a group is bad, -inf if none has mass. */
 static int64_t contest(const float *peak, const float *mass, int64_t groups, int64_t first, const struct address *a,
                        uint32_t tag, uint32_t position, uint32_t row, double *key)
 {
@@ -98,11 +99,11 @@ static int64_t contest(const float *peak, const float *mass, int64_t groups, int
 }
 
 /* Whether a row is a law: it has mass, and neither a NaN nor +inf. */
-static int lawful(const float *peak, const float *mass, int64_t groups)
+static int lawful(const float *mass, int64_t groups)
 {
     int some = 0;
     for (int64_t g = 0; g < groups; g++) {
-        if (mass[g] != mass[g] || peak[g] == INFINITY)
+        if (mass[g] != mass[g])
             return 0;
         some |= mass[g] > 0;
     }
@@ -112,8 +113,9 @@ static int lawful(const float *peak, const float *mass, int64_t groups)
 /* A column of one group by inverse CDF: the first whose running sum exceeds the share of the whole. */
 static int64_t within(const struct rows *r, int64_t n, int64_t group, double share)
 {
-    float buffer[SIZE], weight[SIZE], m = -INFINITY;
-    int64_t first = group * r->size, count = least(r->size, r->width - first), last = 0, at = 0;
+    float buffer[SIZE], weight[SIZE + RUN], m = -INFINITY;
+    double part[SIZE / RUN + 1], whole = 0, running = 0;
+    int64_t first = group * r->size, count = least(r->size, r->width - first), runs = (count + RUN - 1) / RUN, at = 0;
     const float *x = load(r, n, first, count, buffer);
     for (int64_t j = 0; j < count; j++)
         m = x[j] > m ? x[j] : m;
@@ -121,24 +123,34 @@ static int64_t within(const struct rows *r, int64_t n, int64_t group, double sha
         float d = x[j] - m;
         weight[j] = d < -87.0f ? 0 : exp_below(bounded(d));
     }
-    double whole = 0, running = 0;
-    for (int64_t j = 0; j < count; j++) {
-        whole += weight[j];
-        last = weight[j] > 0 ? j : last;
+    for (int64_t j = count; j < runs * RUN; j++)
+        weight[j] = 0;
+    for (int64_t k = 0; k < runs; k++) {
+        double lane[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        for (int64_t j = 0; j < RUN; j += 8)
+            for (int i = 0; i < 8; i++)
+                lane[i] += weight[k * RUN + j + i];
+        part[k] = ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+        whole += part[k];
     }
-    /* rounding may carry the share to the whole: then the last column with mass is meant */
-    while (at < last && (running += weight[at]) <= share * whole)
+    double target = share * whole;
+    int64_t run = 0;
+    while (run < runs - 1 && running + part[run] <= target)
+        running += part[run++];
+    while (run > 0 && part[run] == 0) /* rounding may carry the share to the whole: then the last column with mass is meant */
+        run--;
+    int64_t last = (run + 1) * RUN - 1;
+    for (at = run * RUN; weight[last] == 0; last--)
+        ;
+    while (at < last && (running += weight[at]) <= target)
         at++;
     return at;
 }
 
 static void groups_of(const struct rows *r, int64_t n, int64_t groups, float *peak, float *mass)
 {
-    float buffer[SIZE];
-    for (int64_t g = 0; g < groups; g++) {
-        int64_t first = g * r->size, count = least(r->size, r->width - first);
-        sums(load(r, n, first, count, buffer), count, peak + g, mass + g, NULL);
-    }
+    for (int64_t g = 0; g < groups; g++)
+        sums(r, n, g * r->size, least(r->size, r->width - g * r->size), peak + g, mass + g, NULL);
 }
 
 /* A column of row n, whose groups have been read. */
@@ -200,7 +212,7 @@ void finish_step(const struct rows *r, const struct step *s, int64_t *out, uint8
         if (s->odds) {
             float buffer[1], own = -INFINITY;
             groups_of(r, n, groups, peak, mass);
-            if (!lawful(peak, mass, groups)) {
+            if (!lawful(mass, groups)) {
                 bad[n] = 1;
                 continue;
             }
@@ -220,7 +232,7 @@ void finish_step(const struct rows *r, const struct step *s, int64_t *out, uint8
         if (s->data ? s->data[n] : coin(a, s->data_tag, position, row, 0) < s->kept[n]) {
             if (!s->odds) {
                 groups_of(r, n, groups, peak, mass);
-                if (!lawful(peak, mass, groups)) {
+                if (!lawful(mass, groups)) {
                     bad[n] = 1;
                     continue;
                 }

@@ -71,13 +71,20 @@ static inline float from_half(uint16_t h)
     return from_bits(((h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : bits) | sign);
 }
 
+/* Whether something is done to columns first .. first + count - 1 of row n on their way. */
+static int adjusted(const struct rows *r, int64_t n, int64_t first, int64_t count)
+{
+    int64_t own = r->own ? r->own[n] - first : -1;
+    int touched = r->temperature != 1 || r->floor || (own >= 0 && own < count);
+    for (int64_t h = 0; h < r->hidden_count; h++)
+        touched |= r->hidden[h] >= first && r->hidden[h] < first + count;
+    return touched;
+}
+
 /* Columns first .. first + count - 1 of row n as floats: where they lie, or in the buffer. */
 static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer)
 {
-    int64_t own = r->own ? r->own[n] - first : -1, touched = r->temperature != 1 || r->floor;
-    touched |= own >= 0 && own < count;
-    for (int64_t h = 0; h < r->hidden_count; h++)
-        touched |= r->hidden[h] >= first && r->hidden[h] < first + count;
+    int64_t own = r->own ? r->own[n] - first : -1, touched = adjusted(r, n, first, count);
     int64_t at = r->offset[n] + first * r->stride;
     if (r->kind == FLOAT32) {
         const float *x = (const float *)r->base + at;
@@ -177,15 +184,32 @@ static inline void summed_few(const float *x, int64_t width, float *peak, float 
         *tilt = empty ? 0 : lean;
 }
 
-/* The statistics of a group; the tilt where it is asked for. */
-static void sums(const float *x, int64_t width, float *peak, float *mass, float *tilt)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include "row_avx512.c"
+#define WIDE 1
+#else
+#define WIDE 0
+#endif
+
+/* The statistics of columns first .. first + count - 1 of row n; the tilt where it is asked for. */
+static void sums(const struct rows *r, int64_t n, int64_t first, int64_t count, float *peak, float *mass, float *tilt)
 {
-    if (width <= FEW)
-        summed_few(x, width, peak, mass, tilt);
+#if WIDE
+    if (count > FEW && r->stride == 1 && !adjusted(r, n, first, count)) {
+        int64_t size = r->kind == FLOAT32 ? 4 : 2;
+        const char *base = (const char *)r->base + (r->offset[n] + first) * size;
+        group_where_it_lies(base, count, (int)r->kind, peak, mass, tilt);
+        return;
+    }
+#endif
+    float buffer[SIZE];
+    const float *x = load(r, n, first, count, buffer);
+    if (count <= FEW)
+        summed_few(x, count, peak, mass, tilt);
     else if (tilt)
-        summed(x, width, peak, mass, tilt, 1);
+        summed(x, count, peak, mass, tilt, 1);
     else
-        summed(x, width, peak, mass, tilt, 0);
+        summed(x, count, peak, mass, tilt, 0);
 }
 
 static int64_t least(int64_t a, int64_t b)
@@ -199,10 +223,9 @@ void row_pass(const struct rows *r, float *peak, float *mass, float *tilt)
     int64_t groups = (r->width + r->size - 1) / r->size;
 #pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->width > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE];
         for (int64_t g = 0; g < groups; g++) {
-            int64_t first = g * r->size, count = least(r->size, r->width - first), at = n * groups + g;
-            sums(load(r, n, first, count, buffer), count, peak + at, mass + at, tilt ? tilt + at : NULL);
+            int64_t first = g * r->size, at = n * groups + g;
+            sums(r, n, first, least(r->size, r->width - first), peak + at, mass + at, tilt ? tilt + at : NULL);
         }
     }
 }
