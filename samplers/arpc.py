@@ -120,12 +120,9 @@ class ARPC(Predictor):
             reading = law.loo_at(free).read(own).reading
             assert reading is not None
             assert reading.value is not None
-            if (
-                self.score == "gap"
-            ):  # of logits, whose normaliser cancels: exactly 0 at the likeliest, however it is summed
-                rows = reading.peak.amax(-1).double() - reading.value.double()
-            else:
-                rows = -reading.log_prob
+            # of logits, whose normaliser cancels: exactly 0 at the likeliest token, however a row is summed
+            gap = reading.peak.amax(-1).double() - reading.value.double()
+            rows = gap if self.score == "gap" else -reading.log_prob
         finite = rows.double().clamp(-1e300, 1e300)
         return torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(free, finite)
 

@@ -137,7 +137,11 @@ def found() -> object:
     return compiled.library()
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:3000], lambda b: b"", lambda b: b[:-9] + bytes(9)], ids=str)
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda b: b[:3000], lambda b: b"", lambda b: b[:2000] + bytes([b[2000] ^ 1]) + b[2001:]],
+    ids=["cut", "empty", "flipped"],
+)
 def test_a_damaged_file_is_built_again(cache: Path, spoil: object) -> None:
     assert found() is not None
     (file,) = cache.glob("*.so")
