@@ -74,9 +74,11 @@ class Coins(SiteWise):
         self.probs = probs
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
-        wrong = ~((self.probs >= 0) & (self.probs <= 1 + 1e-9))
-        key.watch.refuse(wrong, "the denoiser gave a probability that is not in [0, 1]: are there NaNs in the logits?")
-        return key.uniforms(self.probs.shape[1])[0] < self.probs
+        heads, wrong = kernels.flips(self.probs, seed=key.seed, rows=key.rows, step=key.step, tag=key.tag)
+        if wrong is not None:
+            said = "the denoiser gave a probability that is not in [0, 1]: are there NaNs in the logits?"
+            key.watch.refuse(wrong, said)
+        return heads
 
     def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
         p = torch.where(value == 1, self.probs, self._tails)

@@ -172,15 +172,10 @@ class Sampler:
             state = State(torch.where(where, given, state.tokens), state.t, rows, where)
 
         trajectory = [state.tokens]
-        states = self.through(state, run)
-        shown = track(
-            states,
-            "sampling",
-            len(self.grid) - 1,
-            console=Console(stderr=True),
-            disable=not decided(progress, "sample: progress"),
-        )
-        for state in shown:
+        states: Iterable[State] = self.through(state, run)
+        if decided(progress, "sample: progress"):  # a bar that is not shown starts a thread all the same
+            states = track(states, "sampling", len(self.grid) - 1, console=Console(stderr=True))
+        for state in states:
             if record:
                 trajectory.append(state.tokens)
         tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens

@@ -28,7 +28,7 @@ class Pass(Protocol):
     def race(
         self,
         rows: Rows,
-        reading: Reading,
+        reading: Reading | None,
         seed: int,
         ids: Tensor,
         positions: Tensor,
@@ -77,10 +77,10 @@ def race(
         keys = [part.key for part in parts] or [torch.zeros(0, dtype=torch.float64, device=rows.device)]
         tokens = [part.token for part in parts] or [torch.zeros(0, dtype=torch.int64, device=rows.device)]
         return Race(torch.cat(keys), torch.cat(tokens))
-    reading = read(rows, None, False, by, tilt=False) if reading is None else reading
     done = by.race(rows, reading, seed, ids, positions, step, tag, first_group) if by is not None else None
     if done is not None:
         return done
+    reading = read(rows, None, False, by, tilt=False) if reading is None else reading
     size = reference.group_size(rows.width)
     key, group, share = reference.contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
     column = torch.empty_like(group)

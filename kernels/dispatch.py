@@ -18,9 +18,9 @@ from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
-    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "fuses",
-    "graft", "log", "log_add_exp", "log_prob", "log_sum_exp", "philox", "race", "read", "row_pass", "step", "threshold",
-    "uniforms", "winner",
+    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "flips",
+    "fuses", "graft", "log", "log_add_exp", "log_prob", "log_sum_exp", "philox", "race", "read", "row_pass", "step",
+    "steps", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -179,17 +179,45 @@ def uniforms(
 ) -> tuple[Tensor, Tensor]:
     """Two float64 uniforms in (0, 1) for each (row, position), functions of (seed, row, position, step, tag) alone."""
     seed, step, tag = _address(seed, step, tag)
+    if rows.device.type == "cpu" and rows.ndim == 2 and rows.shape[1] == positions.ndim == 1 and native.available():
+        return native.uniforms(seed, rows[:, 0], positions, step, tag)
     return reference.uniforms(seed, rows, positions, step, tag)
+
+
+def flips(probs: Tensor, *, seed: int, rows: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor | None]:
+    """Coins that show heads with the probabilities (B, L): u < probs with the first of ``uniforms``.
+
+    Returns:
+        (B, L) bool, and which probabilities are outside [0, 1]: (B, L), or None where none is.
+    """
+    if probs.device.type == "cpu" and probs.dtype == torch.float64 and native.available():
+        heads, wrong = native.flips(probs.detach(), seed, rows, step, tag)
+        return heads, _outside(probs) if wrong else None
+    positions = torch.arange(probs.shape[1], device=probs.device)
+    u, _ = uniforms(seed=seed, rows=rows[:, None], positions=positions, step=step, tag=tag)
+    return u < probs, _outside(probs)
+
+
+def _outside(probs: Tensor) -> Tensor:
+    return ~((probs >= 0) & (probs <= 1 + 1e-9))
 
 
 def fuses(device: torch.device) -> bool:
     """Whether ``step`` can be had where these tensors are."""
-    return device.type == "cuda" and _has_triton()
+    return (device.type == "cuda" and _has_triton()) or (device.type == "cpu" and native.available())
+
+
+def steps(rows: Rows) -> bool:
+    """Whether ``step`` can read these rows."""
+    return rows.convert is None and (rows.source.is_cuda or native.readable(rows))
 
 
 @torch.no_grad()
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """The choices of a reverse step, fused: where, accept, data, token and noise at N sites (``triton_step``).
+    """The choices of a reverse step, fused: where, accept, data, token and noise at N sites.
+
+    On a GPU (``triton_step``) all of them are made, without a word to the host; on a CPU (keyed.c) those after
+    ``where``, so that a step in which no site changes asks no denoiser.
 
     Args:
         rows: N rows of O.
@@ -198,10 +226,12 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     Returns:
         (N,) states after the step, and (N,) the sites that were read and had no mass, a NaN or +inf.
     """
-    from discdiff.kernels import triton_step
-
     if rows.convert is not None or len(rows) != len(what.tokens):
         raise ValueError(f"step: needs {len(what.tokens)} rows of logits without a head, got {rows}")
+    if what.where is not None:
+        return native.step(rows, what)
+    from discdiff.kernels import triton_step
+
     return triton_step.step(rows, what)
 
 

@@ -1,170 +1,188 @@
-"""Reading and drawing compiled from ``row_pass.c`` at their first use, where there is a C compiler; else torch does it.
+"""Reading, drawing and whole reverse steps on the CPU, compiled from C at their first use; else torch does it.
 
 A pass in torch writes each chunk's exponentials and reads them again, about five reads of the tensor where memory
-allows one. The compiled pass keeps to about one. It is 220 lines of C without dependencies, compiled in a quarter of a
-second and kept in the user's cache folder.
+allows one; and Philox in torch's int64 is half of a small step. The compiled code reads a row once and draws where it
+has read.
 """
 
 import ctypes
 import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, contest, group_size
-from discdiff.kernels.rows import Rows
+from discdiff.kernels import compiled
+from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
+from discdiff.kernels.rows import Rows, Step
 
-__all__ = ["available", "largest", "race", "statistics"]
+__all__ = ["available", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
 
-_SOURCE = Path(__file__).with_name("row_pass.c")
-_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC"]
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_TUNING = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]
-
-
-def available() -> bool:
-    """Whether the compiled pass can be had on this machine."""
-    return _library() is not None
-
-
-def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
-    if not _readable(rows):
-        return None
-    size = group_size(rows.width)
-    shape = (len(rows), -(-rows.width // size))
-    peak, mass, third = (torch.empty(shape, dtype=torch.float32) for _ in range(3))
-    _run("row_pass", rows, peak, mass, third)
-    return peak, mass, third
-
-
-def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
-    """``reference.two_largest`` of one group of each of rows in 32 or 16 bits; None for others."""
-    if not _readable(rows):
-        return None
-    column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
-    _run("row_largest", rows, group, column, second)
-    return column, second
-
-
-def race(
-    rows: Rows, reading: Reading, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
-) -> Race | None:
-    """``reference.race`` of rows in 32 or 16 bits that have been read; None for others."""
-    if not _readable(rows):
-        return None
-    size = group_size(rows.width)
-    key, group, share = contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
-    column = torch.empty_like(group)
-    _run("row_column", rows, group, share, column)
-    return Race(key, torch.where(key > -torch.inf, first_group * GROUP_SIZE + group * size + column, -1))
+_P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Rows(ctypes.Structure):
     """``struct rows`` of row_pass.c."""
 
     _fields_: ClassVar = [
-        ("base", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("kind", "stride", "width", "size", "count", "threads")),
-        ("hidden", ctypes.c_void_p),
-        ("hidden_count", ctypes.c_int64),
-        ("own", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
+        ("base", _P),
+        ("offset", _P),
+        *((name, _I) for name in ("kind", "stride", "width", "size", "count", "threads")),
+        ("hidden", _P),
+        ("hidden_count", _I),
+        ("own", _P),
+        ("shift", _P),
         ("temperature", ctypes.c_float),
-        ("floor", ctypes.c_void_p),
+        ("floor", _P),
     ]
 
 
-def _readable(rows: Rows) -> bool:
-    if _library() is None:
-        raise RuntimeError("the native backend found no C compiler on this machine; use backend='torch'")
+class _Address(ctypes.Structure):
+    """``struct address`` of keyed.c."""
+
+    _fields_: ClassVar = [("seed", ctypes.c_uint64), ("step", ctypes.c_uint32)]
+
+
+class _Step(ctypes.Structure):
+    """``struct step`` of keyed.c."""
+
+    _fields_: ClassVar = [
+        *((name, _P) for name in ("ids", "tokens", "where", "data", "odds", "kept", "noise")),
+        ("last", _I),
+        ("length", _I),
+        ("address", _Address),
+        *((name, ctypes.c_uint32) for name in ("accept", "data_tag", "token", "noise_tag")),
+    ]
+
+
+_ARGUMENTS = {
+    "row_pass": [_P, _P, _P, _P],
+    "row_largest": [_P, _P, _P, _P],
+    "uniforms": [_P, _I, _I, _I, _P, _P, _P, _P, _I],
+    "flips": [_P, _I, _I, _I, _P, _P, _P, _I],
+    "races": [_P, _P, _I, _P, _P, _I, _P, _P, _P, _P],
+    "finish_step": [_P, _P, _P, _P],
+}
+
+
+def available() -> bool:
+    """Whether the compiled code can be had on this machine."""
+    return compiled.library() is not None
+
+
+def readable(rows: Rows) -> bool:
+    """Whether rows can be read where they lie: 32 or 16 bits in memory, nothing but adjustments between."""
     return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
 
 
-def _run(name: str, rows: Rows, *tensors: Tensor) -> None:
-    """Call a function of the library; it shares the rows among torch's threads."""
+def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
+    if not _can(rows):
+        return None
+    shape = (len(rows), -(-rows.width // group_size(rows.width)))
+    peak, mass = torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.float32)
+    third = torch.empty(shape, dtype=torch.float32) if tilt else mass.new_zeros(1).expand(shape)
+    given, _kept = _rows(rows)
+    _call("row_pass")(given, peak.data_ptr(), mass.data_ptr(), third.data_ptr() if tilt else None)
+    return peak, mass, third
+
+
+def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
+    """``reference.two_largest`` of one group of each of rows in 32 or 16 bits; None for others."""
+    if not _can(rows):
+        return None
+    column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
+    given, _kept = _rows(rows)
+    _call("row_largest")(given, group.contiguous().data_ptr(), column.data_ptr(), second.data_ptr())
+    return column, second
+
+
+def race(
+    rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first: int
+) -> Race | None:
+    """``reference.race`` of rows in 32 or 16 bits, read here if they were not; None for others."""
+    if not _can(rows):
+        return None
+    ids, positions = ids.contiguous(), positions.contiguous()
+    key, column = torch.empty(len(rows), dtype=torch.float64), torch.empty(len(rows), dtype=torch.int64)
+    peak = mass = None
+    if reading is not None:
+        peak, mass = reading.peak.float().contiguous(), reading.mass.float().contiguous()
+    given, _kept = _rows(rows)
+    _call("races")(
+        given, ctypes.byref(_Address(seed, step)), tag, ids.data_ptr(), positions.data_ptr(), first,
+        _pointer(peak), _pointer(mass), key.data_ptr(), column.data_ptr(),
+    )  # fmt: skip
+    return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+
+
+def uniforms(seed: int, ids: Tensor, positions: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor]:
+    """``reference.uniforms`` at every position (L,) of every row (B,)."""
+    ids, positions = ids.contiguous(), positions.contiguous()
+    u, v = (torch.empty(len(ids), len(positions), dtype=torch.float64) for _ in range(2))
+    _call("uniforms")(
+        ctypes.byref(_Address(seed, step)), tag, len(ids), len(positions), ids.data_ptr(), positions.data_ptr(),
+        u.data_ptr(), v.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return u, v
+
+
+def flips(p: Tensor, seed: int, ids: Tensor, step: int, tag: int) -> tuple[Tensor, bool]:
+    """Coins (B, L) with float64 probabilities p, and whether one of these is outside [0, 1]."""
+    p, ids, heads = p.contiguous(), ids.contiguous(), torch.empty(p.shape, dtype=torch.bool)
+    wrong = _call("flips")(
+        ctypes.byref(_Address(seed, step)), tag, *p.shape, ids.data_ptr(), p.data_ptr(), heads.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return heads, bool(wrong)
+
+
+def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
+    """The choices of a step after ``where``; see ``dispatch.step``."""
+    assert what.where is not None
+    given, _kept = _rows(rows)
+    flat = [x.contiguous() for x in (what.ids, what.tokens, what.where)]
+    odds, share, noise = (None if x is None else x.contiguous() for x in (what.odds, what.kept, what.noise))
+    data = None if what.data is None else what.data.contiguous()
+    asked = _Step(
+        *(x.data_ptr() for x in flat), _pointer(data), _pointer(odds), _pointer(share), _pointer(noise),
+        what.last, what.length, _Address(what.seed, what.step),
+        *(what.tags.get(name, 0) for name in ("accept", "data", "token", "noise")),
+    )  # fmt: skip
+    out, bad = torch.empty_like(flat[1]), torch.empty(len(rows), dtype=torch.bool)
+    _call("finish_step")(given, ctypes.byref(asked), out.data_ptr(), bad.data_ptr())
+    return out, bad
+
+
+def _can(rows: Rows) -> bool:
+    if not available():
+        raise RuntimeError("the native backend found no C compiler on this machine; use backend='torch'")
+    return readable(rows)
+
+
+@functools.cache
+def _call(name: str) -> Callable[..., int]:
+    function = getattr(compiled.library(), name)
+    function.argtypes, function.restype = _ARGUMENTS[name], _I if name == "flips" else None
+    return function
+
+
+def _rows(rows: Rows) -> tuple[Any, object]:
+    """The rows as C has them, and what must live as long as they do."""
     source = rows.source
     offset = rows.row * source.stride(0) + rows.position * source.stride(1)
-    hidden = torch.tensor(rows.hidden, dtype=torch.int64)
+    hidden = torch.tensor(rows.hidden, dtype=torch.int64) if rows.hidden else None
     own = None if rows.own is None else rows.own.contiguous()
     shift, floor = (None if x is None else x.to(torch.float32).contiguous() for x in (rows.shift, rows.floor))
-    arguments = _Rows(
+    made = _Rows(
         source.data_ptr(), offset.data_ptr(),
         _KINDS[source.dtype], source.stride(2), rows.width, group_size(rows.width), len(rows), torch.get_num_threads(),
-        hidden.data_ptr(), len(hidden), _pointer(own), _pointer(shift), rows.temperature, _pointer(floor),
+        _pointer(hidden), len(rows.hidden), _pointer(own), _pointer(shift), rows.temperature, _pointer(floor),
     )  # fmt: skip
-    getattr(_library(), name)(ctypes.byref(arguments), *(tensor.data_ptr() for tensor in tensors))
+    return ctypes.byref(made), (offset, hidden, own, shift, floor, made)
 
 
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or os.name != "posix":
-        return None
-    for threads in ("-fopenmp", ""):
-        for folder in _folders():
-            path = folder / f"row_pass{threads}-{_fingerprint(compiler)}.so"
-            library = _load(path) if path.exists() or _build(compiler, threads, path) else None
-            if library is not None:
-                return library
-    return None
-
-
-def _load(path: Path) -> ctypes.CDLL | None:
-    try:  # its calls of OpenMP find the runtime that torch has loaded, or nothing
-        library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError:
-        return None
-    for function in (library.row_pass, library.row_column, library.row_largest):
-        function.argtypes = [ctypes.POINTER(_Rows), *[ctypes.c_void_p] * 3]
-        function.restype = None
-    return library
-
-
-def _folders() -> Iterator[Path]:
-    """Where a build may be kept: the user's cache, or a folder of this process alone."""
-    yield Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "discdiff"
-    yield Path(tempfile.mkdtemp(prefix="discdiff-"))
-
-
-def _fingerprint(compiler: str) -> str:
-    """A build belongs to this source, this compiler and this kind of processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    kind = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
-    text = [_SOURCE.read_text(), compiler, str(_FLAGS), str(_TUNING), *os.uname()[3:], *sorted(kind)]
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
-
-
-def _build(compiler: str, threads: str, path: Path) -> bool:
-    """Compile to ``path``, whole or not at all, with the first tuning that the compiler knows.
-
-    Linked in a step of its own, without ``-fopenmp``, so that no second OpenMP runtime comes in: two would fight for
-    the cores.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part, made = str(Path(folder) / "row_pass.o"), Path(folder) / path.name
-            for tuning in _TUNING:
-                flags = [*_FLAGS, *tuning, *([threads] if threads else [])]
-                steps = [compiler, *flags, "-c", str(_SOURCE), "-o", part], [compiler, "-shared", part, "-o", str(made)]
-                if all(subprocess.run(step, capture_output=True, check=False).returncode == 0 for step in steps):
-                    made.replace(path)
-                    return True
-    except OSError:
-        return False
-    return False

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define LANES 64
+#define FEW 32 /* columns that are summed one after another */
 #define SIZE 1024 /* of the widest group */
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
@@ -70,13 +71,20 @@ static inline float from_half(uint16_t h)
     return from_bits(((h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : bits) | sign);
 }
 
+/* Whether something is done to columns first .. first + count - 1 of row n on their way. */
+static int adjusted(const struct rows *r, int64_t n, int64_t first, int64_t count)
+{
+    int64_t own = r->own ? r->own[n] - first : -1;
+    int touched = r->temperature != 1 || r->floor || (own >= 0 && own < count);
+    for (int64_t h = 0; h < r->hidden_count; h++)
+        touched |= r->hidden[h] >= first && r->hidden[h] < first + count;
+    return touched;
+}
+
 /* Columns first .. first + count - 1 of row n as floats: where they lie, or in the buffer. */
 static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer)
 {
-    int64_t own = r->own ? r->own[n] - first : -1, touched = r->temperature != 1 || r->floor;
-    touched |= own >= 0 && own < count;
-    for (int64_t h = 0; h < r->hidden_count; h++)
-        touched |= r->hidden[h] >= first && r->hidden[h] < first + count;
+    int64_t own = r->own ? r->own[n] - first : -1, touched = adjusted(r, n, first, count);
     int64_t at = r->offset[n] + first * r->stride;
     if (r->kind == FLOAT32) {
         const float *x = (const float *)r->base + at;
@@ -118,7 +126,8 @@ static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t
     return buffer;
 }
 
-static void sums(const float *x, int64_t width, float *peak, float *mass, float *tilt)
+static inline __attribute__((always_inline)) void summed(const float *x, int64_t width, float *peak, float *mass,
+                                                         float *tilt, const int leans)
 {
     float top[LANES], sum[LANES], lean[LANES];
     int64_t whole = width / LANES * LANES;
@@ -137,12 +146,14 @@ static void sums(const float *x, int64_t width, float *peak, float *mass, float 
         for (int k = 0; k < LANES; k++) {
             float d = bounded(x[j + k] - shift), e = exp_below(d);
             sum[k] += e;
-            lean[k] += e * d;
+            if (leans)
+                lean[k] += e * d;
         }
     for (int64_t j = whole; j < width; j++) {
         float d = bounded(x[j] - shift), e = exp_below(d);
         sum[j - whole] += e;
-        lean[j - whole] += e * d;
+        if (leans)
+            lean[j - whole] += e * d;
     }
     for (int half = LANES / 2; half; half /= 2)
         for (int k = 0; k < half; k++)
@@ -150,7 +161,55 @@ static void sums(const float *x, int64_t width, float *peak, float *mass, float 
     int empty = m == -INFINITY && sum[0] == sum[0];
     *peak = m;
     *mass = empty ? 0 : sum[0];
-    *tilt = empty ? 0 : lean[0];
+    if (leans)
+        *tilt = empty ? 0 : lean[0];
+}
+
+/* A few columns: one pass in order, for which lanes would cost more than the sums. */
+static inline void summed_few(const float *x, int64_t width, float *peak, float *mass, float *tilt)
+{
+    float m = -INFINITY, sum = 0, lean = 0;
+    for (int64_t j = 0; j < width; j++)
+        m = x[j] > m ? x[j] : m;
+    float shift = m == -INFINITY ? 0 : m;
+    for (int64_t j = 0; j < width; j++) {
+        float d = bounded(x[j] - shift), e = exp_below(d);
+        sum += e;
+        lean += e * d;
+    }
+    int empty = m == -INFINITY && sum == sum;
+    *peak = m;
+    *mass = empty ? 0 : sum;
+    if (tilt)
+        *tilt = empty ? 0 : lean;
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include "row_avx512.c"
+#define WIDE 1
+#else
+#define WIDE 0
+#endif
+
+/* The statistics of columns first .. first + count - 1 of row n; the tilt where it is asked for. */
+static void sums(const struct rows *r, int64_t n, int64_t first, int64_t count, float *peak, float *mass, float *tilt)
+{
+#if WIDE
+    if (count > FEW && r->stride == 1 && !adjusted(r, n, first, count)) {
+        int64_t size = r->kind == FLOAT32 ? 4 : 2;
+        const char *base = (const char *)r->base + (r->offset[n] + first) * size;
+        group_where_it_lies(base, count, (int)r->kind, peak, mass, tilt);
+        return;
+    }
+#endif
+    float buffer[SIZE];
+    const float *x = load(r, n, first, count, buffer);
+    if (count <= FEW)
+        summed_few(x, count, peak, mass, tilt);
+    else if (tilt)
+        summed(x, count, peak, mass, tilt, 1);
+    else
+        summed(x, count, peak, mass, tilt, 0);
 }
 
 static int64_t least(int64_t a, int64_t b)
@@ -158,50 +217,23 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Every group of every row, (count, groups). */
+/* Every group of every row, (count, groups); the tilt unless it is NULL. */
 void row_pass(const struct rows *r, float *peak, float *mass, float *tilt)
 {
     int64_t groups = (r->width + r->size - 1) / r->size;
-#pragma omp parallel for num_threads(r->threads) schedule(static)
+#pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->width > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE];
         for (int64_t g = 0; g < groups; g++) {
-            int64_t first = g * r->size, count = least(r->size, r->width - first), at = n * groups + g;
-            sums(load(r, n, first, count, buffer), count, peak + at, mass + at, tilt + at);
+            int64_t first = g * r->size, at = n * groups + g;
+            sums(r, n, first, least(r->size, r->width - first), peak + at, mass + at, tilt ? tilt + at : NULL);
         }
-    }
-}
-
-/* One column of group[n] of each row, by inverse CDF: the first whose running sum exceeds share[n] of the whole. */
-void row_column(const struct rows *r, const int64_t *group, const double *share, int64_t *column)
-{
-#pragma omp parallel for num_threads(r->threads) schedule(static)
-    for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE], weight[SIZE], m = -INFINITY;
-        int64_t first = group[n] * r->size, count = least(r->size, r->width - first), last = 0, at = 0;
-        const float *x = load(r, n, first, count, buffer);
-        for (int64_t j = 0; j < count; j++)
-            m = x[j] > m ? x[j] : m;
-        for (int64_t j = 0; j < count; j++) {
-            float d = x[j] - m;
-            weight[j] = d < -87.0f ? 0 : exp_below(bounded(d));
-        }
-        double whole = 0, running = 0;
-        for (int64_t j = 0; j < count; j++) {
-            whole += weight[j];
-            last = weight[j] > 0 ? j : last;
-        }
-        /* rounding may carry the share to the whole: then the last column with mass is meant */
-        while (at < last && (running += weight[at]) <= share[n] * whole)
-            at++;
-        column[n] = at;
     }
 }
 
 /* The lowest column of group[n] of each row with its largest logit, and the largest logit of the group's others. */
 void row_largest(const struct rows *r, const int64_t *group, int64_t *column, float *second)
 {
-#pragma omp parallel for num_threads(r->threads) schedule(static)
+#pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->size > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
         float buffer[SIZE], m = -INFINITY, other = -INFINITY;
         int64_t first = group[n] * r->size, count = least(r->size, r->width - first), at = 0;

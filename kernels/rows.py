@@ -216,27 +216,32 @@ class Step:
 
     Attributes:
         tokens: (N,) states before the step.
-        ids, positions: (N,) where each site is, as randomness is keyed.
-        bound: (N,) float64 probability of ``where``.
+        ids: (B,) ids of the rows, as randomness is keyed.
+        length: L.
+        bound: (N,) float64 probability of ``where``; None where that choice has been made.
+        where: (N,) the sites it chose, on a CPU; None where it is to be made.
+        data: (N,) those of them that become data; None where that choice is to be made.
         odds: (N,) float64 noise odds of each token, or None if every candidate is accepted.
-        kept: (N,) float64 probability of ``data``.
+        kept: (N,) float64 probability of ``data``, where it is to be made.
         noise: (S,) float64 cumulated noise law.
         last: the last state with noise.
         seed, step: as of ``draw``.
-        tags: of the choices where, accept, data, token and noise.
+        tags: of the choices that are to be made, among where, accept, data, token and noise.
     """
 
     tokens: Tensor
     ids: Tensor
-    positions: Tensor
-    bound: Tensor
+    length: int
+    bound: Tensor | None
+    where: Tensor | None
+    data: Tensor | None
     odds: Tensor | None
-    kept: Tensor
+    kept: Tensor | None
     noise: Tensor
     last: int
     seed: int
     step: int
-    tags: tuple[int, int, int, int, int]
+    tags: dict[str, int]
 
 
 def _column(column: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,9 +153,17 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def race(
-    rows: Rows, reading: Reading, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
+    rows: Rows,
+    reading: Reading | None,
+    seed: int,
+    ids: Tensor,
+    positions: Tensor,
+    step: int,
+    tag: int,
+    first_group: int,
 ) -> Race:
-    """``reference.race`` of rows that have been read."""
+    """``reference.race`` of rows, read here if they were not."""
+    reading = Reading(*statistics(rows, tilt=False)) if reading is None else reading
     size = group_size(rows.width)
     groups = reading.peak.shape[1]
     key = torch.empty(len(rows), dtype=torch.float64, device=rows.device)

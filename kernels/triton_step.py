@@ -155,9 +155,14 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     peak, mass = (torch.empty(count, groups, dtype=rows.dtype, device=device) for _ in range(2))
     out, bad = torch.empty(count, dtype=torch.int64, device=device), torch.empty(count, dtype=torch.bool, device=device)
     pointers, strides, flags = arguments(rows)
-    where, accept, data, token, noise = what.tags
-    given = (what.ids, what.positions, what.tokens, what.bound if what.odds is None else what.odds, what.kept)
-    ids, positions, tokens, odds, kept = (x.contiguous() for x in given)
+    where, accept, data, token, noise = (
+        what.tags.get(name, 0) for name in ("where", "accept", "data", "token", "noise")
+    )
+    assert what.bound is not None and what.kept is not None
+    given = (what.tokens, what.bound if what.odds is None else what.odds, what.kept)
+    tokens, odds, kept = (x.contiguous() for x in given)
+    ids = what.ids.repeat_interleave(what.length, output_size=count)
+    positions = torch.arange(what.length, device=device).repeat(len(what.ids))
     seed, asks = signed(what.seed), what.odds is not None
     with torch.cuda.device_of(rows.source):
         _decide_kernel[(triton.cdiv(count, 256),)](

@@ -13,21 +13,20 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Coins, Tokens
-from discdiff.faults import BAD_LOGITS
 from discdiff.handlers import At, choose
-from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
 from discdiff.process import Survival
 from discdiff.rank_one import Masked, RankOne
-from discdiff.samplers.redraw import redraw
+from discdiff.samplers.redraw import fused_step, redraw
 from discdiff.state import State
 
 __all__ = ["Ancestral", "reverse_step", "reverse_tokens"]
@@ -40,12 +39,6 @@ class Ancestral(Predictor):
     order = 1.0
 
     def __call__(self, state: State, at: At) -> State:
-        if at.fused and isinstance(at.process, RankOne) and at.process.anchor(state.tokens) is None:
-            prediction = at.predict(state)
-            rows = prediction.loo_everywhere()
-            if rows is not None:
-                return _fused(state, rows, at)
-            state = replace(state, seen=prediction)
         return reverse_step(state, state.free, at)
 
 
@@ -80,38 +73,32 @@ def reverse_tokens(
     process, z = at.process, state.tokens
     if not isinstance(process, RankOne):
         return choose("state", Tokens(predict().reverse(free, alpha_s, alpha_t), z), state, at)
-    where = choose("where", Coins(process.candidate(z, alpha_t, alpha_s).where(free, 0.0)), state, at)
+    bound = process.candidate(z, alpha_t, alpha_s).where(free, 0.0)
+    if z.is_cuda and at.fused:  # the host does not wait to hear whether any site changes
+        seen = predict()
+        done = fused_step(state, seen, at, alpha_s, bound=bound, odds=_odds(process, z, alpha_t))
+        if done is not None:
+            return done
+        predict = partial(_given, seen)
+    where = choose("where", Coins(bound), state, at)
     if not bool(where.any()):
         return z
     if isinstance(process, Masked):  # a mask is no token: its bound is attained, and only what becomes data is asked
         return redraw(state, where, predict, alpha_s, at).tokens
-    prediction = predict().read(where)
+    prediction = predict()
+    done = fused_step(state, prediction, at, alpha_s, where=where, odds=_odds(process, z, alpha_t))
+    if done is not None:
+        return done
+    prediction = prediction.read(where)
     accept = process.acceptance(prediction.log_own(where), z, alpha_t)
     where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
     return redraw(state, where, prediction, alpha_s, at).tokens
 
 
-def _fused(state: State, rows: kernels.Rows, at: At) -> State:
-    """The choices of a step as kernels, token for token: where, accept, data, token, noise."""
-    process, z = at.process, state.tokens
-    assert isinstance(process, RankOne)
-    bound = process.candidate(z, at.alpha(state.t), at.alpha(at.s)).where(state.free, 0.0)
-    keys = [at.run.key(name, state, at.step, at.slot) for name in ("where", "accept", "data", "token", "noise")]
-    noise = process.noise(z.device)
-    odds = None if isinstance(process, Masked) else process.odds(z, at.alpha(state.t)).flatten()
-    what = kernels.Step(
-        tokens=z.flatten(),
-        ids=state.rows.repeat_interleave(z.shape[1], output_size=z.numel()),
-        positions=torch.arange(z.shape[1], device=z.device).repeat(len(z)),
-        bound=bound.flatten(),
-        odds=odds,
-        kept=process.sitewise(at.alpha(at.s), z).flatten(),
-        noise=noise.cumulated,
-        last=noise.last,
-        seed=keys[0].seed,
-        step=keys[0].step,
-        tags=(keys[0].tag, keys[1].tag, keys[2].tag, keys[3].tag, keys[4].tag),
-    )
-    tokens, wrong = kernels.step(rows, what)
-    keys[3].watch.refuse(wrong.view(z.shape), BAD_LOGITS)
-    return state.at(tokens.view(z.shape), at.s)
+def _odds(process: RankOne, z: Int[Tensor, "B L"], alpha_t: Survival) -> Float[Tensor, "B L"] | None:
+    """The noise odds by which candidates are accepted; None where all are."""
+    return None if isinstance(process, Masked) else process.odds(z, alpha_t)
+
+
+def _given(seen: Prediction) -> Prediction:
+    return seen

@@ -117,11 +117,12 @@ class ARPC(Predictor):
         elif self.score == "entropy":
             rows = law.loo_at(free).known().entropy
         else:
-            sites = law.loo_at(free).read(own)
-            assert sites.reading is not None
-            rows = -sites.reading.log_prob
-            if self.score == "gap":
-                rows = rows + law.loo_at(free).known().max_prob.log()
+            reading = law.loo_at(free).read(own).reading
+            assert reading is not None
+            assert reading.value is not None
+            # of logits, whose normaliser cancels: exactly 0 at the likeliest token, however a row is summed
+            gap = reading.peak.amax(-1).double() - reading.value.double()
+            rows = gap if self.score == "gap" else -reading.log_prob
         finite = rows.double().clamp(-1e300, 1e300)
         return torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(free, finite)
 

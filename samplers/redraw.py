@@ -8,15 +8,19 @@ only where the answer is "data".
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.distributions import Coins, Tokens
+from discdiff.faults import BAD_LOGITS
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.prediction import Prediction
+from discdiff.process import Survival
+from discdiff.rank_one import RankOne
 from discdiff.state import State
 
-__all__ = ["redraw"]
+__all__ = ["fused_step", "redraw"]
 
 
 def redraw(
@@ -48,6 +52,63 @@ def redraw(
     data = choose("data", Coins(where.double() * process.kept(alpha)), state, at)
     if isinstance(prediction, Prediction) or bool(data.any()):
         said = prediction if isinstance(prediction, Prediction) else prediction()
+        done = fused_step(state, said, at, alpha, where=where, data=data)
+        if done is not None:
+            return state.at(done)
         tokens = choose("token", Tokens(said.loo_at(data), process.column(x)), state, at)
         x = torch.where(data, process.place(tokens, x), x)
     return state.at(choose("noise", process.renoise(x, where, where & ~data, alpha), state, at))
+
+
+def fused_step(
+    state: State,
+    said: Prediction,
+    at: At,
+    alpha: Survival,
+    bound: Float[Tensor, "B L"] | None = None,
+    where: Bool[Tensor, "B L"] | None = None,
+    data: Bool[Tensor, "B L"] | None = None,
+    odds: Float[Tensor, "B L"] | None = None,
+) -> Int[Tensor, "B L"] | None:
+    """The choices of a reverse step that are still to be made, as one kernel, token for token; None where it cannot.
+
+    It stands in where nobody records or listens, on processes of one noise law, for logits that it can read.
+
+    Args:
+        state: the state whose sites are redrawn.
+        said: the denoiser's output.
+        at: where the operator stands.
+        alpha: the survival at which they are drawn.
+        bound: (B, L) probability of ``where``, on a GPU, which makes that choice too.
+        where: (B, L) the chosen sites, on a CPU.
+        data: (B, L) which of them become data, where that choice has been made.
+        odds: (B, L) noise odds of the sites' own tokens; None where every candidate is accepted.
+    """
+    process, z = at.process, state.tokens
+    if not at.fused or not isinstance(process, RankOne) or process.anchor(z) is not None:
+        return None
+    rows = said.loo_everywhere()
+    if rows is None or not kernels.steps(rows):
+        return None
+    made = {"where": where is not None, "accept": odds is None, "data": data is not None}
+    names = ("where", "accept", "data", "token", "noise")
+    keys = {name: at.run.key(name, state, at.step, at.slot, at.turn) for name in names if not made.get(name, False)}
+    token, noise = keys["token"], process.noise(z.device)
+    what = kernels.Step(
+        tokens=z.flatten(),
+        ids=state.rows,
+        length=z.shape[1],
+        bound=None if bound is None else bound.flatten(),
+        where=None if where is None else where.flatten(),
+        data=None if data is None else data.flatten(),
+        odds=None if odds is None else odds.flatten(),
+        kept=None if data is not None else process.sitewise(alpha, z).flatten(),
+        noise=noise.cumulated,
+        last=noise.last,
+        seed=token.seed,
+        step=token.step,
+        tags={name: key.tag for name, key in keys.items()},
+    )
+    tokens, wrong = kernels.step(rows, what)
+    token.watch.refuse(wrong.view(z.shape), BAD_LOGITS)
+    return tokens.view(z.shape)

@@ -64,7 +64,8 @@ def reverse_step(states: int, asks: bool) -> Step:
     ids, share = torch.arange(COUNT), torch.full((COUNT,), 0.5, dtype=torch.float64)
     cumulated = torch.linspace(0, 1, states, dtype=torch.float64)
     odds = share if asks else None
-    return Step(ids, ids, ids, share, odds, share, cumulated, states - 1, 5, 3, (1, 2, 3, 4, 5))
+    tags = {"where": 1, "accept": 2, "data": 3, "token": 4, "noise": 5}
+    return Step(ids, ids, 1, share, None, None, odds, share, cumulated, states - 1, 5, 3, tags)
 
 
 def launches(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -54,7 +54,9 @@ def test_the_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     code = {f"{FOLDERS[file.parent.name].replace('.', '/')}/{file.name}" for file in FILES}
     assets = {f"discdiff/assets/{file.name}" for file in (ROOT / "discdiff" / "assets").iterdir()}
-    assert held == code | assets | {"discdiff/py.typed", "discdiff/kernels/row_pass.c"}
+    assert held == code | assets | {"discdiff/py.typed"} | {
+        f"discdiff/kernels/{name}.c" for name in ("keyed", "row_pass", "row_avx512")
+    }
 
 
 def imports(file: Path) -> set[str]:

@@ -1,0 +1,181 @@
+"""The compiled code of the CPU: the tokens of torch, on one thread or two; its file is verified before it is loaded."""
+
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from operators import STEPS
+from torch import Tensor
+
+import discdiff as dd
+from discdiff import samplers as S
+from discdiff.kernels import chunked, compiled, dispatch, native, reference
+from discdiff.kernels.rows import Rows
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+V, L, B = 5, 9, 16
+
+PROCESSES: dict[str, dd.Process] = {
+    "Masked": dd.Masked(V, dd.Linear()),
+    "Masked inside": dd.Masked(V, dd.Cosine(), mask_id=2),
+    "Uniform": dd.Uniform(V, dd.Linear()),
+    "Marginal": dd.Marginal(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0], dtype=torch.float64), dd.Linear()),
+    "Hybrid": dd.Hybrid(V, dd.LogLinear(), p_uniform=0.3),
+}
+
+
+def model_of(process: dd.Process, predicts: str, dtype: torch.dtype) -> dd.Denoiser:
+    """Logits of a site from its left neighbour and its place; any number of rows."""
+    table = torch.randn(process.states, L, V, generator=torch.Generator().manual_seed(0)).mul(2).to(dtype)
+    return dd.Denoiser(lambda x, t: table[x.roll(1, 1), torch.arange(x.shape[1])], process, predicts, time=None)
+
+
+def drawn(sampler: dd.Sampler) -> tuple[Tensor, int]:
+    out = sampler.sample(B, L, seed=3)
+    return out.tokens, out.nfe
+
+
+def samplers(process: dd.Process, turn: int) -> Iterator[dd.Sampler]:
+    """Every shipped operator that runs on this process, predictions and dtypes by turns."""
+    kinds = itertools.product(("loo", "denoiser"), (torch.float32, torch.bfloat16))
+    for operator, (predicts, dtype) in zip(STEPS, itertools.islice(itertools.cycle(kinds), turn, None), strict=False):
+        try:
+            operator.check(process)
+            sampler = dd.Sampler(process, model_of(process, predicts, dtype), operator, steps=3)
+            sampler.sample(1, 2, seed=0)
+        except (TypeError, ValueError):  # not for this process or prediction
+            continue
+        yield sampler
+
+
+@pytest.mark.parametrize(
+    "process", [pytest.param(n, marks=() if n in ("Masked", "Hybrid") else pytest.mark.slow) for n in PROCESSES]
+)
+def test_tokens_and_calls_are_those_of_torch(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+    for sampler in samplers(PROCESSES[process], list(PROCESSES).index(process)):
+        fused = drawn(sampler)
+        with monkeypatch.context() as one:
+            one.setattr(native, "available", lambda: False)
+            plain = drawn(sampler)
+        assert torch.equal(fused[0], plain[0]), sampler
+        assert fused[1] == plain[1], sampler
+        count += 1
+    assert count > 15
+
+
+def test_a_step_that_is_off_by_one_choice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = PROCESSES["Uniform"]
+    sampler = dd.Sampler(process, model_of(process, "loo", torch.float32), S.Ancestral(), steps=4)
+    right = drawn(sampler)[0]
+    step = native.step
+
+    def shifted(rows: Rows, what: dispatch.Step) -> tuple[Tensor, Tensor]:
+        what.tags["accept"], what.tags["data"] = what.tags["data"], what.tags["accept"]
+        return step(rows, what)
+
+    monkeypatch.setattr(native, "step", shifted)
+    assert not torch.equal(drawn(sampler)[0], right)
+
+
+@pytest.mark.parametrize("width", [1, 5, 33, 1024, 1025, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_draws_are_those_of_torch_for_any_number_of_threads(width: int, dtype: torch.dtype) -> None:
+    x = torch.randn(300, width, generator=torch.Generator().manual_seed(width)).mul(3).to(dtype)
+    x[0], x[1, 0], x[2, width // 2] = -torch.inf, torch.nan, torch.inf
+    ids = torch.arange(300)
+    seed, step, tag = 2**64 - 1, 3, 7
+    race = [reference.race(x.float(), seed, ids, ids * 5, step, tag)]
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for reading in (None, dispatch.read(x, backend="native")):
+                race.append(chunked.race(Rows.of(x), seed, ids, ids * 5, step, tag, reading, 0, native))
+    finally:
+        torch.set_num_threads(threads)
+    for other in race[1:]:
+        assert torch.equal(other.token, race[0].token)
+        torch.testing.assert_close(other.key, race[0].key, rtol=0, atol=1e-5, equal_nan=True)
+    assert race[0].token[:3].tolist() == [-1, -1, -1]
+
+
+def test_coins_are_those_of_torch() -> None:
+    p = torch.rand(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ids, key = torch.tensor([0, 5, 2**32 - 1, 3, 8, 13, 21]), {"seed": 11, "step": 3, "tag": 900}
+    u, v = reference.uniforms(rows=ids[:, None], positions=torch.arange(11), **key)
+    for mine, right in zip(
+        dispatch.uniforms(rows=ids[:, None], positions=torch.arange(11), **key), (u, v), strict=True
+    ):
+        assert torch.equal(mine, right)
+    heads, wrong = dispatch.flips(p, rows=ids, **key)
+    assert torch.equal(heads, u < p)
+    assert wrong is None
+    p[2, 3], p[4, 5] = torch.nan, 1.5
+    _, wrong = dispatch.flips(p, rows=ids, **key)
+    assert wrong is not None
+    assert wrong.nonzero().tolist() == [[2, 3], [4, 5]]
+
+
+# --- on disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a library that has not been looked for yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path / "discdiff"
+    compiled.library.cache_clear()
+
+
+def found() -> object:
+    compiled.library.cache_clear()
+    return compiled.library()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda b: b[:3000], lambda b: b"", lambda b: b[:2000] + bytes([b[2000] ^ 1]) + b[2001:]],
+    ids=["cut", "empty", "flipped"],
+)
+def test_a_damaged_file_is_built_again(cache: Path, spoil: object) -> None:
+    assert found() is not None
+    (file,) = cache.glob("*.so")
+    whole = file.read_bytes()
+    file.unlink()  # the one that is loaded stays as it is
+    file.write_bytes(spoil(whole))  # type: ignore[operator]
+    assert compiled._load(file) is None
+    assert found() is not None
+    assert compiled._load(file) is not None
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == []
+
+
+def test_a_hash_that_is_lost_is_a_file_that_is_not_trusted(cache: Path) -> None:
+    assert found() is not None
+    (file,) = cache.glob("*.sha256")
+    file.unlink()
+    assert found() is not None
+    assert file.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_text("a file in its place")
+    assert found() is not None
+
+
+def test_a_compiler_with_arguments_and_one_that_fails(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", f"{os.environ.get('CC', 'cc')} -pipe")
+    assert found() is not None
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.warns(UserWarning, match="built no library that works here, so torch draws"):
+        assert found() is None
