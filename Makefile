@@ -31,7 +31,7 @@ gpu:
 		tests/test_gpu.py
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) docs/gpu.py $(GPU_OUT)
 
-# Antibody domains by a network that somebody else trained, and the table of docs/antibodies.md: ten minutes.
+# Antibody domains by a network that somebody else trained, and the table of docs/antibodies.md: a quarter of an hour.
 antibody: .venv/antibody
 	$(BIN)/python docs/antibodies.py
 

@@ -77,7 +77,7 @@ def test_logits_are_those_of_its_own_class(model: dd.Loaded, folder: Path) -> No
 
 
 def test_the_probe_finds_nothing_against_it(model: dd.Loaded, docs: ModuleType) -> None:
-    rows = [row for row in docs.known()["PDB"] if len(row) == 107]
+    rows = [row for row in docs.known()["PDB, light"] if len(row) == 107]
     found = dd.probe(model, torch.tensor([docs.tokens(row) for row in rows[:10]]))
     assert found.wrong == (), str(found)
     assert found["shift"].verdict == found["mask id"].verdict == "right"
@@ -112,23 +112,22 @@ def test_the_third_loop_of_a_given_domain_is_filled(model: dd.Loaded, docs: Modu
 
 def test_the_page_has_the_table_of_its_sequences(docs: ModuleType) -> None:
     known = docs.known()
-    assert len(known["PDB"]) == len(set(known["PDB"])) == len(known[docs.SOURCE]) == 200
+    natural = known["PDB, heavy"] + known["PDB, light"]
+    assert len(natural) == len(set(natural)) == len(known[docs.SOURCE]) == len(known[docs.MIXED]) == 200
     text = docs.PAGE.read_text()
     (found,) = re.findall(r"<!-- domains -->\n(.*?)\n<!-- end -->", text, re.S)
     assert found == docs.table(known)
 
 
-def test_long_domains_have_their_residues_as_often_as_natural_ones(docs: ModuleType) -> None:
-    """The exact intervals of both proportions overlap, for every rule."""
+def test_sampled_domains_have_their_residues_as_often_as_natural_ones(docs: ModuleType) -> None:
+    """The exact intervals of both proportions overlap, for every rule; at the lengths of both kinds they do not."""
     from scipy.stats import binomtest
 
     known = docs.known()
     for rule in docs.RULES.values():
-        ends = []
-        for source in ("PDB", docs.SOURCE):
-            long = [sequence for sequence in known[source] if len(sequence) >= docs.LONG]
-            assert len(long) > 60
-            kept = sum(bool(re.search(rule, sequence)) for sequence in long)
-            ends.append(binomtest(kept, len(long)).proportion_ci(0.95, method="exact"))
-        natural, sampled = ends
-        assert sampled.high >= natural.low, rule
+        ends = {}
+        for source in ("PDB, heavy", docs.SOURCE, docs.MIXED):
+            kept = sum(bool(re.search(rule, sequence)) for sequence in known[source])
+            ends[source] = binomtest(kept, len(known[source])).proportion_ci(0.95, method="exact")
+        assert ends[docs.SOURCE].high >= ends["PDB, heavy"].low, rule
+    assert ends[docs.MIXED].high < ends["PDB, heavy"].low
