@@ -105,7 +105,8 @@ def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None
             raise config.refused(f"{key} must be {only}, the only network of this family here, got {shown(value)}")
     if files.config.get("model_type") not in _STRICT:
         return
-    strange = sorted(files.config.keys() - {*_READ, *_PASSED, *_ONE, *_TABLES, *ignore})
+    there = {key for key, value in files.config.items() if value is not None}
+    strange = sorted(there - {*_READ, *_PASSED, *_ONE, *_TABLES, *ignore})
     if strange:
         raise files.config.refused(
             f"{', '.join(map(shown, strange[:3]))} may change the network and is not known here; "

@@ -20,7 +20,7 @@ from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 __all__ = [
     "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "flips",
     "fuses", "graft", "log", "log_add_exp", "log_prob", "log_sum_exp", "philox", "race", "read", "row_pass", "step",
-    "steps", "threshold", "uniforms", "winner",
+    "steps", "steps_whole", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -207,9 +207,14 @@ def fuses(device: torch.device) -> bool:
     return (device.type == "cuda" and _has_triton()) or (device.type == "cpu" and native.available())
 
 
-def steps(rows: Rows) -> bool:
-    """Whether ``step`` can read these rows."""
-    return rows.convert is None and (rows.source.is_cuda or native.readable(rows))
+def steps_whole(device: torch.device) -> bool:
+    """Whether ``step`` chooses the sites too, so that the host does not wait to hear whether any site changes."""
+    return device.type == "cuda"
+
+
+def steps(rows: Rows, whole: bool) -> bool:
+    """Whether ``step`` can read these rows, the choice ``where`` included if ``whole``."""
+    return rows.convert is None and (whole or (native.available() and native.readable(rows)))
 
 
 @torch.no_grad()

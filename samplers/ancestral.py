@@ -22,6 +22,7 @@ from torch import Tensor
 
 from discdiff.distributions import Coins, Tokens
 from discdiff.handlers import At, choose
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
 from discdiff.process import Survival
@@ -74,7 +75,7 @@ def reverse_tokens(
     if not isinstance(process, RankOne):
         return choose("state", Tokens(predict().reverse(free, alpha_s, alpha_t), z), state, at)
     bound = process.candidate(z, alpha_t, alpha_s).where(free, 0.0)
-    if z.is_cuda and at.fused:  # the host does not wait to hear whether any site changes
+    if at.fused and kernels.steps_whole(z.device):
         seen = predict()
         done = fused_step(state, seen, at, alpha_s, bound=bound, odds=_odds(process, z, alpha_t))
         if done is not None:

@@ -88,7 +88,7 @@ def fused_step(
     if not at.fused or not isinstance(process, RankOne) or process.anchor(z) is not None:
         return None
     rows = said.loo_everywhere()
-    if rows is None or not kernels.steps(rows):
+    if rows is None or not kernels.steps(rows, whole=where is None):
         return None
     made = {"where": where is not None, "accept": odds is None, "data": data is not None}
     names = ("where", "accept", "data", "token", "noise")

@@ -200,7 +200,7 @@ def test_sequences_longer_than_the_table_of_positions_are_refused(
 
 # --- heads, poolers, tables and tied weights --------------------------------------------------------------------------
 
-X = torch.tensor([[0, 7, MASK, 9, 5, 2]])
+X = torch.tensor([[6, 7, MASK, 9, 5, 8]])
 HALF = torch.full((1, 1), 0.5, dtype=torch.float64)
 
 

@@ -124,5 +124,5 @@ def test_checkpoints_can_be_quantised_and_looked_into(tmp_path: Path) -> None:
     assert a.shape == (2, 2, 8, 32)
     assert 0 < float((a - b).abs().max()) < 0.1 * float(a.abs().max())
     assert isinstance(small.fn, Cached)
-    with pytest.raises(AttributeError, match="which holds no network"):
+    with pytest.raises(AttributeError, match="which is no network"):
         _ = model.calling(lambda x, time: model.fn(x, time)).network  # type: ignore[attr-defined]

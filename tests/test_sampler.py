@@ -14,6 +14,7 @@ from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.denoiser import Counter
 from discdiff.handlers import Run
+from discdiff.kernels.rows import Rows, Step
 from discdiff.theory.enumeration import state_index
 
 OPERATORS = [S.Ancestral(), S.Ancestral() >> S.Gibbs(), dd.mix({S.Ancestral(): 0.5, S.Gibbs(2) >> S.Ancestral(): 0.5})]
@@ -276,17 +277,22 @@ FUSED = [
 ]
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["triton", "native"])
 @pytest.mark.parametrize(
     ("process", "predicts"),
     [(process, "loo") for process in FUSED] + [(p, "denoiser") for p in FUSED if not isinstance(p, dd.Marginal)],
     ids=repr,
 )
 def test_the_fused_step_stands_in_token_for_token(
-    process: dd.Process, predicts: str, monkeypatch: pytest.MonkeyPatch
+    process: dd.Process, predicts: str, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All choices of Ancestral by three Triton kernels (in their interpreter here) give the program's tokens."""
-    pytest.importorskip("triton")
-    from discdiff.kernels import dispatch
+    """All choices of Ancestral by three Triton kernels (in their interpreter here), or in C: the program's tokens."""
+    from discdiff.kernels import dispatch, native
+
+    if whole:
+        pytest.importorskip("triton")
+    elif not native.available():
+        pytest.skip("there is no C compiler")
 
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(process.states, process.vocab_size, generator=generator) * 2
@@ -295,29 +301,35 @@ def test_the_fused_step_stands_in_token_for_token(
     to_the_end = process.absorbing or predicts == "loo"  # at t = 0 a denoiser does not give the corrector its O
     grid = [1.0, 0.6, 0.3, *([0.0] if to_the_end else [])]
     sampler = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(sites=2), grid=grid)
+    monkeypatch.setattr(dispatch, "fuses", lambda device: False)
     expected = sampler.sample(3, 9, seed=4, prompt=[1, 3]).tokens
     steps = []
 
-    def fused(*args: object) -> object:
-        steps.append(args)
-        return run(*args)
+    def fused(rows: Rows, what: Step) -> object:
+        steps.append(what.where is None)
+        return run(rows, what)
 
     run = dispatch.step
     monkeypatch.setattr(dispatch, "step", fused)
     monkeypatch.setattr(dispatch, "fuses", lambda device: True)
+    monkeypatch.setattr(dispatch, "steps_whole", lambda device: whole)
     assert torch.equal(sampler.sample(3, 9, seed=4, prompt=[1, 3]).tokens, expected)
-    assert len(steps) == len(sampler.grid) - 1
+    moves = len(sampler.grid) - 1
+    assert steps.count(True) == (moves if whole else 0)
+    assert steps.count(False) == (moves if whole else 2 * moves)  # the corrector's are native here
     assert not torch.equal(sampler.sample(3, 9, seed=5, prompt=[1, 3]).tokens, expected)
     steps.clear()
     sampler.sample(3, 9, seed=4, record=True)
     assert steps == [], "whoever records hears every choice"
 
 
-def test_the_fused_step_names_a_site_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["triton", "native"])
+def test_the_fused_step_names_a_site_that_cannot_be_drawn(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from discdiff.kernels import dispatch
 
     monkeypatch.setattr(dispatch, "fuses", lambda device: True)
+    monkeypatch.setattr(dispatch, "steps_whole", lambda device: whole)
     logits = torch.zeros(2, 3, 4)
     logits[1, 2] = float("nan")
     model = dd.Denoiser(lambda x, t: logits, dd.Masked(4, dd.Linear()), "loo")
