@@ -52,10 +52,11 @@ lint: .venv/test
 	$(INSTALL) -e '.[antibody]'
 	touch $@
 
-# sapiens is read and never imported: what it asks for does not go with a torch of today.
+# sapiens is read and never imported: what it asks for does not go with a torch of today. An index without it costs two
+# tests, which say that they were skipped.
 .venv/test: pyproject.toml .ci/constraints.txt | .venv/python
 	$(INSTALL) -e '.[test]'
-	$(INSTALL) --no-deps sapiens==1.0.5
+	-$(INSTALL) --no-deps sapiens==1.0.5
 	touch $@
 
 clean:
