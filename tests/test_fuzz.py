@@ -18,6 +18,7 @@ from torch import nn
 
 import discdiff as dd
 
+pytestmark = pytest.mark.usefixtures("as_user")  # errors as users meet them, without the tests' own shape checker
 SHARE, PARTS = 24, 8
 
 
