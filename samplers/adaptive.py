@@ -28,7 +28,7 @@ from discdiff.operator import Predictor
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.rank_one import RankOne
-from discdiff.samplers.ancestral import reverse_tokens
+from discdiff.samplers.ancestral import given, reverse_tokens
 from discdiff.samplers.choosing import compare
 from discdiff.samplers.leap import own_probability
 from discdiff.state import State
@@ -77,7 +77,7 @@ class Adaptive(Predictor):
             a, then = alpha[rows], alpha[rows] + length[rows]
             then = torch.where(then < end[rows], then, end[rows])
             said = at.predict(some, process.schedule.time(a)) if seen is None else seen
-            after = reverse_tokens(some, some.free, at.again(turn), a, then, partial(_given, said))
+            after = reverse_tokens(some, some.free, at.again(turn), a, then, partial(given, said))
             tokens, alpha = tokens.index_copy(0, rows, after), alpha.index_copy(0, rows, then)
             step, turn = then - a, turn + 1
             ready = process.candidate(after, then, (then + step).clamp(max=1.0)).where(some.free, 0.0)
@@ -97,10 +97,6 @@ class Adaptive(Predictor):
                 wanted = torch.where(count > 1, wanted, torch.inf).clamp(max=1.0)  # a single site makes no error
                 length = length.index_copy(0, rows, torch.minimum(wanted, 4 * length[rows]))
         return state.at(tokens, at.s)
-
-
-def _given(prediction: Prediction) -> Prediction:
-    return prediction
 
 
 def _open(process: RankOne, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:

@@ -30,7 +30,7 @@ from discdiff.rank_one import Masked, RankOne
 from discdiff.samplers.redraw import fused_step, redraw
 from discdiff.state import State
 
-__all__ = ["Ancestral", "reverse_step", "reverse_tokens"]
+__all__ = ["Ancestral", "given", "reverse_step", "reverse_tokens"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def reverse_tokens(
     if not isinstance(process, RankOne):
         return choose("state", Tokens(predict().reverse(free, alpha_s, alpha_t), z), state, at)
     bound = process.candidate(z, alpha_t, alpha_s).where(free, 0.0)
-    if at.fused and kernels.steps_whole(z.device):
+    if at.fused and kernels.steps_whole(z.device) and process.anchor(z) is None:
         seen = predict()
         done = fused_step(state, seen, at, alpha_s, bound=bound, odds=_odds(process, z, alpha_t))
         if done is not None:
             return done
-        predict = partial(_given, seen)
+        predict = partial(given, seen)
     where = choose("where", Coins(bound), state, at)
     if not bool(where.any()):
         return z
@@ -101,5 +101,6 @@ def _odds(process: RankOne, z: Int[Tensor, "B L"], alpha_t: Survival) -> Float[T
     return None if isinstance(process, Masked) else process.odds(z, alpha_t)
 
 
-def _given(seen: Prediction) -> Prediction:
+def given(seen: Prediction) -> Prediction:
+    """The prediction that has been made: with ``partial``, one that need not be asked for."""
     return seen
