@@ -25,7 +25,8 @@ PROCESSES: dict[str, dd.Process] = {
     "Uniform": dd.Uniform(V, dd.Linear()),
     "Marginal": dd.Marginal(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0], dtype=torch.float64), dd.Linear()),
     "Hybrid": dd.Hybrid(V, dd.LogLinear(), p_uniform=0.3),
-    "Hybrid function": dd.Hybrid(V, dd.Linear(), p_uniform=lambda alpha: 0.2 + 0.3 * alpha),  # its noise changes with time
+    # Its noise changes with time.
+    "Hybrid function": dd.Hybrid(V, dd.Linear(), p_uniform=lambda alpha: 0.2 + 0.3 * alpha),
     "AbsorbingUniform": dd.AbsorbingUniform(V, dd.Linear()),  # an anchor at every site
 }
 
