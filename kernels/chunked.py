@@ -37,6 +37,10 @@ class Pass(Protocol):
         first_group: int,
     ) -> Race | None: ...
 
+    def contests(
+        self, lse: Tensor, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
 
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in a core's cache
 _WINDOWS = 256  # winning groups looked at together
@@ -82,7 +86,8 @@ def race(
         return done
     reading = read(rows, None, False, by, tilt=False) if reading is None else reading
     size = reference.group_size(rows.width)
-    key, group, share = reference.contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
+    contests = reference.contest if by is None else by.contests
+    key, group, share = contests(reading.group_lse, seed, ids, positions, step, tag, first_group)
     column = torch.empty_like(group)
     for part in _parts(len(rows)):
         column[part] = reference.within(rows.window(part, group[part] * size, size), share[part])

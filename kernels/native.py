@@ -17,7 +17,7 @@ from discdiff.kernels import compiled
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
 from discdiff.kernels.rows import Rows, Step
 
-__all__ = ["available", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
+__all__ = ["available", "contests", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -60,6 +60,7 @@ class _Step(ctypes.Structure):
 _ARGUMENTS = {
     "row_pass": [_P, _P, _P, _P],
     "row_largest": [_P, _P, _P, _P],
+    "contests": [_P, _P, _I, _I, _I, _P, _P, _I, _P, _P, _P],
     "uniforms": [_P, _I, _I, _I, _P, _P, _P, _P, _I],
     "flips": [_P, _I, _I, _I, _P, _P, _P, _I],
     "races": [_P, _P, _I, _P, _P, _I, _P, _P, _P, _P],
@@ -116,6 +117,19 @@ def race(
         _pointer(peak), _pointer(mass), key.data_ptr(), column.data_ptr(),
     )  # fmt: skip
     return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+
+
+def contests(
+    lse: Tensor, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.contest``."""
+    lse, ids, positions = lse.double().contiguous(), ids.contiguous(), positions.contiguous()
+    key, group, share = torch.empty(len(ids), dtype=torch.float64), torch.empty_like(ids), torch.empty_like(lse[:, 0])
+    _call("contests")(
+        lse.data_ptr(), ctypes.byref(_Address(seed, step)), tag, *lse.shape, ids.data_ptr(), positions.data_ptr(),
+        first, key.data_ptr(), group.data_ptr(), share.data_ptr(),
+    )  # fmt: skip
+    return key, group, share
 
 
 def uniforms(seed: int, ids: Tensor, positions: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from discdiff.kernels.reference import Race, Reading, group_size
+from discdiff.kernels.reference import contest as contests
 from discdiff.kernels.rows import Rows
 from discdiff.kernels.triton_language import columns, contest, group_lse, sums, within
 
-__all__ = ["arguments", "largest", "race", "signed", "statistics"]
+__all__ = ["arguments", "contests", "largest", "race", "signed", "statistics"]
 
 _TILE = 2048  # columns a program reads together: two groups in two warps were fastest on an H200 (docs/bench.md)
 
