@@ -12,15 +12,15 @@ from torch import Tensor
 
 from discdiff.checks import real, shown, whole
 from discdiff.kernels import chunked, library, native, reference
-from discdiff.kernels.gradients import graft, log, log_add_exp, log_sum_exp
+from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum_exp
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
     "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "flips",
-    "fuses", "graft", "log", "log_add_exp", "log_prob", "log_sum_exp", "philox", "race", "read", "row_pass", "step",
-    "steps", "steps_whole", "threshold", "uniforms", "winner",
+    "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race", "read", "row_pass",
+    "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -119,7 +119,14 @@ def winner(*races: Race) -> Tensor:
     return torch.where(best > -torch.inf, tokens.gather(0, shard[None])[0], -1)
 
 
-def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False, backend: Backend = "auto") -> Reading:
+def read(
+    logits: Tensor | Source,
+    *,
+    at: Tensor | None = None,
+    top: bool = False,
+    entropy: bool = True,
+    backend: Backend = "auto",
+) -> Reading:
     """Read each row once: log-sum-exp, entropy, largest probability, and what later draws of these rows need.
 
     Differentiable in the logits where gradients are enabled, with the same values.
@@ -128,6 +135,7 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
         logits: (N, V), or a recipe for them.
         at: (N,) a column of each row whose log-probability is wanted.
         top: whether the most probable column, and the margin to the second, are wanted.
+        entropy: whether entropies are wanted, a third more work.
         backend: as of ``draw``.
 
     Raises:
@@ -137,10 +145,10 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
     if at is not None:
         _check_ids(at, len(source), "read: at")
     with torch.no_grad():
-        told = chunked.read(source, at, top, _pass(_backend(source, backend)))
+        told = chunked.read(source, at, top, _pass(_backend(source, backend)), entropy)
     # one row tells whether rows have derivatives; then they are read again, in torch and all at once
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
-        return told.along(reference.read(source.dense(), at, top))
+        return told.along(reference.read(source.dense(), at, top, entropy))
     return told
 
 

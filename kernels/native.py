@@ -78,15 +78,15 @@ def readable(rows: Rows) -> bool:
     return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
 
 
-def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
+def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
     if not _can(rows):
         return None
     shape = (len(rows), -(-rows.width // group_size(rows.width)))
     peak, mass = torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.float32)
-    third = torch.empty(shape, dtype=torch.float32) if tilt else mass.new_zeros(1).expand(shape)
+    third = torch.empty(shape, dtype=torch.float32) if tilt else None
     given, _kept = _rows(rows)
-    _call("row_pass")(given, peak.data_ptr(), mass.data_ptr(), third.data_ptr() if tilt else None)
+    _call("row_pass")(given, peak.data_ptr(), mass.data_ptr(), _pointer(third))
     return peak, mass, third
 
 

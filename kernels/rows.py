@@ -92,6 +92,11 @@ class Rows:
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.source.dtype == torch.float64 else torch.float32
 
+    @property
+    def raw(self) -> bool:
+        """Whether nothing is added to a column, divided or cut off, so that ``own`` and ``shift`` are free."""
+        return self.own is None and self.temperature == 1 and self.floor is None
+
     def subset(self, keep: Tensor) -> "Rows":
         pick = _pick(keep)
         number = torch.arange(len(self), device=self.device) if self.number is None else self.number

@@ -104,9 +104,9 @@ class TauForwardBackward(Corrector):
         def rows(n: Tensor) -> Tensor:
             columns = torch.arange(process.columns, device=z.device).expand(len(n), -1)
             targets = process.place(columns, x[n][:, None].expand_as(columns))
-            forward = kernels.log(process.inflow(targets, alpha[n][:, None])[..., 0])
+            forward = process.inflow(targets, alpha[n][:, None])[..., 0]
             back = backward.dense(n) + alpha[n][:, None].log()
-            return kernels.log_add_exp(forward, back).scatter(-1, process.column(x[n])[:, None], -torch.inf)
+            return kernels.log_add(back, forward).scatter(-1, process.column(x[n])[:, None], -torch.inf)
 
         rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
