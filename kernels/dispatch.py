@@ -27,6 +27,7 @@ Backend = Literal["auto", "torch", "native", "triton"]
 _MAX_COLUMNS = GROUP_SIZE * 4 * BLOCKS
 
 
+@torch.no_grad()
 def draw(
     logits: Tensor | Source,
     *,
@@ -63,9 +64,13 @@ def draw(
     """
     if torch.compiler.is_compiling() and isinstance(logits, Tensor) and reading is None and backend == "auto":
         return library.draw(logits, rows, positions, seed - (seed >> 63 << 64), step, tag)
-    return race(
-        logits, seed=seed, rows=rows, positions=positions, step=step, tag=tag, reading=reading, backend=backend
-    ).token
+    source, address = _drawn(logits, seed, rows, positions, step, tag)
+    if _backend(source, backend) == "native" and isinstance(source, Rows):
+        seed, step, tag = address
+        column = native.draw(source, reading, seed, rows, positions, step, tag)
+        if column is not None:
+            return column
+    return _race(source, address, rows, positions, 0, reading, backend).token
 
 
 @torch.no_grad()
@@ -93,16 +98,38 @@ def race(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
-    source = _source(logits, "draw")
-    for name, ids in (("rows", rows), ("positions", positions)):
-        _check_ids(ids, len(source), f"draw: {name}")
-        if ids.device.type == "cpu" and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32:
-            raise ValueError(f"draw: {name} must hold ids in [0, 2**32), got {int(ids.min())} to {int(ids.max())}")
+    source, address = _drawn(logits, seed, rows, positions, step, tag)
     first_column = whole(first_column, "race: first_column", 0, _MAX_COLUMNS - source.width)
     if first_column % GROUP_SIZE:
         raise ValueError(f"race: first_column must be a multiple of {GROUP_SIZE}, got {first_column}")
-    seed, step, tag = _address(seed, step, tag)
-    chosen, first = _backend(source, backend), first_column // GROUP_SIZE
+    return _race(source, address, rows, positions, first_column // GROUP_SIZE, reading, backend)
+
+
+def _drawn(
+    logits: Tensor | Source, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int
+) -> tuple[Source, tuple[int, int, int]]:
+    """What is drawn from, and (seed, step, tag), all looked at."""
+    source = _source(logits, "draw")
+    for name, ids in (("rows", rows), ("positions", positions)):
+        _check_ids(ids, len(source), f"draw: {name}")
+        if ids.device.type == "cpu" and len(ids):
+            least, most = (int(end) for end in ids.aminmax())
+            if not 0 <= least <= most < 1 << 32:
+                raise ValueError(f"draw: {name} must hold ids in [0, 2**32), got {least} to {most}")
+    return source, _address(seed, step, tag)
+
+
+def _race(
+    source: Source,
+    address: tuple[int, int, int],
+    rows: Tensor,
+    positions: Tensor,
+    first: int,
+    reading: Reading | None,
+    backend: Backend,
+) -> Race:
+    seed, step, tag = address
+    chosen = _backend(source, backend)
     if chosen == "triton" and isinstance(source, Rows) and isinstance(source.convert, LinearHead) and reading is None:
         from discdiff.kernels import triton_head
 

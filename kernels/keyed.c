@@ -183,7 +183,8 @@ static int64_t column_of(const struct rows *r, int64_t n, int64_t groups, const 
 }
 
 /* The race of each row: its key, and the column counted from the row's first; -1 for a row that is no law. Rows are
-   read here unless peak and mass, (count, groups), say what a reading told. */
+   read here unless peak and mass, (count, groups), say what a reading told. Without keys (NULL) a single group needs no
+   race. */
 void races(const struct rows *r, const struct address *a, int64_t tag, const int64_t *ids, const int64_t *positions,
            int64_t first_group, const float *peak, const float *mass, double *key, int64_t *column)
 {
@@ -195,9 +196,16 @@ void races(const struct rows *r, const struct address *a, int64_t tag, const int
         uint32_t row = (uint32_t)ids[n], position = (uint32_t)positions[n];
         if (!peak)
             groups_of(r, n, groups, own_peak, own_mass);
-        int64_t group = contest(NULL, p, m, groups, first_group, a, (uint32_t)tag, position, row, key + n);
+        double winning = INFINITY;
+        int64_t group = 0;
+        if (key || groups > 1)
+            group = contest(NULL, p, m, groups, first_group, a, (uint32_t)tag, position, row, &winning);
+        else if (!lawful(m, 1))
+            winning = -INFINITY;
+        if (key)
+            key[n] = winning;
         column[n] = -1;
-        if (key[n] > -INFINITY)
+        if (winning > -INFINITY)
             column[n] = group * r->size + within(r, n, group, share_of(a, (uint32_t)tag, position, row));
     }
 }

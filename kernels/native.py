@@ -17,7 +17,7 @@ from discdiff.kernels import compiled
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
 from discdiff.kernels.rows import Rows, Step
 
-__all__ = ["available", "contests", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
+__all__ = ["available", "contests", "draw", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -106,17 +106,39 @@ def race(
     """``reference.race`` of rows in 32 or 16 bits, read here if they were not; None for others."""
     if not _can(rows):
         return None
-    ids, positions = ids.contiguous(), positions.contiguous()
-    key, column = torch.empty(len(rows), dtype=torch.float64), torch.empty(len(rows), dtype=torch.int64)
+    key = torch.empty(len(rows), dtype=torch.float64)
+    column = _columns(rows, reading, seed, ids, positions, step, tag, first, key)
+    return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+
+
+def draw(
+    rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int
+) -> Tensor | None:
+    """The tokens of ``race`` among all columns, without its keys."""
+    return _columns(rows, reading, seed, ids, positions, step, tag, 0, None) if _can(rows) else None
+
+
+def _columns(
+    rows: Rows,
+    reading: Reading | None,
+    seed: int,
+    ids: Tensor,
+    positions: Tensor,
+    step: int,
+    tag: int,
+    first: int,
+    key: Tensor | None,
+) -> Tensor:
+    ids, positions, column = ids.contiguous(), positions.contiguous(), torch.empty(len(rows), dtype=torch.int64)
     peak = mass = None
     if reading is not None:
         peak, mass = reading.peak.float().contiguous(), reading.mass.float().contiguous()
     given, _kept = _rows(rows)
     _call("races")(
         given, ctypes.byref(_Address(seed, step)), tag, ids.data_ptr(), positions.data_ptr(), first,
-        _pointer(peak), _pointer(mass), key.data_ptr(), column.data_ptr(),
+        _pointer(peak), _pointer(mass), _pointer(key), column.data_ptr(),
     )  # fmt: skip
-    return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+    return column
 
 
 def contests(

@@ -230,21 +230,36 @@ void row_pass(const struct rows *r, float *peak, float *mass, float *tilt)
     }
 }
 
+/* The largest of some numbers, NaN left out. */
+static float most(const float *x, int64_t count)
+{
+    float lane[16], m = -INFINITY;
+    int64_t j = 0;
+    for (int i = 0; i < 16; i++)
+        lane[i] = m;
+    for (; j + 16 <= count; j += 16)
+        for (int i = 0; i < 16; i++)
+            lane[i] = x[j + i] > lane[i] ? x[j + i] : lane[i];
+    for (int i = 0; i < 16; i++)
+        m = lane[i] > m ? lane[i] : m;
+    for (; j < count; j++)
+        m = x[j] > m ? x[j] : m;
+    return m;
+}
+
 /* The lowest column of group[n] of each row with its largest logit, and the largest logit of the group's others. */
 void row_largest(const struct rows *r, const int64_t *group, int64_t *column, float *second)
 {
 #pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->size > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE], m = -INFINITY, other = -INFINITY;
+        float buffer[SIZE];
         int64_t first = group[n] * r->size, count = least(r->size, r->width - first), at = 0;
         const float *x = load(r, n, first, count, buffer);
-        for (int64_t j = 0; j < count; j++)
-            m = x[j] > m ? x[j] : m;
+        float m = most(x, count);
         while (at < count - 1 && x[at] != m)
             at++;
-        for (int64_t j = 0; j < count; j++)
-            other = j != at && x[j] > other ? x[j] : other;
+        float before = most(x, at), after = most(x + at + 1, count - at - 1);
         column[n] = at;
-        second[n] = other;
+        second[n] = before > after ? before : after;
     }
 }
