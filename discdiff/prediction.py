@@ -157,6 +157,8 @@ class Prediction:
         """
         if self._known is not None and not bool((where & ~self._known.where).any()):
             return self._known.narrow(where)
+        if self.predicts == "loo" and self._truncate is None:
+            return Sites(where, self._rows(where), watch=self.watch)
         x, alpha = self.x[where], self.alpha[where]
         if self.predicts == "denoiser":
             self._refuse(
@@ -168,9 +170,8 @@ class Prediction:
         elif self.predicts == "ratio" and not self.process.masks:
             self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
         elif self.predicts == "ratio" and self.output.width < self.process.columns:
-            self._refuse(
-                where, self.process.settled(x, alpha), "a ratio without the mask's column does not determine it"
-            )
+            why = "a ratio without the mask's column does not determine it"
+            self._refuse(where, self.process.settled(x, alpha), why)
         rows = self._loo(self._rows(where), x, alpha)
         return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha), watch=self.watch)
 
@@ -179,10 +180,8 @@ class Prediction:
 
         None where a kernel could not read it: behind a head, a conversion that takes the whole row, or a truncation.
         """
-        if self._truncate is not None:
-            return None
         rows = self._loo(self._rows(None), self.x.flatten(), self.alpha.flatten())
-        return rows if rows.convert is None else None
+        return rows if rows.convert is None and self._truncate is None else None
 
     def _loo(self, rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
         """The denoiser's own rows turned into those of O."""

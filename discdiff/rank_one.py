@@ -283,11 +283,11 @@ class RankOne(Process):
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
-        a = self.sitewise(alpha, x)
-        mass = self.anchored_inflow(a)
-        rate = (1 - mass) * self.noise(x.device).pi[self.column(x)]
-        anchor = self.anchor(x)
-        return (rate if anchor is None else rate + torch.where(x == anchor, mass, 0.0))[..., None]
+        rate, anchor = self.noise(x.device).pi[self.column(x)][..., None], self.anchor(x)
+        if anchor is None:
+            return rate
+        mass = self.anchored_inflow(self.sitewise(alpha, x))[..., None]
+        return (1 - mass) * rate + torch.where((x == anchor)[..., None], mass, 0.0)
 
     # --- dense, where asked for ---------------------------------------------------------------------------------------
 

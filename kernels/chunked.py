@@ -117,7 +117,7 @@ def log_prob(rows: Source, columns: Tensor) -> Tensor:
 
 def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive rows in memory, in a buffer that the next chunk overwrites unless they are to be kept."""
-    held = 4 if isinstance(rows, Computed) else 1  # a function's own temporaries count too
+    held = 8 if isinstance(rows, Computed) else 1  # a function's own temporaries count too
     count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // (rows.width * held))
     buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
     for start in range(0, len(rows), count):
