@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.checks import array, real, whole
+from discdiff.checks import array, check_law, real, whole
 from discdiff.denoiser import Denoiser
 from discdiff.operator import Operator
 from discdiff.process import Process
-from discdiff.rank_one import Marginal, Masked, Uniform, check_law
+from discdiff.rank_one import Marginal, Masked, Uniform
 from discdiff.sampler import Sampler
 from discdiff.schedule import Schedule
 

@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
-    "LAST_SEED", "affordable", "array", "check_ids", "check_tokens", "decided", "extent", "listing", "number", "placed",
-    "real", "seeded", "several", "shown", "token_ids", "whole", "wholes",
+    "LAST_SEED", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided", "extent", "listing",
+    "number", "placed", "real", "seeded", "several", "shown", "token_ids", "whole", "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1
@@ -225,3 +226,16 @@ def _float(value: object) -> float | None:
         return math.inf
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def check_law(law: object, name: str) -> Float[Tensor, " N"]:
+    """A law as float64 with sum 1, up to rounding.
+
+    Raises:
+        ValueError: if it is not a vector of probabilities.
+    """
+    tensor = array(law, name, torch.float64)
+    if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):
+        raise ValueError(f"{name} must hold probabilities that sum to 1, got {shown(law)}")
+    scaled = abs(float(tensor.sum()) - 1) <= len(tensor) * torch.finfo(torch.float64).eps  # once, and not again
+    return tensor.clone() if scaled else tensor / tensor.sum()

@@ -160,7 +160,9 @@ class Denoiser:
     def called(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Tensor:
         """The function itself at times t, given copies: one that edits its input in place changes nothing here."""
         time = self.time_argument(t.expand(len(x), -1))
-        return self.fn(x.clone(), None if time is None else time.clone())
+        if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
+            time = time.clone()
+        return self.fn(x.clone(), time)
 
     def given(self, context: Context) -> "Denoiser":
         """The same model of a block that follows clean tokens."""
@@ -232,10 +234,11 @@ class Denoiser:
         """The function's time argument at times t: (B,), or (B, L) where sites differ."""
         if self.time is None:
             return None
-        batch, alpha = len(t), self.process.schedule.survival(t)
+        batch, schedule = len(t), self.process.schedule
         if self.time == "t":
-            argument = t if self.own_schedule == self.process.schedule else self.own_schedule.time(alpha)
+            argument = t if self.own_schedule == schedule else self.own_schedule.time(schedule.survival(t))
         else:
+            alpha = schedule.survival(t)
             argument = alpha if self.time == "alpha" else -alpha.log()
         argument = argument.to(self.time_dtype or torch.get_default_dtype())
         if argument.shape[1] == 1:

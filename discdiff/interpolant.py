@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.checks import affordable, extent
+from discdiff.checks import affordable, check_law, extent
 from discdiff.distributions import Choice, Key, SiteWise
 from discdiff.hybrid import Blend
 from discdiff.process import Process, Survival, survival
-from discdiff.rank_one import RankOne, check_law
+from discdiff.rank_one import RankOne
 from discdiff.schedule import Schedule, site_time
 
 __all__ = ["AbsorbingUniform", "Interpolant"]

@@ -157,6 +157,8 @@ class Prediction:
         """
         if self._known is not None and not bool((where & ~self._known.where).any()):
             return self._known.narrow(where)
+        if self.predicts == "loo" and self._truncate is None:
+            return Sites(where, self._rows(where), watch=self.watch)
         x, alpha = self.x[where], self.alpha[where]
         if self.predicts == "denoiser":
             self._refuse(
@@ -168,9 +170,8 @@ class Prediction:
         elif self.predicts == "ratio" and not self.process.masks:
             self._refuse(where, alpha == 0, "a ratio carries no information at alpha = 0; start the grid below t = 1")
         elif self.predicts == "ratio" and self.output.width < self.process.columns:
-            self._refuse(
-                where, self.process.settled(x, alpha), "a ratio without the mask's column does not determine it"
-            )
+            why = "a ratio without the mask's column does not determine it"
+            self._refuse(where, self.process.settled(x, alpha), why)
         rows = self._loo(self._rows(where), x, alpha)
         return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha), watch=self.watch)
 
@@ -179,10 +180,8 @@ class Prediction:
 
         None where a kernel could not read it: behind a head, a conversion that takes the whole row, or a truncation.
         """
-        if self._truncate is not None:
-            return None
         rows = self._loo(self._rows(None), self.x.flatten(), self.alpha.flatten())
-        return rows if rows.convert is None else None
+        return rows if rows.convert is None and self._truncate is None else None
 
     def _loo(self, rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
         """The denoiser's own rows turned into those of O."""
@@ -211,10 +210,12 @@ class Prediction:
             return Sites(where, self._rows(where), watch=self.watch)
         # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
         revealed, column = process.revealed(x, alpha), process.column(x)
-        # where nothing is read
         unknown = torch.zeros_like(revealed) if said or self.predicts == "loo" else revealed
         source = self._rows(where) if said else self.loo_at(where.masked_scatter(where, ~unknown)).rows
-        place = (~unknown).cumsum(0) - 1
+        weight = None if said else process.own_weight(x, alpha)
+        if weight is not None and isinstance(source, kernels.Rows) and source.raw and not bool(revealed.any()):
+            return Sites(where, replace(source, own=column, shift=weight), watch=self.watch)
+        place = (~unknown).cumsum(0) - 1  # rows that are unknown are not read
 
         def denoiser(n: Tensor) -> Tensor:
             read, own = ~unknown[n], column[n]
@@ -287,13 +288,13 @@ class Prediction:
         def rates(n: Tensor) -> Tensor:
             n, known = n[moving[n]], moving[n]
             own = process.column(x[n])[:, None]
-            log_c = process.conditional(loo.dense(place[n]).double().log_softmax(-1), x[n], alpha[n])
+            log_c = process.conditional(kernels.log_softmax(loo.dense(place[n]).double()), x[n], alpha[n])
             inflow = kernels.log(process.inflow(x[n][None], alpha[n][None])[0])
-            log_own = log_c.gather(-1, own)
-            log_own = torch.where(log_own > -torch.inf, log_own, 0.0)  # no data agrees: any move is right
-            rows = log_c - log_own + inflow - alpha[n][:, None].log()
+            log_own = log_c.gather(-1, own)  # where it is -inf no data agrees, and any move is right
+            log_own = torch.where(log_own > -torch.inf, log_own, 0.0)
+            rows = (log_c + (inflow - log_own - alpha[n][:, None].log())).scatter(-1, own, -torch.inf)
             still = rows.new_full((len(known), process.columns), -torch.inf)
-            return still.index_put((known,), rows.scatter(-1, own, -torch.inf))
+            return rows if len(rows) == len(known) else still.index_put((known,), rows)
 
         return Sites.computed(where, rates, process.columns, watch=self.watch, empty=True)
 
@@ -323,7 +324,7 @@ class Prediction:
         x, a_t, a_s = self.x[where], start[where], Process.sitewise(alpha_s, self.x)[where]
 
         def rows(n: Tensor) -> Tensor:
-            return self.process.plug_in(loo.dense(n).double().log_softmax(-1), x[n], a_t[n], a_s[n])
+            return self.process.plug_in(kernels.log_softmax(loo.dense(n).double()), x[n], a_t[n], a_s[n])
 
         return Sites.computed(where, rows, self.process.columns, watch=self.watch)
 

@@ -16,7 +16,6 @@ References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff 
 2025).
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -26,13 +25,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import array, extent, shown, whole
+from discdiff.checks import check_law, extent, whole
 from discdiff.distributions import Noise, Other, PointMixture
 from discdiff.kernels import dispatch as kernels
 from discdiff.process import Process, Survival, refuse_impossible, survival
 from discdiff.schedule import Schedule
 
-__all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform", "check_law"]
+__all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform"]
 
 
 class Exit(NamedTuple):
@@ -85,12 +84,12 @@ class RankOne(Process):
 
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
         """h(x) = b(x) / alpha, the noise odds of each site's own state; infinite at alpha = 0, 0 where noise is not."""
-        a = torch.as_tensor(alpha, dtype=torch.float64)
-        mass, share = self.anchored(a), self.noise(x.device).pi[self.column(x)]
-        own = torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)
-        anchor = self.anchor(x)
+        share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
-            return own
+            return _odds(share, alpha)
+        a = torch.as_tensor(alpha, dtype=torch.float64)
+        mass = self.anchored(a)
+        own = torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)
         # at alpha = 0 the anchor holds all the mass and the rest is 0/0: its limit is infinite wherever pi is not 0
         own = own.where(own == own, torch.inf)
         return own + torch.where(x == anchor, mass / a, 0.0)
@@ -175,9 +174,12 @@ class RankOne(Process):
         and never where noise is not. So the candidates are drawn before a logit is read, and ``acceptance`` gives the
         rest.
         """
-        h_t, h_s = self.odds(x_t, alpha_t), self.odds(x_t, alpha_s)
+        pi, one_time = self.noise(x_t.device).pi, isinstance(alpha_t, float) and isinstance(alpha_s, float)
+        few = one_time and len(pi) < x_t.numel() and self.anchor(x_t) is None  # bounds, by state
+        h_t, h_s = (_odds(pi, alpha) if few else self.odds(x_t, alpha) for alpha in (alpha_t, alpha_s))
         still = (h_t == 0) | (h_s == torch.inf)
-        return torch.where(still, 0.0, (1 - h_s / h_t.where(~still, 1.0)).clamp(0.0, 1.0))
+        bound = torch.where(still, 0.0, (1 - h_s / h_t.where(~still, 1.0)).clamp(0.0, 1.0))
+        return bound[self.column(x_t)] if few else bound
 
     def acceptance(
         self, log_own: Float[Tensor, "B L"], x_t: Int[Tensor, "B L"], alpha_t: Survival
@@ -255,8 +257,10 @@ class RankOne(Process):
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         """log c = log(alpha O + b), the conditional p_t(z_i | rest) over the columns, from a normalised LOO."""
-        log_o = torch.nn.functional.pad(log_o, (0, self.columns - self.vocab_size), value=-torch.inf)
-        return kernels.log_add_exp(kernels.log(alpha[:, None]) + log_o, kernels.log(self._noise_rows(x, alpha)))
+        data = kernels.log(alpha[:, None]) + log_o
+        if self.columns > self.vocab_size:
+            data = torch.nn.functional.pad(data, (0, self.columns - self.vocab_size), value=-torch.inf)
+        return kernels.log_add(data, self._noise_rows(x, alpha))
 
     def plug_in(
         self,
@@ -273,17 +277,17 @@ class RankOne(Process):
         own = torch.nn.functional.one_hot(self.column(x), self.columns).to(gain)
         still = (h_s == torch.inf)[:, None]
         weight = torch.where(still, own, earlier.clamp(min=0))
-        return (self.conditional(log_o, x, alpha_s) + kernels.log(weight)).log_softmax(-1)
+        return kernels.log_softmax(self.conditional(log_o, x, alpha_s) + kernels.log(weight))
 
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
-        a = self.sitewise(alpha, x)
-        mass = self.anchored_inflow(a)
-        rate = (1 - mass) * self.noise(x.device).pi[self.column(x)]
-        anchor = self.anchor(x)
-        return (rate if anchor is None else rate + torch.where(x == anchor, mass, 0.0))[..., None]
+        rate, anchor = self.noise(x.device).pi[self.column(x)][..., None], self.anchor(x)
+        if anchor is None:
+            return rate
+        mass = self.anchored_inflow(self.sitewise(alpha, x))[..., None]
+        return (1 - mass) * rate + torch.where((x == anchor)[..., None], mass, 0.0)
 
     # --- dense, where asked for ---------------------------------------------------------------------------------------
 
@@ -387,14 +391,9 @@ class Masked(RankOne):
         return f"Masked({self.vocab_size}, {self.schedule}{mask})"
 
 
-def check_law(law: object, name: str) -> Float[Tensor, " N"]:
-    """A law as float64 with sum 1, up to rounding.
-
-    Raises:
-        ValueError: if it is not a vector of probabilities.
-    """
-    tensor = array(law, name, torch.float64)
-    if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):
-        raise ValueError(f"{name} must hold probabilities that sum to 1, got {shown(law)}")
-    scaled = abs(float(tensor.sum()) - 1) <= len(tensor) * torch.finfo(torch.float64).eps  # once, and not again
-    return tensor.clone() if scaled else tensor / tensor.sum()
+def _odds(share: Float[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
+    """h of states with these shares of pi, without an anchor."""
+    if isinstance(alpha, Tensor):
+        a = alpha.double()
+        return torch.where(share > 0, share * ((1 - a).clamp(min=0) / a), 0.0)
+    return share * (max(1 - alpha, 0.0) / alpha) if alpha > 0 else torch.where(share > 0, torch.inf, share)

@@ -53,13 +53,13 @@ class Sites:
         rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype)
         return cls(where, rows, None, watch, empty)
 
-    def known(self, top: bool = False) -> kernels.Reading:
-        """What one reading of the rows tells: log-sum-exp, entropy; with ``top`` the margin too."""
-        return self._checked(kernels.read(self.rows, top=top))
+    def known(self, top: bool = False, entropy: bool = False) -> kernels.Reading:
+        """What one reading of the rows tells: log-sum-exp; if asked, entropy, most probable column and margin."""
+        return self._checked(kernels.read(self.rows, top=top, entropy=entropy))
 
     def read(self, at: Int[Tensor, " N"]) -> "Sites":
         """The same sites after one reading, which also finds the log-probability of a column of each."""
-        return replace(self, reading=self._checked(kernels.read(self.rows, at=at)))
+        return replace(self, reading=self._checked(kernels.read(self.rows, at=at, entropy=False)))
 
     def dense(self) -> Float[Tensor, "N C"]:
         """The rows as they are, differentiable; in a run a row that is no law is refused."""
@@ -76,7 +76,7 @@ class Sites:
 
     def log_probs(self, start: int, count: int) -> Float[Tensor, "n C"]:
         """The whole rows from number ``start`` on, at most ``count`` of them, normalised; float64."""
-        log_p = self.rows.dense(slice(start, start + count)).double().log_softmax(-1)
+        log_p = kernels.log_softmax(self.rows.dense(slice(start, start + count)).double())
         self._refuse(log_p.isnan().any(-1), start)
         return log_p
 

@@ -21,7 +21,7 @@ __all__ = ["Pass", "log_prob", "race", "read", "threshold"]
 class Pass(Protocol):
     """What a backend brings: ``reference`` on rows where they lie, or None for rows that it cannot read."""
 
-    def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None: ...
+    def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None: ...
 
     def largest(self, rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None: ...
 
@@ -37,13 +37,17 @@ class Pass(Protocol):
         first_group: int,
     ) -> Race | None: ...
 
+    def contests(
+        self, lse: Tensor, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
 
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in a core's cache
 _WINDOWS = 256  # winning groups looked at together
 
 
 def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool = True) -> Reading:
-    """``reference.read`` of rows that are not in memory; a pass may leave out the tilt where it is not asked for."""
+    """``reference.read`` of rows that are not in memory."""
     groups = by.statistics(rows, tilt) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
     if groups is not None and isinstance(rows, Rows):
         return _finish(rows, groups, at, top, by)
@@ -51,9 +55,12 @@ def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool
     for part, x in _chunks(rows):
         columns, chunk = None if at is None else at[part], Rows.of(x)
         groups = None if by is None else by.statistics(chunk, tilt)
-        readings.append(reference.read(x, columns, top) if groups is None else _finish(chunk, groups, columns, top, by))
+        if groups is None:
+            readings.append(reference.read(x, columns, top, tilt))
+        else:
+            readings.append(_finish(chunk, groups, columns, top, by))
     if not readings:
-        return reference.read(torch.zeros(0, rows.width, dtype=rows.dtype, device=rows.device), at, top)
+        return reference.read(torch.zeros(0, rows.width, dtype=rows.dtype, device=rows.device), at, top, tilt)
     return Reading.join(readings)
 
 
@@ -82,7 +89,8 @@ def race(
         return done
     reading = read(rows, None, False, by, tilt=False) if reading is None else reading
     size = reference.group_size(rows.width)
-    key, group, share = reference.contest(reading.group_lse, seed, ids, positions, step, tag, first_group)
+    contests = reference.contest if by is None else by.contests
+    key, group, share = contests(reading.group_lse, seed, ids, positions, step, tag, first_group)
     column = torch.empty_like(group)
     for part in _parts(len(rows)):
         column[part] = reference.within(rows.window(part, group[part] * size, size), share[part])
@@ -109,7 +117,7 @@ def log_prob(rows: Source, columns: Tensor) -> Tensor:
 
 def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive rows in memory, in a buffer that the next chunk overwrites unless they are to be kept."""
-    held = 4 if isinstance(rows, Computed) else 1  # a function's own temporaries count too
+    held = 8 if isinstance(rows, Computed) else 1  # a function's own temporaries count too
     count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // (rows.width * held))
     buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
     for start in range(0, len(rows), count):
@@ -118,7 +126,7 @@ def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _finish(
-    rows: Rows, groups: tuple[Tensor, Tensor, Tensor], at: Tensor | None, top: bool, by: Pass | None
+    rows: Rows, groups: tuple[Tensor, Tensor, Tensor | None], at: Tensor | None, top: bool, by: Pass | None
 ) -> Reading:
     """A reading from the statistics of the groups and a second look at single columns, or at one group a row."""
     value = argmax = runner_up = None
@@ -129,9 +137,10 @@ def _finish(
     if top:  # the two largest lie in the group with the largest, but for the other groups' largest
         size = reference.group_size(rows.width)
         best = peak.argmax(-1)
-        column, second = (None if by is None else by.largest(rows, best)) or _largest(rows, best, size)
+        column, runner_up = (None if by is None else by.largest(rows, best)) or _largest(rows, best, size)
         argmax = best * size + column
-        runner_up = torch.maximum(peak.scatter(-1, best[:, None], -torch.inf).amax(-1), second)
+        if peak.shape[1] > 1:
+            runner_up = torch.maximum(peak.scatter(-1, best[:, None], -torch.inf).amax(-1), runner_up)
     return Reading(*groups, value, argmax, runner_up)
 
 

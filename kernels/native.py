@@ -17,7 +17,7 @@ from discdiff.kernels import compiled
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
 from discdiff.kernels.rows import Rows, Step
 
-__all__ = ["available", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
+__all__ = ["available", "contests", "draw", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -60,6 +60,7 @@ class _Step(ctypes.Structure):
 _ARGUMENTS = {
     "row_pass": [_P, _P, _P, _P],
     "row_largest": [_P, _P, _P, _P],
+    "contests": [_P, _P, _I, _I, _I, _P, _P, _I, _P, _P, _P],
     "uniforms": [_P, _I, _I, _I, _P, _P, _P, _P, _I],
     "flips": [_P, _I, _I, _I, _P, _P, _P, _I],
     "races": [_P, _P, _I, _P, _P, _I, _P, _P, _P, _P],
@@ -77,15 +78,15 @@ def readable(rows: Rows) -> bool:
     return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
 
 
-def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
+def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
     if not _can(rows):
         return None
     shape = (len(rows), -(-rows.width // group_size(rows.width)))
     peak, mass = torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.float32)
-    third = torch.empty(shape, dtype=torch.float32) if tilt else mass.new_zeros(1).expand(shape)
+    third = torch.empty(shape, dtype=torch.float32) if tilt else None
     given, _kept = _rows(rows)
-    _call("row_pass")(given, peak.data_ptr(), mass.data_ptr(), third.data_ptr() if tilt else None)
+    _call("row_pass")(given, peak.data_ptr(), mass.data_ptr(), _pointer(third))
     return peak, mass, third
 
 
@@ -105,17 +106,52 @@ def race(
     """``reference.race`` of rows in 32 or 16 bits, read here if they were not; None for others."""
     if not _can(rows):
         return None
-    ids, positions = ids.contiguous(), positions.contiguous()
-    key, column = torch.empty(len(rows), dtype=torch.float64), torch.empty(len(rows), dtype=torch.int64)
+    key = torch.empty(len(rows), dtype=torch.float64)
+    column = _columns(rows, reading, seed, ids, positions, step, tag, first, key)
+    return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+
+
+def draw(
+    rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int
+) -> Tensor | None:
+    """The tokens of ``race`` among all columns, without its keys."""
+    return _columns(rows, reading, seed, ids, positions, step, tag, 0, None) if _can(rows) else None
+
+
+def _columns(
+    rows: Rows,
+    reading: Reading | None,
+    seed: int,
+    ids: Tensor,
+    positions: Tensor,
+    step: int,
+    tag: int,
+    first: int,
+    key: Tensor | None,
+) -> Tensor:
+    ids, positions, column = ids.contiguous(), positions.contiguous(), torch.empty(len(rows), dtype=torch.int64)
     peak = mass = None
     if reading is not None:
         peak, mass = reading.peak.float().contiguous(), reading.mass.float().contiguous()
     given, _kept = _rows(rows)
     _call("races")(
         given, ctypes.byref(_Address(seed, step)), tag, ids.data_ptr(), positions.data_ptr(), first,
-        _pointer(peak), _pointer(mass), key.data_ptr(), column.data_ptr(),
+        _pointer(peak), _pointer(mass), _pointer(key), column.data_ptr(),
     )  # fmt: skip
-    return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+    return column
+
+
+def contests(
+    lse: Tensor, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.contest``."""
+    lse, ids, positions = lse.double().contiguous(), ids.contiguous(), positions.contiguous()
+    key, group, share = torch.empty(len(ids), dtype=torch.float64), torch.empty_like(ids), torch.empty_like(lse[:, 0])
+    _call("contests")(
+        lse.data_ptr(), ctypes.byref(_Address(seed, step)), tag, *lse.shape, ids.data_ptr(), positions.data_ptr(),
+        first, key.data_ptr(), group.data_ptr(), share.data_ptr(),
+    )  # fmt: skip
+    return key, group, share
 
 
 def uniforms(seed: int, ids: Tensor, positions: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ lowest column.
 Groups do not know of each other, so shards of the vocabulary race by themselves and the largest key wins.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class Reading:
     """What one pass over N rows tells.
 
     Attributes:
-        peak, mass, tilt: (N, G) of each group m_g, s_g and a_g; mass is NaN where the group holds a NaN or +inf.
+        peak, mass, tilt: (N, G) of each group m_g, s_g and a_g (None if no entropy is asked for); mass is NaN where
+            the group holds a NaN or +inf.
         value: (N,) the logit of the column that was asked for, -inf where there is none; None if not asked.
         argmax: (N,) the lowest column with the largest logit; None if not asked.
         runner_up: (N,) the largest logit but that one; None if not asked.
@@ -51,7 +53,7 @@ class Reading:
 
     peak: Tensor
     mass: Tensor
-    tilt: Tensor
+    tilt: Tensor | None
     value: Tensor | None = None
     argmax: Tensor | None = None
     runner_up: Tensor | None = None
@@ -61,10 +63,10 @@ class Reading:
         """(N, G) log-sum-exp of each group, float64."""
         return self.peak.double() + log(self.mass.double())
 
-    @property
+    @functools.cached_property
     def log_sum_exp(self) -> Tensor:
         """(N,) float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
-        return log_sum_exp(self.group_lse)
+        return self.group_lse[:, 0] if self.peak.shape[1] == 1 else log_sum_exp(self.group_lse)
 
     @property
     def log_prob(self) -> Tensor:
@@ -76,6 +78,8 @@ class Reading:
     @property
     def entropy(self) -> Tensor:
         """(N,) in nats, float64."""
+        if self.tilt is None:
+            raise ValueError("entropy: read(..., entropy=False) did not ask for it")
         share = (self.group_lse - self.log_sum_exp[:, None]).exp()
         empty = self.mass == 0
         mean = self.peak.double() + self.tilt.double() / self.mass.masked_fill(empty, 1.0).double()  # of the logits
@@ -111,8 +115,8 @@ class Reading:
         def optional(name: str) -> Tensor | None:
             return None if getattr(readings[0], name) is None else make([getattr(r, name) for r in readings])
 
-        peak, mass, tilt = (make([getattr(r, name) for r in readings]) for name in ("peak", "mass", "tilt"))
-        return cls(peak, mass, tilt, optional("value"), optional("argmax"), optional("runner_up"))
+        peak, mass = (make([getattr(r, name) for r in readings]) for name in ("peak", "mass"))
+        return cls(peak, mass, *map(optional, ("tilt", "value", "argmax", "runner_up")))
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def group_size(width: int) -> int:
     return min(width, GROUP_SIZE)
 
 
-def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(x: Tensor, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
     """(peak, mass, tilt) of the groups of rows (N, V), each (N, G); an empty group has -inf, 0 and 0."""
     n, width = x.shape
     size = group_size(width)
@@ -162,11 +166,11 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     peak = x.amax(-1)
     offset = x - peak.masked_fill(peak == -torch.inf, 0)[..., None]
     weight = offset.exp()
-    tilt = (weight * offset.clamp_(min=-87)).sum(-1)  # less adds nothing, and 0 * -inf would be a NaN
-    return peak, weight.sum(-1), tilt
+    # less than -87 adds nothing, and 0 * -inf would be a NaN
+    return peak, weight.sum(-1), (weight * offset.clamp_(min=-87)).sum(-1) if tilt else None
 
 
-def read(x: Tensor, at: Tensor | None = None, top: bool = False) -> Reading:
+def read(x: Tensor, at: Tensor | None = None, top: bool = False, tilt: bool = True) -> Reading:
     """What one pass over rows (N, V) in float32 or float64 tells."""
     value = argmax = runner_up = None
     if at is not None:
@@ -174,7 +178,7 @@ def read(x: Tensor, at: Tensor | None = None, top: bool = False) -> Reading:
         value = x.gather(-1, at.where(known, 0)[:, None])[:, 0].masked_fill(~known, -torch.inf)
     if top:
         argmax, runner_up = two_largest(x)
-    return Reading(*statistics(x), value, argmax, runner_up)
+    return Reading(*statistics(x, tilt), value, argmax, runner_up)
 
 
 def two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +226,7 @@ def race(
     """The race among the groups of these columns, the first of which is group ``first_group`` of the vocabulary."""
     width = x.shape[1]
     size = group_size(width)
-    key, group, share = contest(read(x).group_lse, seed, rows, positions, step, tag, first_group)
+    key, group, share = contest(read(x, tilt=False).group_lse, seed, rows, positions, step, tag, first_group)
     column = group[:, None] * size + torch.arange(size, device=x.device)
     chosen = x.gather(-1, column.clamp(max=width - 1)).masked_fill(column >= width, -torch.inf)
     token = first_group * GROUP_SIZE + group * size + within(chosen, share)

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define LANES 64
+#define WAYS 16 /* of a search */
 #define FEW 32 /* columns that are summed one after another */
 #define SIZE 1024 /* of the widest group */
 
@@ -230,21 +231,64 @@ void row_pass(const struct rows *r, float *peak, float *mass, float *tilt)
     }
 }
 
+typedef float ways __attribute__((vector_size(4 * WAYS)));
+typedef int32_t marks __attribute__((vector_size(4 * WAYS)));
+
+/* WAYS columns of which ``left`` are there, -inf for the others. */
+static inline ways search(const float *x, int64_t left)
+{
+    ways found;
+    if (left < WAYS) {
+        for (int i = 0; i < WAYS; i++)
+            found[i] = i < left ? x[i] : -INFINITY;
+        return found;
+    }
+    memcpy(&found, x, sizeof(found));
+    return found;
+}
+
+static inline int any(marks found)
+{
+    uint64_t word[WAYS / 2], some = 0;
+    memcpy(word, &found, sizeof(found));
+    for (int i = 0; i < WAYS / 2; i++)
+        some |= word[i];
+    return some != 0;
+}
+
 /* The lowest column of group[n] of each row with its largest logit, and the largest logit of the group's others. */
 void row_largest(const struct rows *r, const int64_t *group, int64_t *column, float *second)
 {
 #pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->size > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE], m = -INFINITY, other = -INFINITY;
+        float buffer[SIZE], most = -INFINITY, next = -INFINITY;
         int64_t first = group[n] * r->size, count = least(r->size, r->width - first), at = 0;
         const float *x = load(r, n, first, count, buffer);
-        for (int64_t j = 0; j < count; j++)
-            m = x[j] > m ? x[j] : m;
-        while (at < count - 1 && x[at] != m)
+        ways top = search(x, 0), other = top;
+        for (int64_t j = 0; j < count; j += WAYS) {
+            ways part = search(x + j, count - j);
+            marks more = part > top; /* a NaN is not */
+            top = (ways)(((marks)part & more) | ((marks)top & ~more));
+        }
+        for (int i = 0; i < WAYS; i++)
+            most = top[i] > most ? top[i] : most;
+        while (at < count - WAYS && !any(search(x + at, WAYS) == most))
+            at += WAYS;
+        while (at < count - 1 && x[at] != most)
             at++;
-        for (int64_t j = 0; j < count; j++)
-            other = j != at && x[j] > other ? x[j] : other;
+        marks equal = top != top; /* how often it is there, negative */
+        for (int64_t j = 0; j < count; j += WAYS) {
+            ways part = search(x + j, count - j);
+            marks more = (part < most) & (part > other);
+            other = (ways)(((marks)part & more) | ((marks)other & ~more));
+            equal += part == most;
+        }
+        int32_t times = 0;
+        for (int i = 0; i < WAYS; i++) {
+            next = other[i] > next ? other[i] : next;
+            times -= equal[i];
+        }
         column[n] = at;
-        second[n] = other;
+        second[n] = times > 1 ? most : next;
     }
 }

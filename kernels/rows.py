@@ -10,6 +10,7 @@ this recipe. A kernel carries it out in registers, or in chunks that fit a cache
     x     = x / temperature,  -inf where below floor   tempering and truncation
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -72,14 +73,11 @@ class Rows:
         ``batch_rows`` says which row of the source each of the B is; by default they are in order.
         """
         batch, length = len(source) if batch_rows is None else len(batch_rows), source.shape[1]
-        if where is None:  # nothing waits for a count
-            row = torch.arange(batch, device=source.device).repeat_interleave(length, output_size=batch * length)
-            position = torch.arange(length, device=source.device).repeat(batch)
-        else:
-            row, position = where.nonzero(as_tuple=True)
+        row, position = _sites(batch, length, source.device) if where is None else where.nonzero(as_tuple=True)
         whole = back == 0 and batch_rows is None and len(row) == batch * length
         row = row if batch_rows is None else batch_rows[row]
-        return cls(source, row, (position - back).clamp(min=0), width, convert, whole=whole)
+        position = position if back == 0 else (position - back).clamp(min=0)
+        return cls(source, row, position, width, convert, whole=whole)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -91,6 +89,11 @@ class Rows:
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.source.dtype == torch.float64 else torch.float32
+
+    @property
+    def raw(self) -> bool:
+        """Whether nothing is added to a column, divided or cut off, so that ``own`` and ``shift`` are free."""
+        return self.own is None and self.temperature == 1 and self.floor is None
 
     def subset(self, keep: Tensor) -> "Rows":
         pick = _pick(keep)
@@ -242,6 +245,14 @@ class Step:
     seed: int
     step: int
     tags: dict[str, int]
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # else later runs could not keep gradients
+def _sites(batch: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and position of all sites in order; made without waiting for a count."""
+    row = torch.arange(batch, device=device).repeat_interleave(length, output_size=batch * length)
+    return row, torch.arange(length, device=device).repeat(batch)
 
 
 def _column(column: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

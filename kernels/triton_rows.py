@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from discdiff.kernels.reference import Race, Reading, group_size
+from discdiff.kernels.reference import contest as contests
 from discdiff.kernels.rows import Rows
 from discdiff.kernels.triton_language import columns, contest, group_lse, sums, within
 
-__all__ = ["arguments", "largest", "race", "signed", "statistics"]
+__all__ = ["arguments", "contests", "largest", "race", "signed", "statistics"]
 
 _TILE = 2048  # columns a program reads together: two groups in two warps were fastest on an H200 (docs/bench.md)
 
@@ -134,8 +135,8 @@ def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
     return column, second
 
 
-def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.statistics`` of rows where they lie; without the tilt, which entropies need, mass comes twice."""
+def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``reference.statistics`` of rows where they lie."""
     size = group_size(rows.width)
     groups = -(-rows.width // size)
     lanes = triton.next_power_of_2(size)
@@ -149,7 +150,7 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor]:
                 *pointers, peak, mass, third, *strides, rows.width, groups, rows.temperature,
                 SIZE=size, LANES=lanes, TILE=tile, TILT=tilt, num_warps=2, **flags,
             )  # fmt: skip
-    return peak, mass, third
+    return peak, mass, third if tilt else None
 
 
 def race(

@@ -115,7 +115,7 @@ class ARPC(Predictor):
         if self.score in ("kl", "reverse_kl", "tv"):
             rows = compare(law.loo_at(free), said.denoiser_at(free), _DIVERGENCES[self.score])
         elif self.score == "entropy":
-            rows = law.loo_at(free).known().entropy
+            rows = law.loo_at(free).known(entropy=True).entropy
         else:
             reading = law.loo_at(free).read(own).reading
             assert reading is not None

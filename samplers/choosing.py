@@ -100,7 +100,7 @@ def confidence(select: Select, where: Bool[Tensor, "B L"], predict: Callable[[],
         bits = torch.stack([((position >> k) & 1) << (digits - 1 - k) for k in range(digits)])
         score = -bits.sum(0).double()
     else:
-        reading = believed_at(predict().untruncated, where).known(top=select == "margin")
+        reading = believed_at(predict().untruncated, where).known(top=select == "margin", entropy=select == "entropy")
         known = {
             "max_prob": lambda: reading.max_prob.log(),
             "entropy": lambda: -reading.entropy,

@@ -63,6 +63,6 @@ class Coloured(Corrector):
         if self.sites is not None and at.process.absorbing:  # a revealed site's LOO needs it hidden, as in Gibbs
             asked = state.at(torch.where(some, at.process.hide(state.tokens), state.tokens))
         said = at.predict(asked)
-        doubt = said.loo_at(some).known().entropy / math.log(max(at.process.vocab_size, 2))
+        doubt = said.loo_at(some).known(entropy=True).entropy / math.log(max(at.process.vocab_size, 2))
         redo = spread((self.budget * doubt).clamp(0.0, 1.0), some, 0.0)
         return redraw(state, choose("where", Coins(redo), state, at), said, at.alpha(state.t), at)

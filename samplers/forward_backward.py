@@ -12,6 +12,7 @@ References: Campbell et al. (2022); Lugmayr et al. (2022) for resampling.
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real, whole
@@ -95,6 +96,7 @@ class TauForwardBackward(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         process, z = at.process, state.tokens
+        assert isinstance(process, RankOne)  # ``check`` has seen to it
         free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
         if not bool(free.any()):
             return state
@@ -102,17 +104,22 @@ class TauForwardBackward(Corrector):
         backward, x, alpha = prediction.rates_at(free).rows, z[free], prediction.alpha[free].clamp(min=1e-290)
 
         def rows(n: Tensor) -> Tensor:
-            columns = torch.arange(process.columns, device=z.device).expand(len(n), -1)
-            targets = process.place(columns, x[n][:, None].expand_as(columns))
-            forward = kernels.log(process.inflow(targets, alpha[n][:, None])[..., 0])
-            back = backward.dense(n) + alpha[n][:, None].log()
-            return kernels.log_add_exp(forward, back).scatter(-1, process.column(x[n])[:, None], -torch.inf)
+            back, own = backward.dense(n) + alpha[n][:, None].log(), process.column(x[n])[:, None]
+            return kernels.log_add(back, _forward(process, x[n], alpha[n])).scatter(-1, own, -torch.inf)
 
         rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)
         return state.at(torch.where(where, process.place(column, z), z))
+
+
+def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"]) -> Float[Tensor, "#n C"]:
+    """The rates of the noise process from states to every column."""
+    if process.anchor(x) is None:
+        return process.noise(x.device).pi[None]
+    columns = torch.arange(process.columns, device=x.device).expand(len(x), -1)
+    return process.inflow(process.place(columns, x[:, None].expand_as(columns)), alpha[:, None])[..., 0]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,38 @@ def test_tokens_and_calls_are_those_of_torch(process: str, monkeypatch: pytest.M
     assert count > 15
 
 
+@pytest.mark.parametrize("process", ["Masked", "Uniform"])
+def test_tokens_do_not_depend_on_the_number_of_threads(process: str) -> None:
+    threads, count = torch.get_num_threads(), 0
+    try:
+        for sampler in samplers(PROCESSES[process], 0):
+            made = []
+            for used in (1, 2):
+                torch.set_num_threads(used)
+                made.append(sampler.sample(60, L, seed=3).tokens)  # 540 sites: enough to be shared among threads
+            assert torch.equal(*made), sampler
+            count += 1
+    finally:
+        torch.set_num_threads(threads)
+    assert count > 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["Masked", "Masked inside", "Uniform"])
+def test_tokens_are_those_of_tritons_interpreter(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shipped operator with all that it reads, draws and steps made by the kernels of a GPU."""
+    pytest.importorskip("triton")
+    count = 0
+    for sampler in samplers(PROCESSES[process], 0):
+        expected = sampler.sample(2, 3, seed=3).tokens
+        with monkeypatch.context() as one:
+            one.setattr(dispatch, "_backend", lambda source, backend: "triton")
+            one.setattr(dispatch, "steps_whole", lambda device: True)
+            assert torch.equal(sampler.sample(2, 3, seed=3).tokens, expected), sampler
+        count += 1
+    assert count > 15
+
+
 def test_a_step_that_is_off_by_one_choice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     process = PROCESSES["Uniform"]
     sampler = dd.Sampler(process, model_of(process, "loo", torch.float32), S.Ancestral(), steps=4)
@@ -99,12 +131,38 @@ def test_draws_are_those_of_torch_for_any_number_of_threads(width: int, dtype: t
             torch.set_num_threads(count)
             for reading in (None, dispatch.read(x, backend="native")):
                 race.append(chunked.race(Rows.of(x), seed, ids, ids * 5, step, tag, reading, 0, native))
+                token = native.draw(Rows.of(x), reading, seed, ids, ids * 5, step, tag)
+                race.append(reference.Race(race[0].key, token))
     finally:
         torch.set_num_threads(threads)
     for other in race[1:]:
         assert torch.equal(other.token, race[0].token)
         torch.testing.assert_close(other.key, race[0].key, rtol=0, atol=1e-5, equal_nan=True)
     assert race[0].token[:3].tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("width", [3, 1024, 2500])
+def test_draws_from_rows_in_float64_are_those_of_torch(width: int) -> None:
+    x = torch.randn(50, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width)) * 3
+    x[0], x[1, 0], x[2, width // 2] = -torch.inf, torch.nan, torch.inf
+    ids = torch.arange(50)
+    mine, right = (chunked.race(Rows.of(x), 5, ids, ids * 7, 3, 900, None, 0, by) for by in (native, None))
+    assert torch.equal(mine.token, right.token)
+    torch.testing.assert_close(mine.key, right.key, rtol=1e-14, atol=0, equal_nan=True)
+    other = chunked.race(Rows.of(x), 5, ids, ids * 7, 3, 901, None, 0, native)
+    assert not torch.equal(other.token, right.token)
+
+
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 250, 1024])
+def test_the_two_largest_are_those_of_torch(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    x = torch.randint(-3, 4, (90, width), generator=generator).float()  # ties
+    x[:20], x[20:40, ::2] = -torch.inf, -torch.inf
+    x[40:60] = torch.randn(20, width, generator=generator)
+    found = native.largest(Rows.of(x), torch.zeros(90, dtype=torch.int64))
+    assert found is not None
+    for mine, right in zip(found, reference.two_largest(x), strict=True):
+        assert torch.equal(mine, right)
 
 
 def test_coins_are_those_of_torch() -> None:

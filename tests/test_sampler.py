@@ -1,7 +1,5 @@
 """The loop: samples follow the exact law, do not depend on the batch, and leave what is given alone."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from problems import chain, mislabelled, strong, weak
@@ -255,14 +253,14 @@ def test_the_fused_draw_stands_in_token_for_token(process: dd.Process, monkeypat
     model = chain(5, 10).denoiser(process, predicts="loo")
     sampler = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(sites=2), steps=3)
     expected = sampler.sample(batch=4, seed=0).tokens
-    races = []
+    races, race = [], triton_rows.race
 
     def fused(*args: object) -> object:
-        races.append(triton_rows.race(*args))
+        races.append(race(*args))
         return races[-1]
 
-    backend = SimpleNamespace(statistics=triton_rows.statistics, largest=triton_rows.largest, race=fused)
-    monkeypatch.setattr(dispatch, "_pass", lambda _: backend)
+    monkeypatch.setattr(triton_rows, "race", fused)
+    monkeypatch.setattr(dispatch, "_backend", lambda source, backend: "triton")
     assert torch.equal(sampler.sample(batch=4, seed=0).tokens, expected)
     assert len(races) == 6
 
