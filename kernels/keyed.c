@@ -117,7 +117,7 @@ static int64_t within(const struct rows *r, int64_t n, int64_t group, double sha
     double part[SIZE / RUN + 1], whole = 0, running = 0;
     int64_t first = group * r->size, count = least(r->size, r->width - first), runs = (count + RUN - 1) / RUN, at = 0;
     const float *x = load(r, n, first, count, buffer);
-    const float m = largest(x, count, FLOAT32);
+    const float m = largest(x, count);
     for (int64_t j = 0; j < count; j++) {
         float d = x[j] - m;
         weight[j] = d < -87.0f ? 0 : exp_below(bounded(d));

@@ -141,15 +141,24 @@ static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t
     return buffer;
 }
 
+static inline float largest_few(const float *x, int64_t count)
+{
+    float m = -INFINITY;
+    for (int64_t j = 0; j < count; j++)
+        m = x[j] > m ? x[j] : m;
+    return m;
+}
+
 #include "row_wide.c"
 #ifndef WIDTH
 
 /* The largest of float32 columns side by side that is no NaN. */
-static inline float largest(const float *x, int64_t count, int kind)
+static float largest(const float *x, int64_t count)
 {
     float top[LANES];
     int64_t whole = count / LANES * LANES;
-    (void)kind; /* vectors read the other two as well */
+    if (count <= FEW)
+        return largest_few(x, count);
     for (int k = 0; k < LANES; k++)
         top[k] = -INFINITY;
     for (int64_t j = 0; j < whole; j += LANES)
@@ -170,7 +179,7 @@ static inline __attribute__((always_inline)) void summed(const float *x, int64_t
     int64_t whole = width / LANES * LANES;
     for (int k = 0; k < LANES; k++)
         sum[k] = 0, lean[k] = 0;
-    float m = largest(x, width, FLOAT32), shift = m == -INFINITY ? 0 : m;
+    float m = largest(x, width), shift = m == -INFINITY ? 0 : m;
     for (int64_t j = 0; j < whole; j += LANES)
         for (int k = 0; k < LANES; k++) {
             float d = bounded(x[j + k] - shift), e = exp_below(d);
@@ -206,9 +215,7 @@ static void group_of(const void *x, int64_t count, int kind, float *peak, float 
 /* A few columns: one pass in order, for which lanes would cost more than the sums. */
 static inline void summed_few(const float *x, int64_t width, float *peak, float *mass, float *tilt)
 {
-    float m = -INFINITY, sum = 0, lean = 0;
-    for (int64_t j = 0; j < width; j++)
-        m = x[j] > m ? x[j] : m;
+    float m = largest_few(x, width), sum = 0, lean = 0;
     float shift = m == -INFINITY ? 0 : m;
     for (int64_t j = 0; j < width; j++) {
         float d = bounded(x[j] - shift), e = exp_below(d);
@@ -263,16 +270,14 @@ void row_largest(const struct rows *r, const int64_t *group, int64_t *column, fl
 {
 #pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->size > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE], m = -INFINITY, other = -INFINITY;
+        float buffer[SIZE];
         int64_t first = group[n] * r->size, count = least(r->size, r->width - first), at = 0;
         const float *x = load(r, n, first, count, buffer);
-        for (int64_t j = 0; j < count; j++)
-            m = x[j] > m ? x[j] : m;
+        const float m = largest(x, count);
         while (at < count - 1 && x[at] != m)
             at++;
-        for (int64_t j = 0; j < count; j++)
-            other = j != at && x[j] > other ? x[j] : other;
+        float before = largest(x, at), after = largest(x + at + 1, count - at - 1);
         column[n] = at;
-        second[n] = other;
+        second[n] = after > before ? after : before;
     }
 }

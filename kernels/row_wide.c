@@ -67,19 +67,15 @@ INLINE vec columns(const void *base, int64_t j, int kind)
     return kind == FLOAT32 ? floats(x) : kind == BFLOAT16 ? brains(x) : halves(x);
 }
 
-/* The first ``left`` of WIDTH columns; the others are -inf. */
-INLINE vec part(const void *base, int64_t j, int kind, int64_t left)
+/* The last ``count % WIDTH`` columns of at least WIDTH, and -inf in the lanes after them. */
+INLINE vec last_of(const void *base, int64_t count, int kind)
 {
-    if (left >= WIDTH)
-        return columns(base, j, kind);
-    union { float wide[WIDTH]; uint16_t narrow[WIDTH]; } near;
-    for (int k = 0; k < WIDTH; k++)
-        if (kind == FLOAT32)
-            near.wide[k] = -INFINITY;
-        else
-            near.narrow[k] = kind == BFLOAT16 ? 0xff80 : 0xfc00;
-    memcpy(&near, (const char *)base + j * bytes_of(kind), left * bytes_of(kind));
-    return columns(&near, 0, kind);
+    float near[2 * WIDTH];
+    vec x = columns(base, count - WIDTH, kind), none = all(-INFINITY);
+    memcpy(near, &x, sizeof(x));
+    memcpy(near + WIDTH, &none, sizeof(none));
+    memcpy(&x, near + WIDTH - count % WIDTH, sizeof(x));
+    return x;
 }
 
 /* The first ``left`` lanes, and zeros. */
@@ -114,10 +110,11 @@ INLINE float folded(vec *x)
     return lane[0];
 }
 
-INLINE float largest(const void *base, int64_t count, const int kind)
+/* The largest column that is no NaN; ``last`` as of last_of. */
+INLINE float largest_of(const void *base, int64_t count, const int kind, vec last)
 {
     vec top[STEP];
-    float lane[WIDTH], m = -INFINITY;
+    float lane[WIDTH];
     int64_t j = 0;
     for (int q = 0; q < STEP; q++)
         top[q] = all(-INFINITY);
@@ -127,21 +124,29 @@ INLINE float largest(const void *base, int64_t count, const int kind)
             if (q * WIDTH * bytes_of(kind) % 64 == 0) /* of the group that comes next */
                 __builtin_prefetch((const char *)base + (j + q * WIDTH) * bytes_of(kind) + 4096);
         }
-    for (; j < count; j += WIDTH)
-        top[0] = larger(part(base, j, kind, count - j), top[0]);
+    for (; j + WIDTH <= count; j += WIDTH)
+        top[0] = larger(columns(base, j, kind), top[0]);
+    top[1] = larger(last, top[1]);
     top[0] = larger(larger(top[3], top[1]), larger(top[2], top[0]));
     memcpy(lane, top, sizeof(lane));
-    for (int k = 0; k < WIDTH; k++)
-        m = lane[k] > m ? lane[k] : m;
-    return m;
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int k = 0; k < half; k++)
+            lane[k] = lane[k + half] > lane[k] ? lane[k + half] : lane[k];
+    return lane[0];
+}
+
+/* The largest of float32 columns side by side that is no NaN. */
+static float largest(const float *x, int64_t count)
+{
+    return count <= FEW ? largest_few(x, count) : largest_of(x, count, FLOAT32, last_of(x, count, FLOAT32));
 }
 
 INLINE void wide(const void *base, int64_t count, const int kind, const int leans, float *peak, float *mass,
                  float *tilt)
 {
-    vec sum[PARTS], lean[PARTS];
+    vec sum[PARTS], lean[PARTS], last = last_of(base, count, kind);
     int64_t whole = count / LANES * LANES;
-    float m = largest(base, count, kind);
+    float m = largest_of(base, count, kind, last);
     const vec shift = all(m == -INFINITY ? 0 : m), low = all(-87.0f);
     for (int p = 0; p < PARTS; p += STEP) {
         vec s[STEP], l[STEP];
@@ -157,7 +162,8 @@ INLINE void wide(const void *base, int64_t count, const int kind, const int lean
         for (int q = 0; q < STEP; q++) {
             int64_t j = whole + (p + q) * WIDTH, left = count - j;
             if (left > 0) {
-                vec d = larger(low, part(base, j, kind, left) - shift), e = first_of(exp_vec(d), left);
+                vec d = larger(low, (left < WIDTH ? last : columns(base, j, kind)) - shift);
+                vec e = first_of(exp_vec(d), left);
                 s[q] = s[q] + e;
                 if (leans)
                     l[q] = fused_vec(e, d, l[q]);
