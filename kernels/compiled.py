@@ -1,48 +1,108 @@
-"""The C sources of this folder as a library: found, or compiled at first use, and looked at before it is loaded.
+"""The C sources of this folder as a library: carried by a wheel or compiled at first use, checked before it is loaded.
 
-A file of machine code that is damaged ends the process that calls it, so each has its hash beside it. What does not
-fit is compiled again; where that fails too, torch does all, after one warning.
+One file for each level of processors, so that a file serves all of its level, and the best that this one has is loaded.
+A file of machine code that is damaged ends the process that calls it, so each has its hash beside it, and the hash of
+its sources in its name. What does not fit is compiled again; where that fails too, torch does all, after one warning.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["library"]
+__all__ = ["build", "levels", "library"]
 
 _HERE = Path(__file__).parent
-_SOURCES = ("keyed.c", "row_pass.c", "row_avx512.c")  # each includes the next
-_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC")
-_TUNING = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+_SOURCES = ("keyed.c", "row_pass.c", "row_wide.c")  # each includes the next
+# products and sums are fused where the sources say so, so that levels do not differ by what a compiler sees fit
+_FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_TUNING = {
+    "avx512": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "avx2": _AVX2,
+    "neon": (),  # every 64-bit ARM has it
+    "plain": (),
+}
+_THREADS = ("-fopenmp", "")
+
+
+def _family() -> tuple[str, ...]:
+    """The levels that processors of this architecture may have, best first."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return "avx512", "avx2", "plain"
+    return ("neon",) if machine in ("aarch64", "arm64") else ("plain",)
+
+
+def levels() -> tuple[str, ...]:
+    """The levels that this processor has, best first; the environment variable DISCDIFF_CPU leaves one of them.
+
+    Raises:
+        ValueError: if DISCDIFF_CPU names a level that this processor has not.
+    """
+    found = _family()
+    if found[0] == "avx512":
+        import torch  # here, so that a wheel can be built without it
+
+        told = torch.backends.cpu.get_cpu_capability()  # as torch chooses its own kernels
+        found = found[0 if told.startswith("AVX512") else 1 if told == "AVX2" else 2 :]
+    asked = os.environ.get("DISCDIFF_CPU")
+    if asked and asked not in found:
+        raise ValueError(f"DISCDIFF_CPU: this processor runs {', '.join(map(repr, found))}, got {asked!r}")
+    return (asked,) if asked else found
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled library of this machine, or None where it cannot be had."""
-    compiler = _compiler()
-    if compiler is None or os.name != "posix":
+    if os.name != "posix":
         return None
-    kept = _kept()
-    for threads in ("-fopenmp", ""):
-        path = kept / f"keyed{threads}-{_fingerprint(compiler)}.so"
-        found = _load(path) or (_build(compiler, threads, path) and _load(path))
-        if found:
-            return found
-        with tempfile.TemporaryDirectory(prefix="discdiff-") as folder:  # a cache that cannot be written
-            path = Path(folder) / path.name
-            found = _build(compiler, threads, path) and _load(path)
+    compiler = _compiler()
+    for level in levels():
+        for threads in _THREADS:
+            found = _load(_HERE / _name(level, threads))
+            if compiler and not found:
+                found = _built(compiler, level, threads)
             if found:
                 return found
-    warnings.warn("discdiff: the C compiler built no library that works here, so torch draws, slower", stacklevel=2)
+    if compiler or any(_HERE.glob("keyed-*.so")):
+        whose = "the C compiler built" if compiler else "this wheel carries"
+        warnings.warn(f"discdiff: {whose} no library that works here, so torch draws, slower", stacklevel=2)
     return None
+
+
+def build(folder: Path) -> None:
+    """Compile every level of this architecture into a folder, for a wheel to carry.
+
+    Raises:
+        RuntimeError: if there is no C compiler, or it fails.
+    """
+    compiler = _compiler()
+    for file in folder.glob("keyed-*"):  # of a build of other sources
+        file.unlink()
+    for level in _family():
+        if not compiler or not any(_build(compiler, level, x, folder / _name(level, x)) for x in _THREADS):
+            raise RuntimeError(
+                f"compiled: {level} code needs a C compiler that builds it; CC names one, got {compiler}"
+            )
+
+
+def _built(compiler: list[str], level: str, threads: str) -> ctypes.CDLL | None:
+    """From the user's cache, compiled if need be."""
+    path = _kept() / _name(level, threads, compiler)
+    found = _load(path) or (_build(compiler, level, threads, path) and _load(path))
+    if found:
+        return found
+    with tempfile.TemporaryDirectory(prefix="discdiff-") as folder:  # a cache that cannot be written
+        path = Path(folder) / path.name
+        return _load(path) if _build(compiler, level, threads, path) else None
 
 
 def _compiler() -> list[str] | None:
@@ -59,14 +119,11 @@ def _kept() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "discdiff"
 
 
-def _fingerprint(compiler: list[str]) -> str:
-    """A build belongs to these sources, this compiler and this kind of processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    kind = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
-    sources = [(_HERE / name).read_text() for name in _SOURCES]
-    text = [*sources, *compiler, str(_FLAGS), str(_TUNING), *os.uname()[3:], *sorted(kind)]
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
+def _name(level: str, threads: str, compiler: list[str] | None = None) -> str:
+    """A build belongs to these sources, flags and kind of machine; one in the cache to its compiler too."""
+    about = [*_FLAGS, *_TUNING[level], platform.system(), platform.machine(), *(compiler or [])]
+    text = b"\n".join([*((_HERE / name).read_bytes() for name in _SOURCES), *(word.encode() for word in about)])
+    return f"keyed-{level}{threads}-{hashlib.sha256(text).hexdigest()[:16]}.so"
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
@@ -88,8 +145,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _build(compiler: list[str], threads: str, path: Path) -> bool:
-    """Compile to ``path``, whole or not at all, with the first tuning that the compiler knows.
+def _build(compiler: list[str], level: str, threads: str, path: Path) -> bool:
+    """Compile to ``path``, whole or not at all.
 
     Linked in a step of its own, without ``-fopenmp``, so that no second OpenMP runtime comes in: two would fight for
     the cores.
@@ -98,8 +155,13 @@ def _build(compiler: list[str], threads: str, path: Path) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            if not any(_compiled(step) for step in _commands(compiler, threads, made)):
-                return False
+            flags, part = [*_FLAGS, *_TUNING[level], *([threads] if threads else [])], str(made.with_suffix(".o"))
+            for step in (
+                [*compiler, *flags, "-c", str(_HERE / _SOURCES[0]), "-o", part],
+                [*compiler, "-shared", part, "-o", str(made), "-lm"],
+            ):
+                if subprocess.run(step, capture_output=True, check=False).returncode:
+                    return False
             hashed = _beside(made)
             hashed.write_text(_digest(made))
             made.replace(path)
@@ -107,17 +169,3 @@ def _build(compiler: list[str], threads: str, path: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _commands(compiler: list[str], threads: str, made: Path) -> Iterator[list[list[str]]]:
-    part = str(made.with_suffix(".o"))
-    for tuning in _TUNING:
-        flags = [*_FLAGS, *tuning, *([threads] if threads else [])]
-        yield [
-            [*compiler, *flags, "-c", str(_HERE / _SOURCES[0]), "-o", part],
-            [*compiler, "-shared", part, "-o", str(made), "-lm"],
-        ]
-
-
-def _compiled(steps: list[list[str]]) -> bool:
-    return all(subprocess.run(step, capture_output=True, check=False).returncode == 0 for step in steps)

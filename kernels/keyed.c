@@ -133,12 +133,11 @@ static int lawful(const float *mass, int64_t groups)
 /* A column of one group by inverse CDF: the first whose running sum exceeds the share of the whole. */
 static int64_t within(const struct rows *r, int64_t n, int64_t group, double share)
 {
-    float buffer[SIZE], weight[SIZE + RUN], m = -INFINITY;
+    float buffer[SIZE], weight[SIZE + RUN];
     double part[SIZE / RUN + 1], whole = 0, running = 0;
     int64_t first = group * r->size, count = least(r->size, r->width - first), runs = (count + RUN - 1) / RUN, at = 0;
     const float *x = load(r, n, first, count, buffer);
-    for (int64_t j = 0; j < count; j++)
-        m = x[j] > m ? x[j] : m;
+    const float m = largest(x, count);
     for (int64_t j = 0; j < count; j++) {
         float d = x[j] - m;
         weight[j] = d < -87.0f ? 0 : exp_below(bounded(d));

@@ -194,7 +194,7 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
 
 def _can(rows: Rows) -> bool:
     if not available():
-        raise RuntimeError("the native backend found no C compiler on this machine; use backend='torch'")
+        raise RuntimeError("the native backend found no compiled code and no C compiler here; use backend='torch'")
     return readable(rows)
 
 

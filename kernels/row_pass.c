@@ -11,7 +11,6 @@
 #include <string.h>
 
 #define LANES 64
-#define WAYS 16 /* of a search */
 #define FEW 32 /* columns that are summed one after another */
 #define SIZE 1024 /* of the widest group */
 
@@ -30,17 +29,32 @@ struct rows {
     const float *floor; /* (count) what a logit must reach, or NULL */
 };
 
+/* a b + c, rounded once where the processor does that in one step: there AVX-512, AVX2 and NEON give the same numbers,
+   and plain x86-64 others in the last bits. Nothing is fused but by this function; see _FLAGS in compiled.py. */
+static inline float fused(float a, float b, float c)
+{
+#if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+#define LOG2E 0x1.715476p+0f
+#define MAGIC 0x1.8p+23f /* a float32 of this size has no bits after the point */
+/* 2^f on [-1/2, 1/2], relative error 9e-8. */
+static const float EXP2[6] = {0x1.5bba0ep-10f, 0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.0f};
+
 /* e^x for -87 <= x <= 0, relative error 1.5e-7: 2^n 2^f with n the whole number nearest to x log2 e. */
 static inline float exp_below(float x)
 {
-    float shifted = x * 0x1.715476p+0f + 0x1.8p+23f; /* n is in its low bits */
-    float f = x * 0x1.715476p+0f - (shifted - 0x1.8p+23f);
-    float p = 0x1.5bba0ep-10f; /* 2^f on [-1/2, 1/2], relative error 9e-8 */
-    p = p * f + 0x1.3cea88p-7f;
-    p = p * f + 0x1.c6b752p-5f;
-    p = p * f + 0x1.ebf9bcp-3f;
-    p = p * f + 0x1.62e42ap-1f;
-    p = p * f + 1.0f;
+    float shifted = fused(x, LOG2E, MAGIC); /* n is in its low bits */
+    float f = fused(x, LOG2E, MAGIC - shifted), p = EXP2[0];
+    p = fused(p, f, EXP2[1]); /* one by one: a loop inside keeps compilers from vectors */
+    p = fused(p, f, EXP2[2]);
+    p = fused(p, f, EXP2[3]);
+    p = fused(p, f, EXP2[4]);
+    p = fused(p, f, EXP2[5]);
     uint32_t bits, power;
     memcpy(&bits, &p, 4);
     memcpy(&power, &shifted, 4);
@@ -127,34 +141,57 @@ static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t
     return buffer;
 }
 
-static inline __attribute__((always_inline)) void summed(const float *x, int64_t width, float *peak, float *mass,
-                                                         float *tilt, const int leans)
+static inline float largest_few(const float *x, int64_t count)
 {
-    float top[LANES], sum[LANES], lean[LANES];
-    int64_t whole = width / LANES * LANES;
+    float m = -INFINITY;
+    for (int64_t j = 0; j < count; j++)
+        m = x[j] > m ? x[j] : m;
+    return m;
+}
+
+#include "row_wide.c"
+#ifndef WIDTH
+
+/* The largest of float32 columns side by side that is no NaN. */
+static float largest(const float *x, int64_t count)
+{
+    float top[LANES];
+    int64_t whole = count / LANES * LANES;
+    if (count <= FEW)
+        return largest_few(x, count);
     for (int k = 0; k < LANES; k++)
-        top[k] = -INFINITY, sum[k] = 0, lean[k] = 0;
+        top[k] = -INFINITY;
     for (int64_t j = 0; j < whole; j += LANES)
         for (int k = 0; k < LANES; k++)
             top[k] = x[j + k] > top[k] ? x[j + k] : top[k];
-    for (int64_t j = whole; j < width; j++)
+    for (int64_t j = whole; j < count; j++)
         top[j - whole] = x[j] > top[j - whole] ? x[j] : top[j - whole];
     for (int half = LANES / 2; half; half /= 2)
         for (int k = 0; k < half; k++)
             top[k] = top[k + half] > top[k] ? top[k + half] : top[k];
-    float m = top[0], shift = m == -INFINITY ? 0 : m;
+    return top[0];
+}
+
+static inline __attribute__((always_inline)) void summed(const float *x, int64_t width, float *peak, float *mass,
+                                                         float *tilt, const int leans)
+{
+    float sum[LANES], lean[LANES];
+    int64_t whole = width / LANES * LANES;
+    for (int k = 0; k < LANES; k++)
+        sum[k] = 0, lean[k] = 0;
+    float m = largest(x, width), shift = m == -INFINITY ? 0 : m;
     for (int64_t j = 0; j < whole; j += LANES)
         for (int k = 0; k < LANES; k++) {
             float d = bounded(x[j + k] - shift), e = exp_below(d);
             sum[k] += e;
             if (leans)
-                lean[k] += e * d;
+                lean[k] = fused(e, d, lean[k]);
         }
     for (int64_t j = whole; j < width; j++) {
         float d = bounded(x[j] - shift), e = exp_below(d);
         sum[j - whole] += e;
         if (leans)
-            lean[j - whole] += e * d;
+            lean[j - whole] = fused(e, d, lean[j - whole]);
     }
     for (int half = LANES / 2; half; half /= 2)
         for (int k = 0; k < half; k++)
@@ -166,17 +203,24 @@ static inline __attribute__((always_inline)) void summed(const float *x, int64_t
         *tilt = empty ? 0 : lean[0];
 }
 
+/* One group of float32 columns side by side. */
+static void group_of(const void *x, int64_t count, int kind, float *peak, float *mass, float *tilt)
+{
+    (void)kind;
+    tilt ? summed(x, count, peak, mass, tilt, 1) : summed(x, count, peak, mass, NULL, 0);
+}
+
+#endif
+
 /* A few columns: one pass in order, for which lanes would cost more than the sums. */
 static inline void summed_few(const float *x, int64_t width, float *peak, float *mass, float *tilt)
 {
-    float m = -INFINITY, sum = 0, lean = 0;
-    for (int64_t j = 0; j < width; j++)
-        m = x[j] > m ? x[j] : m;
+    float m = largest_few(x, width), sum = 0, lean = 0;
     float shift = m == -INFINITY ? 0 : m;
     for (int64_t j = 0; j < width; j++) {
         float d = bounded(x[j] - shift), e = exp_below(d);
         sum += e;
-        lean += e * d;
+        lean = fused(e, d, lean);
     }
     int empty = m == -INFINITY && sum == sum;
     *peak = m;
@@ -185,21 +229,13 @@ static inline void summed_few(const float *x, int64_t width, float *peak, float 
         *tilt = empty ? 0 : lean;
 }
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include "row_avx512.c"
-#define WIDE 1
-#else
-#define WIDE 0
-#endif
-
 /* The statistics of columns first .. first + count - 1 of row n; the tilt where it is asked for. */
 static void sums(const struct rows *r, int64_t n, int64_t first, int64_t count, float *peak, float *mass, float *tilt)
 {
-#if WIDE
+#ifdef WIDTH
     if (count > FEW && r->stride == 1 && !adjusted(r, n, first, count)) {
-        int64_t size = r->kind == FLOAT32 ? 4 : 2;
-        const char *base = (const char *)r->base + (r->offset[n] + first) * size;
-        group_where_it_lies(base, count, (int)r->kind, peak, mass, tilt);
+        const char *base = (const char *)r->base + (r->offset[n] + first) * bytes_of((int)r->kind);
+        group_of(base, count, (int)r->kind, peak, mass, tilt);
         return;
     }
 #endif
@@ -207,10 +243,8 @@ static void sums(const struct rows *r, int64_t n, int64_t first, int64_t count, 
     const float *x = load(r, n, first, count, buffer);
     if (count <= FEW)
         summed_few(x, count, peak, mass, tilt);
-    else if (tilt)
-        summed(x, count, peak, mass, tilt, 1);
     else
-        summed(x, count, peak, mass, tilt, 0);
+        group_of(x, count, FLOAT32, peak, mass, tilt);
 }
 
 static int64_t least(int64_t a, int64_t b)
@@ -231,64 +265,19 @@ void row_pass(const struct rows *r, float *peak, float *mass, float *tilt)
     }
 }
 
-typedef float ways __attribute__((vector_size(4 * WAYS)));
-typedef int32_t marks __attribute__((vector_size(4 * WAYS)));
-
-/* WAYS columns of which ``left`` are there, -inf for the others. */
-static inline ways search(const float *x, int64_t left)
-{
-    ways found;
-    if (left < WAYS) {
-        for (int i = 0; i < WAYS; i++)
-            found[i] = i < left ? x[i] : -INFINITY;
-        return found;
-    }
-    memcpy(&found, x, sizeof(found));
-    return found;
-}
-
-static inline int any(marks found)
-{
-    uint64_t word[WAYS / 2], some = 0;
-    memcpy(word, &found, sizeof(found));
-    for (int i = 0; i < WAYS / 2; i++)
-        some |= word[i];
-    return some != 0;
-}
-
 /* The lowest column of group[n] of each row with its largest logit, and the largest logit of the group's others. */
 void row_largest(const struct rows *r, const int64_t *group, int64_t *column, float *second)
 {
 #pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->size > 1 << 16)
     for (int64_t n = 0; n < r->count; n++) {
-        float buffer[SIZE], most = -INFINITY, next = -INFINITY;
+        float buffer[SIZE];
         int64_t first = group[n] * r->size, count = least(r->size, r->width - first), at = 0;
         const float *x = load(r, n, first, count, buffer);
-        ways top = search(x, 0), other = top;
-        for (int64_t j = 0; j < count; j += WAYS) {
-            ways part = search(x + j, count - j);
-            marks more = part > top; /* a NaN is not */
-            top = (ways)(((marks)part & more) | ((marks)top & ~more));
-        }
-        for (int i = 0; i < WAYS; i++)
-            most = top[i] > most ? top[i] : most;
-        while (at < count - WAYS && !any(search(x + at, WAYS) == most))
-            at += WAYS;
-        while (at < count - 1 && x[at] != most)
+        const float m = largest(x, count);
+        while (at < count - 1 && x[at] != m)
             at++;
-        marks equal = top != top; /* how often it is there, negative */
-        for (int64_t j = 0; j < count; j += WAYS) {
-            ways part = search(x + j, count - j);
-            marks more = (part < most) & (part > other);
-            other = (ways)(((marks)part & more) | ((marks)other & ~more));
-            equal += part == most;
-        }
-        int32_t times = 0;
-        for (int i = 0; i < WAYS; i++) {
-            next = other[i] > next ? other[i] : next;
-            times -= equal[i];
-        }
+        float before = largest(x, at), after = largest(x + at + 1, count - at - 1);
         column[n] = at;
-        second[n] = times > 1 ? most : next;
+        second[n] = after > before ? after : before;
     }
 }
