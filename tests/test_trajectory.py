@@ -91,7 +91,6 @@ def test_reading_changes_nothing_but_the_dtype(tmp_path: Path) -> None:
         assert kept(again).dtype == torch.uint8
         assert again == one
         assert torch.equal(again.trajectory, whole)  # type: ignore[arg-type]
-    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
     whole[2, 1, 3] = 300  # an edit of what was read lasts, and files hold it
     assert read != one
     read.save(path)
