@@ -221,14 +221,14 @@ class _Group:
         index: (R,) their places in the batch.
         context: the tokens before their blocks.
         begin: (R,) where their blocks begin.
-        edges: where blocks begin and end.
+        edges: (E,) where blocks begin and end.
         turn: blocks that each of them has been through: the key of the next one's randomness, whoever is beside it.
     """
 
     index: Tensor
     context: Growing
     begin: Tensor
-    edges: list[int]
+    edges: Tensor
     turn: int = 0
 
 
@@ -263,21 +263,20 @@ class _Job:
             )
         partial = False
         for number, sizes in enumerate(maker.sizes):
-            edges = maker.edges(length, sizes)
+            edges = torch.tensor(maker.edges(length, sizes), device=self.rows.device)
             index = ((chosen == number) & (self.given < length)).nonzero()[:, 0]
             if len(index):
-                starts = torch.tensor(edges, device=index.device)
-                known = starts[torch.searchsorted(starts, self.given[index], right=True) - 1]
+                known = edges[torch.searchsorted(edges, self.given[index], right=True) - 1]
                 partial |= bool((known < self.given[index]).any())
                 self.groups.append(_Group(index, self._context(index, known, edges), known, edges))
         if partial:
             maker.inner.warn_of_infill()
 
-    def _context(self, index: Tensor, known: Tensor, edges: list[int]) -> Growing:
+    def _context(self, index: Tensor, known: Tensor, edges: Tensor) -> Growing:
         """What rows are shown of their first ``known`` tokens: all, or the last that the window has room for."""
         model, tally, rows, length = self.maker.inner.model, self.run.model, self.rows[index], known
         if self.maker.window is not None:
-            length = known.clamp(max=self.maker.window - max(end - start for start, end in itertools.pairwise(edges)))
+            length = known.clamp(max=self.maker.window - int(edges.diff().max()))
         columns = (known - length)[:, None] + torch.arange(int(length.max()), device=index.device)
         tokens = self.tokens[index[:, None], columns.clamp(max=self.tokens.shape[1] - 1)]
         shown = clean_states(self.maker.inner.process, tokens)
@@ -292,9 +291,8 @@ class _Job:
 
     def advance(self, group: _Group) -> None:
         """Denoise the next block of a group, and put what is left of it back: all at once where sizes agree."""
-        ends = torch.tensor(group.edges, device=group.index.device)
-        begin = group.begin
-        size = ends[torch.searchsorted(ends, begin, right=True)] - begin
+        begin, edges = group.begin, group.edges
+        size = edges[torch.searchsorted(edges, begin, right=True)] - begin
         if bool((size != size[0]).any()):
             for one in size.unique().tolist():
                 part = (size == one).nonzero()[:, 0]
@@ -317,11 +315,11 @@ class _Job:
         if len(left):
             index, begin = group.index[left], (begin + size)[left]
             if self.maker.window is not None:
-                context = self._context(index, begin, group.edges)
+                context = self._context(index, begin, edges)
             else:
                 context = group.context if len(left) == len(done) else group.context.select(left)
                 context.extend(clean_states(self.maker.inner.process, block[left]))
-            self.groups.append(_Group(index, context, begin, group.edges, group.turn + 1))
+            self.groups.append(_Group(index, context, begin, edges, group.turn + 1))
 
     def _denoised(self, group: _Group, tokens: Tensor, given: Tensor) -> Tensor:
         """The block of each row of a group, by the one sampling loop; ``tokens`` hold what is given of it."""

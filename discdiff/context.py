@@ -106,51 +106,163 @@ class Growing(Context):
         """The context of some rows, by their place in the batch."""
 
 
-@dataclass
 class Shown(Growing):
     """The prefix is shown again in every call, at time 0; what comes after the block, if anything, at time 1.
 
-    Attributes:
-        tokens: (B, P) the prefixes, as states; a row's own length says how much of it counts.
+    Rows with prefixes of one length are shown together: a network without a cache knows no padding. A call for all of
+    them writes the block alone; the prefix is copied once a block.
+
+    Args:
+        rows: (B,) ids of the rows; one row stands for any.
+        length: (B,) how much of each prefix counts.
+        tokens: (B, P) the prefixes, as states.
         future: (B, L) noise for the sites after the block, for a network that always sees whole sequences; or None.
     """
 
-    rows: Int[Tensor, " B"]
-    length: Int[Tensor, " B"]
-    tokens: Int[Tensor, "B P"]
-    future: Int[Tensor, "B L"] | None = None
+    def __init__(
+        self,
+        rows: Int[Tensor, " B"],
+        length: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B P"],
+        future: Int[Tensor, "B L"] | None = None,
+    ) -> None:
+        self.rows, self.length, self.future = rows, length, future
+        self._aligned: list[_Aligned] = []
+        for count in length.unique().tolist():
+            place = (length == count).nonzero()[:, 0]
+            self._aligned.append(_Aligned(place, tokens[place, :count], None if future is None else future[place]))
 
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
-        place, n, found = self.places(rows), x.shape[1], None
-        time = t.expand(x.shape)
-        for length in self.length[place].unique().tolist():  # a network without a cache knows no padding
-            which = (self.length[place] == length).nonzero()[:, 0]
-            parts = [self.tokens[place[which], :length], x[which]]
-            if self.future is not None:
-                parts.append(self.future[place[which], length + n :])
-            z = torch.cat(parts, 1)
-            times = torch.ones(z.shape, dtype=t.dtype, device=t.device)
-            times[:, :length], times[:, length : length + n] = 0.0, time[which]
-            out = unshifted(model.called(z, times)) if model.shift else model.called(z, times)
-            found = out.new_empty(len(x), n, out.shape[2]) if found is None else found
-            found[which] = out[:, length : length + n]
+        time, found = t.expand(x.shape), None
+        if len(self._aligned) == 1 and torch.equal(rows, self.rows):
+            return self._aligned[0].logits(model, x, time, self._aligned[0].place)
+        place = self.places(rows)
+        for part in self._aligned:
+            which = (self.length[place] == part.length).nonzero()[:, 0]
+            if len(which):
+                out = part.logits(model, x[which], time[which], place[which])
+                found = out.new_empty(len(x), *out.shape[1:]) if found is None else found
+                found[which] = out
         assert found is not None
         return found
 
     def extend(self, tokens: Int[Tensor, "B n"]) -> None:
-        columns = self.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        room = int(columns.max()) + 1 - self.tokens.shape[1]
-        self.tokens = torch.nn.functional.pad(self.tokens, (0, max(room, 0))).scatter(1, columns, tokens)
+        for part in self._aligned:
+            part.extend(tokens[part.place])
         self.length = self.length + tokens.shape[1]
 
     def select(self, index: Int[Tensor, " R"]) -> "Shown":
+        tokens = self.rows.new_zeros(len(self.rows), max(part.length for part in self._aligned))
+        for part in self._aligned:
+            tokens[part.place, : part.length] = part.prefix
         future = None if self.future is None else self.future[index]
-        return Shown(self.rows[index], self.length[index], self.tokens[index], future)
+        return Shown(self.rows[index], self.length[index], tokens[index], future)
 
     def queries(self, width: int, rows: Tensor) -> int:
         if self.future is not None:
             return self.future.shape[1] * len(rows)
         return int(self.length[self.places(rows)].sum()) + width * len(rows)
+
+
+class _Aligned:
+    """Rows with prefixes of one length: prefix, block and future beside each other, in one tensor for each block.
+
+    The network is handed a copy of ``_when_written``. So an input that is kept, by the function or for a gradient,
+    never changes, and one that is edited changes nothing here.
+
+    Args:
+        place: (A,) where in the batch the rows are, in order.
+        prefix: (A, P) clean states.
+        future: (A, L), or None.
+    """
+
+    def __init__(self, place: Int[Tensor, " A"], prefix: Int[Tensor, "A P"], future: Int[Tensor, "A L"] | None) -> None:
+        self.place, self.length, self.future = place, prefix.shape[1], future
+        self._tokens = prefix if future is None else torch.cat([prefix, future[:, prefix.shape[1] :]], 1)
+        self._width = 0  # of the block that is behind the prefix
+        self._time: Tensor | None = None
+        self._timed: Denoiser | None = None  # whose time argument that is
+
+    @property
+    def prefix(self) -> Int[Tensor, "A P"]:
+        """The clean states."""
+        return self._tokens[:, : self.length]
+
+    def extend(self, clean: Int[Tensor, "A n"]) -> None:
+        """Put a clean block behind the prefix."""
+        self._put(clean)
+        if self.future is not None and self._timed is not None and self._time is not None and self._time.ndim == 2:
+            now = self._timed.time_argument(clean.new_zeros(len(clean), 2, dtype=torch.float64))
+            assert now is not None
+            self._time = self._time.detach()  # of a clock that is learned, a call makes its own
+            self._time[:, self.length : self.length + self._width] = now.detach()[:, :1]
+        self.length, self._width = self.length + clean.shape[1], 0
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
+        """What the function says of the block x of the rows at some places; of all of them, only x is copied."""
+        if torch.equal(place, self.place):
+            self._put(x)
+            z, kept = self._tokens, self._time if _same_clock(model, self._timed) else None
+        else:
+            z, kept = self._beside(x, torch.searchsorted(self.place, place)), None
+        time = self._times(model, t, kept)
+        if z is self._tokens:
+            self._time, self._timed = time, model
+        begin, end = self.length, self.length + x.shape[1]
+        out = model.fn(_when_written(z), None if time is None else _when_written(time))
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.ndim != 3 or out.shape[:2] != z.shape:
+            raise (ValueError if isinstance(out, Tensor) else TypeError)(
+                f"Denoiser: fn was shown {z.shape[0]} rows of {z.shape[1]} sites and must return logits (or hidden "
+                f"states, for a head) of shape ({z.shape[0]}, {z.shape[1]}, _), got {got}"
+            )
+        if model.shift:
+            return out[:, begin - 1 : end - 1].clone() if begin else unshifted(out[:, :end])
+        return out[:, begin:end].clone()  # the rest need not stay in memory
+
+    def _put(self, x: Int[Tensor, "A n"]) -> None:
+        begin, n = self.length, x.shape[1]
+        if self.future is None and self._width != n:
+            self._tokens, self._timed = self._beside(x), None
+        else:
+            if self.future is not None and self._width > n:
+                self._tokens[:, begin + n :], self._timed = self.future[:, begin + n :], None
+            self._tokens[:, begin : begin + n] = x
+        self._width = n
+
+    def _beside(self, x: Int[Tensor, "R n"], which: Tensor | slice = slice(None)) -> Int[Tensor, "R W"]:
+        after = [] if self.future is None else [self.future[which, self.length + x.shape[1] :]]
+        return torch.cat([self.prefix[which], x, *after], 1)
+
+    def _times(self, model: "Denoiser", t: Float[Tensor, "R n"], kept: Tensor | None) -> Tensor | None:
+        """The function's time argument of all sites; that of an earlier call is written into where the block is."""
+        begin, n = self.length, t.shape[1]
+        if kept is not None and kept.ndim == 2 and not kept.requires_grad:
+            own = model.time_argument(t)
+            if own is not None and not own.requires_grad:
+                kept[:, begin : begin + n] = own.view(len(t), n)
+                return kept
+        rest = 0 if self.future is None else self.future.shape[1] - begin - n
+        before, after = t.new_zeros(len(t), min(begin, 1)), t.new_ones(len(t), min(rest, 1))
+        time = model.time_argument(torch.cat([before, t, after], 1))
+        if time is None or time.ndim == 1:  # one time a row
+            return time
+        first, own, last = time.split([before.shape[1], n, after.shape[1]], 1)
+        return torch.cat([first.expand(-1, begin), own, last.expand(-1, rest)], 1)
+
+
+def _same_clock(one: "Denoiser", other: "Denoiser | None") -> bool:
+    """Whether both are told the same times."""
+    if other is None or one.process.schedule is not other.process.schedule:
+        return False
+    return all(
+        getattr(one, name) is getattr(other, name) for name in ("time", "time_dtype", "scalar_time", "own_schedule")
+    )
+
+
+def _when_written(x: Tensor) -> Tensor:
+    """A copy of x that is made when one of both is written to while the other is there."""
+    return torch._lazy_clone(x) if x.device.type in ("cpu", "cuda") else x.clone()
 
 
 @dataclass
@@ -219,11 +331,11 @@ class Behind(Context):
         time = t.expand(x.shape)
         if isinstance(model.fn, AtOnce):
             return model.fn.blocks_at_once(self.tokens, x, model.time_argument(time), self.block)
-        parts = []
+        parts, shown = [], Shown(self.rows, torch.zeros_like(self.rows), self.tokens[:, :0], self.future)
         for begin in range(0, x.shape[1], self.block):
             here = slice(begin, begin + self.block)
-            shown = Shown(self.rows, torch.full_like(self.rows, begin), self.tokens[:, :begin], self.future)
             parts.append(shown.logits(model, x[:, here], time[:, here], self.rows))
+            shown.extend(self.tokens[:, here])
         return torch.cat(parts, 1)
 
     def queries(self, width: int, rows: Tensor) -> int:

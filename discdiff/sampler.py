@@ -1,6 +1,7 @@
 r"""The one loop: a process, a denoiser, an operator and a grid of times."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import SupportsIndex
@@ -19,7 +20,7 @@ from discdiff.kernels import dispatch as kernels
 from discdiff.operator import Mix, Operator, Repeat, Then, When, check_operator
 from discdiff.process import Process
 from discdiff.rest import check_reads, rests
-from discdiff.samples import Samples
+from discdiff.samples import Samples, narrowest
 from discdiff.state import State
 
 __all__ = ["Sampler", "acting", "check_model", "check_rows"]
@@ -171,19 +172,26 @@ class Sampler:
             given = self.process.place(given, state.tokens)
             state = State(torch.where(where, given, state.tokens), state.t, rows, where)
 
-        trajectory = [state.tokens]
+        path, beyond = None, torch.zeros((), dtype=torch.bool, device=device)
+        if record:
+            kind, shape = narrowest(0, self.process.states - 1), (len(self.grid), batch, length)
+            affordable(math.prod(shape) * kind.itemsize // 8, f"sample: a trajectory of shape {shape} in {kind}")
+            path = torch.empty(shape, dtype=kind, device=device)
+            path[0] = state.tokens
         states: Iterable[State] = self.through(state, run)
         if decided(progress, "sample: progress"):  # a bar that is not shown starts a thread all the same
             states = track(states, "sampling", len(self.grid) - 1, console=Console(stderr=True))
-        for state in states:
-            if record:
-                trajectory.append(state.tokens)
+        for step, state in enumerate(states, start=1):
+            if path is not None:
+                path[step] = state.tokens
+                beyond |= (path[step] != state.tokens).any()
         tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
         if self.grid[-1] == 0:
             run.finish(tokens, rows, self.process, self.operator)
         else:
             run.check_faults()
-        path = torch.stack(trajectory) if record else None
+        if bool(beyond):  # what a small dtype cannot hold is no state
+            raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
         frame, rows_nfe = self.model.frame, counter.nfe_rows
         return Samples(tokens, counter.nfe, rows_nfe, seed, path, run.log_prob, counter.queries, frame)
 

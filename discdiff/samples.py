@@ -6,14 +6,32 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["Samples"]
+__all__ = ["Samples", "narrowest"]
 
 S = TypeVar("S", bound="Samples")
+
+INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+class Widened:
+    """A field of whole numbers in any dtype that is int64 when read: the first reading replaces what is kept."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, held: object, owner: type) -> Tensor | None:
+        found: Tensor | None = None if held is None else vars(held)[self.name]
+        if found is not None and found.dtype in INTEGERS:
+            found = vars(held)[self.name] = found.to(torch.int64)  # kept, so that edits of it last
+        return found
+
+    def __set__(self, held: object, value: Tensor | None) -> None:
+        vars(held)[self.name] = value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,7 +43,8 @@ class Samples:
         nfe: batched denoiser calls made.
         nfe_rows: (B,) calls each row took part in.
         seed: the seed that gives these tokens again.
-        trajectory: (N + 1, B, L) the states at every time of the grid, with ``record=True``.
+        trajectory: (N + 1, B, L) int64 states at every time of the grid, with ``record=True``. Until it is read, and in
+            files, it is kept in the smallest dtype that holds it.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
         queries: tokens that went through the network, of all rows.
         frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), if it did.
@@ -35,7 +54,7 @@ class Samples:
     nfe: int
     nfe_rows: Int[Tensor, " B"]
     seed: int
-    trajectory: Int[Tensor, "N B L"] | None = None
+    trajectory: Integer[Tensor, "N B L"] | None = Widened()  # type: ignore[assignment]  # None by default
     log_prob: Float[Tensor, " B"] | None = None
     queries: int = 0
     frame: tuple[int, int] | None = None
@@ -121,16 +140,20 @@ class Samples:
                     tuple(value.shape[-2:]) == shape if name in ("tokens", "trajectory") else value.shape == shape[:1]
                 )
                 fits &= value.ndim == (3 if name == "trajectory" else 2 if name == "tokens" else 1)
-                if not fits or value.dtype != (torch.int64 if whole else torch.float64):
+                dtypes = INTEGERS if name == "trajectory" else (torch.int64 if whole else torch.float64,)
+                if not fits or value.dtype not in dtypes:
                     raise ValueError(
                         f"load: {path}: {name} does not go with tokens of shape {shape}, got {value.dtype} of "
                         f"{tuple(value.shape)}"
                     )
 
     def _held(self) -> dict[str, object]:
-        """What there is, by name."""
-        held = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in held if value is not None}
+        """What there is, by name; a trajectory in the smallest dtype, whether or not it was read."""
+        held = {name: value for field in fields(self) if (value := vars(self)[name := field.name]) is not None}
+        if isinstance(path := held.get("trajectory"), Tensor) and path.dtype in INTEGERS:
+            low, high = (int(x) for x in path.aminmax()) if path.numel() else (0, 0)
+            held["trajectory"] = path.to(narrowest(low, high))
+        return held
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Samples) or type(self) is not type(other):
@@ -143,8 +166,13 @@ class Samples:
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.tokens.shape))
         where = "" if self.tokens.device.type == "cpu" else f", on {self.tokens.device}"
-        kept = "".join(f", {name}" for name in ("trajectory", "log_prob") if getattr(self, name) is not None)
+        kept = "".join(f", {name}" for name in ("trajectory", "log_prob") if vars(self)[name] is not None)
         return f"{type(self).__name__}({size} tokens, nfe={self.nfe}, seed={self.seed}{where}{kept})"
+
+
+def narrowest(low: int, high: int) -> torch.dtype:
+    """The smallest dtype that holds whole numbers from ``low`` to ``high``."""
+    return next(dtype for dtype in INTEGERS if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max)
 
 
 def _same(one: object, other: object) -> bool:
