@@ -5,9 +5,8 @@ where the ratio is over twice the stored one, in the first try and in two longer
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from discdiff.bench_goals import DENSE, PASS, READ, dense
 from discdiff.bench_steps import (
@@ -15,7 +14,6 @@ from discdiff.bench_steps import (
     PLAIN,
     SIZES,
     Case,
-    Times,
     interleaved,
     named,
     operators,
@@ -25,12 +23,11 @@ from discdiff.bench_steps import (
 )
 from discdiff.data import ASSETS
 
-__all__ = ["STORED", "Group", "Slower", "check", "groups", "measured"]
+__all__ = ["STORED", "Group", "Slower", "check", "groups", "store"]
 
 STORED = ASSETS / "ratios.json"
 _FEW = ("ancestral", CHAIN, "unmask('max_prob')", "split_leap")
 _FACTOR, _TRIES = 2.0, 3
-Measure = Callable[[Mapping[str, Case], int], Times]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Group:
     cases: Mapping[str, Case]
     references: Mapping[str, str]
 
-    def ratios(self, measure: Measure, rounds: int, only: set[str] | None = None) -> dict[str, float]:
+    def ratios(self, rounds: int, only: set[str] | None = None) -> dict[str, float]:
         """By "where: case", of all or of some such names."""
         wanted = {f"{self.where}: {name}": name for name in self.references}
         if only is not None:
@@ -49,7 +46,7 @@ class Group:
         if not wanted:
             return {}
         timed = {*wanted.values(), *(self.references[name] for name in wanted.values())}
-        times = measure({name: case for name, case in self.cases.items() if name in timed}, rounds)
+        times = interleaved({name: case for name, case in self.cases.items() if name in timed}, rounds)
         return {key: ratio(times, name, self.references[name]) for key, name in wanted.items()}
 
 
@@ -77,31 +74,27 @@ def groups() -> Iterator[Group]:
         yield Group(problem.dtype, dense(problem), {PASS: READ})
 
 
-def measured(rounds: int = 9, measure: Measure = interleaved) -> dict[str, float]:
-    """The ratios to store."""
-    return {key: value for group in groups() for key, value in group.ratios(measure, rounds).items()}
+def store(rounds: int = 9) -> None:
+    """Measure the ratios and write them where ``check`` reads them."""
+    ratios = {key: round(value, 3) for group in groups() for key, value in group.ratios(rounds).items()}
+    STORED.write_text(json.dumps(ratios, indent=1) + "\n", encoding="utf-8")
 
 
-def check(
-    rounds: int = 5, measure: Measure = interleaved, path: Path = STORED
-) -> tuple[list[Slower], dict[str, float]]:
+def check(rounds: int = 9) -> tuple[list[Slower], dict[str, float]]:
     """What has become slower, and all ratios that were found, the lowest of the tries.
 
     Args:
-        rounds: of the first try; the next ones take two and three times as many.
-        measure: times cases.
-        path: a JSON object of stored ratios by case.
+        rounds: of the first try; the next ones take two and three times as many, of what was slower.
 
     Raises:
-        FileNotFoundError: if nothing is stored.
         ValueError: for a case without a stored ratio.
     """
-    stored: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    stored: dict[str, float] = json.loads(STORED.read_text(encoding="utf-8"))
     found: dict[str, float] = {}
     for group in groups():
         suspects: set[str] | None = None
         for turn in range(1, _TRIES + 1):
-            for key, value in group.ratios(measure, turn * rounds, suspects).items():
+            for key, value in group.ratios(turn * rounds, suspects).items():
                 if key not in stored:
                     raise ValueError(f"bench: no ratio is stored for {key!r}; python docs/bench.py steps stores all")
                 found[key] = min(value, found.get(key, value))

@@ -52,7 +52,7 @@ SINGLE = "Sampler.sample, one masked step"
 
 def named(problem: Problem) -> str:
     """The sizes of a problem in words."""
-    return f"V = {problem.vocab}, L = {problem.length}, B = {problem.batch}"
+    return f"V={problem.vocab}, L={problem.length}, B={problem.batch}"
 
 
 # --- what is timed --------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def _chain(length: int) -> Case:
     return lambda: lambda: model(tokens, 0.5).loo
 
 
-def slope(sizes: Sequence[float], seconds: Sequence[Sequence[float]]) -> float:
+def slope(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> float:
     """The median over rounds of the least-squares slope of log seconds by log size within a round."""
     x = [math.log(size) for size in sizes]
     mean = statistics.fmean(x)
