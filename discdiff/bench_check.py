@@ -13,6 +13,7 @@ from discdiff.bench_steps import (
     CHAIN,
     PLAIN,
     SIZES,
+    SLOW,
     Case,
     interleaved,
     named,
@@ -64,7 +65,7 @@ class Slower:
 
 def groups() -> Iterator[Group]:
     """What is checked: every operator at one size, those with a bound at two more, and the reading pass."""
-    every = [name for name in operators() if name != "adaptive"]  # which takes two seconds a step
+    every = [name for name in operators() if name not in SLOW]
     small, middle, large = SIZES[:3]
     for problem, names in ((small, _FEW), (middle, every), (large, _FEW)):
         cases = steps(problem, problem.logits(), names)

@@ -12,6 +12,8 @@ from discdiff.checks import affordable, placed, whole
 
 __all__ = ["add_arguments", "run"]
 
+_WIDTH = 120  # of tables in a file
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
@@ -44,9 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("batch", "length", "vocab", "rounds"):
         whole(getattr(arguments, name), f"--{name}", 1)
     console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
     slower: list[bench_check.Slower] = []
     figures: dict[str, object]
     if arguments.check:
+        _say(console)
         slower, ratios = bench_check.check(arguments.rounds)
         figures = {"machine": bench.machine(), "ratios": ratios}
         for one in slower:

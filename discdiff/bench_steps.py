@@ -32,7 +32,7 @@ from discdiff.theory import MarkovChain
 from discdiff.verify import SHIPPED
 
 __all__ = [
-    "BLOCKS", "CHAIN", "GROWTH", "PLAIN", "SINGLE", "SIZES", "Case", "Times", "growing", "interleaved", "named",
+    "BLOCKS", "CHAIN", "GROWTH", "PLAIN", "SINGLE", "SIZES", "SLOW", "Case", "Times", "growing", "interleaved", "named",
     "one_thread", "operators", "packages", "plain_masked", "plain_uniform", "plain_unmask", "ratio", "reference",
     "single", "slope", "steps",
 ]  # fmt: skip
@@ -47,6 +47,7 @@ SIZES = tuple(
 PLAIN = {kind: f"plain step, {kind}" for kind in ("masked", "uniform", "unmask")}
 BLOCKS = {"32": "BlockRefinement step, 32 sites", "all": "BlockRefinement step, all sites"}
 CHAIN = "ancestral >> gibbs(8)"
+SLOW = ("adaptive",)  # takes seconds a step, so it is timed at one size
 SINGLE = "Sampler.sample, one masked step"
 
 
