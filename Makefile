@@ -18,7 +18,7 @@ test: .venv/test lint
 test-all: .venv/test lint
 	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
 
-# The figures of docs/bench.md, other packages' steps among them.
+# The figures of docs/bench.md, other packages' steps among them, and the ratios that `discdiff bench --check` knows.
 bench: .venv/test
 	$(BIN)/python -m pytest -q tests/test_bench.py --benchmark-enable --benchmark-only -p no:cacheprovider
 	$(BIN)/python docs/bench.py

@@ -12,13 +12,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from discdiff import samplers
+from discdiff import bench_peers, samplers
 from discdiff.denoiser import Denoiser
 from discdiff.kernels import dispatch as kernels
 from discdiff.process import Process
@@ -133,6 +132,15 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def states(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Masked states, half of them masks, and uniform ones, both (B, L)."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (problem.batch, problem.length)
+    tokens = torch.randint(problem.vocab, shape, generator=generator)
+    hidden = torch.rand(shape, generator=generator) < problem.times[0]
+    return torch.where(hidden, problem.vocab, tokens).to(problem.device), tokens.to(problem.device)
+
+
 def cases(
     problem: Problem, logits: Tensor, *, textbook: bool = True, peers: bool = False
 ) -> dict[str, Callable[[], object]]:
@@ -140,11 +148,7 @@ def cases(
     t, s = problem.times
     batch, length, vocab = logits.shape
     masked, uniform = Masked(vocab, Linear()), Uniform(vocab, Linear())
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(vocab, (batch, length), generator=generator)
-    hidden = torch.rand(batch, length, generator=generator) < t
-    z = torch.where(hidden, vocab, tokens).to(logits.device)
-    tokens = tokens.to(logits.device)
+    z, tokens = states(problem)
     ids = torch.arange(batch * length, device=logits.device)
 
     def draw(reading: kernels.Reading | None) -> Tensor:
@@ -229,39 +233,9 @@ def textbook_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) 
 
 
 def _peers(logits: Tensor, z: Tensor, tokens: Tensor, t: float, s: float) -> Cases:
-    """Steps of packages from the index; they must be installed (the ``bench`` extra)."""
-    try:
-        from diffusers import DiscreteDDIMScheduler
-        from flow_matching.path import MixtureDiscreteProbPath
-        from flow_matching.path.scheduler import PolynomialConvexScheduler
-        from flow_matching.solver import MixtureDiscreteEulerSolver
-    except ImportError as error:
-        raise ImportError("other packages' steps need them: pip install 'discdiff[bench]'") from error
-
-    steps = round(1 / (t - s))
-    scheduler: Any = DiscreteDDIMScheduler(num_inference_steps=steps)
-
-    class Stop(Exception):  # the solver's last step is another one, so the second call of the model ends it
-        pass
-
-    def euler() -> None:
-        calls = iter([logits.softmax(-1)])
-
-        def model(x: Tensor, t: Tensor) -> Tensor:
-            for p in calls:
-                return p
-            raise Stop
-
-        vocab = logits.shape[-1] + 1
-        solver = MixtureDiscreteEulerSolver(model, MixtureDiscreteProbPath(PolynomialConvexScheduler(1.0)), vocab)
-        with contextlib.suppress(Stop):
-            solver.sample(z, step_size=None, time_grid=torch.tensor([1 - t, 1 - s, 1.0]))
-
     return {
-        "diffusers DiscreteDDIMScheduler.step, uniform": lambda: scheduler.step(
-            logits, round((1 - t) * steps), tokens, temperature=1.0
-        ),
-        "flow_matching Euler step, masked": euler,
+        "diffusers DiscreteDDIMScheduler.step, uniform": bench_peers.ddim(logits, tokens, t, s),
+        "flow_matching Euler step, masked": bench_peers.euler(logits, z, t, s, logits.shape[-1] + 1),
     }
 
 

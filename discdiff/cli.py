@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import inspect
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from discdiff import bench, samplers, verify
+from discdiff import bench_command, samplers, verify
 from discdiff.adapters.loading import every_family
 from discdiff.blockwise import Blockwise
-from discdiff.checks import LAST_SEED, affordable, placed, whole
+from discdiff.checks import LAST_SEED, affordable, whole
 from discdiff.data import ASSETS, GREY_LEVELS, SIDE, examples, text
 from discdiff.diagnose import sensitivity_curve
 from discdiff.expression import known_operators, parse_operator
@@ -93,21 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     probe.add_argument("--rows", type=int, default=256, help="noised examples at each noise level")
     probe.add_argument("--seed", type=int, default=0, help="the same seed gives the same figures")
     probe.add_argument("--out", type=Path, default=Path("sensitivity.png"), help="plot to write")
-    speed = commands.add_parser(
-        "bench",
-        help="time a step beside one read of the logits and the textbook step",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    bench_command.add_arguments(
+        commands.add_parser(
+            "bench",
+            help="time steps beside one read of the logits, plain steps and other packages' steps",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
     )
-    speed.add_argument("--batch", type=int, default=8, help="sequences")
-    speed.add_argument("--length", type=int, default=256, help="sites of a sequence")
-    speed.add_argument("--vocab", type=int, default=50257, help="tokens")
-    speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the logits")
-    speed.add_argument("--device", default="cpu", help="where, for instance cuda")
-    speed.add_argument("--rounds", type=int, default=9, help="how often each case is timed")
-    speed.add_argument(
-        "--peers", action="store_true", help="also other packages' steps (pip install 'discdiff[bench]')"
-    )
-    speed.add_argument("--json", type=Path, default=None, help="file for the figures")
     verify.add_arguments(
         commands.add_parser("verify", help="check operators' declarations, and processes, against exact laws")
     )
@@ -116,8 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "verify":
             return verify.run(arguments, partial(parse_operator, option="verify"))
+        if arguments.command == "bench":
+            return _bench(arguments)
         sampling = {"digits": _digits, "text": _text}
-        named = {"bench": _bench, "sensitivity": _sensitivity, "list": _list}
+        named = {"sensitivity": _sensitivity, "list": _list}
         run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
         run(arguments)
     except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:
@@ -252,27 +245,10 @@ def _check_out(out: Path, pyplot: ModuleType | None = None, option: str = "--out
             raise ValueError(f"{option}: {out} must end in one of {', '.join(sorted(kinds))}, which are pictures")
 
 
-def _bench(arguments: argparse.Namespace) -> None:
-    for name in ("batch", "length", "vocab", "rounds"):
-        whole(getattr(arguments, name), f"--{name}", 1)
-    placed(arguments.device, "--device")
-    affordable(arguments.batch * arguments.length * arguments.vocab, "bench: logits of this size")
+def _bench(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         _check_out(arguments.json, option="--json")
-    problem = bench.Problem(
-        arguments.batch, arguments.length, arguments.vocab, dtype=arguments.dtype, device=arguments.device
-    )
-    results = bench.measure(bench.cases(problem, problem.logits(), peers=arguments.peers), arguments.rounds)
-    figures = bench.report(problem, results)
-    table = Table("case", "ms", "reads of the logits", "MiB allocated")
-    for result in results:
-        row = f"{result.milliseconds:.1f}", f"{result.reads:.2f}", f"{result.peak_mib:.1f}"
-        table.add_row(result.name, *row)
-    console = Console()
-    console.print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()), highlight=False)
-    console.print(table)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return bench_command.run(arguments)
 
 
 def _run(arguments: argparse.Namespace, length: int, prompt: Int[Tensor, " P"]) -> Samples:

@@ -585,6 +585,7 @@ WORDS = [
     ("bench: vocab huge", ("bench", "--vocab", "10000000000000"), "memory|vocab"),
     ("bench: device", ("bench", "--device", "tpu9"), "device"),
     ("bench: dtype", ("bench", "--dtype", "int8"), "--dtype"),
+    ("bench: two at once", ("bench", "--goals", "--check"), "--goals"),
     ("bench: json", ("bench", "--json", "no/such/x.json"), "no folder"),
     ("list: words", ("list", "more"), "more"),
 ]

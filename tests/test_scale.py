@@ -136,7 +136,7 @@ MAY = {
     "checks.py": {"randint"}, "choice.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
     "data.py": {"Generator", "randint"},
 }  # fmt: skip
-WHOLLY = {"train.py", "losses.py", "block_losses.py", "diagnose.py", "bench.py"}
+WHOLLY = {"train.py", "losses.py", "block_losses.py", "diagnose.py", "bench.py", "bench_steps.py"}
 
 
 def drawn_names(file: Path) -> set[str]:
