@@ -355,3 +355,26 @@ def test_divergences_refuse_what_is_no_law(as_user: None) -> None:
         with pytest.raises(ValueError, match=says):
             call()
     assert T.tv(torch.tensor([0.25, 0.75]), [0.5, 0.5]) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("rows", [0, 1 << 20])
+def test_a_law_after_equal_steps_is_the_product_of_kernels(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By products of a row and a matrix, and by squaring; another number of steps would be seen."""
+    monkeypatch.setattr(theory_program, "_ROWS", rows)
+    process = dd.Masked(2, dd.Linear())
+    model = model_of(process, 2)
+
+    def step(n: int) -> dd.Operator:
+        return S.Ancestral() >> dd.mix({S.Gibbs() ** n: 0.3, S.Gibbs(2) >> S.Gibbs(): 0.7})
+
+    grid = [0.9, 0.6, 0.3]
+    start = torch.rand(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start, found = start / start.sum(), []
+    for n in (5, 6):
+        right = start
+        for t, s in ((0.9, 0.6), (0.6, 0.3)):
+            right = right @ T.kernel(step(n), process, model, t, s)
+        found.append(right)
+    law = T.law(dd.Sampler(process, model, step(5), grid=grid), start)
+    torch.testing.assert_close(law, found[0], atol=1e-14, rtol=0)
+    assert float((law - found[1]).abs().max()) > 1e-6

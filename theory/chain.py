@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import affordable, array, shown, token_ids, whole, wholes
-from discdiff.theory.oracle import Oracle, check_rows, pick, scaled, uniforms
+from discdiff.theory.oracle import Oracle, check_rows, pick, uniforms
+from discdiff.theory.scan import messages, path
 
 __all__ = ["HMM", "ConstrainedChain", "MarkovChain"]
 
@@ -78,44 +79,31 @@ class HMM(Oracle):
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
         seen = self._seen(evidence)
-        predicted, _, _ = self._forward(seen)
+        predicted, _ = messages(seen, self.initial, self.transition)
         return (predicted * self._backward(seen)) @ self.emission
 
     def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
-        return self._forward(self._seen(evidence))[2] - self.log_total
+        filtered, totals = self._filtered(self._seen(evidence))
+        return totals.double().log().sum(-1) + (filtered[:, -1] @ self.final).double().log() - self.log_total
 
     def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
-        _, filtered, _ = self._forward(self._seen(evidence))
+        filtered, _ = self._filtered(self._seen(evidence))
         u, v = uniforms(2 * self.length, len(evidence), seed, evidence.device).chunk(2)
-        hidden = [pick(filtered[:, -1] * self.final, u[-1])]
-        into = self.transition.T.contiguous()
-        for i in reversed(range(self.length - 1)):
-            hidden.append(pick(filtered[:, i] * into[hidden[-1]], u[i]))
-        rows = self.emission[torch.stack(hidden[::-1], 1)] * evidence
-        return pick(rows.flatten(0, 1), v.T.flatten()).view(evidence.shape[:2])
+        last = pick(filtered[:, -1] * self.final, u[-1])
+        hidden = path(filtered[:, :-1], self.transition.T.contiguous(), last, u[:-1])
+        return pick((self.emission[hidden] * evidence).flatten(0, 1), v.T.flatten()).view(evidence.shape[:2])
 
     def _seen(self, evidence: Tensor) -> Float[Tensor, "B L H"]:
         return evidence @ self.emission.T
 
-    def _forward(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """pred_i and f_i for every site, zero once the evidence contradicts the chain, and the log of the total."""
-        predicted, filtered = torch.empty_like(seen), torch.empty_like(seen)
-        predicted[:, 0] = self.initial
-        log_total = seen.new_zeros(len(seen), dtype=torch.float64)
-        for i in range(self.length):
-            filtered[:, i], scale = scaled(predicted[:, i] * seen[:, i])
-            log_total += scale.double().log()
-            if i + 1 < self.length:
-                predicted[:, i + 1] = filtered[:, i] @ self.transition
-        return predicted, filtered, log_total + (filtered[:, -1] @ self.final).double().log()
+    def _filtered(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """f_i for every site, zero once the evidence contradicts the chain, and what each was divided by."""
+        predicted, totals = messages(seen, self.initial, self.transition)
+        return predicted * seen / totals[..., None], totals
 
     def _backward(self, seen: Tensor) -> Tensor:
-        backward = torch.empty_like(seen)
-        backward[:, -1] = self.final
-        transposed = self.transition.T.contiguous()
-        for i in reversed(range(self.length - 1)):
-            backward[:, i] = scaled((seen[:, i + 1] * backward[:, i + 1]) @ transposed)[0]
-        return backward
+        """b_i for every site, up to a factor for each: the same recursion from the other end."""
+        return messages(seen.flip(1), self.final, self.transition.T.contiguous())[0].flip(1)
 
     def log_prob_moments(self) -> tuple[float, float]:
         """The exact mean and variance of log p0(x) under p0 itself, in nats and nats squared, by dynamic programming.

@@ -7,7 +7,7 @@ impossible state.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,9 @@ from discdiff.theory.sited import Sited
 __all__ = ["TooManyPaths", "kernel", "law"]
 
 _MOST_PATHS = 8_000_000
+_NUMBERS = 1 << 19  # of a table (states, sites, paths of a site, values) that the states begin with together
+_KEPT = 1 << 26  # bytes of a matrix: a larger one is not kept beside others
+_ROWS = 10  # a product of two N x N matrices takes as long as N / 10 of a row and a matrix: measured at N = 27 to 1296
 _TOGETHER = 1 << 19  # rows of a batch: more of them are run one part after another
 
 
@@ -93,6 +96,15 @@ def kernel(
             is tried; for a choice made under a Pyro handler inside the program, or by a law that looks at other rows.
         TooManyPaths: a ValueError, for a program that is not done by then.
     """
+    setting = _checked(operator, process, model, t, s, length, frozen, whole, most)
+    return _kernel(operator, setting, setting.t)
+
+
+def _checked(
+    operator: Operator, process: Process, model: Denoiser, t: float, s: float | None, length: int | None,
+    frozen: Tensor | Sequence[bool] | None, whole: bool = False, most: int = _MOST_PATHS,
+) -> "_Setting":  # fmt: skip
+    """The arguments of ``kernel``, looked at."""
     check_model(process, model, "kernel")
     check_operator(operator, "kernel")
     if not operator.enumerable:
@@ -113,7 +125,7 @@ def kernel(
         raise ValueError(f"kernel: frozen must have shape ({size},), got {tuple(mask.shape)}")
     for _, part, time in acting(operator, t, t if s is None else s, t):
         check_reads(part, model, time)
-    return _kernel(operator, _Setting(process, model, t, t if s is None else s, size, mask, whole, most), t)
+    return _Setting(process, model, t, t if s is None else s, size, mask, whole, most)
 
 
 class _Distinct(Counter):
@@ -133,22 +145,19 @@ class _Distinct(Counter):
         return self.denoiser.evaluate(all_states(states, length)[unique], time).select(index)
 
 
+@dataclass
 class _Setting:
     """What stays the same while a composition is taken apart."""
 
-    def __init__(
-        self,
-        process: Process,
-        model: Denoiser,
-        t: float,
-        s: float,
-        length: int,
-        frozen: Tensor | None,
-        whole: bool,
-        most: int = _MOST_PATHS,
-    ) -> None:
-        self.process, self.model, self.t, self.s = process, model, t, s
-        self.length, self.frozen, self.whole, self.most = length, frozen, whole, most
+    process: Process
+    model: Denoiser
+    t: float
+    s: float
+    length: int
+    frozen: Tensor | None
+    whole: bool
+    most: int = _MOST_PATHS
+    known: dict[tuple[object, float], Tensor] = field(default_factory=dict)  # matrices, by program and time
 
 
 def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
@@ -177,8 +186,43 @@ def _staged(first: Operator, second: Operator, setting: _Setting, now: float) ->
     return _paths(second, setting, then, _Beginnings(middle, start, to_middle[start, middle], (start, now)))[0]
 
 
+def _after(law: Tensor, operator: Operator, setting: _Setting, now: float) -> Tensor:
+    """A law after a part: a row times the matrices of what it is made of, which is less than their product.
+
+    Equal steps, matrix^n, are n products of a row and a matrix, N^2 each, or about log n of two matrices, N^3 each.
+    """
+    match operator:
+        case Then(left, right):
+            return _after(_after(law, left, setting, now), right, setting, setting.s if left.moves else now)
+        case Repeat(inner, times):
+            matrix = _kernel(inner, setting, now)
+            if (times.bit_length() + times.bit_count() - 2) * len(law) < _ROWS * times:
+                return law @ torch.linalg.matrix_power(matrix, times)
+            for _ in range(times):
+                law = law @ matrix
+            return law
+        case Mix(operators, weights):
+            return torch.stack(
+                [w * _after(law, part, setting, now) for part, w in zip(operators, weights, strict=True)]
+            ).sum(0)
+        case When():
+            return _after(law, operator.at(setting.t), setting, now)
+    return law @ _kernel(operator, setting, now)
+
+
 def _enumerate(operator: Operator, setting: _Setting, now: float) -> Tensor:
-    return _paths(operator, setting, now)[0]
+    """The matrix of a program; of equal parts at one time, once."""
+    try:
+        hash(operator)
+        key: tuple[object, float] = operator, now
+    except TypeError:
+        key = id(operator), now
+    if key in setting.known:
+        return setting.known[key]
+    matrix = _paths(operator, setting, now)[0]
+    if matrix.nbytes <= _KEPT:
+        setting.known[key] = matrix
+    return matrix
 
 
 class _Beginnings(NamedTuple):
@@ -204,14 +248,13 @@ class _Beginnings(NamedTuple):
 def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings | None = None) -> tuple[Tensor, float]:
     """The matrix from the beginnings (by default every state, in its row) to all states, and the time they are at."""
     states = all_states(setting.process.states, setting.length)
-    if begin is None:
-        every = torch.arange(len(states))
-        begin = _Beginnings(every, every, torch.ones(len(states), dtype=torch.float64))
     matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
-    waiting, then, done = [begin], now, 0
-    if not len(begin.state):
-        return matrix, now
-    joint = len(begin.state) <= JOINT
+    if begin is None:
+        every = torch.arange(len(states)).split(max(1, _NUMBERS // (setting.length * setting.process.states**2)))
+        waiting = [_Beginnings(some, some, torch.ones(len(some), dtype=torch.float64)) for some in every]
+    else:
+        waiting = [begin] if len(begin.state) else []
+    joint, then, done = all(len(part.state) <= JOINT for part in waiting), now, 0
     while waiting:
         part = waiting.pop()
         paths, half = Paths(part.weight, setting.length, setting.most, joint), len(part.state) // 2
@@ -295,7 +338,8 @@ def law(
         current = _with_memory(sampler, current, size, None if frozen is None else torch.as_tensor(frozen))
     else:
         for _, t, s in sampler.intervals():
-            current = current @ kernel(sampler.operator, process, model, t, s, length=size, frozen=frozen)
+            setting = _checked(sampler.operator, process, model, t, s, size, frozen)
+            current = _after(current, sampler.operator, setting, t)
     if sampler.grid[-1] > 0:
         return current
     on_data = law_of_data(process, current, size)

@@ -1,0 +1,166 @@
+r"""The recursions of a chain over its sites, without a step of Python for every site.
+
+Messages. With a vector m_1, weights w_i for every site and a matrix A,
+
+    f_i = m_i w_i / s_i,   s_i = sum(m_i w_i),   m_{i+1} = f_i A
+
+takes L steps one after another. A *blocked scan* cuts the sites into about sqrt(L) blocks of about sqrt(L) sites:
+
+    1. the matrix of every block, prod_i diag(w_i) A, for all blocks at once
+    2. the message at the beginning of every block, from block to block
+    3. the messages inside, for all blocks at once
+
+3 sqrt(L) steps of Python instead of L, and O(L H^3) numbers computed instead of O(L H^2). What is kept beside the
+messages is one matrix for each block: O(sqrt(L) H^2), which is less than the messages where H < sqrt(L).
+
+Nothing underflows. A row of a block's matrix has a power of 2 of its own, taken out at every site, which rounds
+nothing; so a weight is lost only where it is below the smallest positive number beside the largest in its row. In the
+loop it is lost where it is below that beside the largest of all rows, so that the scan knows whatever the loop knows.
+
+Choices. A map from the state of the site behind to the state of a site, for every site, is composed in the same way.
+
+Reference: Blelloch, Prefix sums and their applications (1990); Sarkka and Garcia-Fernandez (2021) for hidden Markov
+models, https://arxiv.org/abs/2102.05743.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.theory.oracle import pick
+
+__all__ = ["messages", "path"]
+
+# Measured on one core in float64, L = 1024, microseconds a site, a step for each site against blocks. A step takes 7 to
+# 10, blocks 2.1 (H = 8, B = 1), 4.3 (8, 16), 3.7 (32, 1), 7.6 (8, 32), 5.8 (32, 2); 11.5 against 9.2 at (64, 1). Below
+# 64 sites they are equal. Where gradients are wanted there is a step for each site.
+_SHORT = 64  # sites
+_WORK = 2048  # B H^2
+_TOGETHER = 1 << 17  # weights of maps that are looked at together: 1 MiB
+
+
+def messages(
+    weights: Float[Tensor, "B L H"], first: Float[Tensor, " H"], matrix: Float[Tensor, "H H"]
+) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L"]]:
+    """Find m_i and s_i for every site: zero once the weights contradict the chain, s_i then the least normal number.
+
+    Args:
+        weights: w_i, not negative.
+        first: m_1, not negative.
+        matrix: A, not negative; row = from, column = to.
+
+    Returns:
+        (B, L, H) messages, each up to a factor, and (B, L) totals, without one if the rows of A sum to 1.
+    """
+    batch, length, size = weights.shape
+    start = first.expand(batch, size)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (weights, first, matrix))
+    if length < _SHORT or batch * size**2 > _WORK or wanted:
+        return _in_order(weights, start, matrix)[:2]
+    return _in_blocks(weights, start, matrix, math.isqrt(length))
+
+
+def _in_order(weights: Tensor, start: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, L, H) messages, (B, L) totals and the (B, H) message behind the last site: one step for each site."""
+    found, totals, least = [start], [], torch.finfo(weights.dtype).tiny
+    for weight in weights.unbind(1):
+        seen = found[-1] * weight
+        totals.append(seen.sum(-1, keepdim=True).clamp(min=least))
+        found.append((seen / totals[-1]) @ matrix)
+    return torch.stack(found[:-1], 1), torch.cat(totals, 1), found[-1]
+
+
+def _in_blocks(weights: Tensor, start: Tensor, matrix: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    batch, length, size = weights.shape
+    inside = length // blocks
+    body = blocks * inside
+    beside = weights[:, :body].unflatten(1, (blocks, inside))
+    starts = _starts(start, *_block_matrices(beside[:, :-1].flatten(0, 1), matrix))
+    found, totals, behind = _in_order(beside.flatten(0, 1), starts, matrix)
+    found, totals = found.view(batch, body, size), totals.view(batch, body)
+    if body < length:
+        rest, rest_totals, _ = _in_order(weights[:, body:], behind.view(batch, blocks, size)[:, -1], matrix)
+        found, totals = torch.cat([found, rest], 1), torch.cat([totals, rest_totals], 1)
+    return found, totals
+
+
+def _block_matrices(weights: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, from, to) and (M, from): row h of a block's product is rows[:, h] 2^powers[:, h].
+
+    The blocks come last while they grow: what is added up is then a whole line of memory and not two numbers.
+    """
+    count, _, size = weights.shape
+    columns = torch.eye(size).to(weights)[..., None].repeat(1, 1, count)  # (to, from, M)
+    into, other = matrix.T.contiguous(), torch.empty_like(columns)
+    powers = weights.new_zeros(size, count, dtype=torch.float64)
+    lowest = math.frexp(torch.finfo(weights.dtype).tiny)[1]
+    for weight in weights.permute(1, 2, 0).contiguous().unbind(0):
+        columns *= weight[:, None]
+        torch.mm(into, columns.view(size, -1), out=other.view(size, -1))
+        power = torch.frexp(other.sum(0)).exponent.clamp_(min=lowest)
+        torch.mul(other, torch.exp2(-power.to(other)), out=columns)
+        powers += power
+    powers.masked_fill_(columns.sum(0) == 0, -torch.inf)  # from where nothing is possible
+    return columns.permute(2, 1, 0).contiguous(), powers.T.contiguous()
+
+
+def _starts(start: Tensor, rows: Tensor, powers: Tensor) -> Tensor:
+    """(B C, H) the message at the beginning of every block: a vector times a matrix for each block but the last."""
+    least, lowest = torch.finfo(start.dtype).tiny, torch.finfo(torch.float64).min
+    batch, found = len(start), [start]
+    each = (x.unflatten(0, (batch, -1)).unbind(1) for x in (rows, powers))
+    for row, power in zip(*each, strict=True):
+        mantissa, exponent = torch.frexp(found[-1])
+        exponent = torch.where(mantissa > 0, power + exponent, -torch.inf)
+        shared = mantissa * torch.exp2(exponent - exponent.amax(-1, keepdim=True).clamp_(min=lowest)).to(mantissa)
+        message = (shared[:, None] @ row)[:, 0]
+        found.append(message / message.sum(-1, keepdim=True).clamp_(min=least))
+    return torch.stack(found, 1).flatten(0, 1)
+
+
+def path(
+    filtered: Float[Tensor, "B L H"], into: Float[Tensor, "H H"], last: Int[Tensor, " B"], u: Float[Tensor, "L B"]
+) -> Int[Tensor, "B M"]:
+    """Draw the states of L sites backwards from the one behind them, h_i ~ filtered_i(h) into(h_{i+1}, h).
+
+    Args:
+        filtered: weights of each site's states given what is before.
+        into: row = the state behind.
+        last: h_{L+1}.
+        u: a uniform for each draw.
+
+    Returns:
+        (B, L + 1) states, ``last`` the last of them: the same where maps are composed as where they are not.
+    """
+    batch, length, size = filtered.shape
+    if length < _SHORT or batch * size**2 > _WORK:
+        drawn = [last]
+        for i in reversed(range(length)):
+            drawn.append(pick(filtered[:, i] * into[drawn[-1]], u[i]))
+        return torch.stack(drawn[::-1], 1)
+    together, maps = max(1, _TOGETHER // (batch * size**2)), []
+    for begin in range(0, length, together):
+        part = filtered[:, begin : begin + together, None] * into
+        each = u[begin : begin + together].T[..., None].expand(part.shape[:-1])
+        maps.append(pick(part.flatten(0, 2), each.flatten()).view(each.shape))
+    return torch.cat([_composed(torch.cat(maps, 1), last), last[:, None]], 1)
+
+
+def _composed(maps: Int[Tensor, "B L H"], last: Int[Tensor, " B"]) -> Int[Tensor, "B L"]:
+    """The state of every site, from a map for each that takes the state behind it, and the last state."""
+    batch, length, size = maps.shape
+    inside = math.isqrt(length)
+    blocks = -(-length // inside)
+    same = torch.arange(size, device=maps.device).expand(batch, blocks * inside - length, size)
+    each = torch.cat([maps, same], 1).unflatten(1, (blocks, inside)).unbind(2)
+    found = [each[-1]]
+    for one in reversed(each[:-1]):
+        found.append(one.gather(-1, found[-1]))
+    from_behind = torch.stack(found[::-1], 2)
+    behind = [last[:, None]]
+    for block in reversed(found[-1].unbind(1)[1:]):
+        behind.append(block.gather(-1, behind[-1]))
+    index = torch.cat(behind[::-1], 1)[..., None, None].expand(-1, -1, inside, -1)
+    return from_behind.gather(-1, index).flatten(1)[:, :length]
