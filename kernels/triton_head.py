@@ -83,8 +83,8 @@ def _head_kernel(
         DEPTH, CHUNKS, EVEN, BIAS, PRECISION, WIDEN,
     )  # fmt: skip
     x = adjusted(
-        x, column[None, :], first * COLUMNS, (first + TOGETHER) * COLUMNS, safe[:, None], width,
-        own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, False,
+        x, tl.arange(0, TOGETHER * COLUMNS)[None, :], first * COLUMNS, (first + TOGETHER) * COLUMNS, safe[:, None],
+        width, own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
     x = tl.reshape(x, (ROWS * TOGETHER, COLUMNS))
     peak, mass, _ = sums(x, False)
@@ -142,7 +142,7 @@ def _head_pick_kernel(
     x = tl.sum(tl.where(alone[:, None], x, 0.0), 0)
     start = (winner * SHARE + chosen) * COLUMNS
     x = adjusted(
-        x, column, start, start + COLUMNS, n, width,
+        x, lanes, start, start + COLUMNS, n, width,
         own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
     x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away

@@ -8,9 +8,12 @@ import triton
 import triton.language as tl
 
 __all__ = [
-    "adjusted", "coins", "columns", "contest", "group_lse", "passing", "safe_log", "shift_of", "sums", "within",
+    "adjusted", "coins", "columns", "contest", "group_lse", "passing", "read", "safe_log", "shift_of", "sums", "within",
     "within_share",
 ]  # fmt: skip
+
+
+_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -33,7 +36,7 @@ def adjusted(
     x, column, first, beyond, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """What ``Rows`` does to the columns of row n, or of rows n[:, None], which lie in first..beyond - 1.
+    """What ``Rows`` does to columns first + column of row n, or of rows n[:, None]; all are less than ``beyond``.
 
     A single column is looked for only where it may be found: a comparison an element costs as much as a read of it.
     WHOLE says that all columns are inside the width.
@@ -41,14 +44,14 @@ def adjusted(
     for h in range(HIDDEN):
         hidden = tl.load(hidden_ptr + h)
         if (hidden >= first) & (hidden < beyond):
-            x = tl.where(column == hidden, float("-inf"), x)
+            x = tl.where(column == (hidden - first).to(tl.int32), float("-inf"), x)
     if SHIFT:
-        x = tl.where(column == tl.load(own_ptr + n), x + tl.load(shift_ptr + n).to(x.dtype), x)
+        x = tl.where(column == (tl.load(own_ptr + n) - first).to(tl.int32), x + tl.load(shift_ptr + n).to(x.dtype), x)
     if TEMPER:
         x = tl.div_rn(x, tl.full(x.shape, 1.0, x.dtype) * temperature) if x.dtype == tl.float32 else x / temperature
     if FLOOR:
         x = tl.where(x < tl.load(floor_ptr + n).to(x.dtype), float("-inf"), x)
-    return x if WHOLE else tl.where(column < width, x, float("-inf"))
+    return x if WHOLE else tl.where(column < width - first, x, float("-inf"))
 
 
 @triton.jit
@@ -95,19 +98,20 @@ def columns(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Logits of row n at some columns of first..beyond - 1, as ``Rows`` says; -inf where they are not inside.
+    """Logits of row n at columns first + column < beyond, as ``Rows`` says; -inf where they are not inside.
 
-    NEAR says that columns lie side by side, so that 32 bits hold their offsets; WHOLE that all of them are inside.
+    Columns are told from the first, so that their offsets are parts of a load's instruction. NEAR says that they lie
+    side by side, so that 32 bits hold these; WHOLE that all of them are inside.
     """
     base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
     if NEAR:
-        at = base + column
+        at = base + first.to(tl.int64) + column
     else:
-        at = base + column.to(tl.int64) * stride_column
+        at = base + (first.to(tl.int64) + column) * stride_column
     if WHOLE:
         x = tl.load(at)
     else:
-        x = tl.load(at, mask=inside & (column < width), other=float("-inf"))
+        x = tl.load(at, mask=inside & (column < width - first), other=float("-inf"))
     return adjusted(
         x.to(tl.float64 if DOUBLE else tl.float32), column, first, beyond, n, width,
         own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, WHOLE,
@@ -120,7 +124,11 @@ def sums(x, TILT: tl.constexpr):
 
     exp2 is one instruction where exp is six; the subtraction comes first, so large logits lose nothing.
     """
-    peak = tl.max(tl.where(x == x, x, float("-inf")), 1)  # a NaN is told by the mass
+    # The largest that is no NaN, which the mass tells: a GPU's maximum passes over NaN by itself.
+    if _COMPILED:
+        peak = tl.maximum(tl.max(x, 1), float("-inf"))
+    else:
+        peak = tl.max(tl.where(x == x, x, float("-inf")), 1)
     offset = x - shift_of(peak)[:, None]
     if x.dtype == tl.float64:
         weight = tl.exp(offset)
@@ -129,6 +137,57 @@ def sums(x, TILT: tl.constexpr):
     mass = tl.where(peak == float("inf"), float("nan"), tl.sum(weight, 1))
     tilt = tl.sum(weight * tl.maximum(offset, -87.0), 1) if TILT else mass
     return peak, mass, tilt
+
+
+@triton.jit
+def keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT: tl.constexpr):
+    """Store the sums of groups."""
+    peak, mass, tilt = sums(x, TILT)
+    tl.store(peak_ptr + at, peak, mask=ok)
+    tl.store(mass_ptr + at, mass, mask=ok)
+    if TILT:
+        tl.store(tilt_ptr + at, tilt, mask=ok)
+
+
+@triton.jit
+def read(
+    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr, tilt_ptr,
+    n, tile, stride_row, stride_position, stride_column, width, groups, temperature,
+    SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, TILT: tl.constexpr,
+    NEAR: tl.constexpr, DOUBLE: tl.constexpr,
+    HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    """Sums of a tile of TILE groups of row n; a group has SIZE columns in LANES, a power of two."""
+    group = tile * TILE + tl.arange(0, TILE)
+    first = tile * TILE * SIZE
+    beyond = first + TILE * SIZE
+    at, ok = n * groups + group, group < groups
+    # All but a few tiles of a row need neither masks nor a look at single columns.
+    whole = (SIZE == LANES) & (beyond <= width)
+    for h in range(HIDDEN):
+        hidden = tl.load(hidden_ptr + h)
+        whole = whole & ((hidden < first) | (hidden >= beyond))
+    if SHIFT:
+        own = tl.load(own_ptr + n)
+        whole = whole & ((own < first) | (own >= beyond))
+    if whole:  # each branch makes its columns: what both used would be kept in registers
+        lane = tl.arange(0, LANES)
+        x = columns(
+            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
+            tl.arange(0, TILE)[:, None] * SIZE + lane[None, :], True,
+            first, beyond, stride_row, stride_position, stride_column, width, temperature,
+            NEAR, DOUBLE, 0, False, TEMPER, FLOOR, True,
+        )  # fmt: skip
+        keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT)
+    else:
+        lane = tl.arange(0, LANES)
+        x = columns(
+            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
+            tl.arange(0, TILE)[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :],
+            first, beyond, stride_row, stride_position, stride_column, width, temperature,
+            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
+        )  # fmt: skip
+        keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT)
 
 
 @triton.jit

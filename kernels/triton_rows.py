@@ -17,20 +17,11 @@ from torch import Tensor
 from discdiff.kernels.reference import Race, Reading, group_size
 from discdiff.kernels.reference import contest as contests
 from discdiff.kernels.rows import Rows
-from discdiff.kernels.triton_language import columns, contest, group_lse, sums, within
+from discdiff.kernels.triton_language import columns, contest, group_lse, read, within
 
 __all__ = ["arguments", "contests", "largest", "race", "signed", "statistics"]
 
 _TILE = 2048  # columns a program reads together: two groups in two warps were fastest on an H200 (docs/bench.md)
-
-
-@triton.jit
-def _keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT: tl.constexpr):
-    peak, mass, tilt = sums(x, TILT)
-    tl.store(peak_ptr + at, peak, mask=ok)
-    tl.store(mass_ptr + at, mass, mask=ok)
-    if TILT:
-        tl.store(tilt_ptr + at, tilt, mask=ok)
 
 
 @triton.jit(do_not_specialize=["temperature"])
@@ -41,28 +32,12 @@ def _read_kernel(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Groups TILE b .. TILE b + TILE - 1 of row n; a group has SIZE columns in LANES, a power of two."""
-    n = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    lane = tl.arange(0, LANES)
-    first = tl.program_id(1) * TILE * SIZE
-    beyond = first + TILE * SIZE
-    column, inside = group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :]
-    at, ok = n * groups + group, group < groups
-    if (SIZE == LANES) & (beyond <= width):  # all but the last tile of a row need no masks
-        x = columns(
-            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside,
-            first, beyond, stride_row, stride_position, stride_column, width, temperature,
-            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, True,
-        )  # fmt: skip
-        _keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT)
-    else:
-        x = columns(
-            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, column, inside,
-            first, beyond, stride_row, stride_position, stride_column, width, temperature,
-            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
-        )  # fmt: skip
-        _keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT)
+    """Groups TILE b .. TILE b + TILE - 1 of row n."""
+    read(
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr, tilt_ptr,
+        tl.program_id(0).to(tl.int64), tl.program_id(1), stride_row, stride_position, stride_column, width, groups,
+        temperature, SIZE, LANES, TILE, TILT, NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
+    )  # fmt: skip
 
 
 # Not specialised: an argument that happens to be 1 would arrive as a constant, without the `to` of a tensor.
@@ -88,7 +63,7 @@ def _pick_kernel(
     ok = (best > float("-inf")) & (bad == 0)
     lane = tl.arange(0, LANES)
     x = columns(
-        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, winner * SIZE + lane,
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, lane,
         lane < SIZE, winner * SIZE, (winner + 1) * SIZE,
         stride_row, stride_position, stride_column, width, temperature,
         NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
@@ -111,7 +86,7 @@ def _largest_kernel(
     lane = tl.arange(0, LANES)
     first = tl.load(group_ptr + n) * SIZE
     x = columns(
-        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, first + lane, lane < SIZE,
+        source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, lane, lane < SIZE,
         first, first + SIZE, stride_row, stride_position, stride_column, width, temperature,
         NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from discdiff.kernels.reference import group_size
 from discdiff.kernels.rows import Rows, Step
-from discdiff.kernels.triton_language import coins, columns, contest, group_lse, sums, within
+from discdiff.kernels.triton_language import coins, columns, contest, group_lse, read, within
 from discdiff.kernels.triton_rows import arguments, signed
 
 __all__ = ["step"]
@@ -59,18 +59,11 @@ def _groups_kernel(
     """A few groups of one site, if it is read at all."""
     n = tl.program_id(0).to(tl.int64)
     if tl.load(code_ptr + n) == _READ:
-        group = tl.program_id(1) * TILE + tl.arange(0, TILE)
-        lane = tl.arange(0, LANES)
-        first = tl.program_id(1) * TILE * SIZE
-        x = columns(
-            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
-            group[:, None] * SIZE + lane[None, :], (lane < SIZE)[None, :], first, first + TILE * SIZE,
-            stride_row, stride_position, stride_column, width, temperature,
-            NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
+        read(
+            source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr, mass_ptr,
+            n, tl.program_id(1), stride_row, stride_position, stride_column, width, groups, temperature,
+            SIZE, LANES, TILE, False, NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR,
         )  # fmt: skip
-        peak, mass, _ = sums(x, False)
-        tl.store(peak_ptr + n * groups + group, peak, mask=group < groups)
-        tl.store(mass_ptr + n * groups + group, mass, mask=group < groups)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "tag_accept", "tag_data", "tag_token", "tag_noise", "temperature"])
@@ -105,7 +98,7 @@ def _finish_kernel(
             accepted = True
             if ACCEPT:
                 own = columns(
-                    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, z, z >= 0,
+                    source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n, z - z, z >= 0,
                     z, z + 1, stride_row, stride_position, stride_column, width, temperature,
                     NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
                 )  # fmt: skip
@@ -122,7 +115,7 @@ def _finish_kernel(
                 lane = tl.arange(0, LANES)
                 x = columns(
                     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
-                    winner * SIZE + lane, lane < SIZE, winner * SIZE, (winner + 1) * SIZE,
+                    lane, lane < SIZE, winner * SIZE, (winner + 1) * SIZE,
                     stride_row, stride_position, stride_column, width, temperature,
                     NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
                 )  # fmt: skip
