@@ -261,8 +261,9 @@ def _same_clock(one: "Denoiser", other: "Denoiser | None") -> bool:
 
 
 def _when_written(x: Tensor) -> Tensor:
-    """A copy of x that is made when one of both is written to while the other is there."""
-    return torch._lazy_clone(x) if x.device.type in ("cpu", "cuda") else x.clone()
+    """A copy of x, made only when one of both is written to while the other is there, where torch has such copies."""
+    lazy = getattr(torch, "_lazy_clone", None)
+    return lazy(x) if lazy is not None and x.device.type in ("cpu", "cuda") else x.clone()
 
 
 @dataclass

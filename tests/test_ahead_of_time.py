@@ -27,7 +27,7 @@ def compiled(*words: str) -> list[dict[str, Any]]:
 
 
 def bound(kernel: str, launch: str) -> dict[str, float]:
-    """What a kernel may use whatever triton compiles it: half as much again as was measured, hardly a spill."""
+    """What a kernel may use whatever triton compiles it: a little more than was measured, hardly a spill."""
     if kernel == "head_kernel":  # its tile of products does not always fit registers: 6392 bytes at most were measured
         return {"spilled": 9588}
     double = "float64" in launch

@@ -67,7 +67,7 @@ def numbers(x: Tensor) -> list[Tensor]:
         race = native.race(rows, None, 7, ids, ids * 3, 2, 5, 0)
         assert race is not None
         parts = (native.statistics(rows), native.statistics(rows, tilt=False), native.largest(rows, group))
-        found += [part for several in parts if several for part in several] + [race.key, race.token]
+        found += [part for several in parts if several for part in several if part is not None] + [race.key, race.token]
     return found
 
 
