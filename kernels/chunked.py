@@ -93,7 +93,8 @@ def race(
     key, group, share = contests(reading.group_lse, seed, ids, positions, step, tag, first_group)
     column = torch.empty_like(group)
     for part in _parts(len(rows)):
-        column[part] = reference.within(rows.window(part, group[part] * size, size), share[part])
+        x = rows.dense(part) if size == rows.width else rows.window(part, group[part] * size, size)
+        column[part] = reference.within(x, share[part])
     token = first_group * reference.GROUP_SIZE + group * size + column
     return Race(key, torch.where(key > -torch.inf, token, -1))
 
