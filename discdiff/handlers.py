@@ -29,7 +29,7 @@ from discdiff.checks import decided
 from discdiff.choice import Choice, Key
 from discdiff.denoiser import Counter, frozen_time
 from discdiff.faults import Watch
-from discdiff.kernels.dispatch import TAGS, philox
+from discdiff.kernels.dispatch import TAGS, rounds
 from discdiff.prediction import Prediction
 from discdiff.process import Process
 from discdiff.schedule import learned
@@ -171,8 +171,8 @@ def stream(seed: int, kind: int, n: int) -> int:
     """
     if n == 0:
         return seed
-    high, low, _, _ = philox(seed, 3 << 30, n, kind, 0)
-    return int(high) << 32 | int(low)
+    high, low, _, _ = rounds(seed, 3 << 30, n, kind, 0)
+    return high << 32 | low
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from torch import Tensor
 from discdiff.checks import real, shown, whole
 from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum_exp
-from discdiff.kernels.philox import BLOCKS, TAGS, philox
+from discdiff.kernels.philox import BLOCKS, TAGS, philox, rounds
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
     "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "flips",
-    "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race", "read", "row_pass",
-    "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
+    "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race", "read", "rounds",
+    "row_pass", "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]

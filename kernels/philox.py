@@ -17,12 +17,16 @@ One round, with ``hi`` and ``lo`` the halves of the 64-bit product:
 The words equal Random123's and those of ``triton.language.philox`` bit for bit.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from discdiff.checks import whole
 
-__all__ = ["BLOCKS", "COIN", "GROUP", "TAGS", "WITHIN", "counter", "philox", "uniform53"]
+__all__ = ["BLOCKS", "COIN", "GROUP", "TAGS", "WITHIN", "counter", "philox", "rounds", "uniform53"]
+
+W = TypeVar("W", int, Tensor)
 
 # Kinds: what a word is used for. Two uses of one (tag, position, step, row) never share a word.
 GROUP, WITHIN, COIN = 0, 1, 2
@@ -58,7 +62,11 @@ def philox(
     words = torch.broadcast_tensors(
         *(torch.as_tensor(c, dtype=torch.int64) & _LOW for c in _to_one_device(c0, c1, c2, c3))
     )
-    x0, x1, x2, x3 = words
+    return rounds(seed, *words)
+
+
+def rounds(seed: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
+    """``philox`` of counter words in [0, 2**32), tensors of one shape or integers, which are faster."""
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
         # The product wraps modulo 2**64 in int64; both halves survive the wrap.

@@ -88,6 +88,8 @@ def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float
     sure = torch.zeros_like(token)
     if prediction.predicts == "denoiser":
         sure = token & process.settled(x, prediction.alpha)
+    if not bool(token.any()):
+        return torch.zeros_like(prediction.alpha)
     return torch.where(token, prediction.log_own(token & ~sure).exp(), 0.0)
 
 
