@@ -218,6 +218,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str, int], float
         monkeypatch.setattr(module, "DENSE", (SMALL, bench.Problem(2, 8, 600, dtype="bfloat16")))
         monkeypatch.setattr(module, "SIZES", tiny)
     monkeypatch.setattr(bench_check, "operators", lambda: ["ancestral", bench_steps.CHAIN, "adaptive"])
+    monkeypatch.setattr(bench.kernels, "row_pass", lambda: "native")
     monkeypatch.setattr(bench_goals, "GROWTH", {"V": [TINY, bench.Problem(2, 8, 10)]})
     monkeypatch.setattr(bench_goals, "growing", lambda variable: {"a step": {5: None, 10: None}})
 
@@ -259,6 +260,9 @@ def test_the_check_fails_by_name_where_a_step_has_become_slower(
     stored.write_text(json.dumps(right))
     assert main(["bench", "--check"]) == 2
     assert "no ratio is stored for" in capsys.readouterr().err
+    monkeypatch.setattr(bench.kernels, "row_pass", lambda: "torch")
+    assert main(["bench", "--check"]) == 0
+    assert "nothing is compared" in capsys.readouterr().out
 
 
 def test_a_ratio_is_stored_for_every_case_that_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
