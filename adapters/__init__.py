@@ -14,3 +14,8 @@ from discdiff.adapters.save import SAVED
 FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, FAIRSEQ, *EVODIFF, MD4, OWN, SAVED)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]
+
+
+def __dir__() -> list[str]:
+    """What tab completion offers."""
+    return sorted(__all__)

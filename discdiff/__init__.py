@@ -93,3 +93,8 @@ __all__ = [
     "theory",
     "when",
 ]
+
+
+def __dir__() -> list[str]:
+    """What tab completion offers."""
+    return sorted(__all__)

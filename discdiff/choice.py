@@ -89,6 +89,10 @@ class Choice(TorchDistribution):
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
         """Every possible value of every row: (row it belongs to, value, log-probability), impossible ones left out."""
 
+    def __repr__(self) -> str:
+        event = f", event {tuple(self.event_shape)}" if self.event_shape else ""
+        return f"{type(self).__name__}({self.batch_shape[0]} rows{event})"
+
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by the key that was attached; several, or without a key, by fresh ones from torch's generator."""

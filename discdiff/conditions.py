@@ -27,7 +27,7 @@ from discdiff.output import unshifted
 __all__ = ["Alphabets", "Among", "conditional", "conditioned", "marginal"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Among(Context):
     """Some sites of a longer sequence, the others held at states and times of their own.
 
@@ -54,6 +54,9 @@ class Among(Context):
 
     def queries(self, width: int, rows: Tensor) -> int:
         return len(self.moving) * len(rows)
+
+    def __repr__(self) -> str:
+        return f"Among({int(self.moving.sum())} of {len(self.moving)} sites move)"
 
 
 def conditional(model: Denoiser, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> Denoiser:

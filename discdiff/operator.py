@@ -102,6 +102,10 @@ class Operator(ABC):
         for part in self.parts:
             part.check(process)
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items() if name[0] != "_")
+        return f"{type(self).__name__}({fields})"
+
     def __rshift__(self, other: "Operator") -> "Operator":
         """This operator, then the other."""
         return Then(self, check_operator(other, ">>"))

@@ -37,3 +37,8 @@ __all__ = [
     "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
     "ancestral_gibbs",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    """What tab completion offers."""
+    return sorted(__all__)

@@ -46,3 +46,8 @@ __all__ = [
     "reverse_law",
     "tv",
 ]
+
+
+def __dir__() -> list[str]:
+    """What tab completion offers."""
+    return sorted(__all__)

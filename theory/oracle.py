@@ -56,6 +56,9 @@ class Oracle(ABC):
     def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
         """Exact draws from the law proportional to p0(x) prod_i e_i(x_i)."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.alphabet} tokens, {self.length} sites)"
+
     # --- what follows from the three ----------------------------------------------------------------------------------
 
     def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
