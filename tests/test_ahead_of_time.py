@@ -68,7 +68,8 @@ def check(lines: list[dict[str, Any]]) -> None:
         "read_kernel", "pick_kernel", "largest_kernel", "decide_kernel", "groups_kernel", "finish_kernel",
         "head_kernel", "head_pick_kernel",
     }  # fmt: skip
-    bulk = [line[kernel] for line in lines for kernel in ("read_kernel", "groups_kernel") if kernel in line]
+    wide = [line for line in lines if " V=5 " not in line["launch"]]  # there a thread reads less than a column
+    bulk = [line[kernel] for line in wide for kernel in ("read_kernel", "groups_kernel") if kernel in line]
     assert all("instructions" in used for used in bulk)
 
 
