@@ -140,7 +140,7 @@ class Blockwise:
         stop: SupportsIndex | Sequence[int] = (),
         record: bool = False,
         listen: bool = False,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> BlockSamples:
         """Draw samples. The tokens of row b are a function of (seed, first_row + b) and the arguments.
 
@@ -154,14 +154,15 @@ class Blockwise:
             record: keep the log-probability of the choices made.
             listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of a block, counted from 0, are named
                 "b2/step.slot.name"; of the second group of rows that come to such a block apart, "b2.1/step.slot.name".
-            device: where to sample.
+            device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
 
         Raises:
             ValueError: for wrong shapes or ids, or a length that is not the model's.
         """
         model, process = self.inner.model, self.inner.process
         batch, first_row = check_rows("sample", batch, first_row)
-        length, device = whole(length, "sample: length", 1), placed(device, "sample: device")
+        length = whole(length, "sample: length", 1)
+        device = placed(model.device if device is None else device, "sample: device")
         if self.window is None and model.length not in (None, length):
             raise ValueError(
                 f"sample: length must be the model's ({model.length}) unless there is a window, got {length}"

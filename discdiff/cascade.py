@@ -11,7 +11,7 @@ from typing import SupportsIndex
 import torch
 
 from discdiff.blockwise import Blockwise
-from discdiff.checks import placed, wholes
+from discdiff.checks import wholes
 from discdiff.context import Along
 from discdiff.handlers import alone, stream, under, while_listening
 from discdiff.sampler import Sampler, check_rows
@@ -45,7 +45,7 @@ class Cascade:
         seed: SupportsIndex | None = None,
         first_row: SupportsIndex = 0,
         listen: bool = False,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> tuple[Samples, Samples]:
         """Draw both stages; rows are functions of (seed, first_row + b).
 
@@ -55,14 +55,15 @@ class Cascade:
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
             listen: make every choice a Pyro site, as of ``Sampler.sample``, under "first/" and "second/".
-            device: where to sample.
+            device: where to sample; by default where the first model's parameters lie.
         """
         batch, first_row = check_rows("sample", batch, first_row)
-        lengths, device = wholes(lengths, "sample: lengths", 1), placed(device, "sample: device")
+        lengths = wholes(lengths, "sample: lengths", 1)
         if len(lengths) != 2:
             raise ValueError(f"sample: lengths must be two, of the first stage and of the second, got {lengths}")
         with under("first", listen):
             drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, listen=listen, device=device)
+        device = drawn.tokens.device
         rows = torch.arange(first_row, first_row + batch, device=device)
         model = self.second.model.given(Along(rows, drawn.tokens))
         model.length = self.second.model.length

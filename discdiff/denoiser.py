@@ -12,6 +12,7 @@ from torch import Tensor
 
 from discdiff.checks import decided, whole, wholes
 from discdiff.context import Cached, Context, Kept
+from discdiff.dropout import device_of
 from discdiff.output import Output, unshifted
 from discdiff.prediction import Prediction, Predicts, check_predicts
 from discdiff.process import Process
@@ -97,6 +98,11 @@ class Denoiser:
         time = site_time(t, *x.shape)
         self.process.schedule.alpha(time)  # for its look at the times
         return self.evaluate(x, time.to(x.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters of the function, or of its head or guides, lie; the CPU if there are none."""
+        return device_of((self.fn, self.head, *self.guides))
 
     @property
     def frame(self) -> tuple[int, int] | None:

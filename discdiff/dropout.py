@@ -1,4 +1,4 @@
-"""A network left in training mode: its dropout would make tokens a function of more than seed and row."""
+"""The networks behind a denoiser's function: where they lie, and whether they drop units at random."""
 
 import functools
 import inspect
@@ -6,9 +6,10 @@ import itertools
 import warnings
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
-__all__ = ["warn_of_dropout"]
+__all__ = ["device_of", "warn_of_dropout"]
 
 _DEPTH = 4  # among a model's function and guides, a wrapper around a method of an object that holds the network
 _MANY = 64  # a longer list is data, and holds no networks
@@ -28,6 +29,14 @@ def warn_of_dropout(fn: object, stacklevel: int) -> None:
             "call network.eval() before sampling",
             stacklevel=stacklevel + 1,
         )
+
+
+def device_of(fn: object) -> torch.device:
+    """The device of the first parameter or buffer of a network that ``fn`` is, holds or refers to; else the CPU."""
+    for network in _networks(fn, _DEPTH):
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
+            return tensor.device
+    return torch.device("cpu")
 
 
 def _networks(holder: object, depth: int) -> Iterator[nn.Module]:

@@ -112,7 +112,7 @@ class Sampler:
         record: bool = False,
         listen: bool = False,
         progress: bool = False,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> Samples:
         r"""Draw samples.
 
@@ -133,7 +133,7 @@ class Sampler:
             listen: make every choice a Pyro site, for trace, replay and condition. Without it the run is deaf to Pyro's
                 handlers, whichever thread put them up. One such run at a time in a process; a second one waits.
             progress: show a progress bar on standard error.
-            device: where to sample.
+            device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
 
         Raises:
             ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits, or a mask that is left at
@@ -147,7 +147,8 @@ class Sampler:
             batch, length = (own if n is None else n for n, own in zip((batch, length), initial.shape, strict=True))
         batch, first_row = check_rows("sample", batch, first_row)
         length, seed = self._length(length), seeded(seed, "sample: seed")
-        device, record = placed(device, "sample: device"), decided(record, "sample: record")
+        record = decided(record, "sample: record")
+        device = placed(self.model.device if device is None else device, "sample: device")
         affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
         warn_of_dropout((self.model.fn, *self.model.guides), stacklevel=3)
         counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))

@@ -57,6 +57,12 @@ class Sites:
         """What one reading of the rows tells: log-sum-exp; if asked, entropy, most probable column and margin."""
         return self._checked(kernels.read(self.rows, top=top, entropy=entropy))
 
+    def best(self) -> Int[Tensor, " N"]:
+        """The most probable column of each row, the lowest of equal ones."""
+        column = kernels.best(self.rows)
+        self._refuse(column < 0)
+        return column
+
     def read(self, at: Int[Tensor, " N"]) -> "Sites":
         """The same sites after one reading, which also finds the log-probability of a column of each."""
         return replace(self, reading=self._checked(kernels.read(self.rows, at=at, entropy=False)))

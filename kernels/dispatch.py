@@ -18,9 +18,9 @@ from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
-    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "draw", "flips",
-    "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race", "read", "rounds",
-    "row_pass", "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
+    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "best", "draw",
+    "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race",
+    "read", "rounds", "row_pass", "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -177,6 +177,23 @@ def read(
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
         return told.along(reference.read(source.dense(), at, top, entropy))
     return told
+
+
+@torch.no_grad()
+def best(logits: Tensor | Source, *, backend: Backend = "auto") -> Tensor:
+    """The most probable column (N,) of each row, the lowest of equal ones; -1 for a row without mass, with NaN or +inf.
+
+    Raises:
+        ValueError: for wrong shapes or dtypes.
+    """
+    source = _source(logits, "best")
+    if isinstance(source, Rows) and _backend(source, backend) == "native":
+        column = native.best(source)
+        if column is not None:
+            return column
+    told = read(source, top=True, entropy=False, backend=backend)
+    assert told.argmax is not None
+    return torch.where(told.log_sum_exp.isfinite(), told.argmax, -1)
 
 
 def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:

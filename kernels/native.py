@@ -17,7 +17,19 @@ from discdiff.kernels import compiled
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
 from discdiff.kernels.rows import Rows, Step
 
-__all__ = ["available", "contests", "draw", "flips", "largest", "race", "readable", "statistics", "step", "uniforms"]
+__all__ = [
+    "available",
+    "best",
+    "contests",
+    "draw",
+    "flips",
+    "largest",
+    "race",
+    "readable",
+    "statistics",
+    "step",
+    "uniforms",
+]
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -60,6 +72,7 @@ class _Step(ctypes.Structure):
 _ARGUMENTS = {
     "row_pass": [_P, _P, _P, _P],
     "row_largest": [_P, _P, _P, _P],
+    "row_best": [_P, _P],
     "contests": [_P, _P, _I, _I, _I, _P, _P, _I, _P, _P, _P],
     "uniforms": [_P, _I, _I, _I, _P, _P, _P, _P, _I],
     "flips": [_P, _I, _I, _I, _P, _P, _P, _I],
@@ -98,6 +111,16 @@ def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
     given, _kept = _rows(rows)
     _call("row_largest")(given, group.contiguous().data_ptr(), column.data_ptr(), second.data_ptr())
     return column, second
+
+
+def best(rows: Rows) -> Tensor | None:
+    """The lowest column with the largest logit of rows in 32 or 16 bits, -1 for bad ones; None for others."""
+    if not _can(rows):
+        return None
+    column = torch.empty(len(rows), dtype=torch.int64)
+    given, _kept = _rows(rows)
+    _call("row_best")(given, column.data_ptr())
+    return column
 
 
 def race(

@@ -281,3 +281,27 @@ void row_largest(const struct rows *r, const int64_t *group, int64_t *column, fl
         second[n] = after > before ? after : before;
     }
 }
+
+/* The lowest column with the largest logit of each row; -1 for a row without mass or with a NaN or +inf. */
+void row_best(const struct rows *r, int64_t *column)
+{
+#pragma omp parallel for num_threads(r->threads) schedule(static) if (r->count * r->width > 1 << 16)
+    for (int64_t n = 0; n < r->count; n++) {
+        float buffer[SIZE], most = -INFINITY;
+        int64_t best = -1;
+        int bad = 0;
+        for (int64_t first = 0; first < r->width; first += r->size) {
+            int64_t count = least(r->size, r->width - first), at = 0;
+            const float *x = load(r, n, first, count, buffer);
+            const float m = largest(x, count);
+            for (int64_t j = 0; j < count; j++)
+                bad |= x[j] != x[j];
+            if (m > most) {
+                while (x[at] != m)
+                    at++;
+                most = m, best = first + at;
+            }
+        }
+        column[n] = bad || most == INFINITY ? -1 : best;
+    }
+}

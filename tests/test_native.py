@@ -165,6 +165,20 @@ def test_the_two_largest_are_those_of_torch(width: int) -> None:
         assert torch.equal(mine, right)
 
 
+@pytest.mark.parametrize("width", [1, 5, 64, 1024, 1025, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_best_column_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(width)
+    x = torch.randint(-3, 4, (60, width), generator=generator).to(dtype)  # ties, across groups too
+    x[20:] = torch.randn(40, width, generator=generator).to(dtype)
+    right = x.float().argmax(-1)
+    x[0], x[1, width - 1], x[2, width // 2], x[3, : width - 1] = -torch.inf, torch.nan, torch.inf, -torch.inf
+    right[:3], right[3] = -1, width - 1
+    for backend in ("native", "torch"):
+        assert torch.equal(dispatch.best(x, backend=backend), right), backend
+    assert torch.equal(dispatch.best(x[4:].double()), right[4:])
+
+
 def test_coins_are_those_of_torch() -> None:
     p = torch.rand(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ids, key = torch.tensor([0, 5, 2**32 - 1, 3, 8, 13, 21]), {"seed": 11, "step": 3, "tag": 900}

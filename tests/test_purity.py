@@ -169,6 +169,22 @@ def test_dropout_in_training_mode_warns_once(fn: object) -> None:
     tokens(fn, S.Ancestral())  # warnings are errors here
 
 
+def test_samples_are_made_where_the_parameters_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, process = Network(0.0).to("meta"), dd.Masked(V, dd.Linear())
+    for fn in (network, network.forward, lambda x, t: network(x, t), functools.partial(network), Holder(network).call):
+        assert dd.Denoiser(fn, process, "loo").device.type == "meta"
+    plain = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, V), process, "loo")
+    assert plain.device.type == "cpu"
+    assert dd.Denoiser(plain.fn, process, "loo", head=nn.Linear(V, V, device="meta")).device.type == "meta"
+    sampler = dd.Sampler(process, plain, S.Ancestral(), steps=2)
+    blocks = dd.Blockwise(process, plain, S.Ancestral(), block=2, steps=2)
+    monkeypatch.setattr(dd.Denoiser, "device", property(lambda model: torch.device("cuda", 99)))
+    for run in (sampler.sample, blocks.sample):
+        with pytest.raises(ValueError, match="sample: device must be a device of this machine"):
+            run(2, 4, seed=0)
+        assert run(2, 4, seed=0, device="cpu").tokens.device.type == "cpu"
+
+
 def test_where_there_is_nothing_to_drop_nobody_warns() -> None:
     for network in (Network(0.0).train(), Network(0.0, own=True).train(), nn.Embedding(V, V).train()):
         tokens(
