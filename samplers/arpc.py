@@ -1,4 +1,4 @@
-r"""Re-noise the tokens of a drawn block that the network's own autoregressive law scores as least likely.
+r"""Draw a clean block and re-noise the sites that score worst under the network's own autoregressive law.
 
     x    ~ D(. | z)                                        at every free site; on a masked process, at the masks
     p_i  = p(. | prefix, x_{<i})                           the same network's autoregressive law

@@ -1,4 +1,4 @@
-r"""Redraw the sites whose tokens are least probable given the others (informed Gibbs moves).
+r"""Redraw sites chosen by a confidence score of the prediction (informed Gibbs moves).
 
     w(i | z) ~ exp(score_i(z) / temperature),    z_i ~ c_i(. | z) = alpha O_i + (1 - alpha) pi
 
