@@ -1,6 +1,6 @@
 r"""Reveal one token a denoiser call, in any order: exact at time 0 for every selection rule.
 
-The site is chosen from the revealed tokens, and its token is drawn from its law given them:
+The choice of the site depends on the revealed tokens alone, and its token is drawn from its law given them:
 p0(x) = prod_k p0(x_{i_k} | x_{i_1}, ..., x_{i_{k-1}}) holds for every adaptive order.
 
 References: ARDM (Hoogeboom et al., 2022, https://arxiv.org/abs/2110.02037); masked diffusion as any-order models (Shi

@@ -1,4 +1,4 @@
-r"""Draw a clean block and re-noise the sites that score worst under the network's own autoregressive law.
+r"""Draw a clean block and re-noise the sites with the largest scores under the network's autoregressive law.
 
     x    ~ D(. | z)                                        at every free site; on a masked process, at the masks
     p_i  = p(. | prefix, x_{<i})                           the same network's autoregressive law
@@ -7,7 +7,7 @@ r"""Draw a clean block and re-noise the sites that score worst under the network
     "nll"  -log p_i(x_i)         "gap"  max_v log p_i(v) - log p_i(x_i)        "entropy"  H(p_i)
     "kl"  KL(p_i || D_i(z))      "reverse_kl"  KL(D_i(z) || p_i)               "tv"  TV(p_i, D_i(z))
 
-These scores depend on the drawn tokens, so p_t is not preserved: with more steps the samples concentrate on the mode.
+These scores depend on the drawn tokens, so the end law is biased: with more steps samples concentrate on the mode.
 Report their entropy beside any quality measure. Two choices depend on no token and need no autoregressive law:
 
     "random"   k uniformly chosen sites. On a masked process the end law converges to p0, fast. On a uniform process at

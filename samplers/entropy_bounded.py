@@ -1,8 +1,8 @@
 r"""Reveal as many masks at once as keep a bound on the error of independent draws below gamma.
 
 The error of drawing the sites of U independently is their total correlation, TC(U) <= sum_U H - max_U H. The masks are
-sorted by entropy, and the longest prefix whose bound is at most gamma is revealed. So the error of a step, in nats, is
-bounded before it is made.
+sorted by entropy, and the longest prefix whose bound is at most gamma is revealed. So a bound on the error of a step,
+in nats, is known before the step.
 
 Reference: EB-sampler (Ben-Hamu et al., 2025, https://arxiv.org/abs/2505.24857).
 """

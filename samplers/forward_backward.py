@@ -78,7 +78,7 @@ class TauForwardBackward(Corrector):
 
     Raises:
         ValueError: for a length that is not positive; in sampling, if the process is not rank-one, or if the model does
-            not determine the LOO at a site whose state noise can reach.
+            not determine the LOO at a site whose state may come from noise.
     """
 
     h: float = 0.05
@@ -97,7 +97,7 @@ class TauForwardBackward(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         process, z = at.process, state.tokens
-        assert isinstance(process, RankOne)  # ``check`` has seen to it
+        assert isinstance(process, RankOne)  # ensured by ``check``
         free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
         if not bool(free.any()):
             return state

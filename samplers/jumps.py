@@ -3,8 +3,8 @@ r"""Base class of samplers that simulate the reverse CTMC event by event.
 Every row has its own clock, l = -log(1 - alpha): in it a mask is revealed at rate 1 and rates stay finite towards data.
 The time to the next event of a row is exponential; a row is done if its next event lies beyond s. The process must be
 rank-one with one noise law. Where rates are infinite the step is ancestral: from pure noise on a process that does not
-hide tokens, and in the step to time 0 unless the process is masked. There start the grid below 1 and end it with a
-short step.
+hide tokens, and in the step to time 0 unless the process is masked. In these cases start the grid below 1 and end it
+with a short step.
 """
 
 from abc import abstractmethod

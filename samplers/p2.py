@@ -5,7 +5,7 @@ r"""Let a planner decide which sites stay revealed; tokens may be masked again (
     update    mask the sites with the least scores, in the schedule's number, and reveal the others
 
 Scores of revealed sites are multiplied by eta: eta = 0 never masks a token again, a larger eta masks more easily. The
-choice depends on the tokens it keeps, so p_t is not preserved: BIASED, like every sample-then-select order.
+choice depends on the tokens it keeps, so the end law is BIASED, as with every sample-then-select order.
 
 Reference: P2 (Peng et al., 2025, https://arxiv.org/abs/2502.03540).
 """

@@ -1,6 +1,6 @@
 """Let every site jump as often as a Poisson process with its frozen rates does (tau-leaping).
 
-Tokens are not ordinal, so several jumps of one site do not add up, and a convention for them is needed.
+Tokens are not numbers, so several jumps of one site do not add up, and a convention for them is needed.
 
 References: Gillespie (2001, https://doi.org/10.1063/1.1378322); tau-LDR (Campbell et al., 2022,
 https://arxiv.org/abs/2205.14987).

@@ -230,7 +230,7 @@ def posterior_where(process: Process) -> Errors:
         yield far(said, rows(process.bridge(x_t[:, None], clean[:, :1], t, s), process.states)), place
 
 
-# --- rates and routes of the reverse process --------------------------------------------------------------------------
+# --- rates of the reverse process -------------------------------------------------------------------------------------
 
 
 def inflow(process: Process) -> Errors:
@@ -286,7 +286,7 @@ def candidates(process: Process) -> Errors:
         yield far(said[possible], exact[possible]), where
 
 
-# --- rows with survivals of their own ---------------------------------------------------------------------------------
+# --- rows with different survivals ------------------------------------------------------------------------------------
 
 
 def propagates(process: Process) -> Errors:

@@ -127,7 +127,7 @@ def _family(process: Process) -> tuple[list[Process], str]:
 
 
 def _over(family: Sequence[Process], errors: Callable[[Process], Errors]) -> Errors:
-    """Yield the errors of all processes; NotChecked counts only from the first."""
+    """Yield the errors of all processes; the check is unchecked only if the first process raises NotChecked."""
     yield from errors(family[0])
     for other in family[1:]:
         try:

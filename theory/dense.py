@@ -53,7 +53,7 @@ def rows(law: Choice, states: int) -> Tensor:
 
 
 def spread(process: Process) -> tuple[Tensor, Tensor]:
-    """Return a time for every site of (64, 3) sequences, different within a row, and its index, both (64, 3)."""
+    """Return a time for every site of (64, 3) sequences, mostly different within a row, and its index, (64, 3)."""
     times = torch.tensor([t for t, _ in instants(process, 0.01, 0.999)], dtype=torch.float64)
     index = (torch.arange(64)[:, None] * torch.tensor([1, 3, 5]) + torch.arange(3)) % len(times)
     return times[index], index

@@ -13,7 +13,7 @@ def kl(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
     """Compute KL(p || q) = sum p log(p / q) in nats; infinite if q = 0 where p > 0.
 
     Raises:
-        ValueError: if one of them is no law, or their shapes differ.
+        ValueError: if one of them is not a law, or their shapes differ.
     """
     p, q = _laws("kl", p, q)
     support = p > 0
@@ -24,7 +24,7 @@ def tv(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
     """Compute the total variation sum |p - q| / 2, in [0, 1].
 
     Raises:
-        ValueError: if one of them is no law, or their shapes differ.
+        ValueError: if one of them is not a law, or their shapes differ.
     """
     p, q = _laws("tv", p, q)
     return float((p - q).abs().sum() / 2)

@@ -59,7 +59,7 @@ class Oracle(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.alphabet} tokens, {self.length} sites)"
 
-    # --- what follows from the three ----------------------------------------------------------------------------------
+    # --- methods that follow from the three ---------------------------------------------------------------------------
 
     def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
         """Return the exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.

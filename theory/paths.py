@@ -105,7 +105,7 @@ class Paths(Messenger):
         msg["value"] = Sited.of(value, self.grid[ids], self) if name in self._sited else value
         msg["done"], msg["stop"] = True, True
 
-    # --- what makes more prefixes -------------------------------------------------------------------------------------
+    # --- extending prefixes -------------------------------------------------------------------------------------------
 
     def _widen(self, name: str, choice: SiteWise, ids: Int[Tensor, " B"]) -> None:
         """Extend each site's paths by the values that the choice can take there."""
@@ -212,7 +212,7 @@ class Paths(Messenger):
         if rows > self.most:
             raise TooManyPaths(f"site {name}: more than {self.most} paths; use a smaller vocabulary or length")
 
-    # --- what must be so ----------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def _at_sites(self, x: Tensor, ids: Int[Tensor, " B"], name: str) -> Tensor:
         """Return a table over sites in which each entry is a function of its own site's path."""
@@ -241,7 +241,7 @@ class Paths(Messenger):
         if bool(wrong.any()):
             raise ValueError(f"site {name}: its law depends on other rows of the batch, or on the ids of rows")
 
-    # --- what comes out -----------------------------------------------------------------------------------------------
+    # --- results ------------------------------------------------------------------------------------------------------
 
     def add_ends(self, tokens: Int[Tensor, "B L"], matrix: Float[Tensor, "M N"], row: Int[Tensor, " begin"]) -> None:
         """Add each row's weight, a Kronecker product of its sites' laws, to its final states in the matrix."""

@@ -58,7 +58,7 @@ class Case:
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...]:
-        """List the steps to test a predictor in; a corrector is tested at their first times and, at home, at time 0."""
+        """List the steps to test a predictor in; a corrector at their first times, and with ``home`` at time 0."""
         some = EVERYWHERE if self.home else ELSEWHERE
         if self.operator.moves:
             return some
