@@ -4,7 +4,9 @@ r"""Exact predictions for a tree, in which each token depends on its parent's, b
     down_i(v) = sum_p A_i(p, v) down_p(p) e_p(p) prod_{c sibling of i} up_c(p)     from all other sites to i
     O_i(v)    ~ down_i(v) prod_{c child of i} up_c(v)
 
-Messages are normalised. A product without one factor is never computed as a quotient. Reference: Pearl (1988).
+Messages are normalised. A product without one factor is never computed as a quotient.
+
+Reference: Pearl (1988, https://doi.org/10.1016/C2009-0-27609-4).
 """
 
 from collections.abc import Sequence
