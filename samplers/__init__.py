@@ -1,4 +1,4 @@
-"""The verbs: one operator a file."""
+"""Predictors and correctors: one operator in each file."""
 
 from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
@@ -40,5 +40,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What tab completion offers."""
+    """Return the public names, for tab completion."""
     return sorted(__all__)
