@@ -205,13 +205,13 @@ class Process(ABC):
         return Tokens(Sites.computed(where, lambda n: kernels.log(chosen[n]), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
-        """Probability with which a redraw keeps the clean token; else ``renoise`` draws. 1 if it always draws."""
+        """Probability that a redraw first draws the clean token: alpha at rank one, 1 else; see ``renoise``."""
         return 1.0
 
     def renoise(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], noise: Bool[Tensor, "B L"], alpha: Survival
     ) -> Choice:
-        """Noise the clean tokens at the sites of ``where``; ``noise`` marks sites not kept by the ``kept`` coin."""
+        """Noise the redrawn sites of x: rank one draws noise at ``noise`` only, others draw q_t(. | x) at ``where``."""
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
 

@@ -140,7 +140,8 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class LogLinear(Schedule):
-    """alpha(t) = 1 - (1 - eps) t: sigma(1) = -log eps is finite (Lou et al., 2024, https://arxiv.org/abs/2310.16834)."""
+    """alpha(t) = 1 - (1 - eps) t, so that sigma(1) = -log eps is finite (SEDD, Lou et al., 2024,
+    https://arxiv.org/abs/2310.16834)."""
 
     eps: float = 1e-3
 
@@ -173,10 +174,8 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """alpha(t) = 1 - t^k; k = 1 is linear, k > 1 adds most noise late.
-
-    Reference: MD4 (Shi et al., 2024, https://arxiv.org/abs/2406.04329).
-    """
+    """alpha(t) = 1 - t^k; k = 1 is linear, k > 1 adds most noise late (MD4, Shi et al., 2024,
+    https://arxiv.org/abs/2406.04329)."""
 
     k: float = 2.0
 
@@ -382,7 +381,7 @@ def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
 
 
 def as_schedule(schedule: object) -> Schedule:
-    """A schedule, from one or from any decreasing function of time.
+    """Return a schedule, or make one from any decreasing function of time.
 
     Raises:
         TypeError: if it is neither.
