@@ -187,6 +187,7 @@ def minimal_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S
 
     Reference: Campbell et al., 2024, https://arxiv.org/abs/2402.04997.
     """
+    q, slope = _pinned(process, x0, alpha)
     reached = q > 0
     rates = (slope - slope[:, None]).clamp(min=0) * reached / reached.sum()
     return _as_generator(torch.where(reached[:, None], rates / q[:, None], 0.0))
@@ -197,6 +198,7 @@ def direct_rates(process: RankOne, x0: int, alpha: float) -> Float[Tensor, "S S"
 
     Reference: Gat et al., 2024, https://arxiv.org/abs/2407.15595.
     """
+    rates = torch.zeros(process.states, process.states, dtype=torch.float64)
     rates[:, x0] = 1 / (1 - alpha)
     return _as_generator(rates)
 
