@@ -165,7 +165,7 @@ def _longest(network: nn.Module) -> int | None:
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:
     """Return the masked process for an output of so many columns, and the ids beyond the tokenizer.
 
-    A mask in the last column is not one of the data ids; one beyond the last column has no column.
+    A mask in the last column becomes the extra state V; any other mask id is one of the V ids.
 
     Raises:
         Refused: for a mask id without an embedding in the network.

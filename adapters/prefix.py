@@ -19,7 +19,7 @@ class Prefix:
         kept: transformers' cache.
         seen: (B, C) 1 for cached tokens, 0 for padding.
         pending: (B, n) tokens that the next call adds.
-        last: (B, V) logits at the last cached token; None if nothing is cached.
+        last: (B, V) logits at the last cached token, if they were computed; else None.
     """
 
     kept: Any

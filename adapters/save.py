@@ -90,7 +90,7 @@ def _written(network: Any, folder: Path) -> None:  # noqa: ANN401
             logging.enable_progress_bar()
 
 
-# --- where ------------------------------------------------------------------------------------------------------------
+# --- the folder -------------------------------------------------------------------------------------------------------
 
 
 def _free(folder: object, overwrite: bool) -> Path:
@@ -123,7 +123,7 @@ def _put(written: Path, target: Path) -> None:
     shutil.rmtree(aside)
 
 
-# --- what -------------------------------------------------------------------------------------------------------------
+# --- the contents -----------------------------------------------------------------------------------------------------
 
 
 def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
@@ -208,7 +208,7 @@ def _changed(network: nn.Module, what: str) -> ValueError:
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors that share no memory, and for each further name of a tensor the name it stands for."""
+    """Return tensors that share no memory, and a map from further names of a tensor to its first name."""
     first: dict[tuple[object, ...], str] = {}
     found, tied = dict[str, Tensor](), dict[str, str]()
     for name, part in state.items():
@@ -221,7 +221,7 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return found, tied
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def weights_in(folder: Path) -> list[str]:
     return sorted(name for name in names if not _ASIDE.fullmatch(name) and name not in ADAPTERS)
 
 
-# --- of several -----------------------------------------------------------------------------------------------------
+# --- a choice among several -----------------------------------------------------------------------------------------
 
 
 def _chosen(names: list[str]) -> str:

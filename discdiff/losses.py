@@ -190,7 +190,7 @@ class UniformNELBO(Continuous):
 
 @dataclass(frozen=True)
 class AbsorbingNELBO(Continuous):
-    r"""The bound of the absorbing reformulation (AUDM, 2026). Only hidden sites z = u contribute:
+    r"""The bound of the absorbing reformulation (AUDM, link above). Only hidden sites z = u contribute:
 
     1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, where D is given all tokens and source
     tokens.
@@ -277,7 +277,7 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
     return log_q - log_q.gather(-1, process.column(x)[..., None])
 
 
-# --- discrete time, and no time at all ------------------------------------------------------------------------------
+# --- discrete time, and no time -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class DiscreteBound(Objective):
     r"""The bound of a sampler with N ancestral steps: sum_k KL(q(x_s | x_t, x0) || p(x_s | x_t)).
 
     p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). Its
-    expectation is never below -log p0 and decreases with more steps (D3PM, Austin et al., 2021).
+    expectation is never below -log p0 and approaches it with more steps (D3PM, Austin et al., 2021).
 
     Args:
         steps: N equal intervals of t.

@@ -148,7 +148,7 @@ class Prediction:
         """
         return self.reverse(where, alpha_s).dense()
 
-    # --- sites: what operators read -----------------------------------------------------------------------------------
+    # --- at chosen sites, for operators -------------------------------------------------------------------------------
 
     def loo_at(self, where: Bool[Tensor, "B L"]) -> Sites:
         """Return O at the chosen sites without reading logits; where ``read`` has read them, its results are kept.
@@ -329,7 +329,7 @@ class Prediction:
 
         return Sites.computed(where, rows, self.process.columns, watch=self.watch)
 
-    # --- rows: what losses and theory read ----------------------------------------------------------------------------
+    # --- as rows, for losses and theory -------------------------------------------------------------------------------
 
     def loo_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
         """Return unnormalised log O at the chosen sites only, (N, V) in row-major order.
@@ -360,7 +360,7 @@ class Prediction:
         """
         return self.denoiser_at(where).dense()
 
-    # --- plumbing -----------------------------------------------------------------------------------------------------
+    # --- internal -----------------------------------------------------------------------------------------------------
 
     def _rows(self, where: Tensor | None) -> kernels.Rows:
         """Return the denoiser's rows at the chosen sites, or at all; the mask's column is hidden, as it is no token."""

@@ -12,7 +12,8 @@ A process defines ``states``, ``transition``, ``generator`` and ``prior``. This 
 arrays; ``RankOne`` overrides it with closed forms that need none. The laws depend on time only through alpha.
 A site-wise time is a float, (B,) or (B, L); survival probabilities are float64.
 References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; the conversions hold for any site kernel
-(Uniform Diffusion Models Revisited, 2026, https://arxiv.org/abs/2605.22765)."""
+(Uniform Diffusion Models Revisited, 2026, https://arxiv.org/abs/2605.22765).
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class Process(ABC):
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
 
-    # --- what a process must say --------------------------------------------------------------------------------------
+    # --- what a process must define -----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -155,7 +156,7 @@ class Process(ABC):
 
     @property
     def columns(self) -> int:
-        """C, the number of states one site can move among and the width of a ratio: S unless part of it is frozen."""
+        """C, the number of states a site moves among, the width of a ratio: S unless a part of the state is frozen."""
         return self.states
 
     def column(self, x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -175,7 +176,7 @@ class Process(ABC):
         """Return the state that carries no information on the token, on an absorbing process."""
         raise ValueError(f"{self} has no state that hides a token")
 
-    # --- laws in terms of alpha: what operators, predictions and losses ask -------------------------------------------
+    # --- laws in terms of alpha, for operators, predictions and losses ------------------------------------------------
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> Choice:
         """Return q_t(x_t | x0) at a survival probability: a float, or a tensor that broadcasts with (B, L)."""
@@ -367,7 +368,7 @@ class Process(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size}, {self.schedule})"
 
-    # --- one clear error ----------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def check_states(self, x: Tensor, name: str) -> None:
         """Raise ValueError unless ``x`` is an int64 (B, L) tensor of states."""

@@ -39,7 +39,7 @@ class Exit(NamedTuple):
 
     Attributes:
         total: the rate of leaving, per unit of alpha.
-        data: the probability that the new state is a token of O.
+        data: the probability that the new state is drawn from O.
         anchored: the probability of the anchor given that it is not; the rest is drawn from pi.
     """
 
@@ -164,7 +164,7 @@ class RankOne(Process):
         mass = (self.anchored(a_u) - keep * self.anchored(a_t)).clamp(min=0)
         return self._mixture(x, [x], [torch.where(where, keep, 1.0)], torch.where(where, mass, 0.0))
 
-    # --- what a reverse step asks, one number a site ------------------------------------------------------------------
+    # --- inputs of a reverse step, one number a site ------------------------------------------------------------------
 
     def candidate(self, x_t: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival) -> Float[Tensor, "B L"]:
         r"""Bound the probability that a reverse step t -> s redraws a site, for every prediction.
@@ -289,7 +289,7 @@ class RankOne(Process):
         mass = self.anchored_inflow(self.sitewise(alpha, x))[..., None]
         return (1 - mass) * rate + torch.where((x == anchor)[..., None], mass, 0.0)
 
-    # --- dense, where asked for ---------------------------------------------------------------------------------------
+    # --- dense matrices -----------------------------------------------------------------------------------------------
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
         a_t, a_s = torch.tensor([alpha_t], dtype=torch.float64), torch.tensor([alpha_s], dtype=torch.float64)

@@ -175,7 +175,7 @@ def _show(report: Report) -> None:
     console.print(f"{len(report.checks)} claims: {report.summary}", highlight=False)
 
 
-# --- everything that is shipped ---------------------------------------------------------------------------------------
+# --- all shipped operators --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
