@@ -73,7 +73,7 @@ class Sampler:
         """Planned denoiser calls of a row: the sum of ``nfe`` of the operators that run, or None if one is unknown.
 
         ``Samples.nfe`` is the measured number. It is smaller if a call is not needed: the prediction is still known, or
-        a two-stage predictor needs one call only in the last step.
+        a two-stage predictor needs only one call in the last step.
         """
         total = 0.0
         for often, part, time in self._acting():
@@ -117,7 +117,6 @@ class Sampler:
         r"""Draw samples.
 
         The tokens of row b depend on (seed, first_row + b) and the arguments, but not on the other rows of the batch.
-
 
         Args:
             batch: B; optional if ``initial`` is given.
