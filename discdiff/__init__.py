@@ -1,4 +1,4 @@
-"""Discrete diffusion by composition: processes, denoisers and operators that are checked against exact answers.
+"""Discrete diffusion by composition: processes, denoisers and operators, checked against exact laws.
 
 Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
@@ -96,5 +96,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What tab completion offers."""
+    """List the names for tab completion."""
     return sorted(__all__)
