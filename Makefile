@@ -5,18 +5,25 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test test-all bench gpu antibody lint clean
+.PHONY: demo test test-all check bench gpu antibody lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
 	$(BIN)/discdiff sample text --process uniform --sampler "ancestral >> gibbs(sites=8)" --prompt "The "
 
-test: .venv/test lint
-	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+# The linter after the tests: where it finds something, what the tests say is there to be read.
+test: .venv/test
+	$(BIN)/python -m pytest -n 2 -q --durations 20 -m "not slow" $(PYTEST_ARGS)
+	$(MAKE) lint
 
 # The slow tests too: an hour.
-test-all: .venv/test lint
-	$(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
+test-all: .venv/test
+	$(BIN)/python -m pytest -n 2 -q --durations 40 $(PYTEST_ARGS)
+	$(MAKE) lint
+
+# Before a commit: linter, types and the quick tests of every part, in two minutes.
+check: lint
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(addprefix tests/test_,$(addsuffix .py,$(QUICK)))
 
 # The figures of docs/bench.md, other packages' steps among them, and the ratios that `discdiff bench --check` knows.
 bench: .venv/test

@@ -1,4 +1,4 @@
-"""Other people's checkpoints and packages, behind our types: one kind of file or package a module."""
+"""Checkpoints and packages of other authors as this package's types: one module for each kind of file or package."""
 
 from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from discdiff.adapters.evodiff import EVODIFF
@@ -14,3 +14,8 @@ from discdiff.adapters.save import SAVED
 FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, FAIRSEQ, *EVODIFF, MD4, OWN, SAVED)
 
 __all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]
+
+
+def __dir__() -> list[str]:
+    """List the names for tab completion."""
+    return sorted(__all__)

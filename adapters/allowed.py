@@ -1,10 +1,10 @@
-"""What a foreign configuration may say: for each class and each author's format the keys that are used, and how.
+"""The configuration keys that are accepted, for each class of transformers and each author's format.
 
-A configuration chooses nothing: only the keys in ``used`` and ``parts`` reach a class of transformers, and each has its
-type and its range. Those in ``looked`` must have the value at which they do nothing. Those in ``passed`` do not change
-the forward in evaluation. Anything else is refused by name.
+Only the keys in ``used`` and ``parts`` reach a class of transformers; each has a type and a range. Keys in ``looked``
+must have the value at which they have no effect. Keys in ``passed`` do not change the forward pass in evaluation. Any
+other key is refused by name.
 
-The meanings are those of the classes in transformers 4.57 and 5, and of the configurations that the authors publish.
+Keys have the meanings of the classes in transformers 4.57 and 5, and of the configurations that the authors publish.
 """
 
 import re
@@ -35,12 +35,12 @@ def _word(*accepted: str) -> Reader:
 
 
 def FLAG(settings: Settings, key: str) -> bool:
-    """True or false."""
+    """Read True or False."""
     return settings.flag(key)
 
 
 def _only(*neutral: object) -> Reader:
-    """A setting that does nothing at these values and is not supported at any other."""
+    """Make a reader that accepts only these values, at which the setting has no effect."""
 
     def look(settings: Settings, key: str) -> None:
         value = settings[key]
@@ -55,18 +55,18 @@ def _only(*neutral: object) -> Reader:
 
 
 def _dtype(settings: Settings, key: str) -> None:
-    """The name of a dtype; which one is said by the weights."""
+    """Check the name of a dtype; it is not used, as the weights have their own."""
     settings.word(key, accepted=(*DTYPES, *(f"torch.{name}" for name in DTYPES[1:])))
 
 
 def _ones(settings: Settings, key: str) -> None:
-    """A list of ones: experts in every layer."""
+    """Check a list of ones, which means experts in every layer."""
     if any(one != 1 or isinstance(one, bool) for one in settings.items_of(key)):
         raise settings.refused(f"{key} must be ones: layers without experts are not supported")
 
 
 def _sliding(settings: Settings) -> dict[str, Any]:
-    """Windows of attention: none but those that are switched off."""
+    """Check the keys of windowed attention; only switched-off windows are accepted."""
     if settings.flag("use_sliding_window", default=False):
         raise settings.refused("use_sliding_window=true changes what the network computes and is not supported")
     if settings.get("sliding_window") is not None and settings.get("use_sliding_window") is None:
@@ -80,7 +80,7 @@ def _sliding(settings: Settings) -> dict[str, Any]:
 
 
 def _rotated(settings: Settings) -> dict[str, Any]:
-    """LLaDA2's rotary positions; its ``rotary_dim`` says what the share says."""
+    """Read LLaDA2's rotary positions; ``rotary_dim`` must agree with the share."""
     found = flat_rope(settings, partial=0.5)
     if settings.get("rotary_dim") is not None:
         heads = settings.whole("num_attention_heads", least=1)
@@ -94,7 +94,7 @@ def _rotated(settings: Settings) -> dict[str, Any]:
 
 
 def _overrides(settings: Settings) -> dict[str, Any]:
-    """DiffusionGemma's layers of another size: a table by the layer's number."""
+    """Read DiffusionGemma's layers of another size: a table by layer number."""
     if settings.get("per_layer_config") is None:
         return {}
     layers, found = settings.part("per_layer_config"), {}
@@ -109,7 +109,7 @@ def _overrides(settings: Settings) -> dict[str, Any]:
 
 
 def _places(settings: Settings) -> dict[str, Any]:
-    """ESM-1's positions begin behind the row of padding."""
+    """Read ESM-1's position table; positions begin after the padding row."""
     rows, padding = (settings.whole(key, default=None) for key in ("max_position_embeddings", "pad_token_id"))
     rotary = settings.word("position_embedding_type", default="absolute") == "rotary"
     if not rotary and rows is not None and (padding is None or rows <= padding + 1):
@@ -129,7 +129,7 @@ _ACTIVATION = _word(
 _WINDOWS = (frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}), _sliding)
 _ROPE = (FLAT, flat_rope)
 
-# what no network here computes otherwise for, whatever it says
+# keys at whose every value the networks here compute the same
 _PASSED = re.compile(
     r"architectures|model_type|transformers_version|_?name_or_path|_commit_hash|auto_map|custom_pipelines|_auto_class"
     r"|trust_remote_code|use_cache|return_dict|use_return_dict|return_dict_in_generate|output_\w+|id2label|label2id"
@@ -139,7 +139,7 @@ _PASSED = re.compile(
     r"|(base_model_)?(tp|pp|ep|sp|fsdp)_plan|torchscript|use_bfloat16|tf_legacy_loss|chunk_size_feed_forward"
     r"|use_kernels|kernel_config|keys_to_ignore_at_inference|loss_type|router_aux_loss_coef|_flash_attn_2_enabled"
     r"|pretraining_tp|unsloth_\w+|_comment\w*"
-    # how tokens are drawn is said by operators
+    # operators decide how tokens are drawn
     r"|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p"
     r"|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids"
     r"|num_return_sequences|exponential_decay_length_penalty|(begin_)?suppress_tokens|remove_invalid_values"
@@ -160,14 +160,14 @@ _LOOKED: dict[str, Reader] = {
 
 @dataclass(frozen=True)
 class Allowed:
-    """A class of transformers', or an author's format.
+    """The accepted keys of a class of transformers, or of an author's format.
 
     Attributes:
-        used: keys that are read and passed on, with what reads them.
-        looked: keys that are looked at, and not passed on.
-        passed: more keys that change nothing, as one regular expression.
-        parts: sets of keys that are read together, with what reads them.
-        needed: keys that must be there.
+        used: keys that are read and passed on, with their readers.
+        looked: keys that are checked and not passed on.
+        passed: further keys without effect, as one regular expression.
+        parts: sets of keys that are read together, with their readers.
+        needed: required keys.
     """
 
     used: Mapping[str, Reader]
@@ -179,15 +179,15 @@ class Allowed:
     def read(
         self, settings: Settings, ignore: Collection[str] = (), more: Mapping[str, Reader] | None = None
     ) -> dict[str, Any]:
-        """The settings that are passed on, by name, each of its type and in its range.
+        """Return the settings to pass on, by name, each checked for type and range.
 
         Args:
             settings: the whole configuration.
-            ignore: keys that the user says to pass over.
-            more: keys that the family itself reads elsewhere, with what they must be.
+            ignore: keys that the user chose to ignore.
+            more: keys that the family reads elsewhere, with their readers.
 
         Raises:
-            Refused: for a key that is not known, or a value that is not accepted.
+            Refused: for an unknown key, or a value that is not accepted.
         """
         settings = Settings({key: settings[key] for key in settings if key not in ignore}, settings.file)
         for key in self.needed:
@@ -239,7 +239,7 @@ CLASSES: dict[str, Allowed] = {
             "scale_attn_by_inverse_layer_idx": _only(False),
             "reorder_and_upcast_attn": _only(False),
         },
-        r"n_ctx|summary_\w+|intermediate_size",  # it reads n_inner
+        r"n_ctx|summary_\w+|intermediate_size",  # the class reads n_inner
     ),
     "BertForMaskedLM": Allowed(
         _BODY | {"hidden_act": _ACTIVATION, "type_vocab_size": SIZE, "layer_norm_eps": _EPSILON},
@@ -291,7 +291,7 @@ CLASSES: dict[str, Allowed] = {
     "DiffusionGemmaForBlockDiffusion": Allowed(
         {"tie_word_embeddings": FLAG},
         {"canvas_length": SIZE, "text_config": lambda settings, key: settings.part(key)},
-        # only text is sampled: what speaks of images is passed over, and no tower of theirs is built
+        # only text is sampled: keys of images are ignored, and no image tower is built
         r"vision_config|audio_config|vision_soft_tokens_per_image",
         needed=("text_config",),
     ),
@@ -326,7 +326,7 @@ _EXPERTS = _BODY | dict.fromkeys(("num_key_value_heads", "head_dim", "num_expert
 _EXPERTS |= {"hidden_act": _ACTIVATION, "rms_norm_eps": _EPSILON}
 
 AUTHORS: dict[str, Allowed] = {
-    # OLMo's switches; what LLaDA sets, Llama computes
+    # OLMo's switches; with LLaDA's values Llama computes the same
     "LLaDA": Allowed(
         {
             **dict.fromkeys(("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size"), SIZE),

@@ -1,6 +1,6 @@
-"""Files of tensors: safetensors, torch's and numpy's archives, each opened without running what is in them.
+"""Files of tensors: safetensors and the archives of torch and numpy, read without running code in them.
 
-What is read is bounded by the size of the file: an archive may hold at most 16 times as much, and 16 MiB.
+The size of a file limits what is read: an archive may hold at most 16 times as much, and 16 MiB.
 """
 
 import math
@@ -23,18 +23,18 @@ __all__ = ["KNOWN", "TORCH", "metadata", "opened", "owned"]
 TORCH = {".ckpt", ".pt", ".pth", ".bin", ".tar"}
 KNOWN = {*TORCH, ".safetensors", ".npz"}
 _TIMES, _MORE = 16, 2**24
-_HEADER = 2**25  # bytes, of safetensors
+_HEADER = 2**25  # most bytes of a safetensors header
 _REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def opened(file: Path) -> Mapping[str, Any]:
-    """What a file holds by name: tensors, and of torch's files whatever is beside them.
+    """Return the contents of a file by name: tensors, and from torch's files also other objects.
 
-    Tensors are mapped from the file where its format allows; ``owned`` makes them copies.
+    Tensors are mapped from the file if its format allows; ``owned`` copies them.
 
     Raises:
-        Refused: if it is damaged, or no such file.
+        Refused: if it is damaged, or of another format.
     """
     if file.suffix == ".safetensors":
         return _safetensors(file)
@@ -47,14 +47,14 @@ def opened(file: Path) -> Mapping[str, Any]:
 
 
 def metadata(file: Path) -> dict[str, str]:
-    """What is said in the header of a safetensors file; nothing of other files."""
+    """Return the metadata in the header of a safetensors file; an empty table for other files."""
     if file.suffix != ".safetensors":
         return {}
     _check_header(file)
     try:
         with safe_open(file, "pt") as archive:
             return dict(archive.metadata() or {})
-    except Exception as error:  # SafetensorError, and others by version
+    except Exception as error:  # SafetensorError, or others depending on the version
         raise Refused(f"{file.name} is not a safetensors file: {error}") from error
 
 
@@ -63,12 +63,12 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, "pt") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-    except Exception as error:  # SafetensorError, and others by version
+    except Exception as error:  # SafetensorError, or others depending on the version
         raise Refused(f"{file.name} is not a safetensors file: {error}") from error
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a header of names and shapes that is larger than any in use; the library looks at all else."""
+    """Refuse a header of names and shapes larger than any in use; the library checks the rest."""
     held = size(file)
     with file.open("rb") as opened:
         said = int.from_bytes(opened.read(8), "little")
@@ -79,7 +79,7 @@ def _check_header(file: Path) -> None:
 
 
 def _arrays(file: Path) -> dict[str, Tensor]:
-    """Every array of an archive of numpy's; its header's shape must be that of its bytes before memory is asked for."""
+    """Return every array of a numpy archive; the shape in its header must fit its bytes before memory is allocated."""
     most = size(file) * _TIMES + _MORE
     try:
         with zipfile.ZipFile(file) as archive:
@@ -89,7 +89,7 @@ def _arrays(file: Path) -> dict[str, Tensor]:
             return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
     except Refused:
         raise
-    except Exception as error:  # of zipfile, of zlib, and of numpy for headers that are none
+    except Exception as error:  # from zipfile, zlib, or numpy for invalid headers
         raise Refused(f"{file.name} is not an archive of arrays (numpy.savez): {error}") from error
 
 
@@ -109,10 +109,10 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
 
 
 def owned(tensors: Mapping[str, Tensor], files: list[Path]) -> dict[str, Tensor]:
-    """Copies that depend on no file, so that it may be written again; what is tied stays tied.
+    """Return copies that do not depend on the file, so that it may be overwritten; tied tensors stay tied.
 
     Raises:
-        Refused: for tensors that are not plain numbers in memory, and for those that hold more than their files.
+        Refused: for tensors that are not plain numbers in memory, or that hold more than their files.
     """
     where = files[0].name
     for name, tensor in tensors.items():

@@ -1,10 +1,10 @@
-"""Weights by name out of what trainers save around them: wrappers' prefixes, and exponential moving averages.
+"""Weights by name from the files of trainers: wrappers' prefixes and exponential moving averages.
 
-Weights lie at the top, or under one of ``state_dict``, ``model_state_dict``, ``model``, ``module`` (DeepSpeed),
-``params``, ``network``, ``net``. Averages of them lie under ``state_dict_ema``, ``ema_state_dict``, ``ema``,
-``model_ema``, ``ema_model``, ``params_ema``, ``shadow_params``, or among the weights with such a name as a prefix. They
-are a table of tensors, perhaps within one more of those names, or a list in the order of the parameters. JAX's paths
-with ``ema_params`` in them are averages too, of those with ``params``.
+Weights are at the top level, or under one of ``state_dict``, ``model_state_dict``, ``model``, ``module`` (DeepSpeed),
+``params``, ``network``, ``net``. Averages of them are under ``state_dict_ema``, ``ema_state_dict``, ``ema``,
+``model_ema``, ``ema_model``, ``params_ema``, ``shadow_params``, or among the weights with such a name as prefix. They
+are a table of tensors, perhaps inside one more of these names, or a list in the order of the parameters. JAX paths with
+``ema_params`` are averages of those with ``params``.
 """
 
 import re
@@ -35,10 +35,10 @@ Tensors = dict[str, Tensor]
 
 
 def bare(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Tensors without the prefixes of what was put around the network: of compilation, of FSDP, DDP, DeepSpeed, PEFT.
+    """Remove from names the prefixes of wrappers: compilation, FSDP, DDP, DeepSpeed, PEFT.
 
     Raises:
-        Refused: if two have the same name then.
+        Refused: if two tensors then have the same name.
     """
     found = _renamed(tensors, [_WRAPPERS.sub("", name) for name in tensors])
     while True:
@@ -57,15 +57,15 @@ def _renamed(tensors: Mapping[str, Tensor], names: list[str]) -> Tensors:
 
 
 def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tuple[Tensors, bool]:
-    """The weights in what files hold, and whether they are averaged.
+    """Return the weights in the contents of files, and whether they are averaged.
 
     Args:
-        held: tensors by name, or what trainers save around them.
-        which: "raw", "ema", or None for averaged ones where there are.
+        held: tensors by name, possibly inside what trainers save around them.
+        which: "raw", "ema", or None for averages if there are any.
         where: the name of the file, for errors.
 
     Raises:
-        Refused: if there are none, or averages that do not belong to the weights.
+        Refused: if there are no weights, or averages that do not fit them.
     """
     found = _raw(held, where)
     beside = {name: part for name, part in found.items() if _JAX.fullmatch(name)}
@@ -85,7 +85,7 @@ def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tupl
 
 
 def _raw(held: Mapping[Any, Any], where: str, deep: int = 2) -> Tensors:
-    """The weights, perhaps with averages among them."""
+    """Return the weights, possibly with averages among them."""
     for key in _RAW if deep else ():
         inner = held.get(key)
         if isinstance(inner, Inert):
@@ -97,10 +97,10 @@ def _raw(held: Mapping[Any, Any], where: str, deep: int = 2) -> Tensors:
 
 
 def _tensors(table: Mapping[Any, Any], where: str) -> Tensors:
-    """What a table has of tensors by name.
+    """Return the tensors of a table by name.
 
     Raises:
-        Refused: if an object of another class is in the place of one.
+        Refused: if an object of another class takes the place of a tensor.
     """
     found = {name: value for name, value in table.items() if isinstance(value, Tensor) and isinstance(name, str)}
     for name, value in table.items() if found else ():
@@ -110,7 +110,7 @@ def _tensors(table: Mapping[Any, Any], where: str) -> Tensors:
 
 
 def _divided(raw: Tensors) -> tuple[Tensors, Tensors]:
-    """Weights, and the averages that are among them with a prefix."""
+    """Split weights and the averages among them, which have a prefix."""
     for prefix in _AMONG:
         average = {name.removeprefix(prefix): part for name, part in raw.items() if name.startswith(prefix)}
         if average:
@@ -121,10 +121,10 @@ def _divided(raw: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _averaged(held: Mapping[str, Any], where: str) -> Tensors | list[Tensor]:
-    """Averages by name, or in the order of the weights; empty where there are none.
+    """Return averages by name, or in the order of the weights; empty if there are none.
 
     Raises:
-        Refused: for tensors under such a name that are neither.
+        Refused: for tensors under a name of averages that are neither.
     """
     for key in _AVERAGED:
         found = _average(held.get(key), where, 2)
@@ -136,7 +136,7 @@ def _averaged(held: Mapping[str, Any], where: str) -> Tensors | list[Tensor]:
 
 
 def _average(value: object, where: str, deep: int) -> Tensors | list[Tensor]:
-    """What is said under a name of averages, or within it; empty where that is no tensors."""
+    """Return the averages under such a name, or one level deeper; empty if there are no tensors."""
     if isinstance(value, Inert):
         value = value.state
     if isinstance(value, list | tuple):
@@ -159,10 +159,10 @@ def _named(average: Tensors | list[Tensor], where: str) -> Tensors:
 
 
 def _merged(average: Tensors | list[Tensor], raw: Tensors, where: str) -> Tensors:
-    """Averages in the place of the weights that they are of; a buffer that was not averaged stays.
+    """Replace weights by their averages; buffers without an average stay.
 
     Raises:
-        Refused: if their number, names or shapes are not those of the weights.
+        Refused: if number, names or shapes do not fit the weights.
     """
     if isinstance(average, list):
         return raw | _paired(average, raw, where)
@@ -180,8 +180,8 @@ def _merged(average: Tensors | list[Tensor], raw: Tensors, where: str) -> Tensor
 
 
 def _paired(average: list[Tensor], raw: Tensors, where: str) -> Tensors:
-    """A list's averages by the names of the parameters: all, or all but what is computed anew."""
-    first: dict[object, str] = {}  # of what is tied, the first name; parameters are listed once
+    """Assign names to a list of averages: all parameters, or all except those that are recomputed."""
+    first: dict[object, str] = {}  # the first name of tied parameters, which are listed once
     alias = {
         name: first.setdefault((part.data_ptr(), part.shape) if part.numel() else name, name)
         for name, part in raw.items()
@@ -198,9 +198,9 @@ def _paired(average: list[Tensor], raw: Tensors, where: str) -> Tensors:
 
 
 def _places(average: Tensors, raw: Tensors) -> dict[str, str] | None:
-    """For each name of an average that of its weight; the weights, or the averages, may have a prefix more.
+    """Map the name of each average to that of its weight; either side may have one more prefix.
 
-    Some trainers take the dots out of the names of averages.
+    Some trainers remove the dots from the names of averages.
     """
     for names in (
         {name: name for name in raw},

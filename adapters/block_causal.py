@@ -1,12 +1,13 @@
-r"""A decoder of transformers' as a network of blocks: each sees itself and those before it, and clean ones are kept.
+r"""A decoder of transformers as a network of blocks: each attends to itself and the blocks before it; with a cache.
 
     i sees j          j clean                 j noisy
     i clean           b(j) <= b(i)            never
     i noisy           b(j) <  b(i)            b(j) = b(i)
 
-b(j) is the number of the block of j. The mask is the decoder's ``attention_mask``, in transformers 4.57 as in 5.
+b(j) is the block number of j. The mask is the decoder's ``attention_mask``, in transformers 4.57 and 5.
 
-Reference: block diffusion (Arriola et al., 2025), as in LLaDA2 (inclusionAI, 2025).
+References: block diffusion (Arriola et al., 2025, https://arxiv.org/abs/2503.09573), as in LLaDA2 (inclusionAI, 2025,
+https://arxiv.org/abs/2512.15745).
 """
 
 from typing import Any
@@ -25,14 +26,14 @@ class BlockCausal(nn.Module):
     """The network of the module docstring.
 
     Args:
-        network: a model of transformers' that returns ``.logits`` and takes masks (B, 1, N, M).
+        network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M).
         block: the block size.
-        shift: whether its position i speaks of position i + 1. Here every position speaks of itself: the last clean
-            token before a block speaks of the block's first, and nothing speaks of the first of all.
-        longest: the most tokens it takes, where it has a table of positions.
+        shift: whether its position i predicts position i + 1. Here the logits are moved to the predicted position: the
+            last clean token before a block gives those of the block's first site, and nothing those of position 0.
+        longest: the most tokens it takes, if it has a table of positions.
 
     Raises:
-        ValueError: for a block size that is not positive, and for more tokens than it takes.
+        ValueError: for a block size that is not positive, or for more tokens than ``longest``.
     """
 
     network: Any
@@ -44,7 +45,7 @@ class BlockCausal(nn.Module):
         self.network, self.block, self.shift, self.longest = network, block, shift, longest
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
-        """Logits of a sequence, causal between blocks."""
+        """Return the logits of a sequence, causal between blocks."""
         self._check(x.shape[1])
         number = torch.arange(x.shape[1], device=x.device) // self.block
         sees = number <= number[:, None]
@@ -54,7 +55,7 @@ class BlockCausal(nn.Module):
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
-        """Every block, each noisy behind the clean ones before it: what likelihoods and training need."""
+        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training."""
         self._check(x.shape[1])
         length, position = x.shape[1], torch.arange(x.shape[1], device=x.device).expand_as(x)
         clean, noisy = position // self.block, position // block
@@ -74,7 +75,7 @@ class BlockCausal(nn.Module):
         return torch.where(first, unshifted(clean_said), unshifted(said))
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
-        """Keep the first ``length`` tokens of each row; the cache grows beyond any ``capacity``."""
+        """Cache the first ``length`` tokens of each row; the cache grows beyond any ``capacity``."""
         from transformers import DynamicCache
 
         shown, real = left_padded(tokens, length)
@@ -84,16 +85,16 @@ class BlockCausal(nn.Module):
         return prefix
 
     def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
-        """Put a clean block behind the prefix; the next call takes it in."""
+        """Append a clean block to the prefix; the next call adds it to the cache."""
         prefix.pending = torch.cat([prefix.pending, tokens], 1)
 
     def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n C"]:
-        """The logits of a noisy block behind the prefix."""
+        """Return the logits of a noisy block after the prefix."""
         pending, prefix.pending = prefix.pending, x[:, :0]
         shown = torch.cat([pending, x], 1)
         logits = self._read(prefix, shown, torch.ones_like(shown, dtype=torch.bool))
         prefix.seen = prefix.seen[:, : prefix.seen.shape[1] - x.shape[1]]
-        prefix.kept.crop(-x.shape[1])  # the noisy ones are forgotten again
+        prefix.kept.crop(-x.shape[1])  # removes the noisy tokens again
         said = logits[:, pending.shape[1] :]
         if not self.shift:
             return said
@@ -109,7 +110,7 @@ class BlockCausal(nn.Module):
             raise ValueError(f"the network takes at most {self.longest} tokens, got {length}")
 
     def _read(self, prefix: Prefix, tokens: Tensor, real: Tensor) -> Tensor:
-        """Logits of tokens behind the prefix, of which they become a part."""
+        """Return the logits of tokens after the prefix and add the tokens to it."""
         held = prefix.seen.shape[1]
         prefix.seen = torch.cat([prefix.seen, real.long()], 1)
         position = prefix.position

@@ -1,13 +1,14 @@
-r"""The diffusion transformer of BD3LM and BlockGen, which keeps what it computed of clean tokens.
+r"""The diffusion transformer of BD3LM and BlockGen, with a cache of clean tokens.
 
     i sees j          j clean                 j noisy
     i clean           start(j) <= start(i)    never
     i noisy           j < start(i)            start(j) = start(i)
 
-start(j) is where the block of j begins; clean tokens have blocks of their own, of one token in networks that are
-autoregressive as well. The time is never told, so what is kept of clean tokens stays right while a block is denoised.
+start(j) is where the block of j begins. Clean tokens have blocks of their own, of one token in networks that are
+autoregressive too. The network gets no time, so the cache of clean tokens stays valid while a block is denoised.
 
-References: block diffusion (Arriola et al., 2025); BlockGen (2026).
+References: block diffusion (Arriola et al., 2025, https://arxiv.org/abs/2503.09573); BlockGen (Deschenaux and
+Gulcehre, 2026, https://arxiv.org/abs/2606.02241).
 """
 
 from dataclasses import dataclass
@@ -26,13 +27,13 @@ _NEVER = 2**30
 
 @dataclass
 class Memory:
-    """Keys and values of the clean tokens of a batch, and the tokens that are not in it yet.
+    """Keys and values of the clean tokens of a batch, and the clean tokens still to be added.
 
     Attributes:
-        kept: of each layer, (B, H, C, D).
-        position: (B, C) which position a column holds; never, where it holds none.
-        length: (B,) clean tokens of a row, pending ones not counted.
-        pending: (B, n) tokens that the next call takes in.
+        kept: keys and values of each layer, (B, H, C, D).
+        position: (B, C) the position whose keys a column holds; a huge number for an empty column.
+        length: (B,) clean tokens of a row, without pending ones.
+        pending: (B, n) tokens that the next call adds.
     """
 
     kept: list[list[Tensor]]
@@ -41,17 +42,17 @@ class Memory:
     pending: Int[Tensor, "B n"]
 
     def select(self, rows: Int[Tensor, " R"]) -> "Memory":
-        """That of some rows, which may repeat."""
+        """Return the memory of some rows, which may repeat."""
         kept = [[part[rows] for part in pair] for pair in self.kept]
         return Memory(kept, self.position[rows], self.length[rows], self.pending[rows])
 
 
 class BlockTransformer(DiffusionTransformer):
-    """The network of the module docstring; ``forward`` takes a whole sequence and has it causal between blocks.
+    """The network of the module docstring; ``forward`` evaluates a whole sequence, causal between blocks.
 
     Args:
-        rows, width, heads, depth, time_width: as of ``DiffusionTransformer``; it is told time 0 where it has one.
-        clean: the size of the blocks in which clean tokens see each other: that of the noisy ones in BD3LM and in
+        rows, width, heads, depth, time_width: as in ``DiffusionTransformer``; a time input is always 0.
+        clean: the block size in which clean tokens attend to each other: that of the noisy blocks in BD3LM and in
             BlockGen with one block size.
     """
 
@@ -64,12 +65,12 @@ class BlockTransformer(DiffusionTransformer):
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
-        """Every block, each noisy behind the clean ones before it: what likelihoods and training need.
+        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training.
 
-        ``block`` is the block size, of all or of each row.
+        ``block`` is the block size, one for all rows or one for each.
 
         Raises:
-            ValueError: if blocks begin inside those of the clean tokens.
+            ValueError: if a block begins inside a block of clean tokens.
         """
         position = torch.arange(x.shape[1], device=x.device).expand_as(x)
         start = position // block * block
@@ -78,10 +79,10 @@ class BlockTransformer(DiffusionTransformer):
         return self._after(memory, x0, x, noisy_at(position, start))
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Memory:
-        """A memory of clean prefixes: the first ``length`` of each row's tokens; it grows beyond any ``capacity``.
+        """Cache the first ``length`` tokens of each row; the memory grows beyond any ``capacity``.
 
         Raises:
-            ValueError: if a prefix is not made of whole blocks of clean tokens.
+            ValueError: if a prefix does not consist of whole blocks of clean tokens.
         """
         self._whole(length)
         weight, heads = self.vocab_embed.embedding, self.heads
@@ -95,22 +96,22 @@ class BlockTransformer(DiffusionTransformer):
         return Memory(kept, position, length, tokens[:, :0])
 
     def extend(self, memory: Memory, tokens: Int[Tensor, "B n"]) -> None:
-        """Put a clean block behind the prefix; the next call takes it in.
+        """Append a clean block to the prefix; the next call adds it to the cache.
 
         Raises:
-            ValueError: if it is not made of whole blocks of clean tokens.
+            ValueError: if it does not consist of whole blocks of clean tokens.
         """
         self._whole(torch.tensor(tokens.shape[1]))
         memory.pending = torch.cat([memory.pending, tokens], 1)
 
     def evaluate(self, memory: Memory, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n C"]:
-        """The logits of a noisy block behind the prefix."""
+        """Return the logits of a noisy block after the prefix."""
         begin = (memory.length + memory.pending.shape[1])[:, None]
         position = begin + torch.arange(x.shape[1], device=x.device)
         return self._after(memory, x[:, :0], x, noisy_at(position, begin.expand_as(position)))
 
     def _after(self, memory: Memory, clean: Tensor, x: Tensor, places: Places) -> Tensor:
-        """Logits of noisy tokens behind the memory, what is pending and more clean ones."""
+        """Return the logits of noisy tokens after the memory, pending tokens and more clean ones."""
         n, columns = memory.pending.shape[1], memory.position.shape[1]
         shown = torch.cat([memory.pending, clean], 1)
         before = memory.length[:, None] + torch.arange(shown.shape[1], device=x.device)
@@ -125,7 +126,7 @@ class BlockTransformer(DiffusionTransformer):
         return self.output_layer(h[:, shown.shape[1] :], told)
 
     def _clean_at(self, position: Int[Tensor, "B N"]) -> Places:
-        """Clean tokens see all that stands before the end of their own block."""
+        """Make the places of clean tokens, which attend to all tokens before the end of their own block."""
         return Places(position, (position // self.clean + 1) * self.clean, torch.zeros_like(position).bool())
 
     def _whole(self, count: Tensor) -> None:
@@ -137,11 +138,11 @@ class BlockTransformer(DiffusionTransformer):
 
 
 class CausalBlockTransformer(BlockTransformer):
-    """The one whose clean tokens are causal, as in BlockGen with several block sizes; a whole sequence is one block.
+    """A block transformer with causal clean tokens, as in BlockGen with several block sizes; a sequence is one block.
 
     Args:
-        rows, width, heads, depth, time_width: as of ``BlockTransformer``.
-        blank: what stands at a site of pure noise: the mask, or any token where noise is uniform.
+        rows, width, heads, depth, time_width: as in ``BlockTransformer``.
+        blank: the token at a site of pure noise: the mask, or any token if noise is uniform.
     """
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, blank: int) -> None:
@@ -149,6 +150,6 @@ class CausalBlockTransformer(BlockTransformer):
         self.block, self.blank = None, blank
 
     def score(self, memory: Memory, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n C"]:
-        """The autoregressive logits of a clean block, of p(. | prefix, x_{<i}): one call of 2n queries."""
+        """Return the autoregressive logits p(. | prefix, x_{<i}) of a clean block, in one call of 2n queries."""
         position = (memory.length + memory.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
         return self._after(memory, x, torch.full_like(x, self.blank), noisy_at(position, position))

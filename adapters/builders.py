@@ -1,6 +1,6 @@
-"""The networks of this package by name: what one was made from, and one made from what a file says.
+"""The networks of this package by name: their arguments, and networks built from a file's record.
 
-A file names one of these and gives its arguments, which have types and bounds; it cannot name anything else.
+A file names one of these classes and gives its arguments, which have types and bounds; it cannot name anything else.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from discdiff.transformer import Transformer
 
 __all__ = ["built", "described_network"]
 
-_WIDEST = 1 << 24  # of any argument that is a size: the meta device still counts its bytes
+_WIDEST = 1 << 24  # most of any size argument, as even the meta device counts the bytes
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class _Builder:
 
     Attributes:
         cls: the class.
-        arguments: those that a network was made from, read off it.
-        inner: the class of the network inside, where there is one.
+        arguments: reads the arguments that a network was made from.
+        inner: the class of the network inside, if any.
         card: whether it is made from a ``Card`` of these arguments.
     """
 
@@ -42,7 +42,7 @@ class _Builder:
 
 
 def described_network(network: nn.Module) -> dict[str, object] | None:
-    """A network of this package as a table of JSON; None for any other."""
+    """Describe a network of this package as a table of JSON; None for any other network."""
     name = next((name for name, one in _BUILDERS.items() if type(network) is one.cls), None)
     if name is None:
         return None
@@ -55,15 +55,15 @@ def described_network(network: nn.Module) -> dict[str, object] | None:
 
 
 def built(settings: Settings, layers: int, of: type[nn.Module] = nn.Module) -> nn.Module:
-    """The network that ``described_network`` wrote, with fresh weights on torch's default device.
+    """Build a network from the table of ``described_network``, with fresh weights on torch's default device.
 
     Args:
         settings: the table.
-        layers: no more than so many: each has a weight or more of its own.
-        of: its class, or one that it inherits from.
+        layers: the largest depth accepted; each layer has at least one weight of its own.
+        of: its class, or a base class of it.
 
     Raises:
-        Refused: for a name that is none here, or arguments that it is not made from.
+        Refused: for an unknown name, or arguments that the class does not have.
     """
     builder = _BUILDERS[settings.word("builder", accepted=[n for n, b in _BUILDERS.items() if issubclass(b.cls, of)])]
     known(settings, {"builder", "arguments"})
@@ -79,7 +79,7 @@ def built(settings: Settings, layers: int, of: type[nn.Module] = nn.Module) -> n
 
 
 def _argument(settings: Settings, name: str, hint: Any, layers: int, inner: type[nn.Module] | None) -> Any:  # noqa: ANN401
-    """An argument by the type that the class gives it."""
+    """Read an argument by the type that the class declares."""
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return built(settings.part(name), layers, inner or hint)
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)

@@ -2,7 +2,8 @@ r"""ByteNet: a network of dilated convolutions along a sequence, with EvoDiff's 
 
     h <- h + W_2 a(norm(conv_d(a(norm(W_1 a(norm(h)))))))        dilations d = 1, 2, 4, ..., and again
 
-References: ByteNet (Kalchbrenner et al., 2016), as in EvoDiff (Alamdari et al., 2023).
+References: ByteNet (Kalchbrenner et al., 2016, https://arxiv.org/abs/1610.10099), as in EvoDiff (Alamdari et al.,
+2023, https://doi.org/10.1101/2023.09.11.556673).
 """
 
 import math
@@ -22,15 +23,15 @@ class ByteNet(nn.Module):
     """The network of the module docstring.
 
     Args:
-        rows: ids that go in and columns that come out.
-        narrow: width of an embedded token.
-        width: between layers.
-        inner: within a layer.
-        depth: layers.
-        kernel: width of a convolution, odd.
-        period: the largest dilation; they go 1, 2, 4, ... up to it, and again.
+        rows: the number of input ids and of output columns.
+        narrow: the width of an embedded token.
+        width: the width between layers.
+        inner: the width within a layer.
+        depth: the number of layers.
+        kernel: the width of a convolution, odd.
+        period: the largest dilation; dilations go 1, 2, 4, ... up to it, and again.
         activation: "gelu" or "relu".
-        timed: whether it is told a step k.
+        timed: whether it takes a step k.
 
     Raises:
         ValueError: for an even kernel, an odd narrow width or another activation.
@@ -67,15 +68,15 @@ class ByteNet(nn.Module):
         step: Int[Tensor, " B"] | None = None,
         input_mask: Float[Tensor, "B L 1"] | None = None,
     ) -> Float[Tensor, "B L C"]:
-        """Logits.
+        """Return the logits.
 
         Args:
             x: tokens.
-            step: k of each row, where it is told.
-            input_mask: 1 where there is a sequence, 0 where there is padding.
+            step: k of each row, for a network that takes it.
+            input_mask: 1 at tokens of the sequence, 0 at padding.
 
         Raises:
-            ValueError: if it wants a step and is not told one.
+            ValueError: if the network takes a step and none is given.
         """
         if self.timed and step is None:
             raise ValueError("ByteNet: this one is told the step, one whole number a row")
@@ -99,7 +100,7 @@ class _Body(nn.Module):
 
 
 class _Pointwise(nn.Module):
-    """A linear layer, kept as a convolution of width 1."""
+    """A linear layer, stored as a convolution of width 1."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -131,16 +132,16 @@ def _waves(step: Int[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
 
 
 def bytenet(shapes: Shapes, config: Settings, timed: bool) -> ByteNet:
-    """The network whose weights have these shapes.
+    """Make the network whose weights have these shapes.
 
     Args:
         shapes: by name, without the "module." of the files.
-        config: the authors' configuration where there is one: ``r`` and ``activation`` are not in the shapes. Both
-            configurations they published have 128 and gelu.
-        timed: whether it is told a step.
+        config: the authors' configuration, if there is one, for ``r`` and ``activation``, which the shapes do not show.
+            Both published configurations have 128 and gelu.
+        timed: whether it takes a step.
 
     Raises:
-        Refused: if these are no such weights, or the configuration says another network.
+        Refused: if the weights are of another network, or the configuration describes another one.
     """
     rows, narrow = matrix(shapes, "embedder.embedder.weight")
     inner, width, _ = axes(shapes, "embedder.layers.0.sequence1.2.conv.weight", 3)

@@ -1,4 +1,4 @@
-"""MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from the hub's folders, and their Lightning checkpoints."""
+"""MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from folders of the hub and from Lightning checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,10 +28,10 @@ _LOO = "trained by the plug-in bound, so that it predicts the leave-one-out (Uni
 
 
 def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefixes of wrappers, and without what is computed anew (rotary tables, noise).
+    """Remove wrappers' prefixes from names, and weights that are recomputed (rotary tables, noise).
 
     Raises:
-        Refused: if two have the same name then.
+        Refused: if two weights then have the same name.
     """
     found = dict[str, Tensor]()
     for name, tensor in weights.items():
@@ -45,10 +45,10 @@ def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTransformer:
-    """A network of the sizes that the weights have; one of blocks that is told no time keeps its clean tokens.
+    """Make a network with the sizes of the weights; one of blocks without a time input caches its clean tokens.
 
     Raises:
-        Refused: if the configuration says other sizes.
+        Refused: if the configuration has other sizes.
     """
     rows, width = matrix(shapes, "vocab_embed.embedding")
     heads = config.whole("n_heads", "num_attention_heads", least=1, most=width)
@@ -74,7 +74,10 @@ def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTrans
 
 @dataclass(frozen=True)
 class HybridClock:
-    """GIDD's survival, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))) with B = 2 p / (1 - p) (GIDD, 2025)."""
+    """GIDD's survival probability, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))) with B = 2 p / (1 - p).
+
+    Reference: GIDD (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482).
+    """
 
     p_uniform: float
 
@@ -84,12 +87,12 @@ class HybridClock:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A family: how its convention follows from its configuration and the number of rows.
+    """A family, and how its convention follows from its configuration and the number of rows.
 
     Attributes:
-        name, about: of the ``Family``.
-        recognises: by the configuration and the names of weights.
-        convention: all but what every one of them has in common.
+        name, about: fields of the ``Family``.
+        recognises: decides by the configuration and the names of weights.
+        convention: makes the convention, except for what all families share.
     """
 
     name: str
@@ -126,7 +129,7 @@ class _Kind:
 
 
 def _masked(config: Settings, rows: int, asked: Asked) -> Convention:
-    """MDLM and BD3LM: the mask is the tokenizer's or the last row; time is told where the configuration says so."""
+    """MDLM and BD3LM: the mask is the tokenizer's or the last row; they take a time if the configuration says so."""
     schedule, source = asked.schedule or _noise(config), "the family's rule: the last row"
     tokenizer = config.word("tokenizer_name_or_path", default="")
     if asked.mask_id is None and "bert" in tokenizer:
@@ -142,7 +145,7 @@ def _masked(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _uniform(config: Settings, rows: int, asked: Asked) -> Convention:
-    """Duo and UDLM: no mask, and the time is always told unless the configuration says otherwise."""
+    """Duo and UDLM: no mask; they take a time unless the configuration says otherwise."""
     if asked.mask_id is not None and asked.mask_source == "given":
         raise Refused(f"uniform noise has no mask, got mask_id={asked.mask_id}")
     process = Uniform(rows, asked.schedule or _noise(config))
@@ -151,7 +154,7 @@ def _uniform(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _ratios(config: Settings, rows: int, asked: Asked) -> Convention:
-    """SEDD on either graph; what MDLM's relatives train under this name is always absorbing."""
+    """SEDD on either graph; MDLM's relatives that are trained under this name are always absorbing."""
     schedule = asked.schedule or _noise(config)
     absorbs = config.word("graph_type", accepted=("absorb", "uniform"), default="absorb") == "absorb"
     process: Process = Masked(rows - 1, schedule) if absorbs else Uniform(rows, schedule)
@@ -162,10 +165,10 @@ def _ratios(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _noise(config: Settings) -> Schedule:
-    """The clock the configuration names; log-linear where it names none.
+    """Return the schedule that the configuration names, log-linear if it names none.
 
     Raises:
-        ValueError: for one that is not known here, rather than sampling on another.
+        ValueError: for an unknown name, instead of sampling with another schedule.
     """
     kind = config.word("noise_type", default="loglinear").replace("-", "")
     if kind == "geometric":
@@ -182,7 +185,7 @@ def _radd(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _gidd(config: Settings, rows: int, asked: Asked) -> Convention:
-    """The mask is the tokenizer's, or the last id; rows are rounded up to a multiple of 128 beyond it in some files."""
+    """The mask is the tokenizer's, or the last id; some files round the number of rows up to a multiple of 128."""
     p_uniform = config.number("p_uniform", interval="[0, 1)")
     known = config.whole("vocab_size", least=2, most=rows, default=rows)
     mask, source = (known - 1, "the family's rule") if asked.mask_id is None else (asked.mask_id, asked.mask_source)
@@ -199,11 +202,11 @@ def _gidd(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _kind(*names: str) -> Callable[[Files], bool]:
-    """By ``model_type``, or by the algorithm or backbone that a Lightning checkpoint was trained with."""
+    """Recognise by ``model_type``, or by the algorithm or backbone in a Lightning checkpoint."""
 
     def recognises(files: Files) -> bool:
         config = configuration(files)
-        if config.get("diffusion") == "uniform":  # as UDLM's repository says it, whose parameterization is d3pm
+        if config.get("diffusion") == "uniform":  # as in UDLM's repository, whose parameterization is d3pm
             return "udlm" in names
         found = (files.config.get("model_type"), config.get("algo_name"), config.get("parameterization"))
         said = [str(name).lower() for name in found if name is not None]
@@ -251,7 +254,7 @@ def _in_blocks_of(said: Convention, block: int | None) -> Convention:
 
 
 def _blockgen(noise: Callable[[Settings, int, Asked], Convention], name: str) -> Callable[..., Convention]:
-    """BlockGen, whose network is never told the time."""
+    """BlockGen, whose network takes no time."""
 
     def convention(config: Settings, rows: int, asked: Asked) -> Convention:
         said = replace(noise(config, rows, asked), family=name, time=None)

@@ -3,11 +3,12 @@ r"""The diffusion transformer that MDLM, Duo, UDLM, SEDD, RADD, BD3LM and GIDD s
     h <- h + g_1 W_o attention(R W_qkv m_1(norm(h)))        m(h) = (1 + scale) h + shift
     h <- h + g_2 mlp(m_2(norm(h)))
 
-Scales, shifts and gates are affine in an embedding of the time; without one they are 1, 0 and 1. Attention is torch's
-own, in both directions, or causal between blocks.
+Scales, shifts and gates are affine in an embedding of the time; without a time they are 0, 0 and 1. Attention is
+torch's own: bidirectional, or causal between blocks.
 
-References: DiT (Peebles and Xie, 2023), as in SEDD (Lou et al., 2024) and MDLM (Sahoo et al., 2024); blocks as in BD3LM
-(Arriola et al., 2025).
+References: DiT (Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748), as in SEDD (Lou et al., 2024,
+https://arxiv.org/abs/2310.16834) and MDLM (Sahoo et al., 2024, https://arxiv.org/abs/2406.07524); blocks as in BD3LM
+(Arriola et al., 2025, https://arxiv.org/abs/2503.09573).
 """
 
 import math
@@ -27,17 +28,17 @@ class DiffusionTransformer(nn.Module):
     """The network of the module docstring.
 
     Args:
-        rows: ids that go in and columns that come out.
-        width: of a token.
-        heads: of attention.
-        depth: layers.
-        time_width: of the embedded time; None for a network without one.
-        block: if given, a site sees its own block of so many and those before it.
+        rows: the number of input ids and of output columns.
+        width: the width of a token.
+        heads: the number of attention heads.
+        depth: the number of layers.
+        time_width: the width of the embedded time; None for a network without one.
+        block: if given, a site attends to its own block of this size and the blocks before it.
         norm_shift: whether norms have a shift beside their scale (RADD's do).
-        classes: labels that a row can be told (UDLM's, with one that says nothing); None for a network without them.
+        classes: the number of labels of a row (UDLM's, including an empty one); None for a network without labels.
 
     Raises:
-        ValueError: if the heads do not fit into the width, or there are classes and no time.
+        ValueError: if the width is not divisible by the heads, or there are classes and no time.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class DiffusionTransformer(nn.Module):
     def forward(
         self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None, label: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B L C"]:
-        """Logits; a network with a time that is not told one is told 0, as its authors do.
+        """Return the logits; a network with a time input gets 0 if none is given, as in its authors' code.
 
         Raises:
-            ValueError: for a label told to a network without classes.
+            ValueError: for a label given to a network without classes.
         """
         position = torch.arange(x.shape[1], device=x.device)
         seen = None if self.block is None else position // self.block <= (position // self.block)[:, None]
@@ -79,7 +80,7 @@ class DiffusionTransformer(nn.Module):
         return self.output_layer(self._hidden(x, told, position, seen), told)
 
     def _told(self, x: Tensor, time: Tensor | None, label: Tensor | None = None) -> Float[Tensor, "B D"] | None:
-        """The embedded time and label."""
+        """Return the embedded time and label."""
         if label is not None and not hasattr(self, "cond_map"):
             raise ValueError("DiffusionTransformer: it was told a label, and has no classes")
         if not hasattr(self, "sigma_map"):
@@ -96,7 +97,7 @@ class DiffusionTransformer(nn.Module):
         seen: Bool[Tensor, "*heads N M"] | None,
         kept: list[list[Tensor]] | None = None,
     ) -> Float[Tensor, "B N W"]:
-        """All layers; ``kept`` has keys and values of tokens before these, a pair a layer, theirs are put behind."""
+        """Run all layers; ``kept`` holds keys and values of earlier tokens, a pair a layer, and theirs are appended."""
         h = self.vocab_embed(x)
         half = torch.arange(0, self.width // self.heads, 2, device=x.device) * (self.heads / self.width)
         angle = position[..., None, :, None] * (_ROPE**-half)
@@ -109,7 +110,7 @@ class DiffusionTransformer(nn.Module):
 class Ratios(nn.Module):
     r"""SEDD's output: log ratios, 0 at a site's own token.
 
-    On an absorbing graph the network's own output is what is left after the part that is known,
+    On an absorbing graph the network's output y is the ratio without the known part:
 
         log r(v) = y(v) - log(e^sigma - 1) - log V
     """
@@ -135,7 +136,7 @@ class _Embedding(nn.Module):
 
 
 class _Clock(nn.Module):
-    """Cosines and sines of the time, from period 2 pi up to 1e4 times that, and two layers."""
+    """Cosines and sines of the time, with periods from 2 pi to 1e4 times that, and two layers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class _Clock(nn.Module):
     def forward(self, time: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
         rate = (-math.log(1e4) / _FREQUENCIES * torch.arange(_FREQUENCIES, device=time.device)).exp()
         angle = time[:, None] * rate
-        features = torch.cat([angle.cos(), angle.sin()], -1)  # in whole precision, whatever that of the weights
+        features = torch.cat([angle.cos(), angle.sin()], -1)  # in float32 for weights of any dtype
         return self.mlp(features.to(next(self.parameters()).dtype))
 
 
@@ -200,7 +201,7 @@ class _Last(nn.Module):
 
 
 def _modulation(layer: nn.Linear | None, told: Tensor | None, parts: int) -> list[Tensor] | list[float]:
-    """Shifts, scales and gates; those of a network without a time are 0, 0 and 1."""
+    """Return shifts, scales and gates; without a time they are 0, 0 and 1."""
     if layer is None or told is None:
         return [0.0, 0.0, 1.0] * (parts // 3) if parts > 2 else [0.0, 0.0]
     return list(layer(told)[:, None].chunk(parts, -1))

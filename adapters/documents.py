@@ -1,4 +1,4 @@
-"""Text, JSON and YAML that somebody else wrote: regular files of bounded size in UTF-8, with a table at the top."""
+"""Text, JSON and YAML files of other authors: regular UTF-8 files of bounded size, with a table at the top level."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from discdiff.checks import shown
 
 __all__ = ["CONFIGURATION", "TOKENIZER", "is_there", "json_table", "json_text", "size", "text", "yaml_table"]
 
-CONFIGURATION, TOKENIZER = 2**24, 3 * 2**24  # bytes; the largest tokenizers that are in use have 34 MB
-_YAML = 2**18  # bytes; its parser reads some 100 kB a second
+CONFIGURATION, TOKENIZER = 2**24, 3 * 2**24  # most bytes; the largest tokenizers in use have 34 MB
+_YAML = 2**18  # most bytes; the parser reads some 100 kB a second
 _KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a fifo",
@@ -24,10 +24,10 @@ _KINDS = {
 
 
 def is_there(file: Path) -> bool:
-    """Whether there is a regular file of that name, which a link may lead to.
+    """Whether there is a regular file of that name; links to one are accepted.
 
     Raises:
-        Refused: if there is something else, or a link that leads nowhere.
+        Refused: if there is something else, or a broken link.
     """
     try:
         mode = file.stat().st_mode
@@ -35,7 +35,7 @@ def is_there(file: Path) -> bool:
         if file.is_symlink():
             raise Refused(f"{file.name} is a link to a file that is not there") from error
         return False
-    except OSError as error:  # a loop of links, a name too long, a folder that may not be entered
+    except OSError as error:  # a loop of links, a name too long, a folder without permission
         raise Refused(f"{file.name} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "no regular file")
@@ -44,10 +44,10 @@ def is_there(file: Path) -> bool:
 
 
 def size(file: Path) -> int:
-    """The bytes of a regular file that may be read.
+    """Return the size in bytes of a readable regular file.
 
     Raises:
-        Refused: if there is none, or it may not be read.
+        Refused: if there is none, or it cannot be read.
     """
     if not is_there(file):
         raise Refused(f"{file.name} is not there")
@@ -57,14 +57,14 @@ def size(file: Path) -> int:
 
 
 def text(file: Path, most: int) -> str | None:
-    """What a file says, None where there is none.
+    """Return the text of a file, or None if there is none.
 
     Args:
-        file: a regular one.
-        most: bytes.
+        file: a regular file.
+        most: the largest size in bytes.
 
     Raises:
-        Refused: if it is larger, cannot be read, or is not UTF-8; a mark of the byte order at its start is passed over.
+        Refused: if it is larger, cannot be read, or is not UTF-8. A byte-order mark at its start is skipped.
     """
     if not is_there(file):
         return None
@@ -82,33 +82,33 @@ def text(file: Path, most: int) -> str | None:
 
 
 def json_table(file: Path, most: int = CONFIGURATION) -> Settings:
-    """A file of JSON, an empty table where there is none.
+    """Read a file of JSON; an empty table if there is none.
 
     Raises:
-        Refused: if it is no JSON, is nested too deeply, names a key twice, holds numbers that are not finite or too
-            long, or has no table at its top.
+        Refused: if it is not JSON, is nested too deeply, repeats a key, holds numbers that are not finite or too
+            long, or has no table at its top level.
     """
     said = text(file, most)
     return Settings({}, file.name) if said is None else json_text(said, file.name)
 
 
 def json_text(said: str, name: str) -> Settings:
-    """A table of JSON that stands somewhere else, such as in a header; ``json_table`` says what is refused."""
+    """Read a table of JSON from elsewhere, such as a header; refuses the same as ``json_table``."""
     try:
         found = json.loads(said, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise Refused(f"{name} is nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, ours below, and a whole number of more digits than Python reads
+    except ValueError as error:  # JSONDecodeError, ours below, or a whole number with more digits than Python reads
         raise Refused(f"{name} is not JSON: {str(error).split(';')[0]}") from error
     return _table(found, name)
 
 
 def yaml_table(file: Path) -> Settings:
-    """A file of YAML, an empty table where there is none.
+    """Read a file of YAML; an empty table if there is none.
 
     Raises:
         ImportError: without PyYAML.
-        Refused: as of ``json_table``; merge keys ("<<") are refused too, since a few lines of them never end.
+        Refused: as in ``json_table``; also for merge keys ("<<"), as a few lines of them can expand without end.
     """
     said = text(file, _YAML)
     if said is None:
@@ -133,7 +133,7 @@ def yaml_table(file: Path) -> Settings:
         found = yaml.load(said, Reader)
     except RecursionError as error:
         raise Refused(f"{file.name} is nested too deeply") from error
-    except Exception as error:  # the parser's own, and those of the dates and numbers that it makes
+    except Exception as error:  # errors of the parser, and of the dates and numbers it constructs
         raise Refused(f"{file.name} is not YAML: {' '.join(str(error).split())}") from error
     return _table({} if found is None else found, file.name)
 

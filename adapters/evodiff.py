@@ -1,18 +1,19 @@
-r"""EvoDiff: networks for proteins, and the noise they learned.
+r"""EvoDiff: networks for proteins, and their noise processes.
 
-The order-agnostic models (OA_DM) hide amino acids, and are told no time. The D3PM models know k in 1..T-1, T = 500:
-the state has gone through Q_0 ... Q_k. Here t = k / (T - 1) is that time, and data are at t = 0.
+The order-agnostic models (OA_DM) hide amino acids and take no time. The D3PM models take k in 1..T-1, T = 500: the
+state has gone through Q_0 ... Q_k. Here t = k / (T - 1) is that time, and t = 0 is data.
 
     uniform    Q_k = (1 - beta_k) I + beta_k / K 11^T        beta_k = 1 / (T - k + 1)       exactly ``Uniform``
     BLOSUM     Q_k = I + beta_k G                            beta_k = e_k / e_{T-1} + 1/T   nearly ``General(G)``
 
-with e_k = 1e-5 + (0.999 - 1e-5) exp(6 k / (T - 1)), and G the rates of substitution: what is off the diagonal of
-exp(BLOSUM62), scaled to be doubly stochastic. ``General`` has exp(beta_k G) in the place of Q_k. They all commute, so
-only prod_j (1 + beta_j l) and exp(l sum_j beta_j) differ, at the eigenvalues l of G: the rows of q_t are within 2e-3 in
-total variation at every k (a test says so), and a leave-one-out depends on nothing else of the process. No process in
-continuous time has these Q_k: from k = 384 on log Q_k has negative rates.
+with e_k = 1e-5 + (0.999 - 1e-5) exp(6 k / (T - 1)), and G the rates of substitution: the off-diagonal part of
+exp(BLOSUM62), scaled to be doubly stochastic. ``General`` has exp(beta_k G) in place of Q_k. They all commute, so only
+prod_j (1 + beta_j l) and exp(l sum_j beta_j) differ, at the eigenvalues l of G. The rows of q_t are within 2e-3 in
+total variation at every k (a test checks it), and a leave-one-out depends on the process through q_t only. No process
+in continuous time has these Q_k: from k = 384 on log Q_k has negative rates.
 
-References: EvoDiff (Alamdari et al., 2023); D3PM (Austin et al., 2021); BLOSUM62 (Henikoff and Henikoff, 1992).
+References: EvoDiff (Alamdari et al., 2023, https://doi.org/10.1101/2023.09.11.556673); D3PM (Austin et al., 2021,
+https://arxiv.org/abs/2107.03006); BLOSUM62 (Henikoff and Henikoff, 1992, https://doi.org/10.1073/pnas.89.22.10915).
 """
 
 import math
@@ -70,13 +71,13 @@ _SCORES = """
 
 @dataclass(frozen=True)
 class Tabulated(Schedule):
-    """alpha = exp(-sigma) with sigma given at n + 1 equal times and linear between them.
+    """alpha = exp(-sigma), with sigma given at n + 1 equal times and linear between them.
 
     Args:
-        sigmas: of the times 0, 1/n, ..., 1; from 0 upwards.
+        sigmas: sigma at the times 0, 1/n, ..., 1; begins at 0 and increases.
 
     Raises:
-        ValueError: if they do not begin at 0 or do not grow, or are fewer than two.
+        ValueError: if they do not begin at 0, do not increase, or are fewer than two.
     """
 
     sigmas: tuple[float, ...]
@@ -87,7 +88,7 @@ class Tabulated(Schedule):
             raise ValueError("Tabulated: sigmas must be two or more numbers that begin at 0 and grow")
 
     def _piece(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """The sigma where a piece begins, and its length."""
+        """Return the sigma where a piece begins, and the piece's length."""
         table = torch.tensor(self.sigmas, dtype=torch.float64, device=at.device)
         return table[at], table[at + 1] - table[at]
 
@@ -114,31 +115,31 @@ class Tabulated(Schedule):
 
 
 def _clock(sigma: Float[Tensor, " T"]) -> Tabulated:
-    """Time k / (T - 1) for what has gone through Q_0 ... Q_k; at k = 0 are data."""
+    """Make the schedule of time k / (T - 1) for a state that has gone through Q_0 ... Q_k; data at k = 0."""
     return Tabulated((0.0, *sigma[1:].tolist()))
 
 
 def uniform(steps: int = _STEPS) -> Uniform:
-    """The process of the D3PM models that replace amino acids by any, on the first 26 letters of the alphabet."""
+    """Make the process of the D3PM models with uniform substitutions, on the first 26 letters of the alphabet."""
     survive = 1 - 1 / torch.arange(steps + 1, 1, -1, dtype=torch.float64)
     return Uniform(_LETTERS, _clock(-survive.log().cumsum(0)))
 
 
 def blosum(steps: int = _STEPS) -> General:
-    """The process of the D3PM models that replace amino acids by similar ones; see the module for how near it is.
+    """Make the process of the D3PM models with BLOSUM substitutions; the module gives the error.
 
-    At the end it is far from its stationary law, the uniform one, from which both the authors and ``prior`` begin: of
-    tryptophans 82 % are still there.
+    At t = 1 its law is far from the stationary one: 82 % of tryptophans are unchanged. Both the authors and ``prior``
+    nevertheless start from the stationary law, which is uniform.
     """
     rise = 1e-5 + (0.999 - 1e-5) * torch.linspace(0, 6, steps, dtype=torch.float64).exp()
     return General(blosum_rates(), _clock((rise / rise[-1] + 1 / steps).cumsum(0)))
 
 
 def blosum_rates() -> Float[Tensor, "26 26"]:
-    """G: rates of substitution by BLOSUM62, symmetric, per unit of beta.
+    """Return G, the rates of substitution by BLOSUM62, symmetric, per unit of beta.
 
-    Scores are exponentiated and scaled to be doubly stochastic together with a gap, which is then left out. J, O, U and
-    the gap are four points from everything and four from themselves.
+    Exponentiated scores are scaled to be doubly stochastic, together with a gap that is then removed. J, O, U and the
+    gap get score 4 with themselves and -4 with everything else.
     """
     letters = ALPHABET[: _LETTERS + 1]
     score = torch.full((len(letters), len(letters)), -4.0, dtype=torch.float64).fill_diagonal_(4.0)
@@ -147,24 +148,24 @@ def blosum_rates() -> Float[Tensor, "26 26"]:
             a, b = letters.index(row), letters.index(column)
             score[a, b] = score[b, a] = float(value)
     weight, scale = score.exp(), torch.ones(len(letters), dtype=torch.float64)
-    for _ in range(100):  # 38 are enough for the last digit
+    for _ in range(100):  # 38 iterations converge to the last digit
         scale = (scale / (weight @ scale)).sqrt()
     rates = (scale[:, None] * scale * weight)[:_LETTERS, :_LETTERS].fill_diagonal_(0.0)
     return rates - torch.diag(rates.sum(1))
 
 
-# --- what is loaded -------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------------------------
 
 
 class Squared(nn.Module):
-    r"""A D3PM network of EvoDiff's as a leave-one-out.
+    r"""A D3PM network of EvoDiff as a leave-one-out.
 
-    Their reverse step, in training and in sampling, weights a clean token by the square of what the network says,
+    Its authors' reverse step, in training and in sampling, weights a clean token by the squared network output:
 
         p(x_{k-1} | x_k) ~ Q_k(x_{k-1}, x_k) sum_v p(v)^2 Qbar_{k-1}(v, x_{k-1})
 
-    which is the exact one where p^2 ~ leave-one-out. So that is what the bound teaches it, and log p doubled is what
-    the bridge wants. (At k = 1 alone it learns by cross-entropy.)
+    This is the exact step if p^2 ~ leave-one-out. So the bound trains the network towards this, and the bridge needs
+    2 log p. (At k = 1 alone the loss is the cross-entropy.)
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -181,7 +182,7 @@ _MIXED = "in training the times of a batch were mixed among its rows, so it may 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A family: what says its name in a file's, and its process; None for the one that hides."""
+    """A family: the text in a file's name that identifies it, and its process; None for the one that hides."""
 
     name: str
     about: str
@@ -192,7 +193,7 @@ class _Kind:
         return Family(self.name, self.about, self.recognises, self.build)
 
     def recognises(self, files: Files) -> bool:
-        """By the file's name: all have the same weights, and nothing in them says which they are."""
+        """Recognise by the file's name, as all have the same weights and hold nothing to tell them apart."""
         if "model_type" in files.config:
             return False
         named = f"{files.path.name} {files.parts[0].name}".lower().replace("_", "-")

@@ -1,9 +1,10 @@
-"""RoBERTa as fairseq's trainer leaves it: one file of weights and arguments, a list of words beside it.
+"""RoBERTa from fairseq's trainer: one file of weights and arguments, with a list of words beside it.
 
 It runs as transformers' RoBERTa, between <s> and </s>. A vocabulary of fairseq is <s>, <pad>, </s>, <unk>, then the
-words of dict.txt, and last <mask>.
+words of dict.txt, and finally <mask>.
 
-Reference: RoBERTa (Liu et al., 2019), for instance Sapiens (Prihoda et al., 2022).
+References: RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692), for instance Sapiens (Prihoda et al., 2022,
+https://doi.org/10.1080/19420862.2021.2020203).
 """
 
 import re
@@ -45,7 +46,7 @@ _ENDS = {
     "layernorm_embedding.weight": "roberta.embeddings.LayerNorm.weight",  # since 0.12
     "layernorm_embedding.bias": "roberta.embeddings.LayerNorm.bias",
 }
-# Of the arguments, those that change the network, with the values under which it is transformers' RoBERTa.
+# The arguments that change the network, with the values at which it is transformers' RoBERTa.
 _SAME: dict[str, tuple[object, ...]] = {
     "activation_fn": ("gelu",),
     "encoder_learned_pos": (True,),
@@ -58,12 +59,12 @@ _SAME: dict[str, tuple[object, ...]] = {
 
 
 def _recognises(files: Files) -> bool:
-    own = "model_type" not in files.config  # it leaves no config.json
+    own = "model_type" not in files.config  # fairseq writes no config.json
     return own and any(re.fullmatch(_BODY + r"layers\.0\.fc1\.weight", name) for name in files.shapes)
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names, and its table of kinds of tokens, of which fairseq has none; classifiers are left out."""
+    """Rename weights to transformers' names, add its table of token types, and drop classifiers."""
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         inner, body = re.sub("^" + _BODY, "", name), re.match(_BODY, name) is not None
@@ -82,7 +83,7 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _arguments(files: Files) -> Settings:
-    """What the training was told: a namespace, or since fairseq 0.12 a table whose part "model" counts."""
+    """Return the training arguments: a namespace, or since fairseq 0.12 the part "model" of a table."""
     saved = files.saved
     told = plain(saved.get("args"))
     if not isinstance(told, dict):
@@ -137,7 +138,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
         suppress=(*beyond, _PAD, _UNKNOWN),
         returns="logits",
         attention="ones",
-        longest=places - (_PAD + 1) - 2,  # positions begin behind the padding's
+        longest=places - (_PAD + 1) - 2,  # positions begin after that of the padding
         frame=(_START, _END),
         notes=notes + passed,
     )

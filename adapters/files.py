@@ -1,4 +1,4 @@
-"""What lies on disk: configurations, tokenizer and weights, read without running anybody's code."""
+"""Checkpoint files: configurations, tokenizer and weights, read without running code from the files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,28 +23,28 @@ __all__ = ["Files"]
 
 _HYDRA = ("config.yaml", ".hydra/config.yaml", "../.hydra/config.yaml")
 _HUB = Hub()
-_NESTED = ("text_config", "dllm_config")  # tables of config.json that speak of the mask too
+_NESTED = ("text_config", "dllm_config")  # tables of config.json that may hold the mask's id too
 
 
 class Files:
-    """A checkpoint: a folder as the hub has them, or one file.
+    """A checkpoint: a folder as on the hub, or one file.
 
-    An adapter's folder (PEFT's) stands for its base with the adapter merged into it.
+    A folder of an adapter (PEFT) gives its base with the adapter merged into it.
 
     Args:
         path: a folder with config.json and weights, or a .safetensors, .ckpt, .pt, .pth, .bin, .tar or .npz file.
         file: the name of the file of weights in the folder, or of a folder in it; None for the usual one.
-        which: "raw" or "ema", None for averaged weights where there are.
-        hub: where the base of an adapter is fetched from if it is not here; None for a base that may be no adapter.
+        which: "raw" or "ema"; None for averaged weights if there are any.
+        hub: fetches an adapter's base that is not here; None for a base, which may not be an adapter itself.
 
     Attributes:
-        path: as given.
-        config, generation: what config.json and generation_config.json say; nothing beside one file. A table in
-            config.json that holds the mask's id alone is read here, and not passed on.
+        path: the given path.
+        config, generation: contents of config.json and generation_config.json; empty for a single file. A table in
+            config.json that holds only the mask's id is read here, and not passed on.
 
     Raises:
         FileNotFoundError: if there is nothing there, or no weights in it.
-        Refused: for what is no such folder or file, or is damaged. So do all that read more of it.
+        Refused: for another kind of folder or file, or a damaged one. All methods that read more may raise it too.
     """
 
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
@@ -83,7 +83,7 @@ class Files:
 
     @cached_property
     def run(self) -> Settings:
-        """The YAML configuration that a training run leaves, beside its weights or a folder higher."""
+        """The YAML configuration of a training run, from the weights' folder or the one above."""
         places = (folder / name for folder in self._folders for name in _HYDRA)
         found = next(filter(is_there, places), None)
         return Settings({}, "config.yaml") if found is None else yaml_table(found)
@@ -92,7 +92,7 @@ class Files:
 
     @cached_property
     def parts(self) -> list[Path]:
-        """The files that hold weights."""
+        """The files that hold the weights."""
         if self.path.is_file():
             return beside(self.path)
         if self._file is not None:
@@ -115,7 +115,7 @@ class Files:
 
     @cached_property
     def saved(self) -> Mapping[str, Any]:
-        """All that a file of torch's holds: of a Lightning checkpoint the weights, hyperparameters and averages."""
+        """The contents of a torch file: of a Lightning checkpoint the weights, hyperparameters and averages."""
         return self._held if self.parts[0].suffix in TORCH else {}
 
     @cached_property
@@ -131,7 +131,7 @@ class Files:
 
     @cached_property
     def _own(self) -> tuple[dict[str, Tensor], bool]:
-        """The weights in the files, not yet copied, and whether they are averaged."""
+        """Return the weights in the files without copying them, and whether they are averaged."""
         found, averaged = weights_of(self._held, self._which if self.base is None else None, self.chosen)
         check_tensors(found, self.chosen)
         if self.base is None and is_adapter(found):
@@ -140,19 +140,19 @@ class Files:
 
     @property
     def averaged(self) -> bool:
-        """Whether the weights are an average of those that were trained."""
+        """Whether the weights are averages over training."""
         return self._own[1] if self.base is None else self.base.averaged
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight, by name; of the files only what says it is read."""
+        """The shape of every weight, by name; only the headers of the files are read."""
         if self.base is not None:
             return self.base.shapes
         return {name: tuple(tensor.shape) for name, tensor in self._own[0].items()}
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by its name on disk without wrappers' prefixes: copies, averaged where there are averages."""
+        """Return copies of all weights by name, without wrappers' prefixes; averages if there are any."""
         own = archives.owned(self._own[0], self.parts)
         if self.base is None:
             return own
@@ -162,7 +162,7 @@ class Files:
     # --- adapters -----------------------------------------------------------------------------------------------------
 
     def _is_adapter(self) -> bool:
-        """Whether it is of PEFT's.
+        """Whether it is an adapter of PEFT.
 
         Raises:
             Refused: if a folder holds both an adapter and whole weights, and ``file`` does not choose.
@@ -178,7 +178,7 @@ class Files:
         return bool(own)
 
     def _base(self) -> "Files":
-        """What an adapter was trained on: a path, from its folder or from here, or a repository on the hub."""
+        """Find an adapter's base: a path, relative to its folder or to the working folder, or a hub repository."""
         if not is_there(self.folder / "adapter_config.json"):
             raise Refused("this is an adapter, and adapter_config.json is not beside it")
         said = json_table(self.folder / "adapter_config.json")
@@ -204,21 +204,21 @@ class Files:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Ids of the tokens that the tokenizer's files name."""
+        """Ids of the tokens in the tokenizer's files."""
         return self._tokenizer.tokens or self.beside
 
     @cached_property
     def beside(self) -> dict[str, int]:
-        """Ids of the tokens of ../vocab.txt, where that must be meant: some leave it above several folders of weights.
+        """Ids of the tokens of ../vocab.txt, which some authors leave above several folders of weights.
 
-        It counts where the folder holds no file of a tokenizer and it has a line for every token of config.json.
+        It is used if the folder has no tokenizer file and it has one line for every token of config.json.
         """
         file, size = self.folder.resolve().parent / "vocab.txt", self.config.whole("vocab_size", default=None)
         if size is None or self.path.is_file() or self._tokenizer.is_there:
             return {}
         try:
             found = word_list(file)
-        except Refused:  # what lies outside the folder need not be a file of ours
+        except Refused:  # a file outside the folder may be of any kind
             return {}
         return found if len(found) == size else {}
 
@@ -228,21 +228,21 @@ class Files:
         return self._tokenizer.size or len(self.beside) or None
 
     def special(self, *names: str) -> tuple[int, ...]:
-        """Ids of special tokens, such as "bos_token", that the tokenizer has."""
+        """Return the ids of those special tokens, such as "bos_token", that the tokenizer has."""
         found = (self._tokenizer.special(name) for name in names)
         return tuple(sorted({self.tokens[token] for token in found if token in self.tokens}))
 
     # --- the mask -----------------------------------------------------------------------------------------------------
 
     def mask_id(self, rule: int | None, given: int | None) -> tuple[int, str]:
-        """The mask's id and where it was found: config.json, generation_config.json and the tokenizer must agree.
+        """Return the mask's id and its source; config.json, generation_config.json and the tokenizer must agree.
 
         Args:
-            rule: what the family does where none of them says it.
-            given: what the user says, which settles it.
+            rule: the family's id if none of them has one.
+            given: the user's id, which overrides all.
 
         Raises:
-            Refused: if they disagree, none says anything, or one says what is no id.
+            Refused: if they disagree, none has an id, or one has an invalid id.
         """
         if given is not None:
             return given, "given"

@@ -1,14 +1,14 @@
-r"""Discrete flow matching's conventions: its probability denoisers as ours, and our operators behind its solver's call.
+r"""Discrete flow matching: its probability denoisers as ours, and our operators behind its solver's interface.
 
-Its mixture path leaves noise for data with probability kappa(tau), tau from 0 (noise) to 1 (data), and its model gives
+Its mixture path replaces noise by data with probability kappa(tau), tau from 0 (noise) to 1 (data), and its model gives
 the posterior p(x1 | x_tau) at every site. So, with t = 1 - tau,
 
     alpha(t) = kappa(1 - t),    D = p(x1 | x_tau),    pi = the source law
 
-and the process is ``Masked`` for a source that is one token, ``Uniform`` or ``Marginal`` for another. Nothing of the
-package flow_matching is imported: paths, schedulers and models are known by their methods.
+and the process is ``Masked`` for a source of a single token, ``Uniform`` or ``Marginal`` for others. The package
+flow_matching is not imported: paths, schedulers and models are recognised by their methods.
 
-Reference: Gat et al. (2024), Discrete Flow Matching.
+Reference: Discrete Flow Matching (Gat et al., 2024, https://arxiv.org/abs/2407.15595).
 """
 
 import math
@@ -33,14 +33,14 @@ __all__ = ["Kappa", "OperatorSolver", "flow_denoiser", "flow_process"]
 
 @dataclass(frozen=True, eq=False)
 class Kappa(Schedule):
-    """alpha(t) = kappa(1 - t). Two are equal if their schedulers are of one class and hold the same.
+    """alpha(t) = kappa(1 - t). Two are equal if their schedulers have the same class and contents.
 
     Args:
-        scheduler: a convex scheduler; called as scheduler(tau) it gives ``alpha_t`` (which is kappa), ``sigma_t`` = 1 -
-            kappa and ``d_alpha_t``, and it has ``kappa_inverse``.
+        scheduler: a convex scheduler: scheduler(tau) returns ``alpha_t`` (which is kappa), ``sigma_t`` = 1 - kappa and
+            ``d_alpha_t``, and it has ``kappa_inverse``.
 
     Raises:
-        ValueError: if kappa does not rise to 1 at tau = 1, or sigma is not 1 - kappa (a Gaussian path's scheduler).
+        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa (a Gaussian path's scheduler).
     """
 
     scheduler: Any
@@ -79,7 +79,7 @@ class Kappa(Schedule):
 
 
 def _held(scheduler: object) -> dict[str, object]:
-    """What a scheduler holds, by name: the numbers that make it."""
+    """Return the contents of a scheduler by name: the numbers that define it."""
     return dict(getattr(scheduler, "__dict__", {}))
 
 
@@ -90,14 +90,14 @@ def _same(one: object, other: object) -> bool:
 
 
 def flow_process(path: Any, source: Float[Tensor, " V"]) -> Process:  # noqa: ANN401
-    """The process that a mixture path runs backwards.
+    """Return the process that a mixture path reverses.
 
     Args:
-        path: with a convex ``scheduler``.
-        source: (V,) law of a noise token; a law of one token makes it the mask, which is one of the V.
+        path: a path with a convex ``scheduler``.
+        source: (V,) law of a noise token; if it is a single token, this is the mask, one of the V.
 
     Raises:
-        ValueError: if the source is no law, or the scheduler is not convex.
+        ValueError: if the source is not a law, or the scheduler is not convex.
     """
     law, clock = check_law(source, "flow_process: source"), Kappa(path.scheduler)
     if bool((law == 1).any()):
@@ -115,15 +115,15 @@ def flow_denoiser(
     extras: Mapping[str, object] | None = None,
     length: int | None = None,
 ) -> Denoiser:
-    """A flow-matching model as a denoiser.
+    """Make a denoiser of a flow-matching model.
 
     Args:
-        model: called as model(x=x, t=tau, **extras) with tau (B,); gives (B, L, V) posterior probabilities of x1. It
-            is told one time a row, so that infill is exact on masked sources only.
+        model: called as model(x=x, t=tau, **extras) with tau (B,); returns (B, L, V) posterior probabilities of x1. It
+            gets one time a row, so infill is exact on masked sources only.
         process: from ``flow_process``.
-        logits: whether it gives logits, as a network that is trained by cross-entropy does, and not probabilities.
-        extras: what else it is told, of the batch as a whole.
-        length: the sequence length, where the model has just one.
+        logits: whether it returns logits, as a network trained by cross-entropy does, instead of probabilities.
+        extras: further arguments of the model, the same for the whole batch.
+        length: the sequence length, if the model accepts only one.
     """
     told = dict(extras or {})
 
@@ -136,17 +136,17 @@ def flow_denoiser(
 
 
 class OperatorSolver:
-    """An operator behind the call of flow_matching's ``MixtureDiscreteEulerSolver``.
+    """An operator with the interface of flow_matching's ``MixtureDiscreteEulerSolver``.
 
     Args:
-        model: gives posterior probabilities, as for ``flow_denoiser``.
+        model: returns posterior probabilities, as for ``flow_denoiser``.
         path: a mixture path.
         vocabulary_size: V, a mask included.
-        source_distribution_p: (V,) the law of a noise token; here it is needed, because it names the process.
-        operator: what a step does, such as ``Ancestral()``. ``DFM()`` on a masked source has the Euler solver's law.
+        source_distribution_p: (V,) the law of a noise token; required here, because it determines the process.
+        operator: one step, such as ``Ancestral()``. ``DFM()`` on a masked source has the Euler solver's law.
 
     Raises:
-        TypeError, ValueError: for an operator that is no predictor, or a source that is no law on V tokens.
+        TypeError, ValueError: for an operator that is not a predictor, or a source that is not a law on V tokens.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class OperatorSolver:
             )
         self.model, self.operator = model, operator
         self.process = flow_process(path, source_distribution_p)
-        self.sampler(step_size=0.5)  # whatever is wrong with the operator is said now
+        self.sampler(step_size=0.5)  # raises at once if the operator is invalid
 
     def sampler(
         self,
@@ -176,10 +176,10 @@ class OperatorSolver:
         extras: Mapping[str, object] | None = None,
         length: int | None = None,
     ) -> Sampler:
-        """The sampler that ``sample`` runs: what ``T.law`` examines, and whose ``repr`` says what was done.
+        """Return the sampler that ``sample`` runs, for ``T.law``, and for its ``repr``, which describes the run.
 
         Raises:
-            ValueError: for times that do not rise within [0, 1], or steps that are not positive.
+            ValueError: for times that do not increase within [0, 1], or step sizes that are not positive.
         """
         grid = [0.0, 1.0] if time_grid is None else [float(tau) for tau in time_grid]
         if step_size is not None:
@@ -203,19 +203,19 @@ class OperatorSolver:
         seed: int | None = None,
         **model_extras: object,
     ) -> Int[Tensor, "*N B L"]:
-        """Tokens (B, L) at the end of the time grid, the same as of ``sampler(...).sample(initial=x_init)``.
+        """Return tokens (B, L) at the end of the time grid, equal to ``sampler(...).sample(initial=x_init)``.
 
         Args:
             x_init: (B, L) tokens at the first time.
-            step_size: equal steps, the last one shorter; or None, and the time grid is the grid.
+            step_size: equal steps, the last one shorter; or None to use the time grid as it is.
             div_free: must be 0: stochasticity belongs to the operator (``DFM(eta)``, ``ReMDM``, a corrector after it).
-            dtype_categorical: not looked at; draws are as exact as the model's output.
-            time_grid: rising times tau in [0, 1]; [0, 1] by default. Unlike the Euler solver's, a run that ends before
-                1 ends at the noise of that time.
-            return_intermediates: (N, B, L) instead, the states at the times of ``time_grid``, or nearest to them.
+            dtype_categorical: ignored; draws are as exact as the model's output.
+            time_grid: increasing times tau in [0, 1]; [0, 1] by default. Unlike with the Euler solver, a run that ends
+                before 1 ends at the noise of that time.
+            return_intermediates: return (N, B, L), the states at the times of ``time_grid``, or nearest to them.
             verbose: show a progress bar on standard error.
             seed: the key of the randomness; drawn from torch's global generator if None.
-            model_extras: handed to the model.
+            model_extras: further arguments of the model.
 
         Raises:
             ValueError: for tokens or times out of range, or a divergence-free term.

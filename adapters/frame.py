@@ -1,4 +1,4 @@
-"""The special tokens of networks that were trained between a start and an end token, and what names them on disk."""
+"""Special tokens of networks trained between a start and an end token, and where files name them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ UNFRAMED = (
 
 @dataclass(frozen=True)
 class Specials:
-    """The special tokens of a kind of tokenizer, by kind: "cls", "sep", "bos", "eos", "pad", "unk", "mask".
+    """The special tokens of a type of tokenizer, by kind: "cls", "sep", "bos", "eos", "pad", "unk", "mask".
 
     Attributes:
-        names: what they are called in every tokenizer of this kind.
-        rows: the size of the kind's one vocabulary, if it has one.
+        names: their names in every tokenizer of this type.
+        rows: the size of the type's only vocabulary, if it has one.
         ids: the special tokens of that vocabulary.
     """
 
@@ -29,18 +29,18 @@ class Specials:
     ids: Mapping[str, int] = field(default_factory=dict)
 
     def id(self, files: Files, rows: int, *kinds: str) -> int | None:
-        """The id of the first of these kinds that something says, or None.
+        """Return the id of the first of these kinds that is found, or None.
 
-        What the tokenizer's files declare counts first; then config.json, where the network knows the id; then a token
-        of the usual name; last the kind's own vocabulary.
+        Sources, in this order: the declarations in the tokenizer's files; config.json, if the network has the id; a
+        token of the usual name; the type's own vocabulary.
 
         Args:
             files: the checkpoint.
-            rows: ids that the network knows.
+            rows: the number of ids that the network has.
             kinds: the kinds.
 
         Raises:
-            Refused: for an id of the tokenizer that the network does not know.
+            Refused: for an id of the tokenizer that the network does not have.
         """
         for kind in kinds:
             for number in files.special(f"{kind}_token"):
@@ -50,25 +50,25 @@ class Specials:
         config = files.config if isinstance(files.config, Settings) else Settings(files.config, "config.json")
         for kind in kinds:
             configured = config.whole(f"{kind}_token_id", default=None)
-            if configured is not None and 0 <= configured < rows:  # saved defaults of the class may lie beyond
+            if configured is not None and 0 <= configured < rows:  # a class's saved default may be out of range
                 return configured
         usual = (self.usual(files, rows, kind) for kind in kinds)
         return next((number for number in usual if number is not None), None)
 
     def usual(self, files: Files, rows: int, kind: str) -> int | None:
-        """The id of the token of the usual name, or the kind's in its own vocabulary; None where there is neither."""
+        """Return the id of the token of the usual name, or of the type's own vocabulary; None if there is neither."""
         if not files.tokens:
             return self.ids.get(kind) if self.rows == rows else None
         number = files.tokens.get(self.names.get(kind, ""))
         return number if number is not None and number < rows else None
 
     def frame(self, files: Files, rows: int) -> tuple[int, int] | None:
-        """The ids of the start and the end token (cls or bos, sep or eos), or None where nothing says them."""
+        """Return the ids of the start and the end token (cls or bos, sep or eos), or None if they are not found."""
         start, end = self.id(files, rows, "cls", "bos"), self.id(files, rows, "sep", "eos")
         return None if start is None or end is None else (start, end)
 
     def unpredicted(self, files: Files, rows: int) -> tuple[int, ...]:
-        """The ids of all special tokens but the mask."""
+        """Return the ids of all special tokens but the mask."""
         found = (self.id(files, rows, kind) for kind in ("bos", "cls", "sep", "eos", "pad", "unk"))
         return tuple(sorted({number for number in found if number is not None}))
 

@@ -1,13 +1,12 @@
-r"""A discrete scheduler of diffusers' as an operator: it runs in our sampler, and its own code is what is judged.
+r"""A discrete scheduler of diffusers as an operator, which runs in our sampler with its own code.
 
-The scheduler's ``step`` is run as it is, with its draws answered by ``choose`` (``torch_draws``): keyed by row, and, as
-long as they are multinomials and integers, enumerated. So ``T.kernel`` and ``T.law`` are exact for it, and
-``T.check_operator`` checks what it is said to do. A step that draws by ``torch.rand`` is given ``enumerable=False`` and
-judged by chi-square.
+The scheduler's ``step`` runs unchanged; its draws are made by ``choose`` (``torch_draws``). They are keyed by row and,
+if they are multinomials and integers, enumerated. So ``T.kernel`` and ``T.law`` are exact for it, and
+``T.check_operator`` checks its claims. A step that draws by ``torch.rand`` needs ``enumerable=False`` and is tested by
+chi-square.
 
-A scheduler speaks of step n of N equal ones, from t = 1 - n/N to 1 - (n+1)/N, and has its own survival there;
-``Linear()`` is that of ``DiscreteDDIMScheduler``. Nothing of diffusers is imported: any object with these methods will
-do.
+A scheduler's step n of N equal ones goes from t = 1 - n/N to 1 - (n+1)/N and has its own survival probability there;
+``Linear()`` is that of ``DiscreteDDIMScheduler``. diffusers is not imported: any object with these methods works.
 """
 
 import copy
@@ -33,12 +32,12 @@ _MOST_STEPS = 4096
 
 @dataclass(frozen=True, eq=False)
 class _Scheduled(Operator):
-    """What both have.
+    """Common part of both operators.
 
     Args:
-        scheduler: of diffusers'; it is copied before every step, and never changed.
+        scheduler: a scheduler of diffusers; it is copied before every step, and never changed.
         options: further arguments of its step, such as {"temperature": 1.0}.
-        process: the kind of process it is for.
+        process: the kind of process it supports.
         enumerable: False if it draws by ``torch.rand``.
     """
 
@@ -67,7 +66,7 @@ class _Scheduled(Operator):
         return scheduler
 
     def _tokens(self, step: Callable[..., Any], timestep: int | Tensor, state: State, at: At) -> Tensor:
-        """What the step makes of a state; sites that are given keep theirs."""
+        """Return the tokens after a step from a state; given sites keep theirs."""
         scheduler = step.__self__  # type: ignore[attr-defined]
         said, before = at.predict(state).denoiser, dict(vars(scheduler))
         with Answered(state, at):
@@ -88,17 +87,17 @@ class _Scheduled(Operator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerStep(_Scheduled, Predictor):
-    """``scheduler.step`` from t to s, which must be a step of N equal ones; one denoiser call.
+    """``scheduler.step`` from t to s, which must be one of N equal steps; one denoiser call.
 
     Args:
         scheduler, options, process, enumerable: see above.
         settings: further arguments of ``set_timesteps``.
-        numbered: whether ``step`` takes the number n, as in block pipelines, or else ``timesteps[n]``.
-        order: what it is said to be of.
+        numbered: whether ``step`` takes the number n, as in block pipelines, instead of ``timesteps[n]``.
+        order: its claimed order.
 
     Raises:
-        ValueError: when called for an interval that is no step of equal ones, for a scheduler with a memory of its own,
-            or draws that cannot be keyed.
+        ValueError: in a call, for an interval that is not one of N equal steps, a scheduler with internal state, or
+            draws that cannot be keyed.
     """
 
     settings: Mapping[str, object] = field(default_factory=dict, kw_only=True)
@@ -121,14 +120,14 @@ class SchedulerStep(_Scheduled, Predictor):
 class SchedulerCorrection(_Scheduled, Corrector):
     """``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, strictly between 0 and 1; one denoiser call.
 
-    At t = 0 it rests: there is no step of a scheduler there.
+    At t = 0 it does nothing: no step of a scheduler begins there.
 
     Args:
         scheduler, options, process, enumerable: see above.
-        invariant: whether it is said to keep p_t.
+        invariant: its claim whether it keeps p_t.
 
     Raises:
-        ValueError: when called at t = 1, where it is not defined, or at a time with no such N up to 4096.
+        ValueError: in a call, at t = 1, where it is not defined, or at a time that fits no N up to 4096.
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)

@@ -1,10 +1,10 @@
-r"""DiffusionGemma: blocks of noise ("canvases") behind what an encoder keeps of the clean tokens before them.
+r"""DiffusionGemma: blocks of noise ("canvases") after clean tokens, which an encoder caches.
 
     logits of the canvas x = decoder(x, encoder(prefix))
 
-The encoder is causal, the decoder sees the prefix and the whole canvas, and no time is told. Noise is uniform: a canvas
-starts as any tokens. It runs in transformers' own classes (5.11 or newer). The calls counted are the decoder's; the
-encoder reads each canvas once, when it is done.
+The encoder is causal. The decoder attends to the prefix and the whole canvas, and takes no time. Noise is uniform: a
+canvas starts as arbitrary tokens. It runs in transformers' own classes (5.11 or newer). The counted calls are the
+decoder's; the encoder reads each canvas once, when it is finished.
 
 Reference: DiffusionGemma (Google, 2026).
 """
@@ -29,20 +29,20 @@ from discdiff.schedule import Linear
 __all__ = ["GEMMA", "Canvas"]
 
 _CLASS = "DiffusionGemmaForBlockDiffusion"
-# the class always makes a tower for images; sampling text does not use it, so the smallest is made and taken out again
+# the class always makes an image tower, which sampling text does not use; so the smallest is made and removed
 _NO_TOWER = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"), 4)
 _NO_TOWER |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
 _NO_TOWER |= {"global_head_dim": 4, "position_embedding_size": 1}
 
 
 class Canvas(nn.Module):
-    """A network that keeps clean prefixes, of transformers' ``DiffusionGemmaForBlockDiffusion``.
+    """A network with a cache of clean prefixes, from transformers' ``DiffusionGemmaForBlockDiffusion``.
 
     Args:
-        network: theirs.
-        beginning: the token that stands before a canvas with nothing before it; their prompts begin with it.
-        rounds: how often it is shown its own logits and asked again (self-conditioning), a decoder pass each. Its
-            authors show it those of the step before, which makes of a step more than a function of the tokens.
+        network: the model of transformers.
+        beginning: the token before a canvas that has no prefix; the authors' prompts begin with it.
+        rounds: how often it is called again with its own logits (self-conditioning), a decoder pass each. The authors
+            use the logits of the step before, so their step depends on more than the tokens.
     """
 
     network: Any
@@ -52,12 +52,12 @@ class Canvas(nn.Module):
         self.network, self.beginning, self.rounds = network, beginning, rounds
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        """The logits of a canvas behind nothing."""
+        """Return the logits of a canvas without a prefix."""
         none = torch.zeros_like(x[:, 0])
         return self.evaluate(self.prefill(x[:, :0], none, 0), x, None)
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
-        """Keep the first ``length`` tokens of each row; where there are none, the beginning alone."""
+        """Cache the first ``length`` tokens of each row; where there are none, the beginning alone."""
         from transformers import DynamicCache
 
         empty, tokens = length == 0, nn.functional.pad(tokens, (0, 1))
@@ -68,11 +68,11 @@ class Canvas(nn.Module):
         return prefix
 
     def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
-        """Put a clean block behind the prefix."""
+        """Append a clean block to the prefix."""
         self._read(prefix, tokens, torch.ones_like(tokens, dtype=torch.bool))
 
     def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n V"]:
-        """The logits of a canvas behind the prefix."""
+        """Return the logits of a canvas after the prefix."""
         said = None
         for _ in range(self.rounds + 1):
             said = self.network(

@@ -1,4 +1,4 @@
-"""``generate``: the call that users of transformers know, around a sampler."""
+"""``generate``: a sampler with the interface of transformers' ``generate``."""
 
 import itertools
 from collections.abc import Sequence, Sized
@@ -43,37 +43,37 @@ def generate(
     overflowing_tokens: object = None,
     num_truncated_tokens: object = None,
 ) -> Int[Tensor, "B N"]:
-    """Prompts and what a model says behind them, as ``generate`` of transformers returns it: (B, P + new) tokens.
+    """Continue prompts with a model; returns (B, P + new) tokens, as ``generate`` of transformers does.
 
     ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``;
-    new tokens are ``[:, P:]``. They are those of ``Sampler``, or ``Blockwise``, with the same seed: a function of
-    (seed, row), whatever the other rows are. Rows of one length that follow each other are denoised together.
+    new tokens are ``[:, P:]``. They equal those of ``Sampler``, or ``Blockwise``, with the same seed: they depend on
+    (seed, row) and not on the other rows. Consecutive rows of equal length are denoised together.
 
     A model that was trained between a start and an end token (``Convention.frame``) takes prompts as its tokenizer
-    gives them, each between both ends: new tokens stand between the prompt and the end, which is again the last token
-    of every row, so that they are ``[:, P - 1 : -1]``. Prompts without the ends come back without them.
+    makes them, each between both ends. New tokens go between the prompt and the end token, which stays the last token
+    of every row, so that they are ``[:, P - 1 : -1]``. Prompts without the ends are returned without them.
 
     Args:
-        model: a denoiser; one from ``load`` knows its own blocks.
+        model: a denoiser; one from ``load`` has its block size.
         input_ids: (B, P) prompts, padded on the left: a tensor, an array or rows of one length.
         attention_mask: (B, P) 0 for padding and 1 elsewhere, or bools.
         max_new_tokens: how many tokens to add to each prompt.
-        operator: what a step does, or an expression such as "ancestral >> gibbs(sites=2)".
-        steps: how many, in each block; as many as there are sites by default.
-        block_length: denoise so many new tokens at a time, the ones after them shown as noise (semi-autoregressive); of
-            a model that was trained in blocks, its own block size.
-        eos_token_id: tokens that end a row; behind them it is padded.
-        pad_token_id: with what; the end token itself by default.
+        operator: one step of the sampler, or an expression such as "ancestral >> gibbs(sites=2)".
+        steps: the number of steps, in each block; by default the number of sites.
+        block_length: denoise this many new tokens at a time, with the later ones as noise (semi-autoregressive); for a
+            model that was trained in blocks, its own block size.
+        eos_token_id: tokens that end a row; after them it is padded.
+        pad_token_id: the padding; the end token itself by default.
         seed: 64-bit key of the randomness; drawn from torch's global generator if None.
-        listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of rows that are denoised together are
-            under the first of them, "row3/1.0.where".
-        token_type_ids: of some tokenizers; 0 everywhere, for a second segment is not shown to the network.
-        overflow_to_sample_mapping: of some tokenizers; 0 to B - 1, for a text is one row.
-        special_tokens_mask, offset_mapping, length, overflowing_tokens, num_truncated_tokens: of some tokenizers; what
-            they say of the prompts is not needed.
+        listen: make every choice a Pyro site, as in ``Sampler.sample``. The sites of rows that are denoised together
+            are named after the first of them, "row3/1.0.where".
+        token_type_ids: from some tokenizers; must be 0, as the network takes no second segment.
+        overflow_to_sample_mapping: from some tokenizers; must be 0 to B - 1, one row a text.
+        special_tokens_mask, offset_mapping, length, overflowing_tokens, num_truncated_tokens: from some tokenizers;
+            ignored.
 
     Raises:
-        TypeError, ValueError: for padding on the right, prompts of which some have the ends and some do not, or what
+        TypeError, ValueError: for padding on the right, prompts of which only some have the ends, or arguments that
             the sampler refuses.
     """
     check_denoiser(model, "generate")
@@ -84,7 +84,7 @@ def generate(
         raise ValueError(f"generate: input_ids must be (B, P), a row for each prompt, got {tuple(input_ids.shape)}")
     _check_segments(token_type_ids, overflow_to_sample_mapping, len(input_ids))
     lengths, width = _lengths(input_ids, attention_mask), input_ids.shape[1]
-    edge = _edge(model, input_ids, lengths)  # 1 where prompts stand between the ends
+    edge = _edge(model, input_ids, lengths)  # 1 if prompts are between the ends
     max_new_tokens = whole(max_new_tokens, "generate: max_new_tokens", 1)
     last = model.process.vocab_size - 1
     eos = () if eos_token_id is None else several(eos_token_id, "generate: eos_token_id", 0, last)
@@ -108,7 +108,7 @@ def generate(
         told: dict[str, Any] = {"prompt": prompt, "seed": seed, "first_row": row, "listen": listen}
         told["device"] = input_ids.device
         if isinstance(maker, Blockwise):
-            told["stop"] = eos  # what has ended costs nothing more
+            told["stop"] = eos  # an ended row takes part in no further calls
         with under(f"row{row}", listen):
             out[here, behind] = maker.sample(batch, given + max_new_tokens, **told).tokens[:, given:]
         row += batch
@@ -124,7 +124,7 @@ def generate(
 
 
 def _check_segments(token_type_ids: object, overflow_to_sample_mapping: object, batch: int) -> None:
-    """Raise ValueError for prompts of two segments, and texts of several rows."""
+    """Raise ValueError for prompts of two segments, or texts of several rows."""
     if token_type_ids is not None and bool(array(token_type_ids, "generate: token_type_ids").ne(0).any()):
         raise ValueError(
             "generate: token_type_ids must be 0 everywhere: the network is shown one segment, and a second one would "
@@ -140,7 +140,7 @@ def _check_segments(token_type_ids: object, overflow_to_sample_mapping: object, 
 
 
 def _edge(model: Denoiser, input_ids: Tensor, lengths: list[int]) -> int:
-    """1 if every prompt stands between the model's ends, 0 if none does."""
+    """Return 1 if every prompt is between the model's ends, 0 if none is."""
     frame = model.frame
     if frame is None or input_ids.shape[1] == 0:
         return 0
@@ -161,7 +161,7 @@ def _edge(model: Denoiser, input_ids: Tensor, lengths: list[int]) -> int:
 
 
 def _lengths(input_ids: Tensor, attention_mask: object) -> list[int]:
-    """Tokens of each prompt."""
+    """Return the number of tokens of each prompt."""
     if attention_mask is None:
         return [input_ids.shape[1]] * len(input_ids)
     attention_mask = array(attention_mask, "generate: attention_mask")

@@ -1,8 +1,8 @@
-"""A network of transformers' made from typed settings and weights: names and shapes first, memory after.
+"""A network of transformers made from typed settings and weights; names and shapes are checked before memory is used.
 
-Nothing of transformers' own reading of checkpoints is used: the class is built on the meta device, compared with the
-weights by name and shape, and built again with memory for its tables of positions alone; then the weights are put in.
-A configuration on disk can so name no hub, no kernel and no quantisation.
+Transformers' own checkpoint reading is not used. The class is built on the meta device, compared with the weights by
+name and shape, and built again with memory for its tables of positions only; then the weights are inserted. So a
+configuration on disk can name no hub repository, no kernel and no quantisation.
 """
 
 import re
@@ -23,24 +23,24 @@ __all__ = ["native"]
 Weights = dict[str, Tensor]
 _COMPUTED = re.compile(r"(.*\.)?(inv_freq|position_ids|token_type_ids|attn\.(masked_)?bias)")
 _HEADS = r"|(v_head|value_head|score|classifier|qa_outputs)\..+"
-# by class, what a file may hold beside its network: tables that are computed, and heads that sampling does not use
+# by class, what a file may hold beside its network: computed tables, and heads that sampling does not use
 _BESIDE = {
     "BertForMaskedLM": r"bert\.pooler\..+|cls\.(?!predictions\.).+",
     "RobertaForMaskedLM": r"roberta\.pooler\..+",
     "EsmForMaskedLM": r"esm\.(pooler|contact_head)\..+",
     "DiffusionGemmaForBlockDiffusion": r"model\.encoder\.(vision_tower|embed_vision)\..+",
 }
-# by class, parts that sampling does not use: one without weights is taken out
+# by class, parts that sampling does not use: removed if they have no weights
 _UNUSED = {
     "EsmForMaskedLM": ("esm.contact_head",),
     "DiffusionGemmaForBlockDiffusion": ("model.encoder.vision_tower", "model.encoder.embed_vision"),
 }
-_TABLES = 1 << 30  # bytes that what is computed may take beside the weights
+_TABLES = 1 << 30  # most bytes of computed tables beside the weights
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class _Unfilled(TorchFunctionMode):
-    """What is allocated to be filled later takes no memory; what is computed is computed."""
+    """Makes allocations without initial values take no memory; computed tensors are computed."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
@@ -54,19 +54,19 @@ def native(
     rename: Callable[[Weights], Weights] = dict,
     **trial: Tensor,
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """A network of transformers' by its class's name, and a note on the weights that were passed over.
+    """Make a network of transformers by its class name, and a note on the weights that were ignored.
 
     Args:
-        name: of the class.
-        settings: of its configuration, all of them looked at already (``Allowed.read``).
-        files: with its weights.
-        rename: from the names on disk to the class's; it sees tensors without memory first.
-        trial: what it is called with once, to see that it can be.
+        name: the name of the class.
+        settings: all settings of its configuration, already checked (``Allowed.read``).
+        files: the checkpoint with its weights.
+        rename: maps the names on disk to the class's; it first gets tensors without memory.
+        trial: arguments of one trial call.
 
     Raises:
         ImportError: if transformers is missing or too old to have the class.
-        Refused: if it cannot be made of these settings, weights are missing, left over or of another shape, or tied
-            ones differ.
+        Refused: if the class refuses the settings, weights are missing, left over or of another shape, or tied ones
+            differ.
     """
     try:
         import transformers
@@ -101,12 +101,12 @@ def native(
 
 @contextmanager
 def _said(what: str) -> Iterator[None]:
-    """Any error of a class that is not ours is one of the configuration."""
+    """Turn any error of a foreign class into an error of the configuration."""
     try:
         yield
     except Refused:
         raise
-    except Exception as error:  # of any kind: it is somebody else's code, with somebody else's numbers
+    except Exception as error:  # of any kind, as foreign code runs with foreign numbers
         raise Refused(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -122,7 +122,7 @@ def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
-    """Layers and experts are no more than the weights have, before so many modules are made."""
+    """Check that the settings ask for no more layers and experts than the weights have, before modules are made."""
     wide = max((max(part.shape, default=0) for part in weights.values()), default=0)
     for what, keys, pattern, otherwise in (
         ("layers", ("num_hidden_layers", "n_layer"), r".*?\b(?:layers?|h)\.(\d+)\..*", 0),
@@ -137,7 +137,7 @@ def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
 
 
 def _without(network: nn.Module, name: str, weights: Weights) -> None:
-    """Take out parts that sampling does not use and that have no weights, so that nothing in them is random."""
+    """Remove parts that sampling does not use and that have no weights, so that no weights stay random."""
     for part in _UNUSED.get(name, ()):
         wanted = {f"{part}.{key}": tensor.shape for key, tensor in network.get_submodule(part).state_dict().items()}
         if not all(key in weights and weights[key].shape == shape for key, shape in wanted.items()):
@@ -146,7 +146,7 @@ def _without(network: nn.Module, name: str, weights: Weights) -> None:
 
 
 def _joined(network: nn.Module, weights: Weights) -> Weights:
-    """Experts that are on disk one by one and in the network in one tensor."""
+    """Join experts that are separate on disk and one tensor in the network."""
     found = dict(weights)
     for name, own in network.state_dict().items():
         for joint, parts in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
@@ -160,7 +160,7 @@ def _joined(network: nn.Module, weights: Weights) -> Weights:
 
 
 def _tied(network: nn.Module) -> list[list[str]]:
-    """Names of one and the same tensor."""
+    """Return groups of names of the same tensor."""
     groups: dict[int, list[str]] = {}
     for name, part in network.state_dict(keep_vars=True).items():
         groups.setdefault(id(part), []).append(name)
@@ -168,10 +168,10 @@ def _tied(network: nn.Module) -> list[list[str]]:
 
 
 def _compared(network: nn.Module, name: str, weights: Weights) -> tuple[str, ...]:
-    """A note on what is passed over.
+    """Compare names and shapes; return a note on ignored weights.
 
     Raises:
-        Refused: for what is missing, left over or of another shape.
+        Refused: for weights that are missing, left over or of another shape.
     """
     own = {key: tuple(part.shape) for key, part in network.state_dict().items() if not _COMPUTED.fullmatch(key)}
     given = {key: tuple(part.shape) for key, part in weights.items()}
@@ -198,10 +198,10 @@ def _compared(network: nn.Module, name: str, weights: Weights) -> tuple[str, ...
 
 
 def _fill(network: Any, weights: Weights) -> None:  # noqa: ANN401
-    """Put the weights in, tied ones under all their names and all of one dtype: what most of them have.
+    """Insert the weights, tied ones under all their names, and all in the most common dtype.
 
     Raises:
-        Refused: for tied weights that differ, and weights that are no floating-point numbers.
+        Refused: for tied weights that differ, or weights that are not floating-point numbers.
     """
     own = network.state_dict()
     found = {key: part for key, part in weights.items() if key in own and not _COMPUTED.fullmatch(key)}

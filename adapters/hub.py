@@ -1,4 +1,4 @@
-"""From a path or the id of a repository on the hub to a folder or file here; no code is ever fetched."""
+"""From a path or a hub repository to a local folder or file; code is never fetched."""
 
 import os
 import re
@@ -25,10 +25,10 @@ _ADVICE = {
 
 
 def folder_or_file(path: Path) -> bool:
-    """Whether there is a folder or a regular file that may be read.
+    """Whether there is a folder or a readable regular file.
 
     Raises:
-        Refused: for what is neither: a fifo, a device, a loop of links, a folder that may not be entered.
+        Refused: for anything else: a fifo, a device, a loop of links, a folder without permission.
     """
     try:
         if path.is_dir():
@@ -36,7 +36,7 @@ def folder_or_file(path: Path) -> bool:
                 raise Refused("this folder cannot be read: permission denied")
             return True
         return is_there(path)
-    except (OSError, ValueError) as error:  # a name that is too long or none, a folder that may not be entered
+    except (OSError, ValueError) as error:  # a name that is too long or invalid, or a folder without permission
         if isinstance(error, Refused):
             raise
         raise Refused(f"this cannot be read: {getattr(error, 'strerror', error)}") from error
@@ -44,13 +44,13 @@ def folder_or_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hub:
-    """How the hub is asked.
+    """Access to the hub.
 
     Attributes:
-        revision: a branch, a tag or a commit; the default branch for None.
-        token: for private repositories; the one that was logged in with for None.
-        cache_dir: where what is fetched is kept; the hub's own place for None.
-        file: the only file of weights, or folder with them, to fetch; all for None.
+        revision: a branch, a tag or a commit; None for the default branch.
+        token: for private repositories; None for that of the login.
+        cache_dir: the folder for fetched files; None for the hub's own.
+        file: the only file of weights, or folder of weights, to fetch; None for all.
     """
 
     revision: str | None = None
@@ -59,10 +59,10 @@ class Hub:
     file: str | None = None
 
     def found(self, source: str | Path) -> Path:
-        """A path as it is; anything else of the form owner/name or owner/name/folder is fetched.
+        """Return a path as it is; fetch anything else of the form owner/name or owner/name/folder.
 
         Raises:
-            FileNotFoundError: if there is nothing of that name, here or on the hub.
+            FileNotFoundError: if there is nothing of that name, locally or on the hub.
             ImportError: without huggingface_hub.
         """
         path = Path(source)
@@ -93,7 +93,7 @@ class Hub:
                 allow_patterns=["/".join([*within, kind]) for kind in kinds],
                 ignore_patterns=list(_ASIDE),
             )
-        except Exception as error:  # of many kinds, and none says that the path may have been meant
+        except Exception as error:  # of many kinds, none of which suggests that a path was meant
             advice = next((_ADVICE[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ADVICE), None)
             said = str(error).strip().split("\n")[0]
             raise FileNotFoundError(

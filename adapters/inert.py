@@ -1,4 +1,4 @@
-"""Reading torch's files without running what is pickled in them."""
+"""Reading torch's files without running code that is pickled in them."""
 
 import _compat_pickle
 import io
@@ -18,9 +18,9 @@ from discdiff.adapters.settings import Refused
 
 __all__ = ["Inert", "load_inert", "plain", "tensors_in"]
 
-_PICKLE = 2**25  # bytes of what is pickled beside the numbers
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before 1.6
-_DEPTH, _PARTS = 64, 2**16  # of a configuration made plain
+_PICKLE = 2**25  # most bytes pickled beside the numbers
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of torch.save before 1.6
+_DEPTH, _PARTS = 64, 2**16  # limits for a configuration made plain
 _ODD = {
     "torch._utils._rebuild_qtensor": "quantised tensors",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -48,16 +48,16 @@ _MADE = {
     "_codecs.encode",
     "builtins.set",
     "builtins.complex",
-}  # what torch makes itself; all else that it would is refused above, or replaced
+}  # what torch constructs itself; everything else is refused above, or replaced
 _StandIn = tuple[Callable[..., object], str]
 
 
 class Inert:
-    """Stands for an object of a class that is not ours to run: it keeps what was pickled and does nothing.
+    """A stand-in for an object of a class that must not run: it keeps the pickled data and does nothing.
 
     Attributes:
-        arguments: what it would have been made from.
-        state: what it would have been told, a dictionary as a rule.
+        arguments: the constructor's arguments.
+        state: the pickled state, usually a dictionary.
     """
 
     arguments: tuple[object, ...]
@@ -76,14 +76,13 @@ class Inert:
 
 
 def load_inert(path: Path) -> object:
-    """torch.load(weights_only=True) where every foreign class is replaced by an ``Inert`` one, so none can run.
+    """Run torch.load(weights_only=True) with every foreign class replaced by an ``Inert`` one, so that none runs.
 
-    Lightning checkpoints hold configurations of many packages beside their weights; refusing them would lose the
-    weights, and unpickling them would run their code. Tensors are mapped from the file, not copied, where its format
-    allows.
+    Lightning checkpoints hold configurations of many packages beside their weights. Refusing them would lose the
+    weights; unpickling them would run their code. Tensors are mapped from the file, not copied, if its format allows.
 
     Raises:
-        Refused: if the file is not one of torch's, is damaged, or holds tensors of odd kinds.
+        Refused: if the file is not one of torch's, is damaged, or holds tensors that are not plain.
     """
     held = size(path)
     with path.open("rb") as file:
@@ -96,7 +95,7 @@ def load_inert(path: Path) -> object:
         foreign = [_stand_in(name, path) for name in sorted(_globals(path, zipped))]
         stand_ins: list[Callable[..., object] | _StandIn] = [one for one in foreign if one is not None]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes whose source is another now: none is used
+            warnings.simplefilter("ignore")  # about classes whose source has changed, as none is used
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Refused:
         raise
@@ -107,17 +106,17 @@ def load_inert(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without the advice of torch to run what is pickled."""
+    """Return the reason of an error, without torch's advice to run pickled code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "WeightsUnpickler error:" in line), lines[0] if lines else "")
     return told.rpartition("WeightsUnpickler error:")[2].split(". Please use")[0].strip() or type(error).__name__
 
 
 def _records(path: Path, held: int) -> Counter[int]:
-    """The sizes of what a zip file of torch holds.
+    """Return the sizes of the records of a torch zip file.
 
     Raises:
-        Refused: if it is damaged, or not as torch.save writes them: nothing compressed, no larger than the file.
+        Refused: if it is damaged, or differs from torch.save's format: nothing compressed, no larger than the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -126,7 +125,7 @@ def _records(path: Path, held: int) -> Counter[int]:
             damaged = archive.testzip()
     except Refused:
         raise
-    except Exception as error:  # BadZipFile, and others for damaged tables
+    except Exception as error:  # BadZipFile, or others for damaged tables
         raise Refused(f"{path.name} is a damaged zip file: {error}") from error
     if damaged is not None:
         raise Refused(f"{path.name} is damaged: {damaged} has another checksum than it was saved with")
@@ -155,7 +154,7 @@ def _is_pickle(name: str) -> bool:
 
 
 def _globals(path: Path, zipped: bool) -> set[str]:
-    """The classes and functions that are pickled, by the names that torch asks for."""
+    """Return the names of pickled classes and functions, as torch looks them up."""
     if not zipped:
         with path.open("rb") as file:
             return {name for _ in range(4) for name in _named(file, path)}  # magic, protocol, machine, object
@@ -165,7 +164,7 @@ def _globals(path: Path, zipped: bool) -> set[str]:
 
 
 def _named(file: io.BufferedReader | io.BytesIO, path: Path) -> Iterator[str]:
-    """Of one pickle."""
+    """Yield the names in one pickle."""
     start = file.tell()
     for code, said, place in pickletools.genops(file):
         if (place or 0) - start > _PICKLE:
@@ -176,7 +175,7 @@ def _named(file: io.BufferedReader | io.BytesIO, path: Path) -> Iterator[str]:
             module, _, name = str(said).partition(" ")
             module, name = _compat_pickle.NAME_MAPPING.get(
                 (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
-            )  # names of Python 2 have others in 3
+            )  # Python 2 names differ from those of Python 3
             yield f"{module}.{name}"
 
 
@@ -185,10 +184,10 @@ def _too_long(path: Path) -> Refused:
 
 
 def _stand_in(name: str, path: Path) -> _StandIn | None:
-    """An inert class of that name; None for what torch may make itself.
+    """Make an inert class of that name; None for what torch may construct itself.
 
     Raises:
-        Refused: for tensors that are not plain ones.
+        Refused: for tensors that are not plain.
     """
     if name in _ODD:
         raise Refused(f"{path.name} holds {_ODD[name]} ({name}); save its weights as plain tensors")
@@ -203,10 +202,10 @@ def _is_dtype(name: str) -> bool:
 
 
 def _check_storages(found: object, records: Counter[int] | None, held: int, path: Path) -> None:
-    """A storage has the size of a record of its file: torch takes what the pickle says of it for granted.
+    """Check that each storage has the size of a record in the file, as torch trusts the pickle on it.
 
     Raises:
-        Refused: if one has not.
+        Refused: if one does not.
     """
     storages: dict[int, int] = {}
     for tensor in tensors_in(found):
@@ -219,7 +218,7 @@ def _check_storages(found: object, records: Counter[int] | None, held: int, path
 
 
 def tensors_in(found: object) -> Iterator[Tensor]:
-    """All tensors in what was read, once each."""
+    """Yield all tensors in the contents, each once."""
     waiting, seen = [found], set[int]()
     while waiting:
         value = waiting.pop()
@@ -237,10 +236,10 @@ def tensors_in(found: object) -> Iterator[Tensor]:
 
 
 def plain(value: object) -> object:
-    """Configurations as dictionaries, lists and values: what OmegaConf's classes and others keep in their state.
+    """Return configurations as dictionaries, lists and values, from the state of OmegaConf's classes and others.
 
     Raises:
-        Refused: if they are nested too deeply, or so often within each other that they never end.
+        Refused: if they are nested too deeply, or contain too many parts, for instance themselves.
     """
     return _plain(value, itertools.count(), 0)
 

@@ -1,4 +1,4 @@
-"""``load``: from a path or a hub's id to a ``Denoiser``, by the convention of the family it belongs to."""
+"""``load``: make a ``Denoiser`` from a path or a hub repository, with the convention of its family."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ __all__ = ["Asked", "Family", "load"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user settles, None where he leaves it to the files; ``ignore`` names foreign settings to pass over."""
+    """The user's choices, None where the files decide; ``ignore`` names foreign settings to ignore."""
 
     mask_id: int | None = None
     schedule: Schedule | None = None
@@ -39,11 +39,11 @@ class Family:
     """A kind of checkpoint.
 
     Attributes:
-        name: what it is called.
-        about: whose it is and what it is, in a line.
+        name: its name.
+        about: a description in one line, with the authors.
         recognises: whether files are of this kind; it reads configurations and the names of weights only.
-        build: the network with its weights, and its convention.
-        kinds: the values of ``model_type`` in config.json that it has, where it goes by them.
+        build: makes the network with its weights, and its convention.
+        kinds: its values of ``model_type`` in config.json, if it is recognised by them.
     """
 
     name: str
@@ -72,42 +72,43 @@ def load(
     families: Sequence[Family] | None = None,
     quiet: bool = False,
 ) -> Loaded:
-    """A denoiser from files: the family is recognised, its convention inferred and printed on standard error.
+    """Make a denoiser from files: recognise the family, infer its convention and print it on standard error.
 
-    Nothing on disk is run: configurations are read as JSON, weights as safetensors, arrays, or torch files of which
-    everything but the weights is left inert. Of a folder with several files of weights the usual name counts, then
-    ``last``, then that of the most steps. An adapter as PEFT saves it is merged into its base.
+    No code from the files runs: configurations are read as JSON, weights as safetensors, arrays, or torch files in
+    which everything but the weights is inert. Of several files of weights in a folder it takes the usual name, else
+    ``last``, else that of the most steps. An adapter as PEFT saves it is merged into its base.
 
     Args:
-        source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name", perhaps with a folder
-            behind it, of a repository on the hub, whose JSON, text and weights are fetched, and no code.
-        family: its name, where the files do not say it (``discdiff list`` has all).
-        mask_id: the mask's id, where the files disagree or say nothing.
-        schedule: the clock it is to be sampled on; the family's own by default.
-        block: the block size, where a network of blocks does not say it.
-        network: one of your own, which gets the weights of a folder that ``save`` wrote of such a one.
+        source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name" of a repository on the
+            hub, with a folder after it if needed. JSON, text and weights are fetched from it, and no code.
+        family: its name, if the files do not determine it (``discdiff list`` shows all).
+        mask_id: the mask's id, if the files disagree or have none.
+        schedule: the schedule for sampling; the family's own by default.
+        block: the block size of a network of blocks, if its files do not have it.
+        network: your own network, which gets the weights of a folder that ``save`` wrote of it.
         file: the name of the file of weights in the folder, or of a folder in it such as "checkpoint-500".
-        weights: "raw" for the weights as they were trained, "ema" for their average; where the files have both, the
-            average is the default.
-        ignore: keys of the configuration that no family here knows, and that are to be passed over.
+        weights: "raw" for the weights as trained, "ema" for their average, which is the default if the files have
+            both.
+        ignore: keys of the configuration, unknown to every family here, that are to be ignored.
+        dtype: the dtype to convert the weights to; unchanged by default.
         dtype: what the weights are converted to; as they are by default.
         device: where to put the network.
-        revision: of a repository on the hub: a branch, a tag or a commit.
+        revision: a branch, a tag or a commit of a repository on the hub.
         token: for a private repository on the hub.
-        cache_dir: where what is fetched from the hub is kept.
-        families: which to try, those of the package and of installed plug-ins by default.
+        cache_dir: the folder for files fetched from the hub.
+        families: the families to try; by default those of the package and of installed plug-ins.
         quiet: print nothing.
 
     Returns:
-        The denoiser in evaluation mode, with ``convention`` and ``network``. What was inferred wrongly is corrected by
-        ``dataclasses.replace(model.convention, shift=True).denoiser(model.network)``; ``probe`` tells what is wrong.
+        The denoiser in evaluation mode, with ``convention`` and ``network``. To correct a wrong inference use
+        ``dataclasses.replace(model.convention, shift=True).denoiser(model.network)``; ``probe`` finds what is wrong.
 
     Raises:
         FileNotFoundError: if there is nothing there.
         TypeError: for an argument of another type.
-        ValueError: if no family recognises the files, they are damaged or larger than they may be, do not fit the
-            family's network, are quantised, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
-        ImportError: if a package is needed that is not there.
+        ValueError: if no family recognises the files, or they are damaged, too large, do not fit the family's network,
+            are quantised, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
+        ImportError: if a needed package is missing.
     """
     asked = _asked(mask_id, schedule, block, ignore, weights, network)
     hub = _hub(source, revision, token, cache_dir, file)
@@ -124,7 +125,7 @@ def load(
         if network is not None and chosen.name != "saved":
             raise Refused("this is no folder that save wrote, so network= is not to be given")
         made, convention = chosen.build(files, asked)
-        averaged = chosen.name != "saved" and files.averaged  # its record says what its weights are
+        averaged = chosen.name != "saved" and files.averaged  # the record of a saved model states what its weights are
         convention = replace(convention, files=files.chosen, weights="ema" if averaged else convention.weights)
         if weights == "ema" and convention.weights != "ema":
             raise Refused(f"{files.chosen} holds no averages of its weights, and weights='ema' asks for them")
@@ -181,8 +182,8 @@ def _hub(source: object, revision: object, token: object, cache_dir: object, fil
 
 
 def every_family() -> tuple[Family, ...]:
-    """Our families, then those of installed packages (entry points of the group ``discdiff.families``)."""
-    from discdiff.adapters import FAMILIES  # it imports every family, and those this module
+    """Return our families, then those of installed packages (entry points of the group ``discdiff.families``)."""
+    from discdiff.adapters import FAMILIES  # imported here, as it imports every family, and those this module
 
     found, _ = plugged("families")
     wrong = [name for name, one in found.items() if not isinstance(one, Family)]
@@ -198,7 +199,7 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
             raise ValueError(f"load: there is no family {shown(name)}; known: {', '.join(names)}")
         return known[names.index(name)]
     fitting = [one for one in known if one.recognises(files)]
-    fitting = [one for one in fitting if one.name == "saved"] or fitting  # its own record comes before config.json
+    fitting = [one for one in fitting if one.name == "saved"] or fitting  # our own record precedes config.json
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -207,24 +208,23 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
 
 
 def keep_settings(network: nn.Module, family: str, settings: Mapping[str, object], ignore: tuple[str, ...]) -> None:
-    """Keep on a network what a family builds it from, where nothing is kept yet: ``save`` writes it again."""
+    """Store on a network the settings that a family builds it from, unless stored already; ``save`` writes them."""
     network.__dict__.setdefault("foreign_settings", (family, dict(settings), ignore))
 
 
 def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None = None) -> None:
-    """Put weights into a network, all of them; they are converted to the dtype that its own parameters have.
+    """Put all weights into a network, converted to the dtype of its parameters.
 
-    A network that was built on the meta device, ``with torch.device("meta"): network = ...``, gets them in the place of
-    its own, so that sizes which do not fit are told before memory is asked for. A buffer that is not saved must be made
-    outside of it.
+    A network built on the meta device, ``with torch.device("meta"): network = ...``, gets the weights in place of its
+    own, so that wrong sizes are reported before memory is used. A buffer that is not saved must be made outside of it.
 
     Args:
-        network: whose names and shapes are compared with the weights'.
+        network: its names and shapes are compared with those of the weights.
         weights: by name.
-        files: where they are from, for the error.
+        files: their source, for the error.
 
     Raises:
-        Refused: if some are missing, left over, of another shape or kind, which are named.
+        Refused: if some are missing, left over, or of another shape or kind; names them.
     """
     own = network.state_dict()
     both = sorted(own.keys() & weights.keys())

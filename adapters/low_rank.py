@@ -1,13 +1,13 @@
-r"""Low-rank adapters as PEFT saves them, merged into the weights that they were trained on.
+r"""Low-rank adapters as PEFT saves them, merged into the weights of their base.
 
     W <- W + s B A        s = alpha / r, or alpha / sqrt(r) with ``use_rslora``
 
-B A is transposed for layers that keep (in, out) (``fan_in_fan_out``) and for embeddings. Modules to save, biases and
-tables of embeddings that are saved with it take the place of the base's. What changes the sum in another way, DoRA for
-instance, is refused by name.
+B A is transposed for layers that store (in, out) (``fan_in_fan_out``) and for embeddings. Modules to save, biases and
+embedding tables saved with the adapter replace those of the base. A method that changes the sum in another way, such as
+DoRA, is refused by name.
 
-References: LoRA (Hu et al., 2021), https://arxiv.org/abs/2106.09685; rsLoRA (Kalajdzievski, 2023),
-https://arxiv.org/abs/2312.03732.
+References: LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685); rsLoRA (Kalajdzievski, 2023,
+https://arxiv.org/abs/2312.03732).
 """
 
 import math
@@ -21,14 +21,14 @@ from discdiff.adapters.settings import Settings
 __all__ = ["is_adapter", "merged"]
 
 _AROUND = "base_model.model."
-_PASSED_OVER = {  # they say how it was trained, or what the names of the weights say anyway
+_PASSED_OVER = {  # settings of training, or those that the names of the weights show too
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
     "lora_dropout", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
     "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 _USED = {"lora_alpha", "alpha_pattern", "use_rslora", "fan_in_fan_out"}
-_OWN_STARTS = ("gaussian", "orthogonal", "eva")  # of A and B alone; others start from another base than the one on disk
+_OWN_STARTS = ("gaussian", "orthogonal", "eva")  # change A and B only; others start from a changed base
 
 
 def is_adapter(names: Mapping[str, object]) -> bool:
@@ -37,16 +37,16 @@ def is_adapter(names: Mapping[str, object]) -> bool:
 
 
 def merged(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], said: Settings, tied: bool) -> dict[str, Tensor]:
-    """The base's weights with an adapter merged into them.
+    """Return the base's weights with an adapter merged into them.
 
     Args:
         base: by name.
-        adapter: what its file holds.
-        said: of adapter_config.json.
-        tied: whether the base's output layer is its table of embeddings.
+        adapter: the weights of the adapter's file.
+        said: the contents of adapter_config.json.
+        tied: whether the base's output layer is its embedding table.
 
     Raises:
-        Refused: for another method than LoRA, settings that are not known, and names or shapes that do not fit.
+        Refused: for another method than LoRA, unknown settings, or names or shapes that do not fit.
     """
     _check(said)
     found = dict(base)
@@ -107,7 +107,7 @@ def _sum(weight: Tensor, up: Tensor, down: Tensor, said: Settings, module: str, 
 
 
 def _alpha(said: Settings, module: str) -> float:
-    """Of a module: the first pattern that its name ends with, or else that of all."""
+    """Return the alpha of a module: of the first pattern that its name ends with, else the common one."""
     patterns = said.part("alpha_pattern")
     for pattern in patterns:
         if not re.fullmatch(r"\^?[\w.]+", pattern):

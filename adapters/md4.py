@@ -1,21 +1,21 @@
-r"""MD4's text networks, from the arrays that its JAX code trains.
+r"""MD4's text networks, from the arrays of its JAX training code.
 
     h <- h + g_1 W_o attention(R W_q m_1(norm(h)), ...)        m(h) = (1 + scale) h + shift
     h <- h + g_2 W_2 (a(W_1 m_2(norm(h))) * W_3 m_2(norm(h)))
 
-Scales, shifts and gates are affine in a(time); a network that is told no time has scaled root-mean-square norms in
-their place. The time is that of its own clock, alpha = 1 - t on its linear one, of which the authors keep 1e-4 at both
-ends.
+Scales, shifts and gates are affine in a(time). A network without a time has scaled root-mean-square norms instead. The
+time is that of its own schedule, alpha = 1 - t for the linear one; the authors stay 1e-4 away from both ends.
 
 An array is named by its path in the parameters, with "/" or "." between. In the authors' environment
 
     flat = flax.traverse_util.flatten_dict({"ema_params": state.ema_params}, sep="/")
     numpy.savez("md4.npz", **flat)
 
-What arrays do not say is read from a config.json beside them (``config.to_json_best_effort()``, both in a folder), or
-is as in the published ones: ``mlp_type`` glu, ``noise_schedule`` linear, heads of 64.
+What the arrays do not show is read from a config.json beside them (``config.to_json_best_effort()``, both in a folder),
+or is as in the published ones: ``mlp_type`` glu, ``noise_schedule`` linear, heads of 64.
 
-Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et al., 2024).
+Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et al., 2024,
+https://arxiv.org/abs/2406.04329).
 """
 
 import math
@@ -64,17 +64,17 @@ class GatedTransformer(nn.Module):
     """The network of the module docstring.
 
     Args:
-        states: ids that go in; the last is the mask.
-        width: of a token.
-        head: of one head of attention.
-        hidden: of the gated layers.
-        depth: layers.
-        time_width: of the embedded time; None for a network without one.
-        outside: the width tokens are embedded in before they get ``width``; None where they get it at once.
+        states: the number of input ids; the last is the mask.
+        width: the width of a token.
+        head: the width of one attention head.
+        hidden: the width of the gated layers.
+        depth: the number of layers.
+        time_width: the width of the embedded time; None for a network without one.
+        outside: the width of embeddings before a layer maps them to ``width``; None if they have ``width``.
         gate: "glu", "swiglu" or "geglu".
 
     Raises:
-        ValueError: for another gate, or heads that do not fit into the width.
+        ValueError: for another gate, or a width that is not divisible into heads.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class GatedTransformer(nn.Module):
         self.head = nn.Linear(width, states - 1, bias=False)
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L V"]:
-        """Logits of all ids but the mask.
+        """Return the logits of all ids but the mask.
 
         Raises:
-            ValueError: if it wants a time and is not told one.
+            ValueError: if it takes a time and none is given.
         """
         told = None
         if self.time_width is not None:
@@ -168,13 +168,13 @@ def _normed(h: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Neighbours are a pair: (x_0, x_1), (x_2, x_3), ..."""
+    """Rotate pairs of neighbours: (x_0, x_1), (x_2, x_3), ..."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
-    """Sines, then cosines, of rates from 1 down to 1e-4."""
+    """Return sines, then cosines, of frequencies from 1 down to 1e-4."""
     half = width // 2
     angle = time.float()[:, None] * torch.exp(torch.arange(half, device=time.device) * (-math.log(1e4) / (half - 1)))
     return functional.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))
@@ -184,10 +184,10 @@ def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
 
 
 def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Weights by the names here, and whether they are averaged ones: of both kinds, those.
+    """Return weights by the names used here, and whether they are averaged; averaged ones if there are both.
 
     Raises:
-        ValueError: if there is something that MD4's text networks do not have.
+        ValueError: for an array that MD4's text networks do not have.
     """
     paths = {name.replace(".", "/").removesuffix("/value"): part for name, part in arrays.items()}
     average, raw = (
@@ -195,7 +195,7 @@ def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     )
     inner = {name.rpartition("classifier/")[2]: part for name, part in (average or raw or paths).items()}
     outside, told = ("Embed_0/embedding" in inner), any(name.startswith("CondEmbedding_0") for name in inner)
-    ends = [*["inside"] * outside, *["adaLN_modulation"] * told, "head"]  # layers of a kind are numbered as they come
+    ends = [*["inside"] * outside, *["adaLN_modulation"] * told, "head"]  # layers of one kind are numbered in order
     rules = (*_NAMES, *((f"Transformer_0/Dense_{n}", name) for n, name in enumerate(ends)))
     found, unknown = dict[str, Tensor](), []
     for name, part in inner.items():
@@ -254,7 +254,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
 
 
 def _check_other(config: Settings, heads: int | None, clock: int | None) -> None:
-    """Raise ``Refused`` for settings that say another network than this one."""
+    """Raise ``Refused`` for settings of a different network."""
     told = config.whole("num_heads", default=heads)
     if told != heads:
         raise config.refused(f"num_heads says {told}, and feature_dim and the weights make {heads}")
@@ -270,7 +270,7 @@ def _check_other(config: Settings, heads: int | None, clock: int | None) -> None
 
 @dataclass(frozen=True)
 class LateCosine:
-    """alpha(t) = 1 - cos(pi (1 - t) / 2), MD4's cosine clock."""
+    """alpha(t) = 1 - cos(pi (1 - t) / 2), MD4's cosine schedule."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return 1 - torch.cos(math.pi / 2 * (1 - t))

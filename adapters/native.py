@@ -1,7 +1,7 @@
-"""Families whose weights fit classes that transformers has: they run there, not in remote code.
+"""Families whose weights fit classes of transformers; they run in these classes, not in remote code.
 
-What their authors' classes add to Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE is the attention mask, which is an
-argument. It is so in transformers 4.57 and 5. What their configurations may say is in ``allowed``.
+The authors' classes differ from Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE in the attention mask, which is an
+argument. This holds in transformers 4.57 and 5. ``allowed`` lists the accepted keys of their configurations.
 """
 
 import re
@@ -30,29 +30,29 @@ Rename = Callable[[Weights, Settings], Weights]
 
 
 def said_by(files: Files) -> Settings:
-    """config.json with typed getters."""
+    """Return config.json with typed getters."""
     return files.config if isinstance(files.config, Settings) else Settings(files.config, "config.json")
 
 
 @dataclass(frozen=True)
 class _Native:
-    """A family as a transformers class.
+    """A family that runs in a class of transformers.
 
     Attributes:
-        name, about: of the ``Family``.
-        kinds: the ``model_type`` values in config.json that it has.
+        name, about: fields of the ``Family``.
+        kinds: its ``model_type`` values in config.json.
         cls: the name of the class in transformers.
-        needs: a key that config.json has, where two families have the same ``model_type``.
-        allowed: what the author's config.json may say; that of the class by default.
-        settings: of what it says, the settings of the class's own configuration.
-        reads: keys that the family reads beside these, with what they must be.
-        rename: the class's own names of the weights.
-        attention: what is passed as a mask.
-        shift: whether position i speaks of i + 1; or the key in config.json that says so.
-        mask_rule: the mask's id where nothing on disk says it.
+        needs: a key that its config.json has, if two families have the same ``model_type``.
+        allowed: the accepted keys of the author's config.json; those of the class by default.
+        settings: maps the contents of config.json to settings of the class's own configuration.
+        reads: keys that the family reads in addition, with their readers.
+        rename: maps the names of weights to the class's own.
+        attention: the attention mask to pass.
+        shift: whether position i predicts i + 1; or the key in config.json that states it.
+        mask_rule: the mask's id if no file states it.
         specials: the special tokens of a family that is trained between a start and an end token; they are never
             predicted.
-        block: the block size of one that is causal between blocks, where its configuration does not say it.
+        block: the block size of a family that is causal between blocks, if its configuration does not state it.
         notes: for the convention.
     """
 
@@ -119,10 +119,10 @@ class _Native:
         return (network, convention) if block is None else _in_blocks(network, convention, block)
 
     def _block(self, said: Settings, asked: Asked) -> int | None:
-        """The block size: asked for, or that of a family of blocks.
+        """Return the block size: the user's, or that of a family of blocks.
 
         Raises:
-            Refused: for an encoder, and where a configuration has one that the family does not read.
+            Refused: for an encoder, or if the configuration has a block size that the family does not read.
         """
         if asked.block is not None and self.attention != "bidirectional":
             raise said.refused(f"block={asked.block} is for decoders; {self.cls} sees every token in both directions")
@@ -138,7 +138,7 @@ class _Native:
 
 
 def _in_blocks(network: nn.Module, convention: Convention, block: int) -> tuple[nn.Module, Convention]:
-    """The decoder causal between blocks; one that is shifted gives its logits in their own places."""
+    """Make the decoder causal between blocks; shifted logits are moved to the positions that they predict."""
     inside = ("position i speaks of i + 1 in the network; the logits are put in their places in each block",)
     return BlockCausal(network, block, convention.shift, convention.longest), replace(
         convention,
@@ -152,9 +152,9 @@ def _in_blocks(network: nn.Module, convention: Convention, block: int) -> tuple[
 
 
 def _longest(network: nn.Module) -> int | None:
-    """The most tokens that its table of positions takes; rotary ones have no end.
+    """Return the most tokens that its table of positions takes; rotary positions have no limit.
 
-    One with a padding row counts from the row after it, as RoBERTa and ESM-1 do.
+    A table with a padding row starts at the row after it, as in RoBERTa and ESM-1.
     """
     for name, part in network.named_modules():
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(part, nn.Embedding):
@@ -163,12 +163,12 @@ def _longest(network: nn.Module) -> int | None:
 
 
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:
-    """The masked process of an output of so many columns, and the ids beyond the tokenizer.
+    """Return the masked process for an output of so many columns, and the ids beyond the tokenizer.
 
-    A mask that is the last column needs no place among the data; one beyond it does not exist.
+    A mask in the last column becomes the extra state V; any other mask id is one of the V ids.
 
     Raises:
-        Refused: for a mask id that the network has no embedding for.
+        Refused: for a mask id without an embedding in the network.
     """
     if not 0 <= mask < columns:
         raise Refused(
@@ -183,7 +183,7 @@ def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> 
 
 
 def _renamed(*rules: tuple[str, str]) -> Rename:
-    """Rename by regular expressions, the first that fits the whole name."""
+    """Rename by regular expressions: the first that matches the whole name."""
 
     def rename(weights: Weights, settings: Settings) -> Weights:
         found = {}
@@ -200,12 +200,12 @@ def _renamed(*rules: tuple[str, str]) -> Rename:
 
 
 def _taken(said: dict[str, Any], *names: str) -> dict[str, Any]:
-    """What is called the same there."""
+    """Return the settings that have the same name in the class."""
     return {name: said[name] for name in names if name in said}
 
 
 def _llada(said: dict[str, Any]) -> dict[str, Any]:
-    """Of an OLMo-like configuration, Llama's."""
+    """Convert an OLMo-like configuration to Llama's."""
     return _taken(said, "rope_theta", "rope_scaling") | {
         "vocab_size": said.get("embedding_size", said["vocab_size"]),
         "hidden_size": said["d_model"],
@@ -245,7 +245,7 @@ def _head(said: Mapping[str, Any]) -> int:
 
 
 def _llada_moe(said: dict[str, Any]) -> dict[str, Any]:
-    """Of LLaDA-MoE's configuration, Qwen3-MoE's."""
+    """Convert LLaDA-MoE's configuration to Qwen3-MoE's."""
     hidden = said["expert_intermediate_size"]
     return _taken(said, *_SAME, "num_experts") | {
         "moe_intermediate_size": hidden,
@@ -258,7 +258,7 @@ def _llada_moe(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llada2(said: dict[str, Any]) -> dict[str, Any]:
-    """Of LLaDA2's configuration, GLM-4-MoE's. A single expert keeps its own weight there."""
+    """Convert LLaDA2's configuration to GLM-4-MoE's. There a single expert keeps its own weight."""
     same = ("intermediate_size", "n_group", "topk_group", "routed_scaling_factor", "moe_intermediate_size")
     return _taken(said, *_SAME, *same, "first_k_dense_replace", "partial_rotary_factor") | {
         "head_dim": _head(said),
@@ -272,7 +272,7 @@ def _llada2(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llada2_weights(weights: Weights, settings: Settings) -> Weights:
-    """Queries, keys and values lie in one matrix there, and the router's bias has another name."""
+    """Split the matrix that holds queries, keys and values, and rename the router's bias."""
     renamed = _renamed(
         (r"model\.word_embeddings\.weight", "model.embed_tokens.weight"),
         (r"(.*)\.attention\.dense\.(.*)", r"\1.self_attn.o_proj.\2"),
@@ -296,7 +296,7 @@ def _llada2_weights(weights: Weights, settings: Settings) -> Weights:
 
 
 def _diffugpt(weights: Weights, settings: Settings) -> Weights:
-    """The wrapper that was saved keeps embeddings, body and head as attributes of its own."""
+    """Rename embeddings, body and head, which the saved wrapper keeps under its own attributes."""
     body, tokens = ("transformer", "wte") if settings["model_type"] == "gpt2" else ("model", "embed_tokens")
     rules = (r"denoise_model\.(.*)", rf"{body}.\1"), (r"embed_tokens\.weight", f"{body}.{tokens}.weight")
     return _renamed(*rules)(weights, settings)
@@ -304,12 +304,12 @@ def _diffugpt(weights: Weights, settings: Settings) -> Weights:
 
 _OLD_NORMS = _renamed(
     (r"(.*\bLayerNorm)\.gamma", r"\1.weight"), (r"(.*\bLayerNorm)\.beta", r"\1.bias")
-)  # TensorFlow's names, in the first checkpoints of BERT
+)  # TensorFlow's names, from the first checkpoints of BERT
 
 
 @dataclass(frozen=True)
 class _Wrapped(_Native):
-    """One that is recognised by the names of its weights, its configuration being the plain model's."""
+    """A family recognised by the names of its weights, as its configuration is that of the plain model."""
 
     def recognises(self, files: Files) -> bool:
         own = files.config.get("model_type") in self.kinds

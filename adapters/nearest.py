@@ -1,4 +1,4 @@
-"""Which family is nearest to files that none recognises: by the name of their model, and by their weights' names."""
+"""The family nearest to files that no family recognises, by the name of their model and their weights' names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from discdiff.adapters.settings import Refused
 __all__ = ["unknown"]
 
 
-# By a weight's name, the most telling first, the family whose network has such a one.
+# Weight name -> a family whose network has it, the most specific first.
 _TELLING = (
     (r".*self_attn\.q_norm\.weight", "A2D-Qwen3"),
     (r".*self_attn\.q_proj\.bias", "A2D-Qwen2"),
@@ -22,11 +22,11 @@ _OF_EXPERTS = r".*\.experts\..*"
 
 
 def unknown(files: Files, known: Mapping[str, tuple[str, ...]]) -> Refused:
-    """The error for files that no family recognises: it says what they say of themselves, and the nearest family.
+    """Make the error for files that no family recognises: it names their model and the nearest family.
 
     Args:
-        files: which.
-        known: the families' names, with the values of ``model_type`` that each has.
+        files: the files.
+        known: the families' names, with the ``model_type`` values of each.
     """
     said = files.config.word("model_type", default=None)
     named = [str(one) for one in files.config.items_of("architectures")]
@@ -46,12 +46,12 @@ def unknown(files: Files, known: Mapping[str, tuple[str, ...]]) -> Refused:
 
 
 def _in_blocks(files: Files) -> bool:
-    """Whether it may be causal between blocks: its configuration has a block, or its weights are a decoder's."""
+    """Whether it may be causal between blocks: its configuration mentions a block, or its weights are a decoder's."""
     return any("block" in key for key in files.config) or any(".self_attn." in name for name in _names(files))
 
 
 def _nearest(files: Files, known: Mapping[str, tuple[str, ...]], said: str) -> str | None:
-    """By the weights where they are telling, or else by names that are alike."""
+    """Choose by the weights if they are specific, else by similar names."""
     weights = _names(files)
     if not any(re.fullmatch(_OF_EXPERTS, weight) for weight in weights):
         for pattern, name in _TELLING:
@@ -62,7 +62,7 @@ def _nearest(files: Files, known: Mapping[str, tuple[str, ...]], said: str) -> s
 
 
 def _names(files: Files) -> Sequence[str]:
-    """The names of the weights; none where there are no weights, which is not what is asked here."""
+    """Return the names of the weights; empty if there are none, which is reported elsewhere."""
     try:
         return list(files.shapes)
     except (FileNotFoundError, Refused):

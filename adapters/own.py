@@ -1,4 +1,4 @@
-"""What was trained here: files of ``save_trained``, with a card in their metadata."""
+"""Networks trained with this package: files of ``save_trained``, with a card in their metadata."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Clean prefixes that networks of transformers keep, in its caches."""
+"""Clean prefixes of networks of transformers, in transformers' caches."""
 
 import copy
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ __all__ = ["Prefix", "left_padded"]
 
 @dataclass
 class Prefix:
-    """What a network keeps of clean tokens. Rows are padded on the left, so that they all end where a block begins.
+    """The cache of clean tokens. Rows are padded on the left, so that all end where a block begins.
 
     Attributes:
         kept: transformers' cache.
-        seen: (B, C) 1 for tokens that it holds, 0 for padding.
-        pending: (B, n) tokens that the next call takes in.
-        last: (B, V) what the network said at the last token it holds, where it was read; None before that.
+        seen: (B, C) 1 for cached tokens, 0 for padding.
+        pending: (B, n) tokens that the next call adds.
+        last: (B, V) logits at the last cached token, if they were computed; else None.
     """
 
     kept: Any
@@ -29,16 +29,16 @@ class Prefix:
 
     @property
     def length(self) -> Int[Tensor, " B"]:
-        """(B,) tokens of a row, pending ones not counted."""
+        """(B,) tokens of a row, without pending ones."""
         return self.seen.sum(1)
 
     @property
     def position(self) -> Int[Tensor, "B C"]:
-        """Where in the sequence those are that it holds."""
+        """Positions of the cached tokens in the sequence."""
         return (self.seen.cumsum(1) - 1).clamp(min=0)
 
     def select(self, rows: Int[Tensor, " R"]) -> "Prefix":
-        """That of some rows, which may repeat."""
+        """Return the prefixes of some rows, which may repeat."""
         kept = copy.deepcopy(self.kept)
         if self.seen.shape[1]:
             kept.batch_select_indices(rows)
@@ -48,7 +48,7 @@ class Prefix:
 def left_padded(
     tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"]
 ) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"]]:
-    """The first ``length`` tokens of each row moved to the right, and where they are."""
+    """Move the first ``length`` tokens of each row to the right; also return the mask of their new places."""
     width = int(length.max()) if len(length) else 0
     column = torch.arange(width, device=tokens.device) - (width - length)[:, None]
     return tokens.gather(1, column.clamp(min=0)), column >= 0

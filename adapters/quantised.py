@@ -1,4 +1,4 @@
-"""Weights in fewer bits, with scales beside them, are refused by the name of their method: none is guessed at."""
+"""Refusal of weights in fewer bits with scales beside them, by the name of their method; they are never converted."""
 
 import re
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ _NAMES = {
 
 
 def check_settings(config: Settings) -> None:
-    """Refuse quantised weights by what their configuration says.
+    """Refuse quantised weights by their configuration.
 
     Raises:
-        Refused: it names the method, and says what to do.
+        Refused: naming the method and a remedy.
     """
     for table in (config, config.part("text_config")):
         for key in ("quantization_config", "compression_config"):
@@ -35,7 +35,7 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse quantised weights by their names and dtypes.
 
     Raises:
-        Refused: as of ``check_settings``.
+        Refused: as in ``check_settings``.
     """
     for name, tensor in tensors.items():
         method = next((one for one, ends in _NAMES.items() if re.search(rf"(^|\.)({ends})$", name)), None)

@@ -1,6 +1,6 @@
-"""Processes, schedules and conventions as JSON, and back: kinds have names, and what they are made from has types.
+"""Processes, schedules and conventions as JSON and back: each kind has a name, and its arguments have types.
 
-Nothing that is read is looked up by name but in the table here, so a file cannot choose what is run.
+Names in a file are looked up only in the table of this module, so a file cannot choose code to run.
 """
 
 import math
@@ -37,18 +37,18 @@ from discdiff.schedule import (
 
 __all__ = ["clock_of", "convention_of", "described", "dtype_of", "recorded", "table"]
 
-_NUMBERS = 1 << 22  # of a generator, or another table: more is no matter for JSON
+_NUMBERS = 1 << 22  # most numbers of a generator or another table: more does not belong in JSON
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-_OF_A_RUN = {"files"}  # fields of a convention that say where it was read, not what it is
+_OF_A_RUN = {"files"}  # fields of a convention that tell where it was read, not what it is
 
 
 @dataclass(frozen=True)
 class _Argument:
-    """Something that a kind is made from: where an object keeps it, how it is written and how it is read."""
+    """An argument of a kind: the attribute that holds it, and how to write and read it."""
 
     write: Callable[[Any, str], object]
     read: Callable[[Settings, str, int], object]
-    kept: str = ""  # the attribute, where it has another name
+    kept: str = ""  # the attribute, if its name differs
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class _Kind:
 
 
 def described(value: object, where: str) -> dict[str, object]:
-    """A process, a schedule or a clock's function as a table of JSON.
+    """Describe a process, a schedule or a schedule's function as a table of JSON.
 
     Raises:
-        ValueError: if it, or something in it, cannot be written, naming it.
+        ValueError: if it, or a part of it, cannot be written; names it.
     """
     name = next((name for name, kind in _KINDS.items() if type(value) is kind.cls), None)
     if name is None:
@@ -74,10 +74,10 @@ def described(value: object, where: str) -> dict[str, object]:
 
 
 def _made(settings: Settings, of: tuple[type, ...], most: int) -> Any:  # noqa: ANN401
-    """What ``described`` wrote, if it is of one of these types; no size in it is larger than ``most``.
+    """Make an object from a table of ``described``, if it is of one of these types; sizes are at most ``most``.
 
     Raises:
-        Refused: for an unknown kind, or arguments it is not made from.
+        Refused: for an unknown kind, or arguments that it does not have.
     """
     accepted = [name for name, kind in _KINDS.items() if issubclass(kind.cls, of)]
     kind = _KINDS[settings.word("kind", accepted=accepted)]
@@ -90,7 +90,7 @@ def _made(settings: Settings, of: tuple[type, ...], most: int) -> Any:  # noqa: 
 
 
 def known(settings: Settings, keys: set[str]) -> None:
-    """Raise ``Refused`` for a key that means nothing here: it may change what the others mean."""
+    """Raise ``Refused`` for an unknown key: it could change the meaning of the others."""
     strange = sorted(settings.keys() - keys)
     if strange:
         raise settings.refused(
@@ -129,7 +129,7 @@ def _read_numbers(settings: Settings, key: str, most: int) -> Tensor | None:
 
 
 def table(settings: Settings, key: str) -> Tensor:
-    """A vector or a matrix of finite numbers, float64.
+    """Return a vector or a matrix of finite numbers, float64.
 
     Raises:
         Refused: for anything else.
@@ -234,7 +234,7 @@ _KINDS: dict[str, _Kind] = {
 
 
 def recorded(convention: Convention) -> dict[str, object]:
-    """A convention as a table of JSON.
+    """Describe a convention as a table of JSON.
 
     Raises:
         ValueError: if its process cannot be written.
@@ -253,11 +253,11 @@ def recorded(convention: Convention) -> dict[str, object]:
 
 
 def convention_of(settings: Settings, most: int) -> dict[str, Any]:
-    """The arguments of the convention that ``recorded`` wrote.
+    """Return the arguments of the convention that ``recorded`` wrote.
 
     Args:
         settings: the table.
-        most: no size or id in it is larger.
+        most: the largest size or id accepted.
 
     Raises:
         Refused: for a field that is unknown, missing or of another type.
@@ -269,13 +269,13 @@ def convention_of(settings: Settings, most: int) -> dict[str, Any]:
 
 
 def clock_of(settings: Settings, most: int) -> Schedule:
-    """The schedule that ``described`` wrote."""
+    """Return the schedule that ``described`` wrote."""
     found: Schedule = _made(settings, (Schedule,), most)
     return found
 
 
 def dtype_of(settings: Settings, key: str) -> torch.dtype | None:
-    """A floating dtype by its name, or None."""
+    """Return a floating dtype by its name, or None."""
     name = settings.word(key, accepted=_DTYPES, default=None)
     return None if name is None else _DTYPES[name]
 
@@ -285,7 +285,7 @@ def _needed(name: str) -> bool:
 
 
 def _field(settings: Settings, name: str, hint: Any, most: int) -> object:  # noqa: ANN401
-    """A field by the type that ``Convention`` gives it."""
+    """Read a field by the type that ``Convention`` declares."""
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     if type(None) in kinds and settings.get(name) is None:
         return None
@@ -306,7 +306,7 @@ def _field(settings: Settings, name: str, hint: Any, most: int) -> object:  # no
 
 
 def _several(settings: Settings, name: str, kinds: tuple[Any, ...], most: int) -> tuple[object, ...]:
-    """A list of words or of ids; of just so many where the type says how many."""
+    """Read a list of words or of ids, of the length that the type declares, if it does."""
     values = settings.items_of(name)
     if kinds[-1] is not ... and len(values) != len(kinds):
         raise settings.refused(f"{name} must hold {len(kinds)} values, got {shown(values)}")

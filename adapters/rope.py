@@ -1,7 +1,7 @@
-"""Rotary positions as a configuration has them, in the form that transformers 4.57 and 5 both take.
+"""Rotary positions from a configuration, in a form that transformers 4.57 and 5 both accept.
 
-4.57 writes ``rope_theta`` and ``rope_scaling``, 5 one table ``rope_parameters``; each is read by typed getters and only
-the numbers of its own kind are passed on. "dynamic" is refused: its frequencies depend on what was seen before.
+4.57 writes ``rope_theta`` and ``rope_scaling``, 5 a single table ``rope_parameters``. Typed getters read both, and only
+the numbers of the table's own kind are passed on. "dynamic" is refused, as its frequencies depend on earlier inputs.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ FLAT = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rota
 NESTED = frozenset({"layer_types", "rope_parameters", "rope_scaling", "rope_theta"})
 NESTED |= {"global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"}
 _POSITIVE, _SHARE = "(0, inf)", "(0, 1]"
-# the numbers of each kind: an interval, whether it must be there
+# the numbers of each kind: their interval, and whether they are required
 _NUMBERS: dict[str, dict[str, tuple[str, bool]]] = {
     "default": {},
     "linear": {"factor": (_POSITIVE, True)},
@@ -41,10 +41,10 @@ _LAYERS = ("full_attention", "sliding_attention")
 
 
 def _table(table: Settings, theta: float, kinds: tuple[str, ...], share: bool) -> dict[str, Any]:
-    """One table: its kind, its base and the numbers of that kind; any other key is refused.
+    """Read one table: its kind, its base and the numbers of that kind; any other key is refused.
 
     Raises:
-        Refused: for a kind or a key that is not known, or a number out of its interval.
+        Refused: for an unknown kind or key, or a number outside its interval.
     """
     kind = table.word("rope_type", "type", accepted=kinds, default="default")
     found: dict[str, Any] = {
@@ -69,15 +69,15 @@ def _table(table: Settings, theta: float, kinds: tuple[str, ...], share: bool) -
 
 
 def flat_rope(settings: Settings, partial: float | None = None, theta: float = 10000.0) -> dict[str, Any]:
-    """``rope_theta``, ``rope_scaling`` and, where a share of the head rotates, ``partial_rotary_factor``.
+    """Return ``rope_theta``, ``rope_scaling`` and, if a share of the head rotates, ``partial_rotary_factor``.
 
     Args:
         settings: with the keys of ``FLAT``.
-        partial: the share that rotates where nothing says it; None for a network that rotates all of the head.
-        theta: the base where nothing says it.
+        partial: the default share that rotates; None for a network that rotates the whole head.
+        theta: the default base.
 
     Raises:
-        Refused: for what ``_table`` refuses, and for two tables that disagree.
+        Refused: as in ``_table``, and for two tables that disagree.
     """
     if settings.get("rope_scaling") and settings.get("rope_parameters"):
         raise settings.refused("rope_scaling and rope_parameters are both given; keep one")
@@ -100,7 +100,7 @@ def flat_rope(settings: Settings, partial: float | None = None, theta: float = 1
 
 
 def layered_rope(settings: Settings) -> dict[str, Any]:
-    """``layer_types`` and a table for each of their kinds, of DiffusionGemma (transformers 5)."""
+    """Return ``layer_types`` and a table for each layer type, for DiffusionGemma (transformers 5)."""
     tables = settings.part("rope_parameters")
     found = {}
     for name in tables:
@@ -111,7 +111,7 @@ def layered_rope(settings: Settings) -> dict[str, Any]:
 
 
 def layer_types(settings: Settings) -> list[str] | None:
-    """Kinds of attention, one a layer; None where the network's own pattern counts."""
+    """Return the kind of attention of each layer; None to use the network's own pattern."""
     kinds = settings.items_of("layer_types")
     for kind in kinds:
         if kind not in _LAYERS:
@@ -123,12 +123,12 @@ def layer_types(settings: Settings) -> list[str] | None:
 
 
 def modernbert_rope(settings: Settings) -> dict[str, Any]:
-    """ModernBERT's layers and their bases: of 4.57's configurations a period and two numbers, of 5's two lists.
+    """Return the types and bases of ModernBERT's layers, from a period and two numbers (4.57) or two lists (5).
 
-    Returns ``layer_types`` and ``rope_parameters`` for 5 and the period and the numbers for 4.57, which say the same.
+    The result has ``layer_types`` and ``rope_parameters`` for 5, and the equivalent period and numbers for 4.57.
 
     Raises:
-        Refused: for scaled positions, or layers that no period describes.
+        Refused: for scaled positions, or layers that do not follow a period.
     """
     if settings.get("rope_scaling"):
         raise settings.refused("rope_scaling changes what the network computes and is not supported for ModernBERT")
@@ -136,7 +136,7 @@ def modernbert_rope(settings: Settings) -> dict[str, Any]:
     layers = settings.whole("num_hidden_layers", least=1)
     kinds = layer_types(settings) or [_LAYERS[i % period != 0] for i in range(layers)]
     full = settings.number("global_rope_theta", "rope_theta", interval=_POSITIVE, default=160000.0)
-    alone = "local_rope_theta" in settings and settings["local_rope_theta"] is None  # there it means the other one
+    alone = "local_rope_theta" in settings and settings["local_rope_theta"] is None  # then the global base is used
     local = full if alone else settings.number("local_rope_theta", interval=_POSITIVE, default=10000.0)
     tables = settings.part("rope_parameters")
     thetas = {}

@@ -1,8 +1,8 @@
-"""What the configurations of MDLM and its relatives say, in one flat table: hub folders, checkpoints, Hydra's YAML.
+"""Configurations of MDLM and its relatives as one flat table: hub folders, checkpoints, Hydra's YAML.
 
-Of a training run only the tables of the model, the algorithm, the noise and the graph speak of the network; those of
-its trainer, optimiser, loader, logger and evaluation are passed over. What changes the network and is not read here is
-refused by name, unless the user passes it over by ``ignore=``.
+Of a training run only the tables of the model, the algorithm, the noise and the graph describe the network; those of
+trainer, optimiser, loader, logger and evaluation are ignored. A setting that changes the network and is not read here
+is refused by name, unless the user ignores it by ``ignore=``.
 """
 
 import re
@@ -18,7 +18,7 @@ __all__ = ["check_known", "configuration", "said"]
 _TABLES = ("model", "algo", "noise", "graph", "data")
 _LARGEST = 24  # the power of two of the largest block
 _GELU = ("gelu", "gelu_tanh", "gelu_new", "gelu_pytorch_tanh")
-# what changes the network, and the values at which it is the one here
+# settings that change the network, with the values supported here
 _ONE: dict[str, tuple[object, ...]] = {
     "activation": _GELU,
     "activation_type": _GELU,
@@ -51,7 +51,7 @@ _READ = {
     "adaln", "block_size", "cond_dim", "cross_attn", "hidden_dim", "hidden_size", "mask_token_id", "n_blocks",
     "n_heads", "num_attention_heads", "num_hidden_layers", "scale_by_sigma", "time_conditioning", "vocab_size",
 }  # fmt: skip
-# of the hub's folders: the size of a batch's rows, the training, and what every configuration of transformers has
+# keys of the hub's folders: batch sizes, training, and what every configuration of transformers has
 _PASSED = {
     "_attn_implementation", "_commit_hash", "_name_or_path", "add_cross_attention", "architectures",
     "attn_backend", "attn_implementation", "auto_map", "bos_token_id", "cfg", "cfg_num_classes",
@@ -62,11 +62,11 @@ _PASSED = {
     "task_specific_params", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
     "torchscript", "transformers_version", "use_bfloat16", "use_cache", "var_min",
 }  # fmt: skip
-_STRICT = ("mdlm", "duo", "udlm", "bd3lm")  # whose hub configurations are known whole
+_STRICT = ("mdlm", "duo", "udlm", "bd3lm")  # families whose hub configurations are known completely
 
 
 def said(files: Files) -> Settings:
-    """What config.json says, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
+    """Return config.json, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
     if files.config:
         return files.config
     held = plain(files.saved.get("hyper_parameters"))
@@ -78,7 +78,7 @@ def said(files: Files) -> Settings:
 
 
 def configuration(files: Files) -> Settings:
-    """The flat table: of two keys of one name the inner one, and "type" as "noise_type" and so on."""
+    """Return the flat table: of two equal keys the inner one; "type" becomes "noise_type" and so on."""
     whole = said(files)
     tables = {part for part in _TABLES if isinstance(whole.get(part), Mapping)}
     flat = {name: _resolved(value, whole) for name, value in whole.items() if name not in tables}
@@ -93,7 +93,7 @@ def configuration(files: Files) -> Settings:
 
 
 def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None:
-    """Raise ``Refused`` for a setting that changes the network to one that is not here, or that may."""
+    """Raise ``Refused`` for a setting that changes, or may change, the network to one not supported here."""
     whole = said(files)
     for part in _TABLES:
         whole.part(part)
@@ -115,7 +115,7 @@ def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None
 
 
 def _resolved(value: object, whole: Mapping[str, object]) -> object:
-    """What "${model.length}" stands for, as Hydra leaves it in what it saves; anything else as it is."""
+    """Resolve a reference such as "${model.length}", which Hydra leaves in saved files; return other values as is."""
     pointed = re.fullmatch(r"\$\{([\w.]{1,200})\}", value) if isinstance(value, str) else None
     if pointed is None:
         return value
@@ -126,7 +126,7 @@ def _resolved(value: object, whole: Mapping[str, object]) -> object:
 
 
 def _in_blocks(config: Settings, files: Files) -> dict[str, object]:
-    """BlockGen's noise and its largest block: said by a training run's configuration, or else by the folders' names."""
+    """Return BlockGen's noise and largest block, from the configuration of a run or else from folder names."""
     algorithm = str(config.get("algo_name", ""))
     if config.get("type") != "block-dit" and not algorithm.startswith("blockgen-"):
         return {}
@@ -140,10 +140,10 @@ def _in_blocks(config: Settings, files: Files) -> dict[str, object]:
 
 
 def _block_weights(config: Settings) -> int | None:
-    """The largest block that has a weight, "0.05 0.0 0.95" being those of 1, 2 and 4; None where none are said.
+    """Return the largest block with a positive weight; "0.05 0.0 0.95" is for 1, 2 and 4. None without weights.
 
     Raises:
-        Refused: for weights that are none.
+        Refused: for invalid weights.
     """
     told = config.word("block_weights", default="").split()
     try:

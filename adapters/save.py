@@ -1,11 +1,12 @@
-"""``Denoiser.save``: a folder that ``load`` reads again; and the family of such folders.
+"""``Denoiser.save``: write a folder that ``load`` reads; and the family of such folders.
 
     discdiff.json         the convention, the process and how the network is built
     model.safetensors     its weights (in parts, where a class of transformers writes them so)
-    config.json           the author's settings, where the network is of a class of transformers
+    config.json           the author's settings, for a network of a class of transformers
 
-A network of this package is named there with its arguments. One of a class of transformers is built again by its
-family, from its author's settings. Any other is given to ``load`` as ``network=``: a file names no class to import.
+A network of this package is recorded by name with its arguments. One of a class of transformers is rebuilt by its
+family from its author's settings. Any other must be passed to ``load`` as ``network=``: a file names no class to
+import.
 """
 
 import json
@@ -65,7 +66,7 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
     try:
         if tensors is None:
             _written(_inner(network), beside)
-            (beside / "generation_config.json").unlink(missing_ok=True)  # what it says, the convention says
+            (beside / "generation_config.json").unlink(missing_ok=True)  # the convention holds its contents
             (beside / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         else:
             save_file(weights, beside / _WEIGHTS, metadata={"format": "pt"})
@@ -77,7 +78,7 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
 
 
 def _written(network: Any, folder: Path) -> None:  # noqa: ANN401
-    """The weights of a class of transformers by its own names, as any version of it reads them."""
+    """Write the weights of a class of transformers by its own names, which every version of it reads."""
     from transformers.utils import logging
 
     shows = logging.is_progress_bar_enabled()
@@ -89,11 +90,11 @@ def _written(network: Any, folder: Path) -> None:  # noqa: ANN401
             logging.enable_progress_bar()
 
 
-# --- where ------------------------------------------------------------------------------------------------------------
+# --- the folder -------------------------------------------------------------------------------------------------------
 
 
 def _free(folder: object, overwrite: bool) -> Path:
-    """The folder, if it may be written."""
+    """Return the folder if it may be written."""
     if not isinstance(folder, str | Path):
         raise TypeError(f"save: folder must be a path, got {shown(folder)}")
     target = Path(folder).resolve()
@@ -108,7 +109,7 @@ def _free(folder: object, overwrite: bool) -> Path:
 
 
 def _put(written: Path, target: Path) -> None:
-    """Rename it to where it belongs; what was there is put aside first, and back if that fails."""
+    """Move the written folder to its target; an old one is set aside first, and restored if the move fails."""
     if not target.is_dir() or not any(target.iterdir()):
         os.replace(written, target)
         return
@@ -122,14 +123,14 @@ def _put(written: Path, target: Path) -> None:
     shutil.rmtree(aside)
 
 
-# --- what -------------------------------------------------------------------------------------------------------------
+# --- the contents -----------------------------------------------------------------------------------------------------
 
 
 def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
-    """The network and its convention.
+    """Return the network and its convention.
 
     Raises:
-        ValueError: for what is a function and no module, or changes what the network says, naming it.
+        ValueError: for a function that is not a module, or anything that changes the network's output; names it.
     """
     for name, held in (("guides", model.guides), ("context", model.context), ("head", model.head)):
         if held:
@@ -145,7 +146,7 @@ def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
     )  # fmt: skip
     if not isinstance(fn, Called):
         return fn, made
-    usual = fn.convention.denoiser(fn.network)  # what differs from it was set on the denoiser, and is kept
+    usual = fn.convention.denoiser(fn.network)  # settings of the denoiser that differ from it are kept
     names = ("predicts", "time", "shift", "suppress", "scalar_time")
     said = {name: getattr(made, name) for name in names if getattr(model, name) != getattr(usual, name)}
     return fn.network, replace(fn.convention, process=own, **said)
@@ -154,7 +155,7 @@ def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
 def _network(
     network: nn.Module, convention: Convention
 ) -> tuple[dict[str, object], dict[str, Tensor] | None, dict[str, Any]]:
-    """How it is built again, its weights, and its author's settings; no weights for one that writes them itself."""
+    """Return how to rebuild it, its weights (None if transformers writes them), and its author's settings."""
     state = network.state_dict()
     wrong = [name for name, part in state.items() if not isinstance(part, Tensor) or part.is_meta or part.is_sparse]
     if wrong:
@@ -167,7 +168,7 @@ def _network(
         with torch.device("meta"):
             own = type(inner)(inner.config).state_dict()
         held = inner.state_dict()
-        _same(inner, {name: part for name, part in own.items() if name in held}, held)  # its family may leave parts out
+        _same(inner, {name: part for name, part in own.items() if name in held}, held)  # the family may drop parts
         return {"family": family, "ignore": list(ignore)}, None, settings
     try:
         kind = described_network(network)
@@ -186,13 +187,13 @@ def _network(
 
 
 def _inner(network: nn.Module) -> Any:  # noqa: ANN401
-    """The network of a class of transformers that it is, or holds as its own; None where there is none."""
+    """Return the network of a class of transformers that it is, or holds; None if there is none."""
     held = [network, getattr(network, "network", None)]
     return next((one for one in held if hasattr(one, "save_pretrained") and hasattr(one, "config")), None)
 
 
 def _same(network: nn.Module, built: dict[str, Tensor], held: dict[str, Tensor]) -> None:
-    """Raise ValueError if a network has other weights than one of its class and arguments: it was changed since."""
+    """Raise ValueError if the weights differ from those of a new network of its class: it was modified."""
     shapes = [{name: tuple(part.shape) for name, part in state.items()} for state in (built, held)]
     changed = [name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)]
     if changed:
@@ -207,7 +208,7 @@ def _changed(network: nn.Module, what: str) -> ValueError:
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that share no memory, and which names stand for the same one as another."""
+    """Return tensors that share no memory, and a map from further names of a tensor to its first name."""
     first: dict[tuple[object, ...], str] = {}
     found, tied = dict[str, Tensor](), dict[str, str]()
     for name, part in state.items():
@@ -220,12 +221,12 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return found, tied
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Saved(Convention):
-    """A convention with what else a ``Denoiser`` says."""
+    """A convention with the other settings of a ``Denoiser``."""
 
     direct: bool = False
     length: int | None = None
@@ -274,7 +275,7 @@ def _built(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
 
 
 def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]]) -> _Saved:
-    """The convention; no size in its process is larger than the weights have one."""
+    """Read the convention; no size in its process may exceed the largest size of the weights."""
     largest = max((size for shape in shapes for size in shape), default=1)
     given = convention_of(said.part("convention"), largest + 1)
     if asked.schedule is not None and given.get("time") == "t":
@@ -289,7 +290,7 @@ def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]])
 
 
 def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Module:
-    """A network of a class of transformers, from its author's settings in config.json."""
+    """Build a network of a class of transformers from its author's settings in config.json."""
     known(part, {"family", "ignore"})
     families = {one.name: one for one in every_family() if one is not SAVED}
     chosen = families[part.word("family", accepted=families)]
@@ -301,7 +302,7 @@ def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Modul
 
 
 def _given(part: Settings, network: nn.Module | None) -> nn.Module:
-    """The user's own network."""
+    """Return the user's own network."""
     known(part, {"class"})
     if network is None:
         raise Refused(f"its network is a {part.word('class')} of the user's own: pass load(..., network=) such a one")
@@ -309,7 +310,7 @@ def _given(part: Settings, network: nn.Module | None) -> nn.Module:
 
 
 def _own(part: Settings, weights: dict[str, Tensor]) -> nn.Module:
-    """A network of this package, not yet made."""
+    """Build a network of this package, without memory yet."""
     dtypes = _dtypes(weights)
     if len(dtypes) > 1:
         raise Refused(f"{_WEIGHTS}: its weights must have one dtype, got {' and '.join(dtypes)}")
@@ -322,7 +323,7 @@ def _dtypes(weights: dict[str, Tensor]) -> list[str]:
 
 
 def _weights(said: Settings, files: Files) -> dict[str, Tensor]:
-    """All of the network's weights by its own names, none of which is a wrapper's prefix here."""
+    """Return all of the network's weights by its own names; no prefix is taken for a wrapper's here."""
     file = files.folder / _WEIGHTS
     found = owned(opened(file), [file])
     tied = said.part("tied")

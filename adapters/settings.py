@@ -1,4 +1,4 @@
-"""Settings that somebody else wrote, read by typed getters: the error names the file, the key and what is accepted."""
+"""Settings of other authors, read by typed getters: an error names the file, the key and the accepted values."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, overload
@@ -11,18 +11,18 @@ D = TypeVar("D")
 
 
 class Refused(ValueError):
-    """What ``load`` cannot take: the text says what and in which file; ``load`` puts the path and the family first."""
+    """What ``load`` refuses: the text names the fault and the file; ``load`` prepends the path and the family."""
 
 
 class Settings(Mapping[str, object]):
-    """A table of settings as JSON or YAML have it. Nothing in it is taken without its type being looked at.
+    """A table of settings from JSON or YAML. Every value is checked for its type when it is read.
 
-    A key that is missing, or null, has the default; without a default it is an error. Where several keys are given, the
-    first that is there counts.
+    A missing key, or null, gives the default; without a default it is an error. Of several given keys the first that is
+    present is read.
 
     Args:
         values: the table.
-        file: what it was read from, for errors: "config.json".
+        file: the name of its file, for errors: "config.json".
     """
 
     def __init__(self, values: Mapping[str, object], file: str) -> None:
@@ -45,7 +45,7 @@ class Settings(Mapping[str, object]):
     @overload
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: D) -> int | D: ...
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: Any = ...) -> Any:
-        """A whole number, from ``least`` to ``most``."""
+        """Return a whole number from ``least`` to ``most``."""
         key, value = self._found(keys, default)
         try:
             return value if key is None else whole(value, key, least, most)
@@ -57,7 +57,7 @@ class Settings(Mapping[str, object]):
     @overload
     def number(self, *keys: str, interval: str = "(-inf, inf)", default: D) -> float | D: ...
     def number(self, *keys: str, interval: str = "(-inf, inf)", default: Any = ...) -> Any:
-        """A number in an interval such as "[0, 1)"."""
+        """Return a number in an interval such as "[0, 1)"."""
         key, value = self._found(keys, default)
         try:
             return value if key is None else real(value, key, interval)
@@ -69,7 +69,7 @@ class Settings(Mapping[str, object]):
     @overload
     def flag(self, *keys: str, default: D) -> bool | D: ...
     def flag(self, *keys: str, default: Any = ...) -> Any:
-        """True or false."""
+        """Return True or False."""
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, bool):
             raise self.refused(f"{key} must be true or false, got {shown(value)}")
@@ -80,7 +80,7 @@ class Settings(Mapping[str, object]):
     @overload
     def word(self, *keys: str, accepted: Collection[str] = (), default: D) -> str | D: ...
     def word(self, *keys: str, accepted: Collection[str] = (), default: Any = ...) -> Any:
-        """A string; one of those that are accepted, where they are given."""
+        """Return a string; if ``accepted`` is given, one of these."""
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, str):
             raise self.refused(f"{key} must be a string, got {shown(value)}")
@@ -89,21 +89,21 @@ class Settings(Mapping[str, object]):
         return value
 
     def part(self, *keys: str) -> "Settings":
-        """A table inside; an empty one where there is none."""
+        """Return a table inside; an empty one if there is none."""
         key, value = self._found(keys, {})
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise self.refused(f"{key} must be a table, got {shown(value)}")
         return Settings(value, f"{self.file}, {key}" if key is not None else self.file)
 
     def items_of(self, *keys: str) -> list[object]:
-        """A list inside; an empty one where there is none."""
+        """Return a list inside; an empty one if there is none."""
         key, value = self._found(keys, [])
         if not isinstance(value, list | tuple):
             raise self.refused(f"{key} must be a list, got {shown(value)}")
         return list(value)
 
     def refused(self, what: str) -> Refused:
-        """The error for this file."""
+        """Make the error for this file."""
         return Refused(f"{self.file}: {what}")
 
     def _found(self, keys: tuple[str, ...], default: object) -> tuple[str | None, object]:

@@ -1,4 +1,4 @@
-"""The sizes of a network as the shapes of its weights have them."""
+"""The sizes of a network from the shapes of its weights."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def axes(shapes: Shapes, name: str, count: int, least: int = 1) -> tuple[int, ...]:
-    """The shape of a weight, if it has so many axes of a size.
+    """Return the shape of a weight after a check of its number of axes.
 
     Raises:
-        Refused: if it is missing, has other axes, or one that is smaller than ``least``.
+        Refused: if it is missing, has another number of axes, or one smaller than ``least``.
     """
     if name not in shapes:
         raise Refused(f"the weight {name} is missing; there are {', '.join(list(shapes)[:4])}")
@@ -25,13 +25,13 @@ def axes(shapes: Shapes, name: str, count: int, least: int = 1) -> tuple[int, ..
 
 
 def matrix(shapes: Shapes, name: str, least: int = 1) -> tuple[int, int]:
-    """Rows and columns of a weight."""
+    """Return rows and columns of a weight."""
     rows, columns = axes(shapes, name, 2, least)
     return rows, columns
 
 
 def depth(shapes: Shapes, prefix: str) -> int:
-    """How many layers have a weight named PREFIX NUMBER.NAME; which numbers they have is for ``fit`` to look at.
+    """Count the layers with a weight named PREFIX NUMBER.NAME; ``fit`` checks the numbers.
 
     Raises:
         Refused: if there is none.

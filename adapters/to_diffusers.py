@@ -1,6 +1,6 @@
-"""Any operator of ours as a scheduler of diffusers': it runs in their pipelines, token for token what ours would draw.
+"""Operators as schedulers of diffusers: they run in its pipelines and draw the same tokens as our samplers.
 
-Import this module where diffusers is installed; nothing else of discdiff needs it.
+Import this module only where diffusers is installed; nothing else of discdiff needs it.
 """
 
 import ast
@@ -36,14 +36,14 @@ __all__ = ["OperatorScheduler", "OperatorSchedulerOutput"]
 
 @dataclass
 class OperatorSchedulerOutput(BaseOutput):
-    """What a step made of a sample, with what diffusers' block pipelines look at.
+    """The result of a step, with the fields that diffusers' block pipelines read.
 
     Attributes:
         prev_sample: (B, L) the next tokens.
         transfer_index: (B, L) where a mask became a token; on a process without a mask, where the token changed.
         editing_transfer_index: (B, L) where a token changed, or was hidden again.
         sampled_tokens: (B, L) the same as ``prev_sample``.
-        sampled_probs: (B, L) what the model's output says of them: the softmax at each; 0 for a mask.
+        sampled_probs: (B, L) the softmax of the model's output at these tokens; 0 for a mask.
     """
 
     prev_sample: Int[Tensor, "B L"]
@@ -54,24 +54,24 @@ class OperatorSchedulerOutput(BaseOutput):
 
 
 class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """An operator, its process and its seed, behind ``set_timesteps``, ``step`` and ``add_noise``.
+    """An operator, its process and its seed, with ``set_timesteps``, ``step`` and ``add_noise``.
 
-    Randomness is keyed by (seed, row, step, site) as everywhere here: a run gives the tokens of
-    ``dd.Sampler(...).sample(seed=seed)``; block after block those of ``dd.Blockwise``. A generator that is given to the
-    first step of a run draws its seed. Options of other schedulers that would say what the operator says are refused.
+    Randomness is keyed by (seed, row, step, site): a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``, and
+    block after block those of ``dd.Blockwise``. If the first step of a run gets a generator, it draws the seed of the
+    run. Options of other schedulers whose role the operator has are refused.
 
     Args:
         operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
         process: "masked" or "uniform".
-        vocab_size: V; with a mask id below it the mask is one of the V.
-        mask_token_id: of a masked process; V by default.
+        vocab_size: V; a mask id below it is one of the V.
+        mask_token_id: the mask of a masked process; V by default.
         schedule: an expression such as "Linear()" or "LogLinear(eps=0.001)".
-        predicts: what the model's output means, as for ``Denoiser``.
+        predicts: the meaning of the model's output, as for ``Denoiser``.
         seed: the key of the randomness.
-        block_length: what block pipelines take for their own.
+        block_length: the block length that block pipelines read.
 
     Raises:
-        ValueError: for an operator of more than one call a step, or words that are not known.
+        ValueError: for an operator with more than one call a step, or unknown words.
     """
 
     order = 1
@@ -111,14 +111,14 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin()
 
     def _begin(self) -> None:
-        """Forget the run before."""
-        self._block, self._uncounted = -1, 0  # uncounted: steps of a block that a pipeline did not number
+        """Forget the previous run."""
+        self._block, self._uncounted = -1, 0  # uncounted: steps of a block that a pipeline did not count
         self._run_seed: int | None = None
 
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None, block_length: int | None = None
     ) -> None:
-        """Equal steps of t from 1 to 0; step n is called with timestep n, from 0. A new run begins.
+        """Set equal steps of t from 1 to 0 and start a new run; step n is called with timestep n, from 0.
 
         Raises:
             TypeError, ValueError: for numbers that are not whole, or below 1.
@@ -131,14 +131,14 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin()
 
     def prior(self, batch: int, length: int) -> Int[Tensor, "B L"]:
-        """The noise that a run of ``dd.Sampler`` with this seed starts from; a masked one is all masks."""
+        """Return the initial noise of a run of ``dd.Sampler`` with this seed; all masks on a masked process."""
         if not self._grid:
             raise ValueError("prior: call set_timesteps first")
         state, at = self._place(torch.zeros(batch, length, dtype=torch.int64), 0, None, None, -1)
         return choose("prior", self.process.prior(batch, length), state, at)
 
     def scale_model_input(self, sample: Int[Tensor, "B L"], timestep: int | None = None) -> Int[Tensor, "B L"]:
-        """Tokens have no scale."""
+        """Return the sample unchanged, as tokens have no scale."""
         return sample
 
     @torch.no_grad()
@@ -160,24 +160,25 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> OperatorSchedulerOutput | tuple[Tensor]:
-        """One step of the operator.
+        """Make one step of the operator.
 
         Args:
             model_output: logits, or log ratios, of the model at ``sample``.
-            timestep: which step, from 0; 0 again is the beginning of the next block.
+            timestep: the number of the step, from 0; 0 again begins the next block.
             sample: (B, L) tokens.
-            mask_token_id: the mask that a pipeline fills with; it must be the process's.
-            temperature, top_k, top_p: of what tokens are drawn from, as ``dd.Truncation``; 0 is the most probable.
+            mask_token_id: the pipeline's mask; it must be that of the process.
+            temperature, top_k, top_p: truncation of the prediction, as in ``dd.Truncation``; temperature 0 takes the
+                most probable token.
             sampling_method: "multinomial" or "auto"; "greedy" is temperature 0.
-            threshold, editing_threshold, minimal_topk: what is revealed or edited is the operator's to say. A value
-                that is not the pipelines' default (.7, .5 and 1) is refused.
-            prompt_mask: (L,) sites that are given.
-            generator: of the first step of a run, draws the seed of the run, in the place of the configured one.
+            threshold, editing_threshold, minimal_topk: the operator decides what is revealed or edited, so values other
+                than the pipelines' defaults (.7, .5 and 1) are refused.
+            prompt_mask: (L,) given sites.
+            generator: in the first step of a run, draws the seed of the run, instead of the configured one.
             return_dict: whether to return an object rather than a tuple.
 
         Raises:
-            TypeError, ValueError: before ``set_timesteps``, for a timestep that it does not have, tokens out of range,
-                another mask, or an option that is out of range or the operator's to say.
+            TypeError, ValueError: before ``set_timesteps``, for an unknown timestep, tokens out of range, another
+                mask, or an option that is out of range or decided by the operator.
         """
         number = whole(timestep, "step: timestep") + self._uncounted
         if not 0 <= number < len(self._grid) - 1:
@@ -212,7 +213,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return OperatorSchedulerOutput(tokens, changed & filled, changed & ~filled, tokens, said)
 
     def _seeded(self, generator: torch.Generator | None, number: int) -> None:
-        """Draw the seed of the run, in its first step, from a generator that is given."""
+        """Draw the seed of the run from a given generator, in its first step."""
         if generator is None or self._run_seed is not None:
             return
         if not isinstance(generator, torch.Generator):
@@ -225,10 +226,10 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(
         self, original_samples: Int[Tensor, "B L"], noise: Tensor | None, timesteps: Int[Tensor, " B"]
     ) -> Int[Tensor, "B L"]:
-        """A draw of q_t(. | x0), t the time at which step ``timesteps`` begins.
+        """Draw from q_t(. | x0), with t the time at which step ``timesteps`` begins.
 
         Raises:
-            ValueError: for noise that is given, which is the process's to draw; for timesteps that it does not have.
+            ValueError: for given noise, as the process draws its own; for unknown timesteps.
         """
         if noise is not None:
             raise ValueError("add_noise: the process draws its noise; noise must be None")
@@ -248,7 +249,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         mask_token_id: int,
         prompt_length: int,
     ) -> Bool[Tensor, " B"]:
-        """Rows that have ended: an end token behind the prompt, and nothing masked before it."""
+        """Return the ended rows: they have an end token after the prompt, and no mask before it."""
         new = cur_x[:, prompt_length:]
         ends = (new == eos_token_id).int()
         known = (new != mask_token_id).int().cumprod(-1).bool()
@@ -265,17 +266,17 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         max_post_steps: int,
         finished: Bool[Tensor, " B"],
     ) -> bool:
-        """Until the steps are over or all rows have ended; an operator may hide again what was revealed early.
+        """Continue until the steps or all rows have ended, as an operator may hide revealed tokens again.
 
         Raises:
-            ValueError: for ``max_post_steps`` that are not the pipelines' 16: after the steps nothing is edited.
+            ValueError: for ``max_post_steps`` other than the pipelines' 16, as nothing is edited after the steps.
         """
         if max_post_steps != 16:
             raise ValueError(f"max_post_steps = {max_post_steps}: nothing is edited after the operator's steps")
         if bool(finished.all()):
             self._uncounted = 0
             return False
-        self._uncounted += not bool(masks_remaining)  # a pipeline does not number a step that began without masks
+        self._uncounted += not bool(masks_remaining)  # a pipeline does not count a step that began without masks
         more = step_idx + self._uncounted < len(self._grid) - 1
         self._uncounted = self._uncounted if more else 0
         return more
@@ -289,7 +290,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         block: int,
         cut: Truncation | None = None,
     ) -> tuple[State, At]:
-        """The state, and where in a run it stands: at the start of step ``number``, from 1."""
+        """Return the state and its address in a run, at the start of step ``number``, from 1."""
         handed = [] if output is None else [output]
 
         def model(x: Tensor, time: Tensor | None) -> Tensor:
@@ -309,12 +310,12 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def _kept(self) -> int:
-        """How many columns of a model's output are read."""
+        """The number of columns of a model's output that are read."""
         return self.process.columns if self._predicts == "ratio" else self.process.vocab_size
 
 
 def _refuse_others(threshold: float | None, editing_threshold: float | None, minimal_topk: int | None) -> None:
-    """Raise ValueError for options that say what the operator says. Pipelines pass their defaults unasked."""
+    """Raise ValueError for options that the operator decides. Pipelines always pass their defaults."""
     told = ""
     if threshold not in (None, 0.7):
         told = f"threshold = {threshold}: give operator='threshold({threshold})'"
@@ -327,7 +328,7 @@ def _refuse_others(threshold: float | None, editing_threshold: float | None, min
 
 
 def _schedule(text: str) -> Schedule:
-    """A schedule from its repr: a name and literal arguments, parsed and never evaluated."""
+    """Parse a schedule from its repr: a name and literal arguments, never evaluated."""
     known = {
         name: getattr(schedules, name)
         for name in ("Linear", "LogLinear", "Cosine", "Polynomial", "Geometric", "Sigmoid")

@@ -1,4 +1,4 @@
-"""What a tokenizer's files say of ids: its tokens, and which of them are special."""
+"""Token ids and special tokens from a tokenizer's files."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -10,24 +10,24 @@ from discdiff.checks import shown, whole
 
 __all__ = ["Tokenizer", "word_list"]
 
-_MOST = 2**31  # an id
+_MOST = 2**31  # the largest id
 _FILES = {"vocab.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 _FILES |= {"added_tokens.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
 
 
 def word_list(file: Path) -> dict[str, int]:
-    """Ids by token of a file with a token a line; none where there is no such file."""
+    """Return ids by token from a file with one token a line; empty if there is no such file."""
     lines = (text(file, TOKENIZER) or "").replace("\r\n", "\n").removesuffix("\n")
     return {line: n for n, line in enumerate(lines.split("\n"))} if lines else {}
 
 
 class Tokenizer:
-    """A tokenizer's files: vocab.txt, vocab.json, tokenizer.json and those with tokens that were added.
+    """A tokenizer's files: vocab.txt, vocab.json, tokenizer.json and those of added tokens.
 
-    What is missing, or null, is none; what is of a wrong type is an error that names file and key.
+    A missing value, or null, is ignored; one of a wrong type is an error that names file and key.
 
     Args:
-        folders: where they are; of a name that several have, the first one's counts.
+        folders: the folders of the files; if several have a file of the same name, the first one's is used.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -35,10 +35,10 @@ class Tokenizer:
 
     @cached_property
     def tokens(self) -> dict[str, int]:
-        """Ids by token.
+        """Return ids by token.
 
         Raises:
-            Refused: for ids that are no whole numbers, or tokens that are no strings.
+            Refused: for ids that are not whole numbers, or tokens that are not strings.
         """
         found = word_list(self._place("vocab.txt"))
         found |= _ids(self._table("vocab.json"))
@@ -57,7 +57,7 @@ class Tokenizer:
 
     @property
     def is_there(self) -> bool:
-        """Whether there is any file of a tokenizer."""
+        """Whether there is any tokenizer file."""
         return any(is_there(folder / name) for folder in self.folders for name in _FILES)
 
     @property
@@ -66,7 +66,7 @@ class Tokenizer:
         return max(self.tokens.values()) + 1 if self.tokens else None
 
     def special(self, name: str) -> str | None:
-        """The token that is said to be a special one, such as "mask_token"; None where none is.
+        """Return a special token such as "mask_token"; None if it is not declared.
 
         Raises:
             Refused: if it is neither a string nor a table with its content.
@@ -90,7 +90,7 @@ class Tokenizer:
 
 
 def _vocabulary(model: Settings) -> dict[str, int]:
-    """Of tokenizer.json: ids by token, or for unigrams a list of tokens with their scores."""
+    """Return ids by token from tokenizer.json; for unigrams from a list of tokens with scores."""
     known = model.get("vocab")
     if not isinstance(known, list):
         return _ids(model.part("vocab"))

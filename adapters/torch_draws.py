@@ -1,9 +1,9 @@
-r"""Other people's steps as programs of ours: torch's random functions are answered by ``choose``.
+r"""Steps of other packages as programs of ours: calls of torch's random functions are answered by ``choose``.
 
 A step of another package draws by ``torch.multinomial``, ``randint`` and ``rand``. Inside ``Answered`` each such call
-is a named choice of the operator that runs it, so the step's own code is keyed by (seed, row, step, site) and recorded
-as any operator here, and where its draws are of finitely many values, its exact transition matrix can be enumerated.
-Nothing else of the code is touched.
+is a named choice of the operator that runs it. So the step's own code is keyed by (seed, row, step, site) and recorded
+like any operator here. If its draws have finitely many values, its exact transition matrix can be enumerated. The rest
+of the code runs unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ _UNKEYED = {
 
 
 class Uniforms(Choice):
-    """Independent uniforms on [0, 1) at E positions of each row: continuous, so that they cannot be enumerated."""
+    """Independent uniforms on [0, 1) at E positions of each row: continuous, so they cannot be enumerated."""
 
     has_enumerate_support, kind = False, torch.float64
 
@@ -58,16 +58,16 @@ class Uniforms(Choice):
 
 
 class Answered(TorchFunctionMode):
-    """While it is on, torch's draws are choices of the operator at ``at``, named by function and turn: "rand1".
+    """While active, torch's draws are choices of the operator at ``at``, named by function and turn: "rand1".
 
-    A draw must be of whole rows: rows of the state are slowest in what is drawn. Generators are not looked at.
+    A draw must be of whole rows: the rows of the state are the slowest axis of the draw. Generators are ignored.
 
     Args:
-        state: whose rows the draws are for.
-        at: where the operator stands.
+        state: the state whose rows the draws are for.
+        at: the address of the operator.
 
     Raises:
-        ValueError: for a draw of another shape, or by a function that is not answered.
+        ValueError: for a draw of another shape, or by a function that is not supported.
     """
 
     def __init__(self, state: State, at: At) -> None:
@@ -121,7 +121,7 @@ class Answered(TorchFunctionMode):
         dtype: torch.dtype = torch.int64,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        *ends, last = (*bounds, size) if size else bounds  # as torch has it: (high, size) or (low, high, size)
+        *ends, last = (*bounds, size) if size else bounds  # torch's argument order: (high, size) or (low, high, size)
         given = [end for end in ends if isinstance(end, int)]
         low, high = (given[0] if len(given) == 2 else low), (given[-1] if given else high)
         assert not isinstance(last, int)
@@ -144,7 +144,7 @@ class Answered(TorchFunctionMode):
         dtype = dtype or torch.get_default_dtype()
         shape = self._event("rand", whole)
         u = self._choose("rand", Uniforms(*shape, self.state.rows.device))
-        grid = torch.finfo(dtype).eps / 2  # rounded down to the dtype's own grid, so that it stays below 1
+        grid = torch.finfo(dtype).eps / 2  # rounded down to the grid of the dtype, so that it stays below 1
         return ((u / grid).floor() * grid).to(device=device, dtype=dtype).view(whole)
 
     def _rand_like(self, input: Tensor, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
@@ -154,7 +154,7 @@ class Answered(TorchFunctionMode):
         return tensor.copy_(a + (b - a) * self._rand(tensor.shape, dtype=tensor.dtype, device=tensor.device))
 
     def _event(self, name: str, shape: torch.Size) -> tuple[int, int]:
-        """(B, E) of a draw of a shape."""
+        """Return (B, E) of a draw of a shape."""
         rows = len(self.state.rows)
         if shape.numel() % rows:
             raise ValueError(f"the step's {name} of shape {tuple(shape)} is not one of the {rows} rows of the state")

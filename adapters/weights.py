@@ -1,4 +1,4 @@
-"""Which files of a folder hold the weights: the usual names, shards with or without an index, the newest checkpoint."""
+"""The weight files of a folder: the usual names, shards with or without an index, the newest checkpoint."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -17,21 +17,20 @@ _HUB = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
 )
-_TRAINED = ("model.pt", "checkpoints-meta/checkpoint.pth")  # as the trainers of GIDD and SEDD leave them
+_TRAINED = ("model.pt", "checkpoints-meta/checkpoint.pth")  # the names of the trainers of GIDD and SEDD
 _ASIDE = re.compile(r"(optimi[sz]er|scheduler|scaler|rng_state|random_states|training_args|.*_optim_states).*")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<n>\d{5})-of-(?P<of>\d{5})(?P<end>\.\w+)")
 _SHOWN = 6
 
 
 def parts(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, several where it is in shards.
+    """Return the files of a folder's weights; several if it is in shards.
 
-    Of the usual names the first; else the only file of weights there is; of several ``last``, or that of the most
-    steps.
+    It takes the first of the usual names, else the only file of weights, else ``last`` or that of the most steps.
 
     Raises:
         FileNotFoundError: if there is none.
-        Refused: if shards are missing, or no order of several can be told.
+        Refused: if shards are missing, or several files have no recognisable order.
     """
     for name in _HUB:
         found = _usual(folder, name)
@@ -48,10 +47,10 @@ def parts(folder: Path) -> list[Path]:
 
 
 def named_parts(folder: Path, name: str) -> list[Path]:
-    """The file of that name in a folder, with the other shards where it is one.
+    """Return the file of that name in a folder, with the other shards if it is one.
 
     Raises:
-        Refused: if it is outside, not there, or no file of weights.
+        Refused: if it is outside the folder, missing, or not a file of weights.
     """
     file = folder / inside(name, "file=")
     if not is_there(file):
@@ -63,7 +62,7 @@ def named_parts(folder: Path, name: str) -> list[Path]:
 
 
 def beside(file: Path) -> list[Path]:
-    """A file of weights; where it is a shard, all of them.
+    """Return a file of weights; all shards if it is one.
 
     Raises:
         Refused: if shards are missing.
@@ -80,10 +79,10 @@ def beside(file: Path) -> list[Path]:
 
 
 def inside(name: object, what: str) -> str:
-    """A name of a file inside its folder.
+    """Return a file name after a check that it stays inside its folder.
 
     Raises:
-        Refused: for an absolute one, one with "..", and what is no name.
+        Refused: for an absolute path, one with "..", or an invalid name.
     """
     plain = isinstance(name, str) and 0 < len(name) < 1000 and not re.search(r"[\\\x00-\x1f]", name)
     path = PurePosixPath(str(name))
@@ -93,9 +92,9 @@ def inside(name: object, what: str) -> str:
 
 
 def newest_folder(folder: Path) -> Path:
-    """Where the weights are: the folder itself, or of its folders checkpoint-500, checkpoint-1000, ... the last.
+    """Return the folder of the weights: itself, or the last of its folders checkpoint-500, checkpoint-1000, ...
 
-    They are in its folder "checkpoints" where there is none of these; DeepSpeed's are called global_step500.
+    If it has none of these, its folder "checkpoints" is searched. DeepSpeed's folders are called global_step500.
     """
     if weights_in(folder) or any(is_there(folder / name) for name in (*ADAPTERS, *_TRAINED)):
         return folder
@@ -109,9 +108,9 @@ def newest_folder(folder: Path) -> Path:
 
 
 def _usual(folder: Path, name: str) -> list[Path]:
-    """The files of one of the hub's names: whole, in the shards of its index, or in shards without one."""
+    """Return the files of one of the hub's names: whole, in the shards of its index, or in shards without one."""
     if is_there(folder / name):
-        return [folder / name]  # an index beside it is stale
+        return [folder / name]  # an index beside it is outdated
     index = f"{name}.index.json"
     if is_there(folder / index):
         table = json_table(folder / index, 4 * CONFIGURATION).part("weight_map")
@@ -139,19 +138,19 @@ def _all_there(folder: Path, names: list[str], who: str) -> None:
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Names of files that may be weights; the states of optimisers and random numbers, and adapters, are none."""
+    """Return names of possible weight files; states of optimisers and random generators, and adapters, are excluded."""
     names = (file.name for file in folder.iterdir() if file.suffix in KNOWN and not file.is_dir())
     return sorted(name for name in names if not _ASIDE.fullmatch(name) and name not in ADAPTERS)
 
 
-# --- of several -----------------------------------------------------------------------------------------------------
+# --- a choice among several -----------------------------------------------------------------------------------------
 
 
 def _chosen(names: list[str]) -> str:
-    """``last``, or the one of the most steps.
+    """Return ``last``, or the file of the most steps.
 
     Raises:
-        Refused: if no order can be told.
+        Refused: if the order cannot be determined.
     """
     if len(names) == 1:
         return names[0]
@@ -167,7 +166,7 @@ def _chosen(names: list[str]) -> str:
 
 
 def _step(name: str) -> tuple[str, int] | None:
-    """A name's form without its numbers, and the one that counts steps, or else epochs; None where none does."""
+    """Return a name without its numbers, and the number of steps, or else of epochs; None if it has neither."""
     stem, dot, end = name.rpartition(".")
     form = re.sub(r"\d+(\.\d+)?", "#", stem) + dot + end
     for pattern in (r"step[s=_-]*(\d{1,18})(?!\d)", r"epoch[s=_-]*(\d{1,18})(?!\d)"):

@@ -1,4 +1,4 @@
-"""Discrete diffusion by composition: processes, denoisers and operators that are checked against exact answers.
+"""Discrete diffusion by composition: processes, denoisers and operators, checked against exact laws.
 
 Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
@@ -93,3 +93,8 @@ __all__ = [
     "theory",
     "when",
 ]
+
+
+def __dir__() -> list[str]:
+    """List the names for tab completion."""
+    return sorted(__all__)

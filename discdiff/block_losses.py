@@ -1,14 +1,14 @@
-r"""Likelihoods and losses of blockwise models, out of the bounds of single blocks.
+r"""Likelihoods and losses of blockwise models, from the bounds of single blocks.
 
     -log p(x) <= sum_b NELBO(x^b | x^{<b})                                     ``Blocks``
     -log sum_k gamma_k p_k(x) <= -log sum_k gamma_k e^{-NELBO_k(x)}            ``BlockMixture.likelihood``
                               <= sum_k gamma_k NELBO_k(x)                      ``BlockMixture``, by Jensen
 
-Blocks of one site need no bound: -log p(x_i | x_{<i}) is read off. The middle line is of each sequence by itself, and a
-Monte-Carlo estimate of it is too small in the mean: -log sum e^{-.} is concave. To second order, with w the shares of
-the terms and s_k the standard errors of the NELBO_k, it misses sum_k w_k (1 - w_k) s_k^2 / 2.
+Blocks of one site need no bound: -log p(x_i | x_{<i}) is an output of the model. The middle line holds for each
+sequence. Its Monte-Carlo estimate is too small on average, as -log sum e^{-.} is concave. To second order, with w the
+shares of the terms and s_k the standard errors of the NELBO_k, the bias is -sum_k w_k (1 - w_k) s_k^2 / 2.
 
-Reference: BlockGen (2026).
+Reference: BlockGen (Deschenaux and Gulcehre, 2026, https://arxiv.org/abs/2606.02241).
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ __all__ = ["BlockLikelihood", "BlockMixture", "Blocks"]
 
 @dataclass(frozen=True)
 class Blocks(Objective):
-    """The sum over blocks of a bound, each block given the clean ones before it; all blocks in one pass.
+    """The sum of a bound over blocks, each given the clean blocks before it; all blocks in one pass.
 
     Args:
-        bound: of the model's process, such as ``MaskedNELBO()``.
-        block: the block size; 1 is the autoregressive cross-entropy, which has no noise.
-        times: one time of noising for each sequence, or for each block.
+        bound: a bound for the model's process, such as ``MaskedNELBO()``.
+        block: the block size; 1 is the autoregressive cross-entropy, without noise.
+        times: one noise time for each sequence, or for each block.
 
     Raises:
         ValueError: for a block size below 1.
@@ -57,12 +57,12 @@ class Blocks(Objective):
             law = model.autoregressive(clean).denoiser
             return -law.gather(-1, x0[..., None])[..., 0].double().sum(-1)
         future = None
-        if model.length is not None:  # it always sees whole sequences
+        if model.length is not None:  # it takes only whole sequences
             future = model.process.prior(len(x0), x0.shape[1], x0.device).sample()
         if self.times == "block" and u.ndim == 1:
             blocks = -(-x0.shape[1] // self.block)
             shift = torch.arange(blocks, dtype=u.dtype, device=u.device) / blocks
-            shuffled = shift[torch.rand(len(x0), blocks, device=u.device).argsort(-1)]  # stratified over the blocks
+            shuffled = shift[torch.rand(len(x0), blocks, device=u.device).argsort(-1)]  # times stratified over blocks
             u = ((u[:, None] + shuffled) % 1).repeat_interleave(self.block, 1)[:, : x0.shape[1]]
         return self.bound.at(model.given(Behind(clean, self.block, future)), x0, u)
 
@@ -73,8 +73,8 @@ class BlockLikelihood:
 
     Attributes:
         jensen: sum_k gamma_k NELBO_k.
-        log_sum_exp: -log sum_k gamma_k e^{-NELBO_k}, from the same draws: too small in the mean.
-        optimism: by how much, to second order; a bound is ``log_sum_exp + optimism``.
+        log_sum_exp: -log sum_k gamma_k e^{-NELBO_k}, from the same draws: too small on average.
+        optimism: its bias to second order; ``log_sum_exp + optimism`` is a bound.
         components: NELBO_k of each block size.
     """
 
@@ -86,15 +86,15 @@ class BlockLikelihood:
 
 @dataclass(frozen=True)
 class BlockMixture(Objective):
-    """A mixture over block sizes: each row trains one size, in the share of its weight.
+    """A mixture over block sizes: each row trains one size, drawn with its weight.
 
     Args:
-        bound: of the model's process.
+        bound: a bound for the model's process.
         weights: {block size: probability}.
-        times: as of ``Blocks``.
+        times: as in ``Blocks``.
 
     Raises:
-        ValueError: for weights that are no probabilities.
+        ValueError: for weights that are not probabilities.
     """
 
     bound: Objective
@@ -129,10 +129,10 @@ class BlockMixture(Objective):
 
     @torch.no_grad()
     def likelihood(self, model: Denoiser, x0: Int[Tensor, "B L"], draws: int, seed: int) -> BlockLikelihood:
-        """Both bounds on -log p(x0), by as many draws of every block size.
+        """Estimate both bounds on -log p(x0), with the same number of draws for every block size.
 
         Raises:
-            ValueError: as ``Objective.estimate``.
+            ValueError: as in ``Objective.estimate``.
         """
         parts = {
             block: Blocks(self.bound, block, self.times).estimate(model, x0, draws, seed, prior=block > 1)

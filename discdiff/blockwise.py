@@ -1,12 +1,13 @@
-r"""Generation block by block: each is denoised behind the clean tokens before it, by any operator.
+r"""Generation block by block: any operator denoises each block, given the clean tokens before it.
 
     p(x) = prod_b p(x^b | x^{<b}),        or  sum_k gamma_k p_k(x) for a mixture of block sizes
 
-A block is a run of the one sampling loop, of a denoiser that is given the prefix. Blocks start at t = 1 even where a
-part of them is given: noise at an earlier time would have to come from that time's law, which on a uniform process is
-not the prior's.
+Each block is one run of the sampling loop, with a denoiser that takes the prefix as context. A block starts at t = 1
+even if a part of it is given: a start at an earlier time would need noise from that time's law, which on a uniform
+process is not the prior.
 
-Reference: BlockGen (2026); block diffusion (Arriola et al., 2025).
+References: BlockGen (Deschenaux and Gulcehre, 2026, https://arxiv.org/abs/2606.02241); block diffusion (Arriola et
+al., 2025, https://arxiv.org/abs/2503.09573).
 """
 
 import collections
@@ -37,11 +38,11 @@ __all__ = ["BlockSamples", "Blockwise"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockSamples(Samples):
-    """What ``Blockwise`` returns: ``Samples``, and
+    """The result of ``Blockwise``: ``Samples`` with lengths.
 
     Attributes:
-        lengths: (B,) how many tokens of a row count: all up to the first stop, which is one of them. What follows it in
-            ``tokens`` is the stop again.
+        lengths: (B,) the number of valid tokens of a row: all up to and including the first stop token. After it
+            ``tokens`` repeats the stop token.
     """
 
     lengths: Int[Tensor, " B"] | None = None
@@ -52,17 +53,17 @@ class Blockwise:
 
     Args:
         process: the forward process.
-        model: a ``Denoiser`` for it. If its function is ``Cached`` a call costs the block alone; any other is shown the
-            prefix again in every call.
-        operator: what a step within a block does.
-        block: the block size; or sizes that follow each other, the last one repeated; or {size: probability}, chosen
-            for each row.
+        model: a ``Denoiser`` for it. If its function is ``Cached`` a call evaluates the block alone; any other function
+            evaluates the prefix again in every call.
+        operator: one step within a block.
+        block: the block size; or a sequence of sizes, the last one repeated; or {size: probability}, drawn for each
+            row.
         steps: equal steps from t = 1 to 0 in each block; a block of one site takes one.
         grid: instead of ``steps``, decreasing times from 1 to 0.
-        window: the most tokens that the network is shown, block included: of a longer prefix the last ones. Positions
-            begin with the window, and a cache is filled anew for each block, at one call.
-        future: show the sites after the block as noise, up to the full length: for networks that were trained on whole
-            sequences. A model that has just one length is always shown them.
+        window: the most tokens that the network gets, block included. Of a longer prefix it gets the last tokens.
+            Positions start at the window, and a cache is filled anew for each block with one call.
+        future: give the sites after the block as noise, up to the full length: for networks that were trained on whole
+            sequences. Always on if the model accepts only one length.
 
     Raises:
         TypeError, ValueError: as ``Sampler``, or for sizes that are not positive whole numbers.
@@ -109,16 +110,16 @@ class Blockwise:
         self.future = decided(future, "Blockwise: future") or model.length is not None
 
     def edges(self, length: int, sizes: tuple[int, ...]) -> list[int]:
-        """Where blocks begin, and the length."""
+        """Return where blocks begin, followed by the length."""
         repeated = itertools.chain(sizes, itertools.repeat(sizes[-1]))
         return [*itertools.takewhile(lambda edge: edge < length, itertools.accumulate(repeated, initial=0)), length]
 
     def sampler(self, size: int) -> Sampler:
-        """What denoises a block of some size."""
+        """Return the sampler of a block of some size."""
         return self.single if size == 1 else self.inner
 
     def nfe(self, length: int) -> float | None:
-        """Planned denoiser calls of a row without a prompt, expected over block sizes; None if not known."""
+        """Planned denoiser calls of a row without a prompt, expected over block sizes; None if unknown."""
         total = 0.0
         for sizes, weight in zip(self.sizes, self.weights, strict=True):
             for begin, end in itertools.pairwise(self.edges(length, sizes)):
@@ -149,15 +150,15 @@ class Blockwise:
             length: L, the most tokens of a row, prompt included.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            prompt: first tokens of all rows, or of each row; rows may differ in length.
-            stop: ids of tokens that end a row. A row that has ended costs nothing more.
+            prompt: the first tokens of all rows, or of each row; rows may differ in length.
+            stop: ids of tokens that end a row. An ended row takes part in no further calls.
             record: keep the log-probability of the choices made.
-            listen: make every choice a Pyro site, as of ``Sampler.sample``. Those of a block, counted from 0, are named
-                "b2/step.slot.name"; of the second group of rows that come to such a block apart, "b2.1/step.slot.name".
-            device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
+            listen: make every choice a Pyro site, as in ``Sampler.sample``. The sites of a block, counted from 0, are
+                "b2/step.slot.name". If rows reach such a block in several groups: "b2.1/step.slot.name" for the second.
+            device: where to sample; by default where the model's parameters lie.
 
         Raises:
-            ValueError: for wrong shapes or ids, or a length that is not the model's.
+            ValueError: for wrong shapes or ids, or a length that the model does not accept.
         """
         model, process = self.inner.model, self.inner.process
         batch, first_row = check_rows("sample", batch, first_row)
@@ -219,11 +220,11 @@ class _Group:
     """Rows whose blocks are denoised together.
 
     Attributes:
-        index: (R,) their places in the batch.
+        index: (R,) their indices in the batch.
         context: the tokens before their blocks.
         begin: (R,) where their blocks begin.
         edges: (E,) where blocks begin and end.
-        turn: blocks that each of them has been through: the key of the next one's randomness, whoever is beside it.
+        turn: the number of blocks each row has finished. It keys the next block's randomness, whatever the group.
     """
 
     index: Tensor
@@ -234,7 +235,7 @@ class _Group:
 
 
 class _Job:
-    """One run of ``sample``: the tokens so far, and the groups that are not done."""
+    """One run of ``sample``: the tokens so far, and the unfinished groups."""
 
     def __init__(self, maker: Blockwise, run: Run, length: int, stops: Tensor, rows: Tensor) -> None:
         self.maker, self.run, self.stops, self.rows = maker, run, stops, rows
@@ -242,11 +243,11 @@ class _Job:
         self.lengths = torch.full_like(rows, length)
         self.given = torch.zeros_like(rows)
         self.groups: list[_Group] = []
-        self.begun: collections.Counter[int] = collections.Counter()  # groups that came to their n-th block
+        self.begun: collections.Counter[int] = collections.Counter()  # how many groups reached their n-th block
         self.future: Tensor | None = None
 
     def begin(self, prompts: list[Tensor]) -> None:
-        """Place the prompts, choose block sizes, show the whole blocks of the prompts to the network."""
+        """Place the prompts, choose block sizes, and give the complete blocks of the prompts to the network."""
         maker, length = self.maker, self.tokens.shape[1]
         for row, prompt in enumerate(prompts):
             self.given[row] = len(prompt)
@@ -274,7 +275,7 @@ class _Job:
             maker.inner.warn_of_infill()
 
     def _context(self, index: Tensor, known: Tensor, edges: Tensor) -> Growing:
-        """What rows are shown of their first ``known`` tokens: all, or the last that the window has room for."""
+        """Make the context of the first ``known`` tokens of rows: all of them, or the last that fit the window."""
         model, tally, rows, length = self.maker.inner.model, self.run.model, self.rows[index], known
         if self.maker.window is not None:
             length = known.clamp(max=self.maker.window - int(edges.diff().max()))
@@ -291,7 +292,7 @@ class _Job:
         return Kept(rows, length, model.fn, model.fn.prefill(shown, length, capacity))
 
     def advance(self, group: _Group) -> None:
-        """Denoise the next block of a group, and put what is left of it back: all at once where sizes agree."""
+        """Denoise the next block of a group and queue its unfinished rows; if block sizes differ, split it first."""
         begin, edges = group.begin, group.edges
         size = edges[torch.searchsorted(edges, begin, right=True)] - begin
         if bool((size != size[0]).any()):
@@ -323,7 +324,7 @@ class _Job:
             self.groups.append(_Group(index, context, begin, edges, group.turn + 1))
 
     def _denoised(self, group: _Group, tokens: Tensor, given: Tensor) -> Tensor:
-        """The block of each row of a group, by the one sampling loop; ``tokens`` hold what is given of it."""
+        """Denoise the block of each row of a group with the sampling loop; ``tokens`` holds the given tokens."""
         sampler, tally = self.maker.sampler(tokens.shape[1]), self.run.model
         model = Counter(sampler.model.given(group.context), tally.first_row, tally.nfe_rows)
         run = replace(self.run, seed=stream(self.run.seed, 1, group.turn), model=model, faults=[], _names=set())

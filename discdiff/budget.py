@@ -1,4 +1,4 @@
-"""Samplers that keep to a number of denoiser calls."""
+"""Samplers with a given number of denoiser calls."""
 
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex
@@ -23,28 +23,28 @@ def predictor_corrector(
     repeats: SupportsIndex = 1,
     corrected: Literal["first", "last"] = "first",
 ) -> Sampler:
-    r"""A sampler of at most ``nfe`` denoiser calls: equal steps, as many as can be followed by a corrector.
+    r"""Make a sampler of at most ``nfe`` denoiser calls: equal steps, as many of them as possible with a corrector.
 
-    With p calls a predictor step and c calls for all corrections after one,
+    With p calls for a predictor step and c calls for all corrector moves after a step, it takes
 
         n = floor((nfe - p) / (p + c)) corrected steps of floor((nfe - c n) / p) steps
 
-    ``Sampler.nfe`` is the sum.
+    ``Sampler.nfe`` gives the total.
 
     Args:
         process, model: as for ``Sampler``.
-        predictor, corrector: what a step does; both must declare their calls.
+        predictor, corrector: the parts of a step; both must declare their calls.
         nfe: the budget, at least p.
         repeats: corrector moves after a corrected step.
-        corrected: "first": the first n, so that what is drawn at t = 0 is left as it is, as published. "last": the last
-            n, the one that ends at t = 0 among them, where errors are not carried away by later noise; the model must
-            then have a LOO at t = 0.
+        corrected: "first": correct the first n steps, as published, so the tokens drawn at t = 0 are final. "last":
+            correct the last n, including the step to t = 0, where no later noise removes errors; the model must then
+            have a LOO at t = 0.
 
     Raises:
         TypeError: if the predictor does not move in time, or the corrector does.
         ValueError: for a budget below one predictor step, or an operator that does not declare its calls.
 
-    Reference: Uniform Diffusion Models Revisited (2026).
+    Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
     """
     for part in (predictor, corrector):
         check_operator(part, "predictor_corrector")
@@ -69,7 +69,7 @@ def predictor_corrector(
 
 @dataclass(frozen=True)
 class After:
-    """The condition t > time: steps that begin before a run comes down to this time."""
+    """The condition t > time, for the steps that start before this time."""
 
     time: float
 

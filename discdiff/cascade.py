@@ -1,8 +1,8 @@
-"""Two stages: what one sampler draws conditions the next.
+"""Two stages: the samples of the first sampler condition the second.
 
     y ~ p(y),    x ~ p(x | y)
 
-A coarse image and then a fine one, a plan and then a text: the second denoiser is a function of what the first drew.
+For instance a coarse image and then a fine one, or a plan and then a text: the second denoiser takes y as an input.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["Cascade"]
 
 
 class Cascade:
-    """A sampler, and one whose denoiser is called as fn(x, time, y) with the tokens y (B, L1) that the first drew.
+    """A sampler, and a second one whose denoiser is called as fn(x, time, y) with the first one's tokens y (B, L1).
 
     Args:
         first: a ``Sampler`` or a ``Blockwise``.
@@ -47,14 +47,14 @@ class Cascade:
         listen: bool = False,
         device: torch.device | str | None = None,
     ) -> tuple[Samples, Samples]:
-        """Draw both stages; rows are functions of (seed, first_row + b).
+        """Draw both stages; row b depends on (seed, first_row + b).
 
         Args:
             batch: B.
-            lengths: of the first stage and of the second.
+            lengths: the lengths of the first and of the second stage.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            listen: make every choice a Pyro site, as of ``Sampler.sample``, under "first/" and "second/".
+            listen: make every choice a Pyro site, as in ``Sampler.sample``, under "first/" and "second/".
             device: where to sample; by default where the first model's parameters lie.
         """
         batch, first_row = check_rows("sample", batch, first_row)

@@ -1,7 +1,7 @@
-"""What callers give, looked at in one way: whole numbers, real ones, arrays, devices, and what fits in memory.
+"""Checks of arguments: whole numbers, real numbers, arrays, devices, and sizes that fit in memory.
 
-Every public number goes through ``whole`` or ``real``: numpy's and torch's scalars are numbers, truth values, strings
-and NaN are none, and a fraction is no whole number. The error names the argument, what is accepted and what was got.
+Every public number goes through ``whole`` or ``real``. Scalars of numpy and torch are numbers; bools, strings and NaN
+are not; a fraction is not a whole number. The error names the argument, the accepted values and the given one.
 """
 
 import math
@@ -26,16 +26,16 @@ _NAMES.maxother = _NAMES.maxstring = 80
 
 
 def shown(value: object) -> str:
-    """A short repr for an error."""
+    """Return a short repr for an error message."""
     return _NAMES.repr(value)
 
 
 def whole(value: object, name: str, least: int | None = None, most: int | None = None) -> int:
-    """The value as an int, if it is a whole number from ``least`` to ``most``.
+    """Return the value as an int if it is a whole number from ``least`` to ``most``.
 
     Raises:
-        TypeError: for what is no whole number: truth values, fractions (2.0 too), strings, arrays.
-        ValueError: for one out of range.
+        TypeError: for other types: bools, fractions (2.0 too), strings, arrays.
+        ValueError: for a number out of range.
     """
     number = _index(value)
     if number is None:
@@ -48,10 +48,10 @@ def whole(value: object, name: str, least: int | None = None, most: int | None =
 
 
 def wholes(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
-    """Several whole numbers, from a sequence or a tensor of them.
+    """Return whole numbers from a sequence or a tensor of them.
 
     Raises:
-        TypeError, ValueError: as ``whole``, or for what cannot be iterated.
+        TypeError, ValueError: as in ``whole``, or for a value that cannot be iterated.
     """
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} must be a sequence of whole numbers, got {shown(values)}")
@@ -59,31 +59,31 @@ def wholes(values: object, name: str, least: int | None = None, most: int | None
 
 
 def listing(values: object, name: str) -> list[Any]:
-    """The values as a list, of a sequence or a row of an array."""
+    """Return a sequence or an array of one axis as a list."""
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} must be a sequence, got {shown(values)}")
     return list(values)
 
 
 def several(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
-    """One whole number, or several: always as a tuple."""
+    """Return one whole number, or several, as a tuple."""
     if isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0:
         return wholes(values, name, least, most)
     return (whole(values, name, least, most),)
 
 
 def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = "") -> float:
-    """The value as a float, if it is a number in an interval such as "[0, 1)"; an end that is infinite is never in it.
+    """Return the value as a float if it lies in an interval such as "[0, 1)"; infinite ends are excluded.
 
     Args:
-        value: what was given.
-        name: of the argument.
-        interval: what is accepted.
-        beside: what else is accepted, for the error.
+        value: the given value.
+        name: the name of the argument.
+        interval: the accepted interval.
+        beside: other accepted values, for the error.
 
     Raises:
-        TypeError: for what is no number: truth values, strings, arrays.
-        ValueError: for one outside the interval; NaN is outside all.
+        TypeError: for other types: bools, strings, arrays.
+        ValueError: for a number outside the interval; NaN is always outside.
     """
     found = number(value, name, f"a number in {interval}{beside}")
     low, high = (float(end) for end in interval[1:-1].split(","))
@@ -95,10 +95,10 @@ def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = 
 
 
 def number(value: object, name: str, accepted: str) -> float:
-    """The value as a float, if it is one number of any size.
+    """Return the value as a float if it is a single number.
 
     Raises:
-        TypeError: for what is no number: truth values, strings, arrays.
+        TypeError: for other types: bools, strings, arrays.
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"{name} must be {accepted}, got one to be learned; learn it in a Schedule of your own")
@@ -109,10 +109,10 @@ def number(value: object, name: str, accepted: str) -> float:
 
 
 def decided(value: object, name: str) -> bool:
-    """The value, if it is True or False.
+    """Return the value if it is True or False.
 
     Raises:
-        TypeError: for anything else: 1 and "no" are no answers.
+        TypeError: for anything else, including 1 and "no".
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
@@ -120,15 +120,15 @@ def decided(value: object, name: str) -> bool:
 
 
 def seeded(seed: object, name: str) -> int:
-    """A 64-bit key of randomness: the one given, or one from torch's global generator for None."""
+    """Return a 64-bit seed: the given one, or for None one from torch's global generator."""
     return int(torch.randint(2**62, ())) if seed is None else whole(seed, name, 0, LAST_SEED)
 
 
 def array(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:
-    """The value as a tensor, from nested sequences and numpy's arrays too.
+    """Return the value as a tensor; nested sequences and numpy arrays are accepted.
 
     Raises:
-        TypeError: for what is no array of numbers.
+        TypeError: if it is not an array of numbers.
     """
     try:
         return torch.as_tensor(value, dtype=dtype)
@@ -137,25 +137,25 @@ def array(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def token_ids(value: object, name: str, accepted: str) -> Tensor:
-    """The value as a tensor of whole numbers of any shape.
+    """Return the value as a tensor of whole numbers of any shape.
 
     Raises:
-        TypeError: for what is no array of numbers.
-        ValueError: for fractions and truth values.
+        TypeError: if it is not an array of numbers.
+        ValueError: for fractions and bools.
     """
     ids = array(value, name)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        if ids.numel() == 0:  # what an empty list makes
+        if ids.numel() == 0:  # an empty list gives an empty float tensor
             return ids.to(torch.int64)
         raise ValueError(f"{name} must hold {accepted}, got {ids.dtype}")
     return ids
 
 
 def placed(device: object, name: str) -> torch.device:
-    """The device, if there is one of that name here.
+    """Return the device if this machine has it.
 
     Raises:
-        TypeError, ValueError: for a name that is none, or of what this machine does not have.
+        TypeError, ValueError: for an invalid name, or a device that this machine does not have.
     """
     if not isinstance(device, str | torch.device):
         raise TypeError(f"{name} must be a device such as 'cpu' or 'cuda', got {shown(device)}")
@@ -169,7 +169,7 @@ def placed(device: object, name: str) -> torch.device:
 
 
 def affordable(numbers: int, what: str) -> None:
-    """Raise ValueError if so many numbers of eight bytes are more than this machine's memory: told, not tried."""
+    """Raise ValueError, before any allocation, if so many numbers of 8 bytes exceed this machine's memory."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
     if numbers * 8 > has:
         raise ValueError(
@@ -178,10 +178,10 @@ def affordable(numbers: int, what: str) -> None:
 
 
 def extent(batch: object, length: object) -> tuple[int, int]:
-    """(B, L) of a prior.
+    """Return (B, L) of a prior, checked.
 
     Raises:
-        TypeError, ValueError: if they are no whole numbers, or too large.
+        TypeError, ValueError: if they are not whole numbers, or too large.
     """
     size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
     affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
@@ -203,7 +203,7 @@ def check_ids(x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
 
 
 def _index(value: object) -> int | None:
-    """As an int, or None for what is no whole number."""
+    """Return the value as an int, or None if it is not a whole number."""
     kind = getattr(value, "dtype", None)
     if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or (kind is not None and "bool" in str(kind)):
         return None
@@ -214,7 +214,7 @@ def _index(value: object) -> int | None:
 
 
 def _float(value: object) -> float | None:
-    """As a float, or None for what is no real number."""
+    """Return the value as a float, or None if it is not a real number."""
     kind = getattr(value, "dtype", None)
     if isinstance(value, bool | str | bytes) or getattr(value, "ndim", 0) != 0 or "bool" in str(kind):
         return None
@@ -229,7 +229,7 @@ def _float(value: object) -> float | None:
 
 
 def check_law(law: object, name: str) -> Float[Tensor, " N"]:
-    """A law as float64 with sum 1, up to rounding.
+    """Return a law as float64, normalised to sum 1 up to rounding.
 
     Raises:
         ValueError: if it is not a vector of probabilities.
@@ -237,5 +237,5 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
     tensor = array(law, name, torch.float64)
     if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):
         raise ValueError(f"{name} must hold probabilities that sum to 1, got {shown(law)}")
-    scaled = abs(float(tensor.sum()) - 1) <= len(tensor) * torch.finfo(torch.float64).eps  # once, and not again
+    scaled = abs(float(tensor.sum()) - 1) <= len(tensor) * torch.finfo(torch.float64).eps  # so a second call keeps it
     return tensor.clone() if scaled else tensor / tensor.sum()

@@ -1,4 +1,4 @@
-"""What every random choice is: a Pyro distribution over a batch of rows, whose randomness is keyed."""
+"""Base class of all random choices: a Pyro distribution over a batch of rows with keyed randomness."""
 
 import math
 from abc import abstractmethod
@@ -20,27 +20,27 @@ __all__ = ["Choice", "Key", "Repeated"]
 
 @dataclass(frozen=True)
 class Key:
-    """Where randomness is used: the value of a choice is a function of the key and nothing else."""
+    """The key of keyed randomness: the value of a choice depends on its law and its key alone."""
 
     seed: int
-    rows: Int[Tensor, " B"]  # ids that travel with the rows
-    step: int = 0  # step and slot, packed (Run.counter)
+    rows: Int[Tensor, " B"]  # row ids; a row keeps its id in every sub-batch
+    step: int = 0  # step and slot, packed (``Run.key``)
     tag: int = 0
-    # On a GPU a bad row is noted here instead of raised at once: raising would stop the device at every draw.
+    # On a GPU a bad row sets a flag here. Raising at once would synchronise the device at every draw.
     faults: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def fresh(cls, batch: int, device: torch.device) -> "Key":
-        """A key from torch's global generator, for draws made outside a sampler."""
+        """Make a key from torch's global generator, for draws outside a sampler."""
         return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
 
     @property
     def watch(self) -> Watch:
-        """Who is told of what cannot be drawn from."""
+        """The ``Watch`` that reports rows without a valid law."""
         return Watch(self.rows, self.faults)
 
     def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """Two float64 uniforms for each position of each row."""
+        """Return two float64 uniforms for each position of each row."""
         positions = torch.arange(length, device=self.rows.device)
         return kernels.uniforms(
             seed=self.seed, rows=self.rows[:, None], positions=positions, step=self.step, tag=self.tag
@@ -48,7 +48,7 @@ class Key:
 
 
 class _Possible(constraints.Constraint):
-    """The values that a choice may take."""
+    """The constraint that a value has positive probability under a choice."""
 
     is_discrete = True
 
@@ -61,10 +61,10 @@ class _Possible(constraints.Constraint):
 
 
 class Choice(TorchDistribution):
-    """A law over one value a row. Subclasses give ``_draw``, ``_log_prob`` and ``fork``.
+    """A law with one value a row. Subclasses define ``_draw``, ``_log_prob`` and ``fork``.
 
-    The one batch axis is that of the rows, which key the randomness: a choice can neither get another one, nor give
-    this one up. ``_log_prob`` gets values that have the choice's shape, (*sample, B, *event), whole numbers as int64.
+    The only batch axis is that of the rows, whose ids key the randomness; it can be neither removed nor extended.
+    ``_log_prob`` gets values of the shape (*sample, B, *event), with whole numbers as int64.
 
     Attributes:
         kind: the dtype of values.
@@ -87,11 +87,15 @@ class Choice(TorchDistribution):
 
     @abstractmethod
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
-        """Every possible value of every row: (row it belongs to, value, log-probability), impossible ones left out."""
+        """Return every possible value of every row: (its row, value, log-probability); impossible ones left out."""
+
+    def __repr__(self) -> str:
+        event = f", event {tuple(self.event_shape)}" if self.event_shape else ""
+        return f"{type(self).__name__}({self.batch_shape[0]} rows{event})"
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by the key that was attached; several, or without a key, by fresh ones from torch's generator."""
+        """Draw with the attached key. Several samples, or a draw without a key, use keys from torch's generator."""
         batch = self.batch_shape[0]
         if not sample_shape:
             return self._draw(self.key or Key.fresh(batch, self.device))
@@ -100,11 +104,11 @@ class Choice(TorchDistribution):
         return draws[:count].reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Float[Tensor, "*sample B"]:
-        """The log-probability of values, -inf where one is impossible.
+        """Return the log-probability of values, -inf where one is impossible.
 
         Args:
-            value: (*sample, B, *event), where B may be 1 or left out for a value that all rows have; of a choice of one
-                row, any number of values.
+            value: (*sample, B, *event); B may be 1 or absent if all rows have the same value. For a choice of one row,
+                any number of values.
 
         Raises:
             ValueError: for another event shape, or another number of rows.
@@ -128,29 +132,29 @@ class Choice(TorchDistribution):
         return log_p.where(whole.flatten(value.ndim - events).all(-1) if events else whole, -torch.inf)
 
     def entropy(self) -> Float[Tensor, " B"]:
-        """The entropy of each row in nats, summed over all possible values."""
+        """Return the entropy of each row in nats, by a sum over all possible values."""
         parent, _, log_p = self.fork()
         return log_p.new_zeros(self.batch_shape).index_add(0, parent, -log_p.exp() * log_p)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        """The possible values, as a constraint."""
+        """The set of possible values, as a constraint."""
         return _Possible(self)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Every value that is possible in some row, (M, B, *event); (M, 1, *event) if not expanded.
+        """Return every value that is possible in some row, (M, B, *event); (M, 1, *event) if not expanded.
 
-        Where rows differ in what is possible, ``log_prob`` tells them apart.
+        If the rows differ in their possible values, ``log_prob`` gives -inf where a value is impossible.
         """
         values = self.fork()[1]
         values = (values if self.batch_shape == (1,) else values.unique(dim=0))[:, None]
         return values.expand(-1, *self.batch_shape, *self.event_shape) if expand else values
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Choice":
-        """The choice of one row for each of many.
+        """Expand the choice of one row to many rows, each with its own randomness.
 
         Raises:
-            ValueError: for anything else, as there is one batch axis.
+            ValueError: for any other expansion, as there is only one batch axis.
         """
         if tuple(batch_shape) == tuple(self.batch_shape):
             return self
@@ -162,15 +166,15 @@ class Choice(TorchDistribution):
         )
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """Itself for 0 axes; others are refused."""
+        """Return itself for 0 axes; refuse others."""
         return self if reinterpreted_batch_ndims == 0 else self._refuse("to_event")
 
     def independent(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """As ``to_event``."""
+        """Same as ``to_event``."""
         return self.to_event(reinterpreted_batch_ndims)
 
     def mask(self, mask: bool | Tensor) -> "Choice":
-        """Itself for True; others are refused."""
+        """Return itself for True; refuse other masks."""
         return self if mask is True else self._refuse("mask")
 
     def _refuse(self, what: str) -> NoReturn:
@@ -181,7 +185,7 @@ class Choice(TorchDistribution):
 
 
 class Repeated(Choice):
-    """The law of one row, for each of B rows, each with its own randomness.
+    """The law of one row, repeated for B rows, each with its own randomness.
 
     Args:
         one: the choice, of one row.

@@ -35,18 +35,18 @@ __all__ = ["main", "parse_operator"]
 
 
 BLOCK, WINDOW = 16, 128  # of the text example
-_MANY = 1 << 20  # at most so many of anything that is counted
+_MANY = 1 << 20  # the largest number accepted for any count
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what was wrong in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"discdiff: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = _Parser(prog="discdiff", description="Discrete diffusion samplers that are checked against exact laws.")
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="sample from one of the two trained examples")
@@ -128,7 +128,7 @@ def _digits(arguments: argparse.Namespace) -> None:
 
 
 def picture(tokens: Int[Tensor, "B 64"], columns: int = 10, zoom: int = 6, gap: int = 1) -> Int[Tensor, "H W"]:
-    """Images in rows of ``columns``, pixels magnified, with a white gap between them."""
+    """Arrange images in rows of ``columns``, with magnified pixels and a white gap between them."""
     columns = min(columns, len(tokens))
     rows = -(-len(tokens) // columns)
     padded = torch.nn.functional.pad(tokens, (0, 0, 0, rows * columns - len(tokens)))
@@ -201,7 +201,7 @@ def _list(arguments: argparse.Namespace) -> None:
         try:
             made: Operator | None = kind()
         except TypeError:
-            made = None  # it needs arguments
+            made = None  # its constructor needs arguments
         if made is None:
             table.add_row(f"{name}{inspect.signature(kind)}", "", "", "", "")
         else:
@@ -233,7 +233,7 @@ def _pyplot() -> ModuleType:
 
 
 def _check_out(out: Path, pyplot: ModuleType | None = None, option: str = "--out") -> None:
-    """Found out before the work, not after it."""
+    """Check the output path before the work starts."""
     if not out.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {out.parent}")
     if out.is_dir():

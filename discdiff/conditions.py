@@ -1,15 +1,16 @@
-r"""One joint denoiser, many laws: what is held fixed, at which time, and what else a network is told.
+r"""Conditional and marginal denoisers from one joint denoiser, and denoisers with an extra input.
 
-A denoiser that takes a time for every site is at once the denoiser of every conditional and marginal law:
+A denoiser that takes a time for every site also gives every conditional and marginal law of its sites:
 
     joint         every site moves from noise to data      the model itself
     conditional   the others are held clean, at time 0     p(x_A | x_B)
     marginal      the others are held noise, at time 1     p(x_A), B summed out
 
-since at time 0 a site is known and at time 1 nothing is known of it. Nothing is approximate in this but the network; on
-an absorbing process the tokens say the time, so that any masked denoiser will do.
+At time 0 a site is known exactly; at time 1 its state carries no information. For an exact network both laws are exact.
+On an absorbing process the tokens show the time, so any masked denoiser works.
 
-Reference: one model for all of them, with a time for each modality (UniDiffuser, Bao et al., 2023).
+Reference: UniDiffuser, one model for all of them with a time for each modality (Bao et al., 2023,
+https://arxiv.org/abs/2303.06555).
 """
 
 from dataclasses import dataclass
@@ -27,15 +28,15 @@ from discdiff.output import unshifted
 __all__ = ["Alphabets", "Among", "conditional", "conditioned", "marginal"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Among(Context):
-    """Some sites of a longer sequence, the others held at states and times of their own.
+    """Some sites of a longer sequence; the others are held at given states and times.
 
     Attributes:
-        rows: (B,) ids of the rows; one row stands for any.
-        moving: (L,) the sites that the denoiser is asked about.
-        states: (B, L) the states of the others; those of moving sites are not looked at.
-        time: (L,) their times.
+        rows: (B,) ids of the rows; a single row serves any id.
+        moving: (L,) the sites whose logits are returned.
+        states: (B, L) the states of the other sites; those of moving sites are ignored.
+        time: (L,) the times of the other sites.
     """
 
     rows: Int[Tensor, " B"]
@@ -55,18 +56,21 @@ class Among(Context):
     def queries(self, width: int, rows: Tensor) -> int:
         return len(self.moving) * len(rows)
 
+    def __repr__(self) -> str:
+        return f"Among({int(self.moving.sum())} of {len(self.moving)} sites move)"
+
 
 def conditional(model: Denoiser, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> Denoiser:
-    """The denoiser of p(x_A | x_B): a sequence of the moving sites A alone, the others clean.
+    """Return the denoiser of p(x_A | x_B): its sequences are the moving sites A; the other sites are held clean.
 
     Args:
-        model: the denoiser of whole sequences, with a time for each site, or absorbing.
-        x0: (L,) or (B, L) tokens; those of moving sites are not looked at.
+        model: the denoiser of whole sequences; it takes a time for each site, or its process is absorbing.
+        x0: (L,) or (B, L) tokens; those of moving sites are ignored.
         moving: (L,) the sites A.
         first_row: the id of the first row of x0.
 
     Raises:
-        ValueError: if it cannot be told that sites differ, or for tokens or sites out of range.
+        ValueError: if the model cannot give sites different times, or for tokens or sites out of range.
     """
     check_denoiser(model, "conditional")
     x0, first_row = token_ids(x0, "conditional: x0", "tokens"), whole(first_row, "conditional: first_row", 0)
@@ -81,17 +85,17 @@ def conditional(model: Denoiser, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, "
 
 
 def marginal(model: Denoiser, moving: Bool[Tensor, " L"], seed: int = 0) -> Denoiser:
-    """The denoiser of p(x_A): a sequence of the moving sites A alone, the others one draw of the noise.
+    """Return the denoiser of p(x_A): its sequences are the moving sites A; the other sites hold one draw of noise.
 
-    An exact network does not look at noise of time 1, so the draw does not matter to it.
+    The output of an exact network does not depend on noise at time 1, so the draw does not matter.
 
     Args:
-        model: the denoiser of whole sequences, with a time for each site, or absorbing.
+        model: the denoiser of whole sequences; it takes a time for each site, or its process is absorbing.
         moving: (L,) the sites A.
-        seed: of the noise.
+        seed: the seed of the noise.
 
     Raises:
-        ValueError: if it cannot be told that sites differ, or for sites out of range.
+        ValueError: if the model cannot give sites different times, or for sites out of range.
     """
     check_denoiser(model, "marginal")
     moving, seed = array(moving, "marginal: moving"), whole(seed, "marginal: seed", 0, LAST_SEED)
@@ -100,15 +104,15 @@ def marginal(model: Denoiser, moving: Bool[Tensor, " L"], seed: int = 0) -> Deno
 
 
 def conditioned(model: Denoiser, condition: Tensor, first_row: int = 0) -> Denoiser:
-    """The same model told something about every row, a class or an embedded text: fn(x, time, condition).
+    """Return the same model with an extra input for each row, a class or an embedded text: fn(x, time, condition).
 
     Args:
-        model: its function takes a third argument.
-        condition: (B, ...), one entry a row, of whatever type the function takes; one row stands for any.
+        model: a denoiser whose function takes a third argument.
+        condition: (B, ...), one entry a row, of a type that the function takes; a single row serves any id.
         first_row: the id of the first row.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: if ``condition`` has no row.
     """
     check_denoiser(model, "conditioned")
     first_row = whole(first_row, "conditioned: first_row", 0)
@@ -120,17 +124,17 @@ def conditioned(model: Denoiser, condition: Tensor, first_row: int = 0) -> Denoi
 
 
 class Alphabets:
-    """A network's function kept to an alphabet of its own at every site: several vocabularies in one sequence.
+    """A network's function restricted to the allowed tokens of each site: several vocabularies in one sequence.
 
-    The joint vocabulary holds all of them side by side. On masked processes noise is one mask for all; where tokens are
-    noise it would have to be each site's own, which no process here has.
+    The joint vocabulary holds all alphabets side by side. Non-absorbing processes are refused: their noise would have
+    to differ between sites, which no process here supports.
 
     Args:
-        model: the denoiser whose function is kept, on an absorbing process.
-        allowed: (L, V), which tokens a site may hold.
+        model: the denoiser whose function is restricted, on an absorbing process.
+        allowed: (L, V), the tokens that each site may hold.
 
     Raises:
-        ValueError: if the process is not absorbing, the shape is wrong, or a site may hold nothing.
+        ValueError: if the process is not absorbing, the shape is wrong, or a site allows no token.
     """
 
     def __init__(self, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> None:
@@ -151,12 +155,12 @@ class Alphabets:
 
     @property
     def frame(self) -> tuple[int, int] | None:
-        """Of the function that is kept."""
+        """The ``frame`` of the wrapped function."""
         return getattr(self.fn, "frame", None)
 
     @classmethod
     def of(cls, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> Denoiser:
-        """The same model, kept so."""
+        """Return the same model with its function restricted."""
         return model.calling(cls(model, allowed))
 
 

@@ -1,7 +1,7 @@
-"""What a denoiser is shown beside the block it denoises: the clean tokens before it, kept or shown again.
+"""Extra inputs of a denoiser: the clean tokens before a block, cached or evaluated again, or a condition.
 
-A network that keeps what it computed of clean tokens says so by having ``prefill``, ``extend`` and ``evaluate``
-(``Cached``); then a call costs the block alone. Any other is shown the whole prefix again in every call.
+A network with a cache of clean tokens has ``prefill``, ``extend`` and ``evaluate`` (``Cached``); then a call evaluates
+the block alone. Any other network evaluates the whole prefix again in every call.
 """
 
 from abc import ABC, abstractmethod
@@ -25,66 +25,66 @@ C = TypeVar("C", bound="RowCache")
 
 
 def clean_states(process: "Process", tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Tokens as states of time 0; a noise token beside them is another one, so that they are not hidden."""
+    """Return tokens as states of time 0. A source token is set to another token, so that no site is hidden."""
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 
 @runtime_checkable
 class RowCache(Protocol):
-    """What a network keeps of the clean tokens of a batch."""
+    """A network's cache of the clean tokens of a batch."""
 
     def select(self: C, rows: Int[Tensor, " R"]) -> C:
-        """What it keeps of some rows, which may repeat."""
+        """Return the cache of some rows, which may repeat."""
         ...
 
 
 @runtime_checkable
 class Cached(Protocol[C]):
-    """A network with a cache. One that has ``score(cache, x)`` too gives p(. | prefix, x_{<i}) in one call."""
+    """A network with a cache. If it also has ``score(cache, x)``, this gives p(. | prefix, x_{<i}) in one call."""
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> C:
-        """Keep the first ``length`` tokens of each row; at most ``capacity`` will ever be kept."""
+        """Cache the first ``length`` tokens of each row; the cache will hold at most ``capacity`` tokens."""
         ...
 
     def extend(self, cache: C, tokens: Int[Tensor, "B n"]) -> None:
-        """Put a clean block, of states, behind the prefix."""
+        """Append a clean block of states to the prefix."""
         ...
 
     def evaluate(self, cache: C, x: Int[Tensor, "B n"], time: Float[Tensor, "B *n"] | None) -> Tensor:
-        """What the network says of a noisy block behind the prefix, (B, n, V)."""
+        """Return the network's output for a noisy block after the prefix, (B, n, V)."""
         ...
 
 
 @runtime_checkable
 class AtOnce(Protocol):
-    """A network that takes every block of given sequences, each behind the clean ones before it, in one pass."""
+    """A network that evaluates all blocks of given sequences in one pass, each after the clean blocks before it."""
 
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None, block: int
     ) -> Tensor:
-        """What the network says of noisy blocks x behind the clean ones of x0, (B, L, V)."""
+        """Return the network's output for noisy blocks x, each after the clean blocks of x0 before it, (B, L, V)."""
         ...
 
 
 class Context(ABC):
-    """Clean prefixes of a batch of rows.
+    """Clean prefixes, or another extra input, of a batch of rows.
 
     Attributes:
-        rows: (B,) ids of the rows; one row stands for any.
+        rows: (B,) ids of the rows; a single row serves any id.
     """
 
     rows: Int[Tensor, " B"]
 
     @abstractmethod
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
-        """What the denoiser's function says of the block x of these rows, at times t."""
+        """Return the output of the denoiser's function for the block x of these rows, at times t."""
 
     @abstractmethod
     def queries(self, width: int, rows: Tensor) -> int:
-        """Tokens that a call for a block of this width puts through the network."""
+        """Return the number of tokens that the network evaluates in a call for a block of this width."""
 
     def places(self, rows: Tensor) -> Int[Tensor, " R"]:
-        """Where in the batch these rows are."""
+        """Return the index of these rows in the batch."""
         return torch.zeros_like(rows) if len(self.rows) == 1 else torch.searchsorted(self.rows, rows)
 
 
@@ -92,31 +92,31 @@ class Growing(Context):
     """Prefixes that grow while a sequence is generated.
 
     Attributes:
-        length: (B,) clean tokens of each.
+        length: (B,) the number of clean tokens of each.
     """
 
     length: Int[Tensor, " B"]
 
     @abstractmethod
     def extend(self, tokens: Int[Tensor, "B n"]) -> None:
-        """Put a clean block, of states, behind the prefix."""
+        """Append a clean block of states to the prefix."""
 
     @abstractmethod
     def select(self, index: Int[Tensor, " R"]) -> "Growing":
-        """The context of some rows, by their place in the batch."""
+        """Return the context of some rows, by their index in the batch."""
 
 
 class Shown(Growing):
-    """The prefix is shown again in every call, at time 0; what comes after the block, if anything, at time 1.
+    """A prefix that the network evaluates in every call, at time 0; sites after the block, if any, have time 1.
 
-    Rows with prefixes of one length are shown together: a network without a cache knows no padding. A call for all of
-    them writes the block alone; the prefix is copied once a block.
+    Rows with prefixes of equal length are evaluated together, as a network without a cache has no padding. A call for
+    all rows copies the block alone; the prefix is copied once a block.
 
     Args:
-        rows: (B,) ids of the rows; one row stands for any.
-        length: (B,) how much of each prefix counts.
+        rows: (B,) ids of the rows; a single row serves any id.
+        length: (B,) the number of valid tokens of each prefix.
         tokens: (B, P) the prefixes, as states.
-        future: (B, L) noise for the sites after the block, for a network that always sees whole sequences; or None.
+        future: (B, L) noise for the sites after the block, for a network that takes only whole sequences; or None.
     """
 
     def __init__(
@@ -165,13 +165,13 @@ class Shown(Growing):
 
 
 class _Aligned:
-    """Rows with prefixes of one length: prefix, block and future beside each other, in one tensor for each block.
+    """Rows with prefixes of equal length: prefix, block and future in one tensor, reused in all calls of a block.
 
-    The network is handed a copy of ``_when_written``. So an input that is kept, by the function or for a gradient,
-    never changes, and one that is edited changes nothing here.
+    The network gets a copy made by ``_when_written``. So an input that the function or a gradient keeps never changes,
+    and an in-place edit by the function has no effect here.
 
     Args:
-        place: (A,) where in the batch the rows are, in order.
+        place: (A,) the index of the rows in the batch, in order.
         prefix: (A, P) clean states.
         future: (A, L), or None.
     """
@@ -179,9 +179,9 @@ class _Aligned:
     def __init__(self, place: Int[Tensor, " A"], prefix: Int[Tensor, "A P"], future: Int[Tensor, "A L"] | None) -> None:
         self.place, self.length, self.future = place, prefix.shape[1], future
         self._tokens = prefix if future is None else torch.cat([prefix, future[:, prefix.shape[1] :]], 1)
-        self._width = 0  # of the block that is behind the prefix
+        self._width = 0  # of the block after the prefix
         self._time: Tensor | None = None
-        self._timed: Denoiser | None = None  # whose time argument that is
+        self._timed: Denoiser | None = None  # the denoiser that made self._time
 
     @property
     def prefix(self) -> Int[Tensor, "A P"]:
@@ -189,17 +189,17 @@ class _Aligned:
         return self._tokens[:, : self.length]
 
     def extend(self, clean: Int[Tensor, "A n"]) -> None:
-        """Put a clean block behind the prefix."""
+        """Append a clean block to the prefix."""
         self._put(clean)
         if self.future is not None and self._timed is not None and self._time is not None and self._time.ndim == 2:
             now = self._timed.time_argument(clean.new_zeros(len(clean), 2, dtype=torch.float64))
             assert now is not None
-            self._time = self._time.detach()  # of a clock that is learned, a call makes its own
+            self._time = self._time.detach()  # with a learned schedule every call makes its own
             self._time[:, self.length : self.length + self._width] = now.detach()[:, :1]
         self.length, self._width = self.length + clean.shape[1], 0
 
     def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
-        """What the function says of the block x of the rows at some places; of all of them, only x is copied."""
+        """Return the function's output for the block x of the rows at ``place``; for all rows only x is copied."""
         if torch.equal(place, self.place):
             self._put(x)
             z, kept = self._tokens, self._time if _same_clock(model, self._timed) else None
@@ -218,7 +218,7 @@ class _Aligned:
             )
         if model.shift:
             return out[:, begin - 1 : end - 1].clone() if begin else unshifted(out[:, :end])
-        return out[:, begin:end].clone()  # the rest need not stay in memory
+        return out[:, begin:end].clone()  # so that the rest can be freed
 
     def _put(self, x: Int[Tensor, "A n"]) -> None:
         begin, n = self.length, x.shape[1]
@@ -235,7 +235,7 @@ class _Aligned:
         return torch.cat([self.prefix[which], x, *after], 1)
 
     def _times(self, model: "Denoiser", t: Float[Tensor, "R n"], kept: Tensor | None) -> Tensor | None:
-        """The function's time argument of all sites; that of an earlier call is written into where the block is."""
+        """Return the function's time argument of all sites; only the block's part of ``kept`` is rewritten."""
         begin, n = self.length, t.shape[1]
         if kept is not None and kept.ndim == 2 and not kept.requires_grad:
             own = model.time_argument(t)
@@ -252,7 +252,7 @@ class _Aligned:
 
 
 def _same_clock(one: "Denoiser", other: "Denoiser | None") -> bool:
-    """Whether both are told the same times."""
+    """Whether both denoisers make the same time argument."""
     if other is None or one.process.schedule is not other.process.schedule:
         return False
     return all(
@@ -261,19 +261,19 @@ def _same_clock(one: "Denoiser", other: "Denoiser | None") -> bool:
 
 
 def _when_written(x: Tensor) -> Tensor:
-    """A copy of x, made only when one of both is written to while the other is there, where torch has such copies."""
+    """Copy x; where torch has lazy copies, the data is copied only when one of both is written to."""
     lazy = getattr(torch, "_lazy_clone", None)
     return lazy(x) if lazy is not None and x.device.type in ("cpu", "cuda") else x.clone()
 
 
 @dataclass
 class Kept(Growing, Generic[C]):
-    """The network keeps the prefix.
+    """A prefix in the network's cache.
 
     Attributes:
-        network: has ``prefill``, ``extend``, ``evaluate``, and perhaps ``score``.
-        cache: what it keeps.
-        pending: tokens a row that the next call takes in beside the block.
+        network: has ``prefill``, ``extend``, ``evaluate``, and possibly ``score``.
+        cache: the network's cache.
+        pending: tokens a row that the next call evaluates together with the block.
     """
 
     rows: Int[Tensor, " B"]
@@ -287,13 +287,13 @@ class Kept(Growing, Generic[C]):
         return self.network.evaluate(self._of(rows), x.clone(), None if time is None else time.clone())
 
     def score(self, x: Int[Tensor, "R n"], rows: Tensor) -> Tensor:
-        """The network's own ``score``."""
+        """Call the network's ``score``."""
         return self.network.score(self._of(rows), x.clone())  # type: ignore[attr-defined]
 
     def _of(self, rows: Tensor) -> C:
         place = self.places(rows)
         if torch.equal(place, torch.arange(len(self.rows), device=place.device)):
-            self.pending = 0  # taken in for good
+            self.pending = 0  # this call adds them to the cache
             return self.cache
         return self.cache.select(place)
 
@@ -310,15 +310,15 @@ class Kept(Growing, Generic[C]):
 
 @dataclass
 class Behind(Context):
-    """Every block of given sequences at once, each behind the clean ones before it: what likelihoods and training need.
+    """All blocks of given sequences at once, each after the clean blocks before it, for likelihoods and training.
 
-    A network that has ``blocks_at_once(x0, x, time, block)`` takes one pass; another is shown each block with its
+    A network that has ``blocks_at_once(x0, x, time, block)`` takes one pass; any other evaluates each block with its
     prefix.
 
     Attributes:
         tokens: (B, L) the clean sequences, as states.
         block: the block size.
-        future: as of ``Shown``.
+        future: as in ``Shown``.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -345,7 +345,7 @@ class Behind(Context):
 
 @dataclass
 class Along(Context):
-    """No prefix, but something for every row that the function takes as a third argument, fn(x, time, condition).
+    """No prefix, but a condition for every row as third argument of the function: fn(x, time, condition).
 
     Attributes:
         condition: (B, ...), one entry a row.

@@ -1,4 +1,4 @@
-"""How a checkpoint is called and what its output means: one record, and all that families differ in is a field."""
+"""How a checkpoint is called and what its output means, as one record; families differ in its fields only."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,35 +21,35 @@ Attention = Literal["ones", "bidirectional"] | None
 
 @dataclass(frozen=True)
 class Convention:
-    """What must be known to use a network as a denoiser.
+    """All that is needed to use a network as a denoiser.
 
     Attributes:
-        family: whose convention it is.
+        family: the family of checkpoints.
         process: the forward process it was trained for, schedule included.
-        predicts: what its output means, as for ``Denoiser``.
-        columns: the width of its output. The first ones count: V of them, S where it predicts ratios.
+        predicts: the meaning of its output, as for ``Denoiser``.
+        columns: the width of its output. Only the first columns are used: V, or S if it predicts ratios.
         mask_source: where the mask's id was found, for instance "config.json".
         time: the time argument, as for ``Denoiser``; None if it takes none or ignores it.
-        time_scale: what the time argument is multiplied by.
-        integer_time: whether it is rounded to a whole number then.
-        scalar_time: whether it is one a row.
-        shift: whether position i speaks of position i + 1.
+        time_scale: a factor for the time argument.
+        integer_time: whether the product is rounded to a whole number.
+        scalar_time: whether it is one number a row.
+        shift: whether position i predicts position i + 1.
         suppress: ids that are never predicted: rows beyond the tokenizer, special tokens.
         ids: the name of the argument for tokens; "" for the first positional one.
         clock: the name of the argument for the time; "" for the second positional one.
         returns: "tensor", or "logits" for an object that has them as an attribute.
-        attention: what is passed as ``attention_mask``: None, "ones" (B, L), or "bidirectional" (an additive mask of
-            zeros (1, 1, L, L), which undoes a causal one).
-        longest: the most tokens it takes, where it has a table of positions; those of the frame are not counted.
+        attention: the ``attention_mask`` argument: None, "ones" (B, L), or "bidirectional" (an additive mask of
+            zeros (1, 1, L, L), which replaces a causal one).
+        longest: the most tokens it takes, without those of the frame, if it has a table of positions.
         block: the block size of a network that was trained in blocks.
-        aligned: whether its blocks begin at multiples of that size, prompts included; or else where the prompt ends.
+        aligned: whether its blocks begin at multiples of that size, prompts included; else at the end of the prompt.
         autocast: the dtype it computes in, or None for that of its weights.
         weights: "raw", or "ema" for an exponential moving average of them.
-        frame: ids of the start and the end token that it was trained with, or None. It is shown [start] x [end] and
-            its logits are those of x: tokens and lengths do not count the ends. They are never predicted. Called by
-            itself with rows that all hold both ends, it is shown them as they are, and speaks of every site.
-        files: the files that the weights are from; "" where they are from none.
-        notes: what else a user should know, a line each.
+        frame: ids of the start and the end token that it was trained with, or None. It gets [start] x [end] and
+            returns the logits of x: tokens and lengths exclude the ends, which are never predicted. A direct call with
+            rows that all hold both ends passes them unchanged and returns the logits of every site.
+        files: the files of the weights; "" if there are none.
+        notes: other facts a user should know, a line each.
     """
 
     family: str
@@ -77,11 +77,11 @@ class Convention:
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        """Look at the frame.
+        """Check the frame.
 
         Raises:
-            TypeError, ValueError: if it is not two ids, holds the mask, or goes with a shift, which leaves a column for
-                the end and none for the first token.
+            TypeError, ValueError: if it is not two ids, holds the mask, or is combined with a shift, which has a column
+                for the end but none for the first token.
         """
         if self.frame is None:
             return
@@ -96,15 +96,15 @@ class Convention:
 
     @property
     def unpredicted(self) -> tuple[int, ...]:
-        """Ids that are never predicted: those of ``suppress``, and of the frame."""
+        """Ids that are never predicted: those of ``suppress`` and of the frame."""
         return tuple(sorted({*self.suppress, *(v for v in self.frame or () if v < self.process.vocab_size)}))
 
     def denoiser(self, network: nn.Module) -> "Loaded":
-        """The network under this convention."""
+        """Make the denoiser of a network with this convention."""
         return Loaded(network, self)
 
     def lines(self) -> dict[str, str]:
-        """What a person should look at, by name."""
+        """Describe the convention for a person to check: name -> text."""
         process, mask = self.process, self.process.mask_id
         clock: str = self.time or "none"
         if self.time is not None and (self.time_scale != 1 or self.integer_time):
@@ -134,13 +134,13 @@ class Convention:
 
 
 class Called(nn.Module):
-    """A network called as fn(x, time) under its convention: what a ``Denoiser`` wants.
+    """A network called as fn(x, time) with its convention, for a ``Denoiser``.
 
     Raises:
-        TypeError: if it does not return what the convention says, or another number of columns.
+        TypeError: if its output is not as the convention states, or has another number of columns.
     """
 
-    network: Any  # a module; what it can do beside being called, ``_called`` has looked at
+    network: Any  # a module; ``_called`` has checked its other methods
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Called(nn.Module):
 
     @property
     def frame(self) -> tuple[int, int] | None:
-        """The ids of the tokens that are put around every sequence."""
+        """The ids of the tokens put around every sequence."""
         return self.convention.frame
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
@@ -179,7 +179,7 @@ class Called(nn.Module):
         return logits if said.frame is None or held else logits[:, 1:-1]
 
     def _has_ends(self, x: Int[Tensor, "B L"]) -> bool:
-        """Whether every row holds both ends already, where an end is no noise."""
+        """Whether every row holds both ends already, on a process whose noise cannot be an end."""
         said = self.convention
         if said.frame is None or not said.process.absorbing or x.shape[1] < 2:
             return False
@@ -189,7 +189,7 @@ class Called(nn.Module):
     def _framed(
         self, x: Int[Tensor, "B L"], time: Tensor | None, frame: tuple[int, int]
     ) -> tuple[Int[Tensor, "B N"], Tensor | None]:
-        """Tokens between the ends, which are clean."""
+        """Put the ends around the tokens, at the time of clean tokens."""
         x = nn.functional.pad(x, (1, 1))
         x[:, 0], x[:, -1] = frame
         if time is not None and time.ndim == 2:
@@ -203,7 +203,7 @@ class Called(nn.Module):
         return scaled.round().long() if self.convention.integer_time else scaled
 
     def _columns(self, out: object) -> Float[Tensor, "B L C"]:
-        """The logits that count."""
+        """Return the columns of the output that are used."""
         said = self.convention
         logits = out if said.returns == "tensor" else getattr(out, "logits", None)
         if not isinstance(logits, Tensor):
@@ -226,7 +226,7 @@ class Called(nn.Module):
 
 
 class _Keeping(Called):
-    """One whose network is ``Cached``."""
+    """A called network that is ``Cached``."""
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> RowCache:
         with self._autocast(tokens.device):
@@ -242,7 +242,7 @@ class _Keeping(Called):
 
 
 class _AtOnce(_Keeping):
-    """One that takes all blocks in one pass, too."""
+    """A called network that also evaluates all blocks in one pass."""
 
     def blocks_at_once(
         self,
@@ -256,7 +256,7 @@ class _AtOnce(_Keeping):
 
 
 class _Scoring(_AtOnce):
-    """One that is autoregressive, too."""
+    """A called network that also has autoregressive scores."""
 
     def score(self, cache: RowCache, x: Int[Tensor, "B n"]) -> Tensor:
         with self._autocast(x.device):
@@ -264,7 +264,7 @@ class _Scoring(_AtOnce):
 
 
 def _called(network: nn.Module, convention: Convention) -> Called:
-    """With what the network can do beside being called."""
+    """Wrap a network in the class that fits its methods."""
     if convention.frame is not None:
         _check_frame(network, convention.frame)
     if not isinstance(network, Cached):
@@ -275,7 +275,7 @@ def _called(network: nn.Module, convention: Convention) -> Called:
 
 
 class Loaded(Denoiser):
-    """A ``Denoiser`` made from a network and its ``convention``; what there is to correct is a field of the record:
+    """A ``Denoiser`` made from a network and its ``convention``. To correct the convention, replace a field:
 
         model = replace(model.convention, shift=True).denoiser(model.network)
 
@@ -297,10 +297,10 @@ class Loaded(Denoiser):
 
     @property
     def network(self) -> nn.Module:
-        """The module itself.
+        """The module.
 
         Raises:
-            AttributeError: after ``calling`` with a function that has none.
+            AttributeError: after ``calling`` with a function that holds no module.
         """
         if isinstance(self.fn, Called):
             return self.fn.network
@@ -310,7 +310,7 @@ class Loaded(Denoiser):
 
 
 def _check_frame(network: nn.Module, frame: tuple[int, int]) -> None:
-    """Raise ValueError for a frame around a network that cannot have it."""
+    """Raise ValueError for a frame around a network that does not support it."""
     if isinstance(network, Cached):
         raise ValueError(f"Convention: frame={frame} needs a network of whole sequences, not one that keeps a prefix")
     embedding = network.get_input_embeddings() if hasattr(network, "get_input_embeddings") else None  # type: ignore[operator]
@@ -319,7 +319,7 @@ def _check_frame(network: nn.Module, frame: tuple[int, int]) -> None:
 
 
 def _kept(said: Convention) -> int:
-    """Columns that count: a ratio has one for the mask too."""
+    """Return the number of columns used; a ratio also has one for the mask."""
     return min(said.columns, said.process.columns) if said.predicts == "ratio" else said.process.vocab_size
 
 
@@ -328,7 +328,7 @@ def _dtype(network: nn.Module) -> torch.dtype:
 
 
 def _ranges(ids: tuple[int, ...]) -> str:
-    """(1, 2, 3, 7) -> 1..3, 7."""
+    """Format ids as ranges: (1, 2, 3, 7) -> 1..3, 7."""
     runs: list[list[int]] = []
     for v in sorted(ids):
         if runs and v == runs[-1][-1] + 1:

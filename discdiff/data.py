@@ -1,4 +1,4 @@
-"""The examples' data: handwritten digits, which scikit-learn ships, and English text, kept beside this file."""
+"""Data of the examples: handwritten digits from scikit-learn, and an English text stored beside this file."""
 
 import hashlib
 import re
@@ -31,7 +31,7 @@ class Vocabulary:
     """Characters and their ids, in code-point order.
 
     Args:
-        characters: the alphabet; each once.
+        characters: the alphabet, each character once.
     """
 
     def __init__(self, characters: str) -> None:
@@ -39,7 +39,7 @@ class Vocabulary:
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     def encode(self, string: str) -> Int[Tensor, " L"]:
-        """Ids of a string.
+        """Return the ids of a string.
 
         Raises:
             ValueError: for a character that is not in the alphabet.
@@ -50,7 +50,7 @@ class Vocabulary:
         return torch.tensor([self._ids[character] for character in string], dtype=torch.int64)
 
     def decode(self, tokens: Int[Tensor, " L"]) -> str:
-        """The string of some ids."""
+        """Return the string of some ids."""
         return "".join(self.characters[i] for i in tokens.tolist())
 
     def __len__(self) -> int:
@@ -58,11 +58,11 @@ class Vocabulary:
 
 
 def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
-    """The example text as one long row of ids, and its vocabulary.
+    """Return the example text as one long row of ids, and its vocabulary.
 
-    It is the Python documentation that ``pydoc_data.topics`` held when the file was made (``python -m discdiff.train
-    text-file``); the standard library's own copy differs between Python versions, so ours is kept. The vocabulary is
-    the set of its characters.
+    The text is the Python documentation of ``pydoc_data.topics`` at the time the file was made (``python -m
+    discdiff.train text-file``). The standard library's copy differs between Python versions, so a copy is stored here.
+    The vocabulary is the set of its characters.
     """
     content = _TEXT.read_text(encoding="ascii").split("\n", 1)[1]
     vocabulary = Vocabulary(content)
@@ -72,7 +72,7 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
 def examples(
     data: Literal["digits", "text"], count: int, generator: torch.Generator, length: int = 128
 ) -> Int[Tensor, "B L"]:
-    """Random images, or random windows of the text.
+    """Draw random images, or random windows of the text.
 
     Raises:
         ValueError: for a count below 1.
@@ -88,7 +88,7 @@ def examples(
 
 
 def text_from_topics() -> str:
-    """This Python's ``pydoc_data.topics`` as prose in ASCII, after a line with its SHA-256."""
+    """Return this Python's ``pydoc_data.topics`` as prose in ASCII, after a line with its SHA-256."""
     from pydoc_data.topics import topics
 
     source = "\n".join(topics[name] for name in sorted(topics))

@@ -1,4 +1,4 @@
-"""A denoiser: any callable (x, time) -> logits, with its convention as data."""
+"""Denoisers: a callable (x, time) -> logits, and the convention by which it is called and read."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -24,31 +24,32 @@ TimeArgument = Literal["t", "sigma", "alpha"] | None
 
 
 class Denoiser:
-    """A model's function together with what it means.
+    """A model's function, how to call it and what it predicts.
 
     Args:
-        fn: called as fn(x, time) with x (B, L) int64 states, returning logits (B, L, V) (or log ratios, see
+        fn: called as fn(x, time) with x (B, L) int64 states; returns logits (B, L, V), or log ratios (see
             ``Prediction``). ``time`` is a tensor (B,), or (B, L) where sites differ, for instance next to a prompt;
             None for ``time=None``.
         process: the forward process it was trained for.
         predicts: "denoiser" (trained by cross-entropy), "loo" (trained by the plug-in ELBO of a uniform process) or
             "ratio" (trained by score entropy).
         time: the time argument: "t", "sigma" (-log alpha), "alpha", or None.
-        shift: whether the logits at position i speak of position i + 1, as in models made from autoregressive ones.
+        shift: whether the logits at position i predict position i + 1, as in models made from autoregressive ones.
         suppress: ids that are never predicted.
-        scalar_time: whether fn takes one time a row only. Then frozen sites cannot be shown as clean: infill is
+        scalar_time: whether fn takes one time a row only. Then frozen sites cannot be marked as clean: infill is
             approximate unless the process is absorbing.
-        length: the sequence length, where the model has just one.
+        length: the sequence length, if the model accepts only one.
         time_dtype: dtype of the time argument; torch's default dtype if None.
-        head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V); then fn returns hidden
-            states (B, L, D), and logits are made only of sites that are read. An ``nn.Linear`` can be fused.
-        oracle: the exact law behind the model, where it is one (``theory`` sets it).
+        head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V). Then fn returns hidden
+            states (B, L, D), and logits are computed only at the sites that are read. An ``nn.Linear`` can be fused.
+        oracle: the exact law behind the model, if it is exact (set by ``theory``).
 
     Attributes:
-        own_schedule: the schedule it was made with, whose times it is told, whatever it is re-timed to.
+        own_schedule: the schedule given at construction. fn receives times of this schedule, even after
+            ``with_schedule``.
 
     Raises:
-        TypeError, ValueError: for a convention that is not understood.
+        TypeError, ValueError: for an invalid argument.
     """
 
     def __init__(
@@ -89,14 +90,14 @@ class Denoiser:
         self.own_schedule = process.schedule
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
-        """The prediction at noisy tokens x (B, L) and time t: a float, (B,) or (B, L).
+        """Return the prediction at noisy tokens x (B, L) and time t: a float, (B,) or (B, L).
 
         Raises:
             ValueError: for states or times out of range or of a wrong shape, or logits of a wrong shape.
         """
         self.check_states(x, "x")
         time = site_time(t, *x.shape)
-        self.process.schedule.alpha(time)  # for its look at the times
+        self.process.schedule.alpha(time)  # checks the range of the times
         return self.evaluate(x, time.to(x.device))
 
     @property
@@ -106,23 +107,23 @@ class Denoiser:
 
     @property
     def frame(self) -> tuple[int, int] | None:
-        """Ids of the start and end token that the function puts around every sequence, as its own ``frame`` says."""
+        """The ids of the start and end token that the function puts around every sequence, from ``fn.frame``."""
         found = None if self.context is not None else getattr(self.fn, "frame", None)
         return found if isinstance(found, tuple) else None
 
     def check_data(self, x: Int[Tensor, "B L"], name: str, given: Bool[Tensor, "B L"] | None = None) -> None:
-        """Raise ValueError unless x is data, without the ends that the function adds itself.
+        """Raise ValueError unless x is data without the start and end tokens that the function adds itself.
 
-        Where not all sites are ``given``, only those are looked at.
+        If ``given`` is not None, only its sites are checked.
         """
         data = x if given is None else x.where(given, self.process.data_tokens[0])
         self.process.check_data(data, name)
         self._check_ends(x, name, given)
 
     def check_states(self, x: Int[Tensor, "B L"], name: str) -> None:
-        """Raise ValueError unless x are states; on an absorbing process without the ends, as in ``check_data``."""
+        """Raise ValueError unless x are states; on an absorbing process without both ends, as in ``check_data``."""
         self.process.check_states(x, name)
-        if self.process.absorbing:  # elsewhere noise may be an end
+        if self.process.absorbing:  # on other processes noise may equal an end
             self._check_ends(x, name, None)
 
     def _check_ends(self, x: Tensor, name: str, given: Tensor | None) -> None:
@@ -139,13 +140,13 @@ class Denoiser:
                 )
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """``__call__`` without the look at every id and time, for loops that keep to states and times."""
+        """``__call__`` without the checks of ids and times, for loops whose states and times are valid."""
         return self.interpret(self.output(x, t), x, t)
 
     def output(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None) -> Output:
-        """What the function returns, with its shape looked at.
+        """Return the function's output after a check of its shape.
 
-        ``rows`` are the ids of the rows of x, for a denoiser that is given a context.
+        ``rows`` are the ids of the rows of x; a context needs them.
         """
         self.process.schedule.check_length(x.shape[1])
         if self.context is None:
@@ -158,48 +159,48 @@ class Denoiser:
             got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
             raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
-        if out.is_inference():  # nothing tells whether its memory is used again, so it is copied
+        if out.is_inference():  # it has no version counter to detect a reuse of its memory, so copy it
             out = out.clone()
         width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
         return Output(out, width, self.head, self.shift, self.suppress)
 
     def called(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Tensor:
-        """The function itself at times t, given copies: one that edits its input in place changes nothing here."""
+        """Call the function at times t on copies, so that it may edit its inputs in place."""
         time = self.time_argument(t.expand(len(x), -1))
         if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
             time = time.clone()
         return self.fn(x.clone(), time)
 
     def given(self, context: Context) -> "Denoiser":
-        """The same model of a block that follows clean tokens."""
+        """Return the same model with a context: clean tokens before the block, or another extra input."""
         other = copy.copy(self)
         other.context, other.length = context, None
         return other
 
     def calling(self, fn: Callable[[Tensor, Tensor | None], Tensor]) -> "Denoiser":
-        """The same convention around another function."""
+        """Return a denoiser with the same convention and another function."""
         other = copy.copy(self)
         other.fn, other.oracle = fn, None
         return other
 
     @property
     def scores_at_once(self) -> bool:
-        """Whether ``autoregressive`` takes two queries a token; otherwise it shows the tokens once for each of them."""
+        """Whether ``autoregressive`` takes two queries a token; otherwise it takes L queries a token."""
         return isinstance(self.context, Kept | None) and isinstance(self.fn, Cached) and hasattr(self.fn, "score")
 
     def autoregressive(self, x: Int[Tensor, "B L"], rows: Tensor | None = None) -> Prediction:
-        r"""p(x_i | x_{<i}) at every site of clean tokens x, and given the context: blocks of a single noisy site.
+        r"""Return p(x_i | x_{<i}) at every site of clean tokens x, given the context: blocks of a single noisy site.
 
-        It takes one call: the network's own ``score``, or L copies of the batch, each with its own first tokens clean
-        and the others noise.
+        It takes one call: the network's own ``score``, or L copies of the batch; in the i-th copy the sites before i
+        are clean and the others noise.
 
         Raises:
-            ValueError: if the network cannot be told that some sites are clean while others are noise.
+            ValueError: if the network cannot take clean and noisy sites in one row.
         """
         process, length = self.process, x.shape[1]
         try:
             blank = process.hide(x)
-        except ValueError:  # not absorbing: at alpha = 0 any token will do
+        except ValueError:  # not absorbing: at alpha = 0 the token does not matter
             blank = x.new_full(x.shape, int(process.data_tokens[0]))
         rows = x.new_zeros(len(x)) if rows is None else rows
         if self.scores_at_once and isinstance(self.fn, Cached):
@@ -227,7 +228,7 @@ class Denoiser:
         return self._guided(Prediction(out, self.predicts, blank, 0.0, process))
 
     def interpret(self, output: Output, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """What an output says of x at a time, guides included."""
+        """Make a prediction of an output at x and time t, and apply the guides."""
         prediction = Prediction(output, self.predicts, x, self.process.schedule.survival(t), self.process)
         return self._guided(prediction)
 
@@ -237,7 +238,7 @@ class Denoiser:
         return prediction
 
     def time_argument(self, t: Float[Tensor, "B #L"]) -> Tensor | None:
-        """The function's time argument at times t: (B,), or (B, L) where sites differ."""
+        """Return the function's time argument at times t: (B,), or (B, L) where sites differ."""
         if self.time is None:
             return None
         batch, schedule = len(t), self.process.schedule
@@ -249,45 +250,45 @@ class Denoiser:
         argument = argument.to(self.time_dtype or torch.get_default_dtype())
         if argument.shape[1] == 1:
             return argument[:, 0].expand(batch)
-        if self.scalar_time:  # the noisy sites' time, which is the largest of the row
+        if self.scalar_time:  # the time of the noisy sites, the largest of the row
             pick = argument.amin if self.time == "alpha" else argument.amax
             return pick(-1).expand(batch)
         return argument.expand(batch, -1)
 
     @property
     def sees_site_times(self) -> bool:
-        """Whether it can be told that some sites are clean while others are not."""
+        """Whether the function can be given different times for clean and noisy sites."""
         return self.time is not None and not self.scalar_time
 
     def with_schedule(self, schedule: Schedule) -> "Denoiser":
-        """The same model on another clock: its time argument is read off its own schedule at equal alpha."""
+        """Return the same model with another schedule; fn still gets the time of its own schedule of equal alpha."""
         other = copy.copy(self)
         other.process = self.process.with_schedule(schedule)
         return other
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write it to a folder that ``load`` reads again: weights as safetensors, all else as JSON.
+        """Write the model to a folder that ``load`` reads: weights as safetensors, all else as JSON.
 
-        The folder appears whole or not at all. A network of this package, or of a family that ``load`` knows, is built
-        again by its name; one of your own is given back: ``load(folder, network=mine)``.
+        The folder is written completely or not at all. ``load`` rebuilds a network of this package or of a known
+        family by its name. Your own network must be passed again: ``load(folder, network=mine)``.
 
         Args:
-            folder: one that is not there, or empty.
-            overwrite: whether a folder that was saved before is replaced, with all that is in it.
+            folder: a path that does not exist, or an empty folder.
+            overwrite: whether to replace a folder saved before, with all its contents.
 
         Returns:
             The folder.
 
         Raises:
             FileExistsError: for a folder that is not empty.
-            ValueError: for what cannot be written, by name: a function, guides, a learned clock.
+            ValueError: for what cannot be written, by name: a function, guides, a learned schedule.
         """
         from discdiff.adapters.save import save
 
         return save(self, folder, overwrite=overwrite)
 
     def guided(self, guide: Callable[[Prediction], Prediction]) -> "Denoiser":
-        """The same model with every prediction changed by a guide, such as ``Truncation(top_p=0.9)``."""
+        """Return the same model with a guide applied to every prediction, such as ``Truncation(top_p=0.9)``."""
         if not callable(guide):
             raise TypeError(f"guided: a guide is called as guide(prediction), got {guide!r}")
         other = copy.copy(self)
@@ -311,7 +312,7 @@ class Denoiser:
 
 
 def check_denoiser(model: object, where: str) -> Denoiser:
-    """The model, if it is a Denoiser; otherwise a TypeError that says what it is."""
+    """Return the model if it is a Denoiser; otherwise raise a TypeError that names its type."""
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"{where}: model must be a Denoiser, got {type(model).__name__}; "
@@ -322,10 +323,10 @@ def check_denoiser(model: object, where: str) -> Denoiser:
 
 @dataclass
 class Counter:
-    """Counts the calls of one denoiser: operators can reach it only through here, so the NFE is a measurement.
+    """Counts the calls of one denoiser. Operators reach it only through here, so the NFE is measured.
 
-    ``nfe`` counts batched calls; ``nfe_rows`` (B,) the calls each row took part in; ``queries`` the tokens that went
-    through the network, of all rows. A denoiser without a time input is not called for tokens it was called for last.
+    ``nfe`` counts batched calls; ``nfe_rows`` (B,) counts the calls that include each row; ``queries`` counts the
+    tokens evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.
     """
 
     denoiser: Denoiser
@@ -338,7 +339,7 @@ class Counter:
     def __call__(self, x: Int[Tensor, "R L"], time: Float[Tensor, "#R #L"], rows: Int[Tensor, " R"]) -> Prediction:
         if self._last is not None and self._last[0].shape == x.shape and torch.equal(self._last[0], x):
             return self.denoiser.interpret(self._last[1], x, time)
-        self._last = None  # before the call: two outputs need not be in memory at once
+        self._last = None  # freed before the call, so that memory holds one output
         self._count(x.shape[1], rows)
         try:
             output = self.denoiser.output(x, time, rows)
@@ -356,7 +357,7 @@ class Counter:
         return self.denoiser.interpret(output, x, time)
 
     def autoregressive(self, x: Int[Tensor, "R L"], rows: Int[Tensor, " R"]) -> Prediction:
-        """``Denoiser.autoregressive``, counted."""
+        """Call ``Denoiser.autoregressive`` and count it."""
         length = x.shape[1]
         if self.denoiser.scores_at_once:
             self._count(2 * length, rows)
@@ -374,6 +375,6 @@ class Counter:
 def frozen_time(
     t: float | Float[Tensor, "B 1"], frozen: Bool[Tensor, "B L"] | None, device: torch.device
 ) -> Float[Tensor, "#B #L"]:
-    """The site-wise time of a state: t, and 0 at frozen sites."""
+    """Return the site-wise time of a state: t, and 0 at frozen sites."""
     time = t if isinstance(t, Tensor) else torch.full((1, 1), t, dtype=torch.float64, device=device)
     return time if frozen is None else torch.where(frozen, 0.0, time)

@@ -1,10 +1,10 @@
-r"""What a checkpoint's predictions can be asked without knowing the data.
+r"""Tests of a checkpoint's predictions that need no knowledge of the data's law.
 
-An exact prediction passes both: a leave-one-out must not look at the token it leaves out, and concrete scores must be
-ratios of ONE law, so their logarithms add up to 0 around every closed path.
+An exact prediction passes both. A leave-one-out prediction must not depend on the token that it leaves out. Concrete
+scores must be ratios of one law, so their logarithms sum to 0 around every closed path.
 
-References: Uniform Diffusion Models Revisited (2026), appendix H; gauge freedom and conservativity (Horvat and Pfister,
-2024).
+References: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765), appendix H; gauge freedom and
+conservativity (Horvat and Pfister, 2024, https://arxiv.org/abs/2402.03845).
 """
 
 import copy
@@ -24,7 +24,7 @@ __all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "noise", "noised", "se
 
 
 def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int[Tensor, "B L"]:
-    """Data noised to time t for measurements; torch's own generator is left as it was."""
+    """Noise data to time t for measurements; torch's global generator is left unchanged."""
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -32,7 +32,7 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
 
 
 def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "B L"]:
-    """The same of noise alone."""
+    """Draw from the prior for measurements; torch's global generator is left unchanged."""
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,13 +41,13 @@ def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "
 
 @torch.no_grad()
 def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Float[Tensor, " B"]:
-    """How far the LOO of a site moves when that site's own token is replaced: total variation, (B,), in [0, 1].
+    """Measure how much the LOO of a site changes if that site's token is replaced: total variation, (B,), in [0, 1].
 
-    One random site a row is replaced by one random other token. 0 for an exact leave-one-out; a network that was
-    trained by cross-entropy and called "loo" by mistake is far from 0.
+    In each row one random site gets another random token. The result is 0 for an exact leave-one-out. It is far from 0
+    for a network that was trained by cross-entropy and declared "loo" by mistake.
 
     Raises:
-        ValueError: on an absorbing process, where a token is no noise, or with a single token.
+        ValueError: on an absorbing process, where noise is never a token, or with a single token.
     """
     process = check_denoiser(model, "loo_sensitivity").process
     process.check_states(x, "x")
@@ -66,16 +66,16 @@ def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int 
 def sensitivity_curve(
     model: Denoiser, x0: Int[Tensor, "B L"], alphas: Sequence[float], seed: int = 0
 ) -> dict[Predicts, Float[Tensor, "A 2"]]:
-    """``loo_sensitivity`` against alpha, under both readings of the network's output.
+    """Compute ``loo_sensitivity`` against alpha, with the network's output read as "loo" and as "denoiser".
 
-    A network that says whether it predicts "loo" or "denoiser" is also read the other way: the reading under which the
-    LOO looks less at its own token is what it learned.
+    A network declared "loo" or "denoiser" is read in both ways. It learned the reading whose LOO depends less on the
+    site's own token. A "ratio" is read as such only.
 
     Args:
         model: the denoiser.
-        x0: (B, L) data, which is noised.
-        alphas: survivals strictly between 0 and 1.
-        seed: of noise, sites and tokens.
+        x0: (B, L) data, to be noised.
+        alphas: survival probabilities strictly between 0 and 1.
+        seed: the seed of noise, sites and tokens.
 
     Returns:
         For each reading the mean and its standard error over the batch at every alpha, (A, 2).
@@ -114,13 +114,13 @@ class Cycles:
 
 @torch.no_grad()
 def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Cycles:
-    r"""Whether a learned ratio is conservative, on one random pair of sites (i, j) and tokens (v, w) a row:
+    r"""Test whether a learned ratio is conservative, on one random pair of sites (i, j) and tokens (v, w) a row:
 
         there and back   log r_i(v | z) + log r_i(z_i | z^{i<-v})
         square           log r_i(v | z) + log r_j(w | z^{i<-v}) - log r_j(w | z) - log r_i(v | z^{j<-w})
 
     Raises:
-        ValueError: for a single site or token, or where the model has no ratio.
+        ValueError: for a single site or token, or where the model does not determine the ratio.
     """
     process = check_denoiser(model, "cycle_residual").process
     process.check_states(x, "x")
@@ -146,7 +146,7 @@ def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int =
 
 
 def _others(model: Denoiser, token: Int[Tensor, "B 1"], generator: torch.Generator) -> Int[Tensor, "B 1"]:
-    """A random data token that is not the given one."""
+    """Return a random data token different from the given one."""
     data = model.process.data_tokens
     step = torch.randint(1, len(data), token.shape, generator=generator).to(token.device)
     rank = (data.to(token.device) == token[..., None]).long().argmax(-1)

@@ -1,12 +1,10 @@
 r"""The random choices an operator may make, as Pyro distributions over a batch of rows.
 
-A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class answers three
-questions about one law: draw a value (``sample``, by keyed randomness), how likely is a value (``log_prob``), and
-    which
-values are possible (``fork``, which is how the theory enumerates a program).
+A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class offers three
+operations on one law: draw a value (``sample``, with keyed randomness), the log-probability of a value (``log_prob``),
+and all possible values (``fork``, by which the theory enumerates a program).
 
-Sites that were not chosen cost nothing: their value is fixed, their logits are never read, their log-probability is
-    0.
+Sites that are not chosen keep a fixed value with log-probability 0, and their logits are never read.
 """
 
 from abc import abstractmethod
@@ -36,11 +34,11 @@ __all__ = [
 
 
 class SiteWise(Choice):
-    """Independent choices at the positions: subclasses tabulate each site's categories."""
+    """Independent choices at the positions. A subclass gives a table of the values of each site."""
 
     @abstractmethod
     def table(self) -> tuple[Float[Tensor, "B L K"], Tensor]:
-        """Log-probability and value of each category of each site, both (B, L, K)."""
+        """Return the log-probability and the value of each category of each site, both (B, L, K)."""
 
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
         log_p, value = self.table()
@@ -64,7 +62,7 @@ class Coins(SiteWise):
     """An independent coin at each position: True with probability ``probs``.
 
     Raises:
-        ValueError: when drawn with a probability that is NaN or outside [0, 1], naming the site.
+        ValueError: in a draw, for a probability that is NaN or outside [0, 1], naming the site.
     """
 
     kind = torch.bool
@@ -94,14 +92,14 @@ class Coins(SiteWise):
 
 
 class Tokens(SiteWise):
-    r"""A token at each chosen site, from the softmax of that site's logits; other positions keep theirs.
+    r"""A token at each chosen site, drawn from the softmax of its logits; the other positions keep their token.
 
     Args:
-        sites: the chosen sites and their logits, unread or read.
-        keep: (B, L) the tokens of the others.
+        sites: the chosen sites and their logits, read or not yet read.
+        keep: (B, L) the tokens of the other positions.
 
     Raises:
-        ValueError: when read, if a chosen site's logits have no mass or a NaN, naming the site.
+        ValueError: when the logits of a chosen site are read and have no mass or a NaN, naming the site.
     """
 
     def __init__(self, sites: Sites, keep: Int[Tensor, "B L"]) -> None:
@@ -112,16 +110,16 @@ class Tokens(SiteWise):
         where = self.sites.where
         drawn = self.sites.draw(key.seed, key.rows, key.step, key.tag)
         key.watch.refuse(drawn < 0, BAD_LOGITS, where)
-        return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU goes on to the end: with an id, not with -1
+        return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU run continues, so its ids must be valid
 
     def __getstate__(self) -> dict[str, object]:
-        """Pickled as rows that are read: a recipe may hold functions that cannot be."""
+        """Store the logits instead of their recipe, which may hold functions that cannot be pickled."""
         rows = kernels.Rows.of(self.sites.rows.dense())
         return {**self.__dict__, "sites": Sites(self.sites.where, rows)}
 
     def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
         where = self.sites.where
-        # Gathered before it is normalised: an unchosen site would contribute NaN gradients.
+        # Gather before normalising: the rows of other sites would give NaN gradients.
         log_p = kernels.log_prob(self.sites.rows, value[..., where].movedim(-1, 0)).movedim(0, -1)
         fixed = torch.where(value == self.keep, 0.0, -torch.inf).to(log_p.dtype)
         return fixed.masked_scatter(where.expand(value.shape), log_p).sum(-1)
@@ -136,12 +134,12 @@ class Tokens(SiteWise):
 
 
 class Noise(NamedTuple):
-    """A noise law where draws need it.
+    """A noise law with what draws need.
 
     Attributes:
         pi: (S,) float64.
-        cumulated: its running sums.
-        last: the last state with mass. It ends the scale of a draw, so that rounding never picks one of probability 0.
+        cumulated: the running sums of pi.
+        last: the last state with mass. A draw looks no further, so rounding never picks a state of probability 0.
     """
 
     pi: Float[Tensor, " S"]
@@ -150,7 +148,7 @@ class Noise(NamedTuple):
 
     @classmethod
     def of(cls, pi: Float[Tensor, " S"], device: torch.device) -> "Noise":
-        """The law on a device."""
+        """Move a law to a device and prepare it for draws."""
         return cls(pi.to(device), pi.cumsum(0).to(device), int(pi.nonzero()[-1]))
 
 
@@ -159,20 +157,20 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class PointMixture(SiteWise):
-    r"""At each position one of a few given tokens, or a token from the noise law pi:
+    r"""At each position one of K given tokens, or a token from the noise law pi:
 
         P(v) = sum_k w_k 1(v = points_k) + (1 - sum_k w_k) pi(v).
 
-    Forward marginals (one point, x0), bridges of rank-one processes (two points, x_t and x_0) and priors (none) are
-    all of this form, so none of them builds a V-wide row to be drawn.
+    Forward marginals (one point, x0), posteriors of rank-one processes (two points, x_t and x_0) and priors (no point)
+    have this form. None of them needs a row of V probabilities for a draw.
 
     Args:
-        pi: (S,) float64 noise law, or a ``Noise`` that was made of one before.
+        pi: (S,) float64 noise law, or a ``Noise`` made from one.
         points: K tensors (B, L) of tokens.
         weights: K tensors (B, L) of probabilities with sum at most 1.
-        shape, device: (B, L) and where to draw, needed where there are no points.
-        place, column: from the columns that pi speaks of to the sites' states, (..., B, L) to the same, and back; the
-            identity by default.
+        shape, device: (B, L) and the device; needed if there are no points.
+        place, column: maps between columns of pi and states: place(column) is a state, column(state) a column. Both
+            keep the shape (..., B, L); the identity by default.
     """
 
     def __init__(
@@ -195,7 +193,7 @@ class PointMixture(SiteWise):
         length = self.event_shape[0]
         u, v = key.uniforms(length)
         value = self.place(torch.searchsorted(self.noise.cumulated[: self.noise.last], v, right=True))
-        if self.points:  # where the points leave nothing, rounding must not pick noise
+        if self.points:  # where the weights sum to 1, rounding must not pick noise
             value = torch.where(self._rest() > 0, value, self.points[-1])
         threshold = torch.zeros_like(u)
         for point, weight in zip(self.points, self.weights, strict=True):
@@ -204,16 +202,16 @@ class PointMixture(SiteWise):
         return value
 
     def like(self, points: Sequence[Tensor], weights: Sequence[Tensor]) -> "PointMixture":
-        """The same noise with other points and weights."""
+        """Return the same noise law with other points and weights."""
         shape = (self.batch_shape[0], self.event_shape[0])
         return PointMixture(self.noise, points, weights, shape, self.device, self.place, self.column)
 
     def _rest(self) -> Float[Tensor, "B L"]:
-        """The weight of the noise law: what the points leave."""
+        """Return the weight of the noise law: 1 minus the weights of the points."""
         rest = torch.ones(*self.batch_shape, *self.event_shape, dtype=torch.float64, device=self.device)
         for weight in self.weights:
             rest = rest - weight
-        return torch.where(rest > 1e-15, rest, 0.0)  # less is rounding
+        return torch.where(rest > 1e-15, rest, 0.0)  # a smaller rest is rounding
 
     def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
         column = self.column(value)
@@ -234,15 +232,15 @@ class PointMixture(SiteWise):
 
 
 class Other(SiteWise):
-    """A state from noise at each chosen site that is not the site's own; other positions keep theirs.
+    """Noise at each chosen site, conditioned to differ from the current state; other positions keep their state.
 
     Args:
         noise: the law over columns.
         x: (B, L) the states.
         where: (B, L) the chosen sites.
-        anchored: (B, L) the probability of the anchor instead.
-        anchor: (B, L) the anchors, or None where there are none.
-        place, column: as of ``PointMixture``.
+        anchored: (B, L) the probability of drawing the anchor instead of noise.
+        anchor: (B, L) the anchor states, or None if the process has none.
+        place, column: as in ``PointMixture``.
     """
 
     def __init__(
@@ -262,7 +260,7 @@ class Other(SiteWise):
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         u, v = key.uniforms(self.x.shape[1])
         pi, running = self.noise.pi, self.noise.cumulated
-        # the scale of v leaves out the own column's interval [below, below + pi(own))
+        # the interval [below, below + pi(own)) of the own column is cut out of the range of v
         share, below = pi[self.own], torch.nn.functional.pad(running, (1, 0))[self.own]
         v = v * (running[-1] - share)
         v = torch.where(v < below, v, (v + share).clamp(min=running[self.own]))
@@ -291,7 +289,7 @@ class Other(SiteWise):
 
 
 class Branch(Choice):
-    """One of K branches for each row, with probabilities ``weights``; the value is its index, event shape ()."""
+    """One of K branches for each row, with probabilities ``weights``. The value is its index, event shape ()."""
 
     def __init__(self, weights: Float[Tensor, " K"], batch: int) -> None:
         super().__init__(batch, (), weights.device)

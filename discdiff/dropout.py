@@ -1,4 +1,4 @@
-"""The networks behind a denoiser's function: where they lie, and whether they drop units at random."""
+"""Find the networks behind a denoiser's function: their device, and whether they are in training mode with dropout."""
 
 import functools
 import inspect
@@ -11,16 +11,16 @@ from torch import nn
 
 __all__ = ["device_of", "warn_of_dropout"]
 
-_DEPTH = 4  # among a model's function and guides, a wrapper around a method of an object that holds the network
-_MANY = 64  # a longer list is data, and holds no networks
+_DEPTH = 4  # attributes to follow: function or guide, wrapper, method, object that holds the network
+_MANY = 64  # longer lists are taken for data and not searched
 
 
 def warn_of_dropout(fn: object, stacklevel: int) -> None:
-    """Warn once if a network that ``fn`` is, holds or refers to is in training mode and has dropout.
+    """Warn once if ``fn`` is, holds or refers to a network in training mode with dropout.
 
     Args:
         fn: a denoiser's function.
-        stacklevel: as of ``warnings.warn``, counted from the caller.
+        stacklevel: as in ``warnings.warn``, counted from the caller.
     """
     name = next(itertools.chain.from_iterable(_dropping(network) for network in _networks(fn, _DEPTH)), None)
     if name is not None:
@@ -40,7 +40,7 @@ def device_of(fn: object) -> torch.device:
 
 
 def _networks(holder: object, depth: int) -> Iterator[nn.Module]:
-    """The networks that a function is, is bound to, keeps as an attribute, or names in its text."""
+    """Yield the networks that a function is, is bound to, has as an attribute, or names in its code."""
     if isinstance(holder, nn.Module):
         yield holder
     elif depth > 0:
@@ -55,7 +55,7 @@ def _held(holder: object) -> Iterator[object]:
         named = inspect.getclosurevars(holder)
         yield from named.nonlocals.values()
         yield from (value for value in named.globals.values() if isinstance(value, nn.Module))
-        yield from vars(holder).values()  # what functools.wraps wrapped
+        yield from vars(holder).values()  # the function wrapped by functools.wraps
     elif isinstance(holder, functools.partial):
         yield from (holder.func, *holder.args, *holder.keywords.values())
     elif isinstance(holder, tuple | list | dict):
@@ -65,10 +65,10 @@ def _held(holder: object) -> Iterator[object]:
 
 
 def _dropping(network: nn.Module) -> Iterator[str]:
-    """The modules of a network that drop units now, by name and kind."""
+    """Yield name and kind of the modules of a network whose dropout is active."""
     for name, module in network.named_modules():
         rate = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-        own = getattr(module, "dropout", 0.0)  # attention and recurrent layers keep the rate itself
+        own = getattr(module, "dropout", 0.0)  # attention and recurrent layers store the rate
         rate = own if isinstance(own, float) and not rate else rate
         if module.training and rate > 0:
             yield f"{type(module).__name__} {name!r}" if name else type(module).__name__

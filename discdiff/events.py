@@ -1,4 +1,4 @@
-"""Choices of which and when: rankings of positions, and waiting times, as Pyro distributions over a batch of rows."""
+"""Choices of positions and times: subsets, rankings and waiting times, as Pyro distributions over a batch of rows."""
 
 import itertools
 import math
@@ -16,11 +16,11 @@ __all__ = ["Ranking", "Subset", "Waiting"]
 
 
 class Subset(Choice):
-    """A uniform subset of the free positions of each row, as a mask: ``size`` of them, or all where fewer are free.
+    """A uniform subset of the free positions of each row, as a mask: ``size`` of them, or all if fewer are free.
 
     Args:
-        free: (B, L) the positions.
-        size: how many: one number, or (B,).
+        free: (B, L) the free positions.
+        size: the number to choose: one number, or (B,).
     """
 
     kind = torch.bool
@@ -37,7 +37,7 @@ class Subset(Choice):
         return torch.zeros_like(self.free).scatter(-1, order, chosen)
 
     def _count(self) -> Float[Tensor, " B"]:
-        """log of the number of subsets of each row."""
+        """Return the log of the number of subsets of each row."""
         n, k = self.free.sum(-1).double(), self.size.double()
         return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
@@ -64,14 +64,14 @@ class Subset(Choice):
 
 
 class Ranking(Choice):
-    r"""Positions one after another, each with probability in proportion to its weight among those that are left.
+    r"""Positions drawn one after another without replacement, with probability proportional to their weight.
 
-    This is the Plackett-Luce law, which is that of the largest log w + Gumbel noise. The value is (B, L): 0 for the
-    first position, 1 for the second, and so on; -1 where a position was not chosen.
+    This is the Plackett-Luce law: the order of log w + Gumbel noise, largest first. The value is (B, L): 0 for the
+    first position, 1 for the second, and so on; -1 for positions that are not chosen.
 
     Args:
         log_weight: (B, L); -inf excludes a position.
-        count: (B,) how many; fewer where fewer are not excluded.
+        count: (B,) the number to choose; fewer if fewer positions are allowed.
     """
 
     def __init__(self, log_weight: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> None:
@@ -117,7 +117,7 @@ class Ranking(Choice):
 
 
 class Waiting(Choice):
-    """A waiting time with the exponential law of rate 1 for each row, (B,) float64. It has no finite tree."""
+    """A waiting time, exponential with rate 1, for each row: (B,) float64. Its values cannot be enumerated."""
 
     has_enumerate_support, kind = False, torch.float64
 

@@ -1,4 +1,4 @@
-"""Operators as text: read, never evaluated."""
+"""Operators from text, which is parsed and never evaluated."""
 
 import ast
 import re
@@ -11,18 +11,18 @@ from discdiff.plugins import plugged
 
 __all__ = ["known_operators", "parse_operator"]
 
-_LONGEST = 2000  # characters of an expression; deeper ones than fit in there could exhaust the reader's stack
+_LONGEST = 2000  # most characters of an expression; deeper nesting could overflow the parser's stack
 
 
 def parse_operator(expression: str, option: str = "--sampler") -> Operator:
-    """Read an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
+    """Parse an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
 
-    Names are the classes of ``discdiff.samplers`` in snake case and those that other packages plug in, with or without
-    literal arguments, joined by >>, ** and parentheses. The text is parsed, never evaluated.
+    Names are the classes of ``discdiff.samplers`` in snake case and the operators that other packages plug in, with or
+    without literal arguments, joined by >>, ** and parentheses. The text is never evaluated.
 
     Raises:
-        ValueError: for anything else, saying what is accepted.
-        TypeError: for a composition that is ill-formed.
+        ValueError: for any other text, stating what is accepted.
+        TypeError: for an ill-formed composition.
     """
     if not isinstance(expression, str) or len(expression) > _LONGEST:
         raise ValueError(
@@ -75,7 +75,7 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
 
 
 def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
-    """Operators by their names in expressions, ours before those of other packages; and what cannot be imported."""
+    """Return operators by name, ours before those of other packages, and the error of each that fails to import."""
     found, broken = plugged("operators")
     others = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Operator)}
     broken |= dict.fromkeys(found.keys() - others.keys(), "is no Operator class")
@@ -83,5 +83,5 @@ def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str
 
 
 def _snake(name: str) -> str:
-    """ThetaRK2 -> theta_rk2, DFM -> dfm."""
+    """Convert to snake case: ThetaRK2 -> theta_rk2, DFM -> dfm."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.replace("ReMDM", "Remdm")).lower()

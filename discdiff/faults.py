@@ -1,4 +1,4 @@
-"""Where bad logits are told of: at once and by name; on a GPU by a flag that the run looks at when it ends."""
+"""Reports of bad logits: an error at once that names the site, or on a GPU a flag checked when the run ends."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ BAD_LOGITS = "the denoiser gave logits without mass, or with a NaN or +inf"
 
 @dataclass(frozen=True)
 class Watch:
-    """The names of the rows, and who is told of their faults.
+    """Reports faults of batch rows.
 
     Attributes:
-        rows: (B,) ids of the rows; without them a row is named by its place in the batch.
-        flags: the run's list, to which a GPU adds a flag, since raising at once would stop the device at every look;
-            without one the error is raised at once there too.
+        rows: (B,) ids of the rows; if None, an error gives the row's index in the batch.
+        flags: the run's list of GPU flags. Raising at once would synchronise the device at every check. If None, the
+            error is raised at once on a GPU too.
     """
 
     rows: Int[Tensor, " B"] | None = None
@@ -26,13 +26,13 @@ class Watch:
     def refuse(
         self, wrong: Bool[Tensor, "..."], what: str, where: Bool[Tensor, "B L"] | None = None, start: int = 0
     ) -> None:
-        """Raise for the first wrong site, or note on a GPU that there is one.
+        """Raise for the first wrong site, or on a GPU append a flag.
 
         Args:
-            wrong: (B, L), or (n,) of the sites that ``where`` chooses, from number ``start`` on.
-            what: what is wrong with it.
+            wrong: (B, L), or (n,) for the sites that ``where`` chooses, from number ``start`` on.
+            what: the fault, for the message.
             where: the chosen sites.
-            start: the number among them of the first.
+            start: the number of the first one among them.
 
         Raises:
             ValueError: naming row and position.
@@ -45,7 +45,7 @@ class Watch:
             raise ValueError(f"row {row if self.rows is None else int(self.rows[row])}, position {position}: {what}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
-        """Of the rows at these indices."""
+        """Return the watch of the rows at these indices."""
         return self if self.rows is None else Watch(self.rows[index], self.flags)
 
 

@@ -1,15 +1,16 @@
 r"""Processes with any generator: q_{t|s} = exp(sigma Q) with sigma = log(alpha_s / alpha_t).
 
-At alpha = 0 the kernel is the stationary law of Q, which is also the prior. Three ways to the same exponential, by what
-Q is: its eigenbasis where Q is reversible (symmetrised, so the basis is orthogonal), one dense exponential per distinct
-sigma otherwise, and for a sparse Q uniformization, which only multiplies,
+At alpha = 0 the kernel is the stationary law of Q, which is also the prior. The exponential is computed in one of three
+ways: in the eigenbasis if Q is reversible (symmetrised, so the basis is orthogonal); else by one dense exponential for
+each distinct sigma; and for a sparse Q by uniformization, which only multiplies:
 
     rows exp(sigma Q) = sum_k Poisson(k; sigma lambda) rows (I + Q / lambda)^k,      lambda = max_x |Q(x, x)|
 
-A Q that changes with time and does not commute with itself is an ordered product; the exponential of the integral
-would be another kernel.
+A time-dependent Q that does not commute with itself gives an ordered product of exponentials. The exponential of its
+integral would be a different kernel.
 
-References: Campbell et al. (2022); D3PM (Austin et al., 2021) for the discretised Gaussian.
+References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; D3PM (Austin et al., 2021,
+https://arxiv.org/abs/2107.03006) for the discretised Gaussian.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
 
 
 def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
-    """A generator as a float64 tensor, dense or sparse.
+    """Check a generator and return it as a float64 tensor, dense or sparse.
 
     Raises:
         ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
@@ -58,10 +59,10 @@ def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
 
 
 def stationary(q: Float[Tensor, "S S"], name: str) -> Float[Tensor, " S"]:
-    """The stationary law of a generator.
+    """Return the stationary law of a generator.
 
     Raises:
-        ValueError: if there is more than one, or a sparse one is not found by 200,000 multiplications.
+        ValueError: if there are several, or that of a sparse one is not found in 200,000 multiplications.
     """
     if not q.is_sparse:
         _, values, rows = torch.linalg.svd(q.T)
@@ -81,22 +82,22 @@ def stationary(q: Float[Tensor, "S S"], name: str) -> Float[Tensor, " S"]:
 
 
 def _exit(q: Tensor) -> Tensor:
-    """The largest rate of leaving a state."""
+    """Return the largest rate of leaving a state."""
     entries = q.to_sparse_coo().coalesce()
     row, column = entries.indices()
     return torch.cat([entries.values()[row == column].neg(), torch.full((1,), 1e-300, dtype=torch.float64)]).max()
 
 
 class General(Process):
-    """Any time-homogeneous generator on a shared clock: Q_t = beta(t) Q.
+    """Any time-homogeneous generator, with one schedule for its rate: Q_t = beta(t) Q.
 
     Args:
         generator: (S, S) rates, row = from, column = to, rows sum to 0; dense, or a sparse COO tensor for a large S.
-        schedule: the clock; alpha_t / alpha_s = exp(-sigma).
-        mask_id: a state that is never data, where there is one. V = S.
+        schedule: the noise schedule; alpha_t / alpha_s = exp(-sigma).
+        mask_id: a state that is never data, if there is one. V = S.
 
     Raises:
-        ValueError: if it is not a generator, or has more than one stationary law.
+        ValueError: if it is not a generator, or has several stationary laws.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class General(Process):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """rows @ exp(sigma Q), or exp(sigma Q) @ rows with ``backward``, each row with a sigma of its own."""
+        """Return rows @ exp(sigma Q), or exp(sigma Q) @ rows with ``backward``; each row has its own sigma."""
         sigma = torch.where(alpha_s > 0, kernels.log(alpha_s) - kernels.log(alpha_t), 0.0)[:, None]
         pi = self.pi.to(rows)
         limit = (rows @ pi)[:, None].expand_as(rows) if backward else rows.sum(-1, keepdim=True) * pi
@@ -150,7 +151,7 @@ class General(Process):
 
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         o = super().unmix(c, x, alpha.detach())
-        if torch.is_grad_enabled() and alpha.requires_grad and len(c):  # every row with a matrix of its own
+        if torch.is_grad_enabled() and alpha.requires_grad and len(c):  # one matrix for each row
             tokens = self.data_tokens.to(c.device)
             at = alpha.repeat_interleave(len(tokens))
             moved = self.propagate(self._one_hot(tokens).repeat(len(c), 1), at, torch.ones_like(at))
@@ -165,7 +166,7 @@ class General(Process):
         near = sigma * _exit(self._q) <= 1
         if self._q.is_sparse:
             return _uniformization(self._q.to(rows.device), rows, sigma, backward)
-        if bool(near.any()):  # both dense ways lose the small entries of a short time; a sum of positive terms does not
+        if bool(near.any()):  # at short times dense methods lose small entries; uniformization adds positive terms
             close = _uniformization(self._q.to(rows.device), rows, torch.where(near, sigma, 0.0), backward)
             return close if bool(near.all()) else torch.where(near, close, self._far(rows, sigma, backward))
         return self._far(rows, sigma, backward)
@@ -202,14 +203,14 @@ def _exponentiated(process: General, sigma: float) -> Tensor:
 
 
 def _expm(matrix: Float[Tensor, "*N S S"]) -> Float[Tensor, "*N S S"]:
-    """scipy's exponential: torch's is off by 1e-11 where the norm is near 0.02 (torch 2.13, float64)."""
-    from scipy import linalg  # imported where it is used: scipy takes half a second
+    """Compute the exponential with scipy: torch's is off by 1e-11 at norms near 0.02 (torch 2.13, float64)."""
+    from scipy import linalg  # imported on use: it takes half a second
 
     return torch.as_tensor(linalg.expm(matrix.cpu().numpy())).clamp(min=0)
 
 
 def _eigenbasis(q: Tensor, pi: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Eigenvalues and both bases of a reversible Q, by the symmetric D^{1/2} Q D^{-1/2}; None where it is not one."""
+    """Return eigenvalues and both bases of a reversible Q, by D^{1/2} Q D^{-1/2}; None if Q is not reversible."""
     flux = pi[:, None] * q
     if bool((pi < 1e-6 * pi.max()).any()) or not torch.allclose(
         flux, flux.T, rtol=0, atol=1e-14 * float(flux.abs().max())
@@ -236,17 +237,17 @@ def _uniformization(q: Tensor, rows: Tensor, sigma: Tensor, backward: bool) -> T
 
 
 class Ordinal(General):
-    r"""Birth and death on ordered tokens: from v to v + 1 or v - 1, reversible with stationary law pi.
+    r"""Birth and death on ordered tokens: jumps from v to v + 1 or v - 1, reversible with stationary law pi.
 
         Q(v, v +- 1) ~ min(1, pi(v +- 1) / pi(v))
 
-    scaled so that its slowest mode decays at rate 1: exactly as alpha_{t|s}. With uniform pi it is the reflecting walk
-    with eigenvectors cos(pi k (v + 1/2) / V); with ``Ordinal.gaussian`` the discretised Gaussian (D3PM, Austin et al.,
-    2021; Campbell et al., 2022).
+    Q is scaled so that its slowest mode decays at rate 1, exactly as alpha_{t|s}. With uniform pi it is the reflecting
+    walk with eigenvectors cos(pi k (v + 1/2) / V). ``Ordinal.gaussian`` is the discretised Gaussian (D3PM, Austin et
+    al., 2021; Campbell et al., 2022; links above).
 
     Args:
         vocab_size: V, at least 2.
-        schedule: the clock.
+        schedule: the noise schedule.
         pi: (V,) the noise law, everywhere positive; uniform by default.
 
     Raises:
@@ -278,7 +279,7 @@ class Ordinal(General):
     def gaussian(
         cls, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor], std: float
     ) -> "Ordinal":
-        """Noise is a Gaussian around the middle token, cut to 0..V-1, of standard deviation ``std`` tokens."""
+        """Make the process whose noise is a Gaussian of std ``std`` tokens around the middle token, cut to 0..V-1."""
         vocab_size = whole(vocab_size, "Ordinal.gaussian: vocab_size", 2)
         std = real(std, "Ordinal.gaussian: std", "(0, inf)")
         affordable(vocab_size**2, f"Ordinal.gaussian: a generator of {vocab_size} tokens")
@@ -295,16 +296,16 @@ class Ordinal(General):
 class TimeVarying(Process):
     r"""A generator that changes with time and need not commute with itself: Q_t = beta(t) Q(t).
 
-    Q is held constant on ``pieces`` equal parts of [0, 1], at its value in their middle, and q_{t|s} is the ordered
-    product of their exponentials, exact for that Q. Its total noise must be finite, so alpha(1) > 0.
+    Q is held constant on ``pieces`` equal parts of [0, 1], at its value at their midpoints. q_{t|s} is the ordered
+    product of the exponentials, exact for this Q. The total noise must be finite, so alpha(1) > 0.
 
     Args:
         generator: t -> (S, S) rates.
-        schedule: the clock, with alpha(1) > 0, such as ``LogLinear``.
-        pieces: parts of [0, 1].
+        schedule: the noise schedule, with alpha(1) > 0, such as ``LogLinear``.
+        pieces: the number of parts of [0, 1].
 
     Raises:
-        ValueError: if it is not a generator somewhere, alpha(1) = 0, or the pieces are none.
+        ValueError: if it is not a generator at some midpoint, alpha(1) = 0, or ``pieces`` is below 1.
     """
 
     def __init__(
@@ -356,7 +357,7 @@ class TimeVarying(Process):
         return self._products[alpha_t, alpha_s]
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
-        """The mean of q_1 over the data tokens: what all of them have nearly come to."""
+        """Return the mean of q_1 over the data tokens, which all are close to it."""
         law = self.kernel(1.0)[self.data_tokens].mean(0)
         return PointMixture(law / law.sum(), [], [], shape=extent(batch, length), device=device)
 

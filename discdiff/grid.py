@@ -1,8 +1,8 @@
 r"""Grids: N + 1 decreasing times for ``Sampler(..., grid=...)``.
 
-A law depends on its grid through alpha alone, so a grid says where the steps are spent: equal steps of t are the
-schedule's own idea, equal steps of alpha reveal equally many tokens, equal steps of -log(1 - alpha) give every step the
-same share of what is left, and a cosine spends them at the end.
+The result depends on a grid through alpha alone; the grid decides where the steps are spent. Equal steps of t follow
+the schedule. Equal steps of alpha reveal equally many tokens. Equal steps of -log(1 - alpha) settle the same share of
+the remaining noise in every step. A cosine reveals few tokens at first and many at the end.
 """
 
 import math
@@ -14,17 +14,17 @@ from discdiff.schedule import Schedule
 
 __all__ = ["by_alpha", "by_cosine", "by_log_noise", "by_time", "listed"]
 
-LONGEST = 1 << 20  # times of a grid: a choice's key has room for the numbers of so many steps
+LONGEST = 1 << 20  # most times of a grid: the key of a choice has 20 bits for the step
 
 
 def by_time(steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Equal steps of t; what ``steps=N`` gives."""
+    """Make equal steps of t, as ``steps=N`` does."""
     steps = _check(steps, start, end)
     return _between([start * ((steps - n) / steps) + end * (n / steps) for n in range(steps + 1)], start, end)
 
 
 def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Equal steps of alpha: each reveals as many tokens of a masked process as every other."""
+    """Make equal steps of alpha: on a masked process each reveals equally many tokens in expectation."""
     steps = _check(steps, start, end)
     first, last = _ends(schedule, start, end)
     return _times(schedule, [first + (last - first) * n / steps for n in range(steps + 1)], start, end)
@@ -33,13 +33,13 @@ def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, en
 def by_log_noise(
     schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0, last: float = 1e-2
 ) -> tuple[float, ...]:
-    """Equal steps of -log(1 - alpha): each settles the same share of what is not settled yet.
+    """Make equal steps of -log(1 - alpha): each settles the same share of the remaining noise.
 
     Args:
-        schedule: the clock.
+        schedule: the noise schedule.
         steps: N.
         start, end: the first and the last time.
-        last: the noise 1 - alpha that the step to time 0 starts from, where the scale is infinite.
+        last: the noise 1 - alpha at the start of the step to time 0, as -log(1 - alpha) is infinite at 0.
     """
     steps = _check(steps, start, end)
     first, finish = _ends(schedule, start, end)
@@ -52,7 +52,10 @@ def by_log_noise(
 
 
 def by_cosine(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """1 - alpha falls as a cosine of the steps: few tokens a step at first, many at the end (MaskGIT, 2022)."""
+    """Let 1 - alpha fall as a cosine of the step: few tokens a step at first, many at the end.
+
+    Reference: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200).
+    """
     steps = _check(steps, start, end)
     first, last = _ends(schedule, start, end)
     alphas = [last - (last - first) * math.cos(math.pi / 2 * n / steps) for n in range(steps + 1)]
@@ -60,15 +63,15 @@ def by_cosine(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, e
 
 
 def listed(times: Iterable[float]) -> tuple[float, ...]:
-    """A list of times as a grid.
+    """Check a list of times and return it as a grid.
 
     Raises:
-        ValueError: unless they are at least two, strictly decreasing, in [0, 1].
+        ValueError: unless there are at least two, strictly decreasing, in [0, 1].
     """
     if isinstance(times, str) or not isinstance(times, Iterable) or getattr(times, "ndim", 1) != 1:
         raise TypeError(f"grid must be a sequence of decreasing times in [0, 1], got {shown(times)}")
     grid: list[float] = []
-    for time in times:  # looked at one by one, so that what has no end is refused too
+    for time in times:  # checked one by one, so that an endless iterable is refused too
         grid.append(real(time, "grid: a time", "[0, 1]"))
         if len(grid) > LONGEST or grid[-2:] != sorted(set(grid[-2:]), reverse=True):
             raise ValueError(f"grid must hold 2 to {LONGEST} strictly decreasing times in [0, 1], got {shown(grid)}")
@@ -97,5 +100,5 @@ def _times(schedule: Schedule, alphas: list[float], start: float, end: float) ->
 
 
 def _between(times: list[float], start: float, end: float) -> tuple[float, ...]:
-    """The ends exactly, whatever rounding says."""
+    """Return the times as a grid with exact ends, without rounding errors."""
     return listed([start, *times[1:-1], end])

@@ -1,14 +1,13 @@
-r"""The one door for randomness: ``choose``.
+r"""Random choices of a run: ``choose`` is the only source of randomness.
 
-An operator is a program of random choices named "step.slot.name" ("@turn" in a loop). What a choice does depends on
-who listens:
+An operator is a program of random choices named "step.slot.name" ("@turn" in a loop). A choice has three uses:
 
-    nobody                  its value is drawn as a function of (seed, row, step, slot, name, position): the sampler
-    ``pyro.poutine.trace``  the value and its log-probability are kept; ``replay`` puts values back
+    sampling                its value is drawn as a function of (seed, row, step, slot, name, position)
+    ``pyro.poutine.trace``  the value and its log-probability are recorded; ``replay`` sets values
     ``theory.kernel``       every possible value is tried: the exact transition matrix
 
-The key of the randomness rides on the distribution, so a run needs no handler. Pyro's handler stack belongs to the
-process and not to a thread, so a run is deaf to it unless it was asked to listen, and only one listens at a time.
+The distribution carries the key of its randomness, so a run needs no handler. Pyro's handler stack belongs to the
+process, not to a thread. So a run ignores handlers unless called with listen=True, and only one listens at a time.
 """
 
 import contextlib
@@ -44,15 +43,15 @@ _STEPS, SLOTS = 1 << 20, 1 << 12
 
 @dataclass
 class Run:
-    """What belongs to one run of a program and to none of its operators: seed, counts and records.
+    """The seed, counts and records of one run, shared by its operators.
 
     Attributes:
         seed: the 64-bit key of its randomness.
         model: the counted denoiser.
-        log_prob: (B,) the summed log-probability of all choices made, or None if it is not kept.
-        faults: flags of bad rows on a GPU, looked at once, at the end.
-        fuse: whether kernels may stand in for runs of choices where nobody listens.
-        listen: whether choices are Pyro sites, for handlers to see and change. Its owner is inside ``listening()``.
+        log_prob: (B,) the summed log-probability of all choices made, or None if it is not recorded.
+        faults: GPU flags of bad rows, checked once at the end of the run.
+        fuse: whether a kernel may replace several choices when nothing records them.
+        listen: whether choices are Pyro sites, which handlers can read and change. The caller holds ``listening()``.
     """
 
     seed: int
@@ -65,20 +64,20 @@ class Run:
     _step: tuple[int, int] = (-1, 0)
 
     def check_faults(self) -> None:
-        """Raise ValueError if a row of logits was no law: what a GPU says only at the end."""
+        """Raise ValueError if some row of logits was invalid; on a GPU this is checked only at the end."""
         if self.faults and bool(torch.stack(self.faults).any()):
             raise ValueError(
                 "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
             )
 
     def finish(self, tokens: Int[Tensor, "B L"], rows: Int[Tensor, " B"], process: Process, what: object) -> None:
-        """Raise ValueError if the tokens of time 0 hold a mask, or come of bad logits.
+        """Raise ValueError if the tokens at time 0 hold a mask, or if some logits were bad.
 
         Args:
-            tokens: what the run would hand out.
-            rows: ids of its rows.
+            tokens: the tokens to return.
+            rows: ids of their rows.
             process: the forward process.
-            what: the operator that made them.
+            what: the operator that made them, for the message.
         """
         self.check_faults()
         if process.mask_id is not None:
@@ -86,7 +85,7 @@ class Run:
             Watch(rows).refuse(tokens == process.mask_id, left)
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
-        """The key of a site, refusing a name that was used before in the same step, turn and slot."""
+        """Return the key of a site; raise ValueError if its name was used in the same step, turn and slot."""
         if step >= _STEPS or slot >= SLOTS:
             raise ValueError(f"site {step}.{slot}.{name}: at most {_STEPS} steps and {SLOTS} slots a step can be keyed")
         if (step, turn) != self._step:
@@ -107,9 +106,9 @@ _ONE, _listener = threading.RLock(), threading.local()
 
 
 def alone() -> contextlib.AbstractContextManager[object]:
-    """Keep other threads' listening runs and enumerations waiting, for as many of this thread's as follow.
+    """Hold the lock of listening runs and enumerations, so that those of other threads wait.
 
-    Pyro's handlers go up before the run that they are for. Where several threads listen, each puts its own up inside:
+    Pyro's handlers must be installed before the run. If several threads listen, each installs its own in this block:
 
         with dd.alone():
             trace = poutine.trace(lambda: sampler.sample(4, listen=True)).get_trace()
@@ -119,10 +118,10 @@ def alone() -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Be the one run or enumeration of this process that Pyro's handlers hear; wait while another thread's is.
+    """Let Pyro's handlers see this run or enumeration; wait while another thread's is seen.
 
     Raises:
-        RuntimeError: inside another one of the same thread, which could never end.
+        RuntimeError: inside another one of the same thread, which would wait for ever.
     """
     if getattr(_listener, "busy", False):
         raise RuntimeError(
@@ -140,9 +139,9 @@ def listening() -> Iterator[None]:
 def while_listening(
     held: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function hold ``listening()`` where it is called with ``listen=True``; ``alone()`` for several runs.
+    """Make a sampling function hold ``held()`` when called with ``listen=True``: ``listening`` or ``alone``.
 
-    A run that nobody listens to keeps no gradients; one that listens leaves that to torch's own mode.
+    Without listen=True the function runs under ``torch.no_grad()``; otherwise torch's grad mode is left unchanged.
     """
 
     def decorate(sample: Callable[P, R]) -> Callable[P, R]:
@@ -158,16 +157,16 @@ def while_listening(
 
 @contextlib.contextmanager
 def under(name: str, listen: bool) -> Iterator[None]:
-    """Name all Pyro sites inside "name/step.slot.site": names stay unique where a call makes several runs."""
+    """Prefix all Pyro sites: "name/step.slot.site". This keeps names unique if a call makes several runs."""
     with scope(prefix=name) if listen else contextlib.nullcontext():
         yield
 
 
 @functools.lru_cache(maxsize=64)
 def stream(seed: int, kind: int, n: int) -> int:
-    """The seed of the n-th part of a run: turns of a loop are of kind 0, blocks of kind 1, stages of kind 2.
+    """Return the seed of the n-th part of a run: kind 0 for turns of a loop, 1 for blocks, 2 for stages.
 
-    The first part has the seed itself, the others words of Philox at a counter that no choice uses (kind 3).
+    Part 0 keeps the seed. The others take it from Philox at counters that no choice uses (kind 3).
     """
     if n == 0:
         return seed
@@ -177,10 +176,10 @@ def stream(seed: int, kind: int, n: int) -> int:
 
 @dataclass(frozen=True)
 class At:
-    """Where in a run an operator stands: the process, the interval t -> s, and the address (step, slot, turn).
+    """The position of an operator in a run: the process, the interval t -> s, and the address (step, slot, turn).
 
-    A predictor moves a state from ``t`` to ``s``; a corrector works at the time its state carries. An operator that
-    repeats its choices an unknown number of times counts the turns.
+    A predictor moves a state from ``t`` to ``s``; a corrector works at the time of its state. An operator that repeats
+    its choices an unknown number of times counts the repetitions in ``turn``.
     """
 
     process: Process
@@ -192,9 +191,9 @@ class At:
     turn: int = 0
 
     def predict(self, state: State, time: float | Float[Tensor, "B 1"] | None = None) -> Prediction:
-        """Call the denoiser on a state, frozen sites at time 0; at its own time, unless another is given.
+        """Call the denoiser on a state at its own time, or at ``time``; frozen sites get time 0.
 
-        The call is counted. What was ``seen`` at the state before is not asked again.
+        The call is counted. If ``state.seen`` holds the prediction and ``time`` is None, it is returned without a call.
         """
         if state.seen is not None and time is None:
             return state.seen
@@ -204,10 +203,10 @@ class At:
         return said
 
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
-        """alpha at a time in float64, on the host; a row of them where every position has a clock of its own.
+        """Return alpha at a time, float64: a float on the host, or (1, L) if every position has its own schedule.
 
-        For a time of every row, (B, 1), a column of them, or (B, L). Where the clock is learned and gradients are
-        enabled, (1, 1) with its derivatives.
+        For times (B, 1) it is (B, 1) or (B, L). If the schedule is learned and gradients are enabled, it is a
+        differentiable (1, 1) tensor.
         """
         schedule, time = self.process.schedule, learned(time)
         if isinstance(time, Tensor):
@@ -218,44 +217,44 @@ class At:
         return alpha.expand(1, schedule.sites or 1).to(self.run.model.nfe_rows.device)
 
     def autoregressive(self, state: State) -> Prediction:
-        """p(x_i | x_{<i}) at every site of a clean state, as ``Denoiser.autoregressive`` gives it; counted."""
+        """Return p(x_i | x_{<i}) at every site of a clean state, by ``Denoiser.autoregressive``; counted."""
         law = self.run.model.autoregressive(state.tokens, state.rows)
         law.watch = self.watch(state)
         return law
 
     def watch(self, state: State) -> Watch:
-        """Who is told of bad numbers at a state: what an operator reads of a prediction is looked at by itself."""
+        """Return the ``Watch`` that reports bad numbers at this state; logits read are checked automatically."""
         return Watch(state.rows, self.run.faults)
 
     @property
     def fused(self) -> bool:
-        """Whether a kernel may stand in for a run of choices: nobody records or listens to a single one."""
+        """Whether a kernel may replace several choices: no single choice is recorded or seen by a handler."""
         return self.run.fuse and self.run.log_prob is None and not self.run.listen
 
     def moved(self, slots: int) -> "At":
-        """The same place, ``slots`` further: where the next part of a composition stands."""
+        """Return the address ``slots`` further, for the next part of a composition."""
         return replace(self, slot=self.slot + slots)
 
     def again(self, turn: int) -> "At":
-        """The same place for the turn-th time, counted from 1: where the choices of a loop are made."""
+        """Return the address of the turn-th repetition, counted from 1, for the choices of a loop."""
         return replace(self, turn=turn)
 
 
 def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
-    """Make one random choice for every row: the only way an operator may be random.
+    """Make one random choice for every row. An operator draws all its randomness through it.
 
     Args:
         name: the choice's name, unique in its operator.
-        distribution: the law, batch shape (B,) equal to the rows of ``state``.
-        state: the state the choice is made in; its row ids key the randomness.
-        at: where the operator stands.
+        distribution: the law, of batch shape (B,) with B rows in ``state``.
+        state: the state in which the choice is made; its row ids key the randomness.
+        at: the address of the operator.
 
     Returns:
         The value, (B, *event).
 
     Raises:
-        TypeError: for a law that is no ``Choice``, whose randomness could not be keyed.
-        ValueError: if the batch shape is not the rows, the name was used before in this step and slot, or a handler
+        TypeError: for a law that is not a ``Choice``: its randomness cannot be keyed.
+        ValueError: if the batch shape is not (B,), the name was used before in this step and slot, or a handler
             gives a value of another shape.
     """
     rows = len(state.rows)

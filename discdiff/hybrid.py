@@ -1,12 +1,12 @@
-r"""Mask and uniform noise together, in shares that change with time.
+r"""Mask and uniform noise together, with shares that change with time.
 
     q_t(z | x) = alpha_t 1(z = x) + m_t 1(z = mask) + (1 - alpha_t - m_t) / V
 
-Not every pair of curves is a process: with h = (mass of the noise) / alpha, the rate into a noise token is alpha
-dh/dsigma, so the odds h of mask and of uniform tokens must both rise with time. ``Blend`` says what the shares are and
-refuses those that no generator has.
+Not every pair of curves is a process. With h = (mass of the noise) / alpha, the rate into a noise token is alpha
+dh/dsigma, so the odds h of the mask and of uniform tokens must both increase with time. ``Blend`` defines the shares
+and refuses those that need a negative rate.
 
-Reference: GIDD (von Ruette et al., 2025).
+Reference: GIDD (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482).
 """
 
 from collections.abc import Callable
@@ -24,18 +24,18 @@ __all__ = ["Blend", "Hybrid"]
 
 
 class Blend:
-    r"""How the noise is shared between an anchor and uniform tokens, as a function of alpha.
+    r"""The shares of an anchor and of uniform tokens in the noise, as a function of alpha.
 
-    With a float p, GIDD's law (von Ruette et al., 2025, gamma = 1): with tau its time and o = tau / (1 - tau),
+    A float p gives GIDD's law (von Ruette et al., 2025, link above, gamma = 1). With tau its time, o = tau / (1 - tau):
 
         m / alpha = o,   uniform / alpha = B sqrt(o),   B = 2 p / (1 - p),   (1 - alpha) / alpha = o + B sqrt(o)
 
-    so that p is the share of uniform tokens at tau = 1/2, where it is largest, and at both ends of time there are none.
-    Both odds rise with time, so the generator is valid for every p in [0, 1). With a function, the uniform share of
-    the noise at each alpha; its generator is checked.
+    So p is the share of uniform tokens at tau = 1/2, where it is largest; it is 0 at both ends of time. Both odds
+    increase with time, so the generator is valid for every p in [0, 1). A function gives the uniform share of the noise
+    at each alpha; its generator is checked.
 
     Raises:
-        ValueError: if p is not in [0, 1), or the function's generator would be negative somewhere.
+        ValueError: if p is not in [0, 1), or the function needs a negative rate somewhere.
     """
 
     def __init__(self, p_uniform: float | Callable[[Tensor], Tensor], name: str) -> None:
@@ -64,13 +64,13 @@ class Blend:
                 )
 
     def anchored(self, alpha: Tensor) -> Tensor:
-        """m, the mass on the anchor."""
+        """Return m, the mass on the anchor."""
         if callable(self.p_uniform):
             return (1 - alpha) * (1 - self.p_uniform(alpha))
         return self._root(alpha) ** 2 if self.p_uniform > 0 else 1 - alpha
 
     def inflow(self, alpha: Tensor) -> Tensor:
-        """m - alpha dm/dalpha, the share of jumps that go to the anchor."""
+        """Return m - alpha dm/dalpha, the share of jumps that go to the anchor."""
         if callable(self.p_uniform):
             wanted = torch.is_grad_enabled() and alpha.requires_grad
             with torch.enable_grad():
@@ -80,7 +80,7 @@ class Blend:
                 share = mass - variable * slope
             return share if wanted else share.detach()
         root, uniform = 2 * self._root(alpha), self._b * alpha.sqrt()
-        # B = 0 and alpha = 1: nothing is anchored yet, and every jump will be
+        # at B = 0 and alpha = 1 it is 0/0; the limit is 1: every jump goes to the anchor
         return torch.where(root + uniform > 0, root / (root + uniform).clamp(min=1e-300), 1.0)
 
     @property
@@ -89,23 +89,25 @@ class Blend:
         return 2 * self.p_uniform / (1 - self.p_uniform)
 
     def _root(self, alpha: Tensor) -> Tensor:
-        """sqrt(alpha o), from the quadratic; exact at both ends."""
+        """Return sqrt(alpha o) from the quadratic equation; exact at both ends."""
         return (
             2 * (1 - alpha) / (self._b * alpha.sqrt() + (self._b**2 * alpha + 4 * (1 - alpha)).sqrt()).clamp(min=1e-300)
         )
 
 
 class Hybrid(RankOne):
-    """Mask and uniform tokens together, their shares changing with time (GIDD, von Ruette et al., 2025); S = V + 1.
+    """Mask and uniform tokens together, with shares that change with time; S = V + 1.
+
+    Reference: GIDD (von Ruette et al., 2025, link above).
 
     Args:
         vocab_size: V.
-        schedule: the clock.
+        schedule: the noise schedule.
         p_uniform: the largest share of uniform tokens, in [0, 1), for GIDD's law; or the uniform share of the noise as
             a function of alpha.
 
     Raises:
-        ValueError: if the generator would be negative somewhere, saying where.
+        ValueError: if the generator would be negative somewhere, naming the alpha.
     """
 
     def __init__(

@@ -1,18 +1,19 @@
-r"""Processes between two data laws: a site's state is a pair (z, u), its token and the source token it moves towards.
+r"""Processes between two data laws. The state of a site is a pair (z, u): its token and the source token u.
 
     q_t((z, u) | x, u) = alpha_t 1(z = x) + m_t 1(z = u) + (1 - alpha_t - m_t) / V
 
-Given u this is of rank one with u in the place of the mask, so everything that works for a mask works here: a site with
-z = u is "hidden", a site with z != u and no uniform noise is surely clean, and x need not know of u. At alpha = 1 the
-token is data, at alpha = 0 it is the source; the coupling of the two is whatever the pairs (x, u) are drawn from. The
-stochasticity p_uniform adds uniform tokens on the way and none at the ends.
+Given u this process has rank one, with u in place of the mask, so all methods for a mask apply. A site with z = u is
+hidden. Without uniform noise a site with z != u is clean. x need not depend on u. At alpha = 1 the token is data, at
+alpha = 0 it is the source; the pairs (x, u) may be drawn from any coupling of the two. The stochasticity p_uniform adds
+uniform tokens in between and none at the ends.
 
 With an independent source u ~ pi and no stochasticity this is the absorbing reformulation of the uniform process: given
-x alone, z has exactly the law of ``Marginal(pi)``, and no clean token is ever mistaken for noise.
+x alone, z has exactly the law of ``Marginal(pi)``, and every site with z != u is clean.
 
-A pair is kept as the one integer z V + u.
-References: Stochastic Interpolants (Albergo et al., 2023), Discrete Flow Matching (Gat et al., 2024), Uniform Diffusion
-Models Revisited (2026).
+A pair is stored as the single integer z V + u.
+References: Stochastic Interpolants (Albergo et al., 2023, https://arxiv.org/abs/2303.08797), Discrete Flow Matching
+(Gat et al., 2024, https://arxiv.org/abs/2407.15595), Uniform Diffusion Models Revisited (2026,
+https://arxiv.org/abs/2605.22765).
 """
 
 from collections.abc import Callable
@@ -33,19 +34,19 @@ __all__ = ["AbsorbingUniform", "Interpolant"]
 
 
 class Interpolant(RankOne):
-    """Between data and a source, over pairs of a token and its source token; S = V^2, predictions have V columns.
+    """A process between data and a source, over pairs of token and source token; S = V^2, predictions have V columns.
 
     Args:
         vocab_size: V, shared by data and source.
-        schedule: the clock; data at alpha = 1, source at alpha = 0.
+        schedule: the noise schedule; data at alpha = 1, source at alpha = 0.
         source: (V,) the law of an independent source token. None for a source that is a law of whole sequences or is
             coupled to the data: then use ``noised_pair(x0, x1, t)`` for training and ``initial=join(x1, x1)`` for
             sampling.
-        p_uniform: stochasticity, as in ``Hybrid``: the largest share of uniform tokens on the way, or a function of
+        p_uniform: stochasticity, as in ``Hybrid``: the largest share of uniform tokens, or the share as a function of
             alpha.
 
     Raises:
-        ValueError: for a source that is not a law over V tokens, or a stochasticity that no generator has.
+        ValueError: for a source that is not a law over V tokens, or a stochasticity that needs a negative rate.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class Interpolant(RankOne):
         return self.anchor(x)
 
     def join(self, z: Int[Tensor, "*N"], u: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """The states (z, u)."""
+        """Return the states (z, u)."""
         return z * self.vocab_size + u
 
     def split(self, x: Int[Tensor, "*N"]) -> tuple[Int[Tensor, "*N"], Int[Tensor, "*N"]]:
-        """The tokens z and the source tokens u of states."""
+        """Return the tokens z and the source tokens u of states."""
         return self.column(x), x % self.vocab_size
 
     # --- the noise ----------------------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ class Interpolant(RankOne):
         """The law of an independent source token.
 
         Raises:
-            ValueError: if the source is not of that kind.
+            ValueError: if no such law was given.
         """
         if self._source is None:
             raise ValueError(
@@ -126,15 +127,15 @@ class Interpolant(RankOne):
         return SourcePairs(self.source, zero.long(), zero, zero + 1)
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":
-        """q_t((z, u) | x0) with a fresh source token u at every site."""
+        """Return q_t((z, u) | x0) with a fresh source token u at every site."""
         a = self.sitewise(alpha, x0)
         return SourcePairs(self.source, x0, a, self.anchored(a))
 
     def noised_pair(self, x0: Int[Tensor, "B L"], x1: Int[Tensor, "B L"], t: float | Tensor) -> Choice:
-        """q_t((z, u) | x0, u = x1) for given pairs of data and source, whatever couples them.
+        """Return q_t((z, u) | x0, u = x1) for given pairs of data and source, with any coupling.
 
         Raises:
-            ValueError: for ids outside the vocabulary, or shapes that differ.
+            ValueError: for ids outside the vocabulary, or different shapes.
         """
         self.check_data(x0, "x0")
         self.check_data(x1, "x1")
@@ -147,7 +148,7 @@ class Interpolant(RankOne):
     # --- dense --------------------------------------------------------------------------------------------------------
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
-        """Over pairs; u never changes."""
+        """Return the transition matrix over pairs; u never changes."""
         a_t, a_s = torch.tensor(alpha_t, dtype=torch.float64), torch.tensor(alpha_s, dtype=torch.float64)
         a_ts, mass_t, mass_s = survival(a_t, a_s), self.anchored(a_t), self.anchored(a_s)
         to_source = (mass_t - a_ts * mass_s).clamp(min=0)
@@ -181,17 +182,18 @@ class Interpolant(RankOne):
 
 
 class AbsorbingUniform(Interpolant):
-    """The absorbing reformulation of ``Uniform``: a uniform source token u beside each token z (AUDM, 2026); S = V^2.
+    """The absorbing reformulation of ``Uniform`` (AUDM): a uniform source token u beside each token z; S = V^2.
 
-    The law of (x0, z_t) is that of the uniform process at every t; the law of its path is not, because u is frozen.
+    The law of (x0, z_t) is that of the uniform process at every t. The law of the path differs, because u is frozen.
+    Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 
     Args:
         vocab_size: V.
-        schedule: the clock.
+        schedule: the noise schedule.
     """
 
     def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
-        Process.__init__(self, vocab_size, schedule)  # looks at the size first
+        Process.__init__(self, vocab_size, schedule)  # checks the size first
         affordable(self.vocab_size, f"AbsorbingUniform: a source law of {self.vocab_size} tokens")
         source = torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64)
         super().__init__(self.vocab_size, schedule, source)
@@ -220,13 +222,13 @@ class SourcePairs(SiteWise):
     @property
     def _rest(self) -> Tensor:
         rest = 1 - self.alpha - self.mass
-        return torch.where(rest > 1e-15, rest, 0.0)  # less is rounding
+        return torch.where(rest > 1e-15, rest, 0.0)  # a smaller rest is rounding
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         size = len(self.source)
         coin, v = key.uniforms(self.event_shape[0])
         u = torch.searchsorted(self.source.cumsum(0)[: self._last], v, right=True)
-        # What is left of the coin beyond both thresholds is uniform again, and picks the uniform token.
+        # Beyond both thresholds the rescaled coin is uniform again; it picks the uniform token.
         left = (coin - self.alpha - self.mass) / self._rest.clamp(min=1e-15)
         token = (left * size).long().clamp(0, size - 1)
         token = torch.where((coin < self.alpha + self.mass) | (self._rest == 0), u, token)

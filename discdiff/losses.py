@@ -1,16 +1,18 @@
-r"""Likelihood bounds, each an estimator with an error bar and a training loss with gradients.
+r"""Likelihood bounds, each a Monte-Carlo estimator with an error bar and a differentiable training loss.
 
-Every one of these is  -log p(x0) <= prior_kl(x0) + E[value], and equal for an exact prediction, pointwise in x0 (for
-``DiscreteBound`` in the limit of many steps). The continuous-time ones are one path Kullback-Leibler divergence,
+Every bound satisfies  -log p(x0) <= prior_kl(x0) + E[value],  with equality for an exact prediction at every x0 (for
+``DiscreteBound`` in the limit of many steps). The continuous-time bounds equal one path Kullback-Leibler divergence
 
     int sum_{v != z} [ R(v) - R*(v) + R*(v) log(R*(v) / R(v)) ] dsigma,        R*(v) = Q(v, z) q_t(v | x0) / q_t(z | x0)
 
-between the reverse rates R of the model and those of the pinned process, seen three ways: as rates (``PathKL``, the
-variational view, Girsanov), as a score (``ScoreEntropy``) and as a flow of one token (the masked, uniform and absorbing
-closed forms). Time is drawn uniformly in alpha, where the integrands are tame; values are in nats a sequence.
+between the reverse rates R of the model and those of the process given x0. It is written in three forms: with rates
+(``PathKL``, Girsanov), with the score (``ScoreEntropy``), and for one token (closed forms for masked, uniform and
+absorbing processes). Time is drawn uniformly in alpha, where the integrands are bounded; values are nats a sequence.
 
-References: Campbell et al. (2022); SEDD (Lou et al., 2024); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); D3PM
-(Austin et al., 2021); Uniform Diffusion Models Revisited (2026).
+References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; SEDD (Lou et al., 2024,
+https://arxiv.org/abs/2310.16834); MDLM (Sahoo et al., 2024, https://arxiv.org/abs/2406.07524); UDLM (Schiff et al.,
+2025, https://arxiv.org/abs/2412.10193); D3PM (Austin et al., 2021, https://arxiv.org/abs/2107.03006); Uniform
+Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
 from abc import ABC, abstractmethod
@@ -44,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Estimate:
-    """A Monte-Carlo value with its standard error, both (B,) in nats a sequence."""
+    """A Monte-Carlo estimate and its standard error, both (B,) in nats a sequence."""
 
     value: Float[Tensor, " B"]
     error: Float[Tensor, " B"]
@@ -52,22 +54,22 @@ class Estimate:
 
 
 class Objective(ABC):
-    """An upper bound on -log p(x0), as an expectation that can be drawn."""
+    """An upper bound on -log p(x0), written as an expectation."""
 
     @abstractmethod
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
-        """One draw for each row, where u in [0, 1) says when: unbiased over uniform u and the noise. Differentiable.
+        """Return one differentiable draw a row, unbiased over noise and over uniform u in [0, 1), which sets the time.
 
-        Those in continuous time also take a u for every site, (B, L).
+        Continuous-time bounds also take one u for every site, (B, L).
         """
 
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """One unbiased draw for each row, (B,) nats a sequence, times stratified over the batch: a training loss.
+        """Return one unbiased draw for each row, (B,) nats a sequence, as training loss; times are stratified.
 
-        The gradient is that of the network; a learned clock is not also differentiated through the noise drawn.
+        The gradient is that of the network. A learned schedule gets no gradient through the drawn noise.
 
         Raises:
-            ValueError: for a process this bound does not apply to, or x0 that is not data.
+            ValueError: for a process that this bound does not support, or x0 that is not data.
         """
         check_denoiser(model, type(self).__name__).check_data(x0, "x0")
         if x0.numel() == 0:
@@ -79,14 +81,14 @@ class Objective(ABC):
 
     @torch.no_grad()
     def estimate(self, model: Denoiser, x0: Int[Tensor, "B L"], draws: int, seed: int, prior: bool = True) -> Estimate:
-        """The bound on -log p(x0) by Monte Carlo.
+        """Estimate the bound on -log p(x0) by Monte Carlo.
 
         Args:
             model: the denoiser.
             x0: (B, L) data.
             draws: independent draws, at least 2.
-            seed: of the draws.
-            prior: whether to add ``prior_kl``, without which it is no bound on a sampler that starts from the prior.
+            seed: the seed of the draws.
+            prior: whether to add ``prior_kl``; without it the value does not bound a sampler started from the prior.
 
         Raises:
             ValueError: if ``prior_kl`` is infinite, as on a masked process whose alpha(1) is not 0.
@@ -106,7 +108,7 @@ class Objective(ABC):
 
 
 def prior_kl(process: Process, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-    """KL(q_1(. | x0) || prior) summed over the sites, (B,) nats; 0 where alpha(1) = 0."""
+    """Return KL(q_1(. | x0) || prior) summed over the sites, (B,) nats; 0 where alpha(1) = 0."""
     one = torch.ones(1, x0.shape[1], dtype=torch.float64)
     alpha = process.schedule.alpha(one)
     if bool((alpha == 0).all()):
@@ -120,14 +122,14 @@ def prior_kl(process: Process, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
 
 
 class Continuous(Objective):
-    """An integral over alpha of a density at each site."""
+    """A bound that is an integral over alpha of a density at each site."""
 
     @abstractmethod
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Nats at each site per unit of its alpha, float64."""
+        """Return the nats at each site per unit of its alpha, float64."""
 
     def check(self, process: Process) -> None:
-        """Raise ValueError for a process it does not apply to."""
+        """Raise ValueError for a process that this bound does not support."""
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         process, schedule = model.process, model.process.schedule
@@ -145,7 +147,7 @@ class Continuous(Objective):
 
 @dataclass(frozen=True)
 class MaskedNELBO(Continuous):
-    """int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha): masked processes (MDLM, Sahoo et al., 2024)."""
+    """int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha), for masked processes (MDLM, Sahoo et al., 2024)."""
 
     def check(self, process: Process) -> None:
         if not isinstance(process, Masked):
@@ -153,7 +155,7 @@ class MaskedNELBO(Continuous):
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         mask_id = prediction.process.mask_id
-        assert mask_id is not None  # a Masked process has one
+        assert mask_id is not None  # a Masked process has a mask
         hidden = prediction.x.eq(mask_id)
         nats = _surprise(prediction, x0, hidden)
         return nats / (1 - prediction.alpha).clamp(min=1e-300)
@@ -161,8 +163,9 @@ class MaskedNELBO(Continuous):
 
 @dataclass(frozen=True)
 class UniformNELBO(Continuous):
-    r"""The plug-in bound of the uniform process in closed form, for a LEAVE-ONE-OUT prediction (UDLM; Duo, Sahoo 2025).
+    r"""The plug-in bound of the uniform process in closed form, for a leave-one-out prediction (UDLM; Duo).
 
+    Duo: Sahoo et al., 2025, https://arxiv.org/abs/2506.10892.
     With xbar = V alpha x0 + 1 - alpha (x0 one-hot) and obar = V alpha O + 1 - alpha, per unit of alpha
 
         1 / (V alpha) [V / obar_z - V / xbar_z + sum_v (xbar_v / xbar_z) log((xbar_v obar_z) / (xbar_z obar_v))]
@@ -187,9 +190,9 @@ class UniformNELBO(Continuous):
 
 @dataclass(frozen=True)
 class AbsorbingNELBO(Continuous):
-    r"""The bound of the absorbing reformulation, at the hidden sites z = u only (AUDM, 2026).
+    r"""The bound of the absorbing reformulation (AUDM, link above). Only hidden sites z = u contribute:
 
-    1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, with D given all tokens and source
+    1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, where D is given all tokens and source
     tokens.
     """
 
@@ -212,7 +215,7 @@ class AbsorbingNELBO(Continuous):
 
 @dataclass(frozen=True)
 class ScoreEntropy(Continuous):
-    r"""Diffusion-weighted denoising score entropy, for every process (DWDSE; SEDD, Lou et al., 2024).
+    r"""Diffusion-weighted denoising score entropy, for every process (DWDSE; SEDD, Lou et al., 2024):
 
     1 / alpha sum_{v != z} Q(v, z) [s_v - r_v log s_v + r_v (log r_v - 1)] per unit of alpha, with s the predicted
     concrete score and r_v = q_t(v | x0) / q_t(z | x0).
@@ -221,7 +224,7 @@ class ScoreEntropy(Continuous):
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         process, x = prediction.process, prediction.x
         rate = process.inflow(x, prediction.alpha)
-        active = (rate > 0).any(-1)  # elsewhere no state leads here, and a masked model has no score
+        active = (rate > 0).any(-1)  # other states have no inflow, and a masked model gives no score there
         log_s = torch.zeros(*x.shape, process.columns, dtype=torch.float64, device=x.device)
         log_s = log_s.index_put((active,), prediction.ratio_rows(active).double())
         log_r = torch.where(active[..., None], _pinned_ratio(prediction, x0), 0.0)
@@ -233,9 +236,9 @@ class ScoreEntropy(Continuous):
 
 @dataclass(frozen=True)
 class PathKL(Continuous):
-    r"""The path KL in terms of rates, with those of the model as a mean of pinned ones: R = sum_x D(x) R*_x.
+    r"""The path KL in terms of rates; the model's rates are a mean over x0: R = sum_x D(x) R*_x.
 
-    For every process; dense, for small V. It is Girsanov's formula for jumps (Campbell et al., 2022).
+    For every process; dense, for small V. This is Girsanov's formula for jumps (Campbell et al., 2022).
     """
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -244,20 +247,20 @@ class PathKL(Continuous):
         model = torch.zeros_like(rate)
         d = prediction.denoiser.double().exp()
         for v in process.data_tokens.tolist():
-            # a token that could not have led to z has D = 0 and no pinned rate
+            # a token that cannot lead to z has D = 0; its ratio is undefined and set to 0
             pinned = _pinned_ratio(prediction, torch.full_like(x0, v)).exp()
             share = d[..., v, None]
             model = model + share * rate * pinned.where(share > 0, 0.0)
         own = process.column(x)[..., None]
         true = (rate * _pinned_ratio(prediction, x0).exp()).scatter(-1, own, 0.0)
         model = model.scatter(-1, own, 0.0)
-        jumps = true > 0  # inside the logarithms too, or gradients are NaN where nothing jumps
+        jumps = true > 0  # masked inside the logarithms too, or gradients are NaN at rate 0
         kl = true * (true.where(jumps, 1.0).log() - model.where(jumps, 1.0).log())
         return (model - true + kl).sum(-1) / prediction.alpha
 
 
 def _surprise(prediction: Prediction, tokens: Tensor, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """-log D(tokens) at the chosen sites, 0 elsewhere, float64; logits are read at those sites only."""
+    """Return -log D(tokens) at the chosen sites, 0 elsewhere, float64; only logits of these sites are read."""
     rows = prediction.denoiser_rows(where)
     rows = rows if rows.dtype == torch.float64 else rows.float()
     nats = torch.nn.functional.cross_entropy(rows, tokens[where], reduction="none")
@@ -265,7 +268,7 @@ def _surprise(prediction: Prediction, tokens: Tensor, where: Bool[Tensor, "B L"]
 
 
 def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
-    """log q_t(v | x0) / q_t(z | x0) at every column v."""
+    """Return log q_t(v | x0) / q_t(z | x0) at every column v."""
     process, x = prediction.process, prediction.x
     one_hot = torch.nn.functional.one_hot(x0, process.vocab_size).double().log()
     log_q = process.conditional(one_hot.flatten(0, 1), x.flatten(), prediction.alpha.flatten()).unflatten(
@@ -274,15 +277,15 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
     return log_q - log_q.gather(-1, process.column(x)[..., None])
 
 
-# --- discrete time, and no time at all ------------------------------------------------------------------------------
+# --- discrete time, and no time -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DiscreteBound(Objective):
     r"""The bound of a sampler with N ancestral steps: sum_k KL(q(x_s | x_t, x0) || p(x_s | x_t)).
 
-    p is the plug-in of the leave-one-out, for any process; the last step is the reconstruction -log p(x0 | x_t). Never
-    below -log p0 in the mean, and nearer with more steps. (D3PM, Austin et al., 2021.)
+    p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). Its
+    expectation is never below -log p0 and approaches it with more steps (D3PM, Austin et al., 2021).
 
     Args:
         steps: N equal intervals of t.
@@ -301,7 +304,7 @@ class DiscreteBound(Objective):
         return self.steps * self.step(model.evaluate(x_t, t), x0, schedule.alpha(s)).sum(-1)
 
     def step(self, prediction: Prediction, x0: Int[Tensor, "B L"], alpha_s: Float[Tensor, "#B #L"]) -> Tensor:
-        """KL(q(x_s | x_t, x0) || p(x_s | x_t)) at each site, (B, L) nats."""
+        """Return KL(q(x_s | x_t, x0) || p(x_s | x_t)) at each site, (B, L) nats."""
         process, x = prediction.process, prediction.x
         moving = ~process.settled(x, prediction.alpha) if process.absorbing else torch.ones_like(x, dtype=torch.bool)
         log_p = prediction.reverse_rows(moving, alpha_s)
@@ -316,8 +319,8 @@ class DiscreteBound(Objective):
 class AnyOrder(Objective):
     r"""Any-order autoregressive likelihood of a masked model: L E_n E_{n hidden} [mean of -log D(x0_i) at the hidden].
 
-    It needs no clock; a model that takes a time is told alpha = 1 - n / L. (ARDM, Hoogeboom et al., 2022; RADD, Ou et
-    al., 2025.)
+    It needs no schedule; a model with a time input gets alpha = 1 - n / L. References: ARDM (Hoogeboom et al., 2022,
+    https://arxiv.org/abs/2110.02037); RADD (Ou et al., 2025, https://arxiv.org/abs/2406.03736).
     """
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -327,7 +330,7 @@ class AnyOrder(Objective):
         return self.given(model, x0, hidden)
 
     def given(self, model: Denoiser, x0: Int[Tensor, "B L"], hidden: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """L times the mean of -log D(x0_i) over the hidden sites, (B,) nats."""
+        """Return L times the mean of -log D(x0_i) over the hidden sites, (B,) nats."""
         process = model.process
         if not isinstance(process, Masked):
             raise ValueError(f"AnyOrder applies to a Masked process, got {process}")

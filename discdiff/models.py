@@ -1,4 +1,4 @@
-"""A small network, enough for the examples, and how it is kept on disk."""
+"""A small network for the examples, and its file format."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from discdiff.transformer import FREQUENCIES, Transformer, survival_features
 
 __all__ = ["Card", "Convolution", "load_trained", "save_trained"]
 
-# The cosine reveals few tokens a step while little is known; a token that was replaced too early can be mended.
+# The cosine schedule reveals few tokens a step at first. On a uniform process an early wrong token can be corrected.
 _LARGEST = 1 << 24
 _PROCESSES: dict[str, Callable[[int], Process]] = {
     "masked": lambda size: Masked(size, Cosine()),
@@ -34,12 +34,12 @@ _PROCESSES: dict[str, Callable[[int], Process]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """What must be known to use a set of weights; kept in the file's metadata."""
+    """All that is needed to use a set of weights; stored in the file's metadata."""
 
     shape: Literal["image", "sequence", "blocks"]  # blocks: a transformer
     process: Literal["masked", "uniform", "absorbing"]
     vocab_size: int
-    length: int  # longest sequence
+    length: int  # the longest sequence
     width: int
     depth: int
     predicts: Predicts
@@ -47,14 +47,14 @@ class Card:
 
     @classmethod
     def read(cls, text: str, layers: int) -> "Card":
-        """Of a file's metadata.
+        """Read the card from a file's metadata.
 
         Args:
             text: JSON.
-            layers: no card of this file has more: each has a weight or more.
+            layers: the number of weights in the file, which bounds the depth.
 
         Raises:
-            ValueError: if it is no card, or sizes are out of range.
+            ValueError: if it is not a card, or sizes are out of range.
         """
         from discdiff.adapters.documents import json_text  # the adapters import this module
         from discdiff.adapters.settings import Refused
@@ -76,17 +76,17 @@ class Card:
         try:
             with torch.device("meta"):
                 network_of(card)
-        except (ValueError, RuntimeError) as error:  # a width that is not a multiple of what layers want
+        except (ValueError, RuntimeError) as error:  # for instance a width that layers cannot divide
             raise Refused(f"the card says no network: {error}") from error
         return card
 
 
 class Convolution(nn.Module):
-    """A residual network of convolutions of width 3 over states: dilated ones along a sequence, or 3 x 3 over an image.
+    """A residual network of convolutions of width 3 over states: dilated along a sequence, or 3 x 3 over an image.
 
-    Few data and no accelerator: that a token's neighbours matter most need not be learned.
+    It suits few data and a CPU, as it need not learn that neighbouring tokens matter most.
 
-    On the absorbing reformulation a site is a pair (z, u): both are embedded, and whether they are equal.
+    On the absorbing reformulation a site is a pair (z, u). It embeds both tokens and whether they are equal.
 
     Args:
         card: sizes; the output has ``card.vocab_size`` columns.
@@ -152,12 +152,12 @@ class _Block(nn.Module):
 
 
 def process_of(card: Card) -> Process:
-    """The process of a card."""
+    """Return the process of a card."""
     return _PROCESSES[card.process](card.vocab_size)
 
 
 def network_of(card: Card) -> nn.Module:
-    """The network of a card, with fresh weights."""
+    """Make the network of a card with fresh weights."""
     if card.shape != "blocks":
         return Convolution(card)
     states = {"masked": card.vocab_size + 1, "uniform": card.vocab_size, "absorbing": card.vocab_size**2}[card.process]
@@ -165,7 +165,7 @@ def network_of(card: Card) -> nn.Module:
 
 
 def build(card: Card) -> tuple[nn.Module, Denoiser]:
-    """A network with fresh weights and the denoiser around it."""
+    """Make a network with fresh weights and its denoiser."""
     network = network_of(card)
     return network, Denoiser(network, process_of(card), card.predicts, time=card.time)
 
@@ -181,7 +181,7 @@ def load_trained(path: Path) -> Denoiser:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no safetensors file, has no card, or its weights are not the card's network's.
+        ValueError: if it is not a safetensors file, has no card, or its weights do not fit the card's network.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")

@@ -1,16 +1,16 @@
-r"""Operators: Markov kernels written as programs, and how they compose.
+r"""Operators: Markov kernels written as programs, and their composition.
 
-An operator maps a ``State`` to a ``State``, making its random choices through ``choose``. A *predictor* moves from
-t to s; a *corrector* stays at its time. The exact kernel is a homomorphism of the algebra (rows are laws,
-K[x, y] is the probability of y after x):
+An operator maps a ``State`` to a ``State`` and makes its random choices through ``choose``. A *predictor* moves from
+t to s; a *corrector* stays at its time. The exact kernel of a composition follows from the kernels of its parts
+(K[x, y] is the probability of y after x, so rows are laws):
 
     kernel(A >> B)              = kernel(A) @ kernel(B)         A first, then B
     kernel(C ** n)              = kernel(C)^n
-    kernel(mix({A: p, B: q}))   = p kernel(A) + q kernel(B)     one keyed coin a row
+    kernel(mix({A: p, B: q}))   = p kernel(A) + q kernel(B)     one keyed coin for each row
     kernel(when(f, A, B))       = kernel(A) if f(t) else kernel(B)
 
-In ``A >> B`` whatever stands left of the predictor runs at t and whatever stands right of it at s; a step has
-exactly one predictor on every path, and two raise TypeError when they are composed.
+In ``A >> B`` operators left of the predictor run at t and those right of it at s. A step has exactly one predictor on
+every path; composing two raises TypeError.
 """
 
 import math
@@ -38,21 +38,21 @@ _WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
 
 
 class Operator(ABC):
-    """A Markov kernel on states, as a program. Derive from ``Predictor`` or ``Corrector``, not from this.
+    """A Markov kernel on states, as a program. Derive from ``Predictor`` or ``Corrector``, not from this class.
 
-    What an operator declares is a claim that the test-suite checks against its exact law:
+    The properties below are claims; the test suite checks them against the exact law of the operator.
 
     Attributes:
-        order: a predictor's order of convergence, in total variation of the terminal law, on an interior window, with
-            exact predictions: the least over processes and data.
+        order: a predictor's order of convergence with exact predictions, in total variation of the terminal law, on an
+            interior window: the least over processes and data.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
         nfe: expected denoiser calls a step.
         enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``
-            refuses it by name.
-        width: how many slots of a step it takes; more than one only if it draws a name more than once.
-        reads: where it needs the model's leave-one-out at the time of its state (see ``rest``): "shown", at sites that
-            hold tokens; "hidden", at sites it hides first where noise can; "noisy", where noise may have led; or None.
-        remembers: whether it looks back at the state before this step, so that steps are no Markov chain of states.
+            raises an error that names it.
+        width: the number of slots of a step that it takes; above 1 only if it draws a name more than once.
+        reads: at which sites it needs the model's leave-one-out, at the time of its state (see ``rest``): "shown",
+            sites that hold tokens; "hidden", sites it hides first if noise can; "noisy", states noise made; or None.
+        remembers: whether it uses the state before this step. Then the states are not a Markov chain.
     """
 
     @abstractmethod
@@ -93,21 +93,25 @@ class Operator(ABC):
 
     @property
     def parts(self) -> "tuple[Operator, ...]":
-        """The operators it is made of; none for a primitive."""
+        """The operators it is composed of; none for a primitive."""
         values = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
         return tuple(part for value in values for part in value if isinstance(part, Operator))
 
     def check(self, process: Process) -> None:
-        """Raise ValueError if this operator, or a part of it, has no meaning on a process."""
+        """Raise ValueError if this operator, or a part of it, is not defined on a process."""
         for part in self.parts:
             part.check(process)
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items() if name[0] != "_")
+        return f"{type(self).__name__}({fields})"
+
     def __rshift__(self, other: "Operator") -> "Operator":
-        """This operator, then the other."""
+        """Run this operator, then the other."""
         return Then(self, check_operator(other, ">>"))
 
     def __pow__(self, n: int) -> "Operator":
-        """This corrector n times."""
+        """Run this corrector n times."""
         return Repeat(self, n)
 
 
@@ -120,15 +124,15 @@ class Predictor(Operator):
 
 
 class Staged(Predictor):
-    """A predictor of two parts: the second sees, as ``past``, the state that the first started from.
+    """A predictor of two parts. The second finds the start state of the first in ``past``.
 
-    The exact kernel is the product of the parts' kernels over pairs of states, which is a small tree.
+    The exact kernel is the product of the two kernels over pairs of states, so its tree stays small.
     """
 
     @property
     @abstractmethod
     def stages(self) -> tuple[Predictor, Predictor]:
-        """The two parts; each is called with the whole interval."""
+        """The two parts; each runs over the whole interval."""
 
     @property
     def nfe(self) -> float | None:
@@ -146,7 +150,7 @@ class Staged(Predictor):
 
 
 class Corrector(Operator):
-    """A kernel at a fixed time, the one its state carries."""
+    """A kernel at a fixed time, that of its state."""
 
     @property
     def moves(self) -> bool:
@@ -173,7 +177,7 @@ class Then(Operator):
 
     @property
     def order(self) -> float | None:
-        """The predictor's, as a lower bound, if every corrector beside it is exact."""
+        """The predictor's order, as a lower bound, if every corrector beside it is exact; else None."""
         if not self.moves:
             return None
         predictor, corrector = (self.left, self.right) if self.left.moves else (self.right, self.left)
@@ -244,7 +248,7 @@ class Repeat(Operator):
 
 @dataclass(frozen=True)
 class Mix(Operator):
-    """A random choice among operators, made for each row on its own so that rows stay independent."""
+    """A random choice among operators, made for each row separately, so that rows stay independent."""
 
     operators: tuple[Operator, ...]
     weights: tuple[float, ...]
@@ -291,7 +295,7 @@ class Mix(Operator):
 
 @dataclass(frozen=True)
 class When(Operator):
-    """One of two operators, by the start time of the step."""
+    """One of two operators, chosen by the start time of the step."""
 
     condition: Callable[[float], bool]
     yes: Operator
@@ -301,7 +305,7 @@ class When(Operator):
         return applied(self.at(at.t), state, at)
 
     def at(self, t: float) -> Operator:
-        """The operator that a step starting at t runs."""
+        """Return the operator of a step that starts at t."""
         return self.yes if self.condition(t) else self.no
 
     @property
@@ -318,7 +322,7 @@ class When(Operator):
 
     @property
     def nfe(self) -> float | None:
-        """Known only if both branches agree: how often the condition holds is the grid's affair."""
+        """The branches' nfe if they agree; else None, as the grid decides how often the condition holds."""
         return self.yes.nfe if self.yes.nfe == self.no.nfe else None
 
     @property
@@ -334,7 +338,7 @@ class When(Operator):
 
 
 def mix(weighted: Mapping[Operator, float]) -> Operator:
-    """Run one of the operators, chosen for each row with the given probabilities.
+    """Return an operator that runs one of several, chosen for each row with the given probabilities.
 
     Args:
         weighted: operator -> probability; they sum to 1.
@@ -353,7 +357,7 @@ def mix(weighted: Mapping[Operator, float]) -> Operator:
 
 
 def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Operator:
-    """Run ``yes`` in the steps whose start time satisfies the condition and ``no`` in the others.
+    """Return an operator that runs ``yes`` in steps whose start time meets the condition, else ``no``.
 
     Raises:
         TypeError: if one is a predictor and the other a corrector, or the condition cannot be called.
@@ -365,7 +369,7 @@ def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Ope
 
 
 def check_operator(candidate: object, where: str) -> Operator:
-    """The candidate, if it is an operator; otherwise a TypeError that says what it is."""
+    """Return the candidate if it is an operator; otherwise raise a TypeError that names it."""
     if not isinstance(candidate, Operator):
         hint = "; it is a class: add ()" if isinstance(candidate, type) else ""
         raise TypeError(f"{where} takes operators, one of discdiff.samplers or a composition, got {candidate!r}{hint}")

@@ -1,4 +1,4 @@
-"""What a denoiser returned, left as it is."""
+"""The unconverted output of a denoiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,19 +14,19 @@ __all__ = ["Output", "unshifted"]
 
 @dataclass(frozen=True)
 class Output:
-    """What a denoiser returned, left as it is: (B, L, V) logits, or hidden states whose head has not run.
+    """The unconverted output of a denoiser: (B, L, V) logits, or hidden states whose head has not run.
 
     Attributes:
         source: (B, L, V) logits, or (B, L, D) hidden states.
         width: V.
-        head: from hidden states (n, D) of some sites to logits (n, V).
-        shift: whether the logits at position i speak of position i + 1.
+        head: maps hidden states (n, D) of some sites to logits (n, V).
+        shift: whether the logits at position i predict position i + 1.
         suppress: columns that are never predicted.
-        batch_rows: the rows of the source that are meant, all in order by default. A selection copies no logits.
-        version: how often the source had been written to when it was handed out; None where nobody counts.
+        batch_rows: the selected batch rows of the source; all in order by default. A selection copies no logits.
+        version: torch's count of in-place writes to the source at construction; None if torch does not count them.
 
     Raises:
-        ValueError: when its rows are asked for after the source was written to.
+        ValueError: when rows are requested after the source was written to.
     """
 
     source: Float[Tensor, "B L _"]
@@ -42,21 +42,21 @@ class Output:
         object.__setattr__(self, "version", self.source._version if counted else None)
 
     def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
-        """The rows of chosen sites, or of all, unread."""
+        """Return the rows of chosen sites, or of all, without reading them."""
         self._refuse_rewritten()
         head = None if self.head is None else _as_convert(self.head)
         rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), head, self.batch_rows)
         return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:
-        """All of them: for small sizes, or when nothing was to be saved."""
+        """Return all logits, for small sizes or if every site is needed."""
         self._refuse_rewritten()
         if self.head is None and not self.shift and not self.suppress and self.batch_rows is None:
             return self.source
         return self.rows().dense().view(-1, self.source.shape[1], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
-        """The output of chosen rows of the batch."""
+        """Return the output of chosen batch rows."""
         self._refuse_rewritten()
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
 
@@ -69,7 +69,7 @@ class Output:
 
 
 def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """What position i said of position i + 1, in the place of what it is about; nothing speaks of the first."""
+    """Move the output of position i, which predicts i + 1, to position i + 1; position 0 keeps its own output."""
     return torch.cat([source[:, :1], source[:, :-1]], 1)
 
 

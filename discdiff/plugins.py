@@ -1,4 +1,4 @@
-"""What other installed packages add: operators, processes and families of checkpoints, by entry points.
+"""Operators, processes and families of checkpoints from other installed packages, found by entry points.
 
 [project.entry-points."discdiff.operators"]
 my_step = "my_package:MyStep"
@@ -13,16 +13,16 @@ Group = Literal["operators", "processes", "families"]
 
 
 def plugged(group: Group) -> tuple[dict[str, object], dict[str, str]]:
-    """What is plugged into a group by name, and for what cannot be imported the error, so that it stops nothing else.
+    """Return the plug-ins of a group by name, and the error of each that fails to import, so that the others work.
 
     Args:
-        group: of the entry points, ``discdiff.`` before it.
+        group: the entry-point group without the prefix ``discdiff.``.
     """
     found: dict[str, object] = {}
     broken: dict[str, str] = {}
     for point in entry_points(group=f"discdiff.{group}"):
         try:
             found[point.name] = point.load()
-        except Exception as error:  # any package's own; it is shown, not raised
+        except Exception as error:  # any error of the package; it is reported, not raised
             broken[point.name] = f"{type(error).__name__}: {error}"
     return found, broken

@@ -1,28 +1,29 @@
-r"""What a denoiser says about x0, with its meaning attached.
+r"""The output of a denoiser about x0, together with its meaning.
 
-Three objects describe the same belief about site i of z, and each converts to the others exactly, for every process:
+Three quantities describe the same posterior of site i given z. Each converts to the others exactly, for every process:
 
-    denoiser       D(v) = p(x0_i = v | z)                      what cross-entropy learns
-    leave-one-out  O(v) = p(x0_i = v | z without z_i)          what the plug-in ELBO of a uniform process learns
-    concrete score r(v) = p_t(z with z_i = v) / p_t(z)         what score entropy learns
+    denoiser       D(v) = p(x0_i = v | z)                      optimum of cross-entropy
+    leave-one-out  O(v) = p(x0_i = v | z without z_i)          optimum of the plug-in ELBO of a uniform process
+    concrete score r(v) = p_t(z with z_i = v) / p_t(z)         optimum of score entropy
 
-    D(v) ~ O(v) q_t(z_i | v)                 rank one: a single scalar a site, O(v) w^{1(v = z_i)}
+    D(v) ~ O(v) q_t(z_i | v)                 rank one: a single number a site, O(v) w^{1(v = z_i)}
     c = O Q_t,  r(v) = c(v) / c(z_i)         rank one: c = alpha O + b_t
     O = c Q_t^{-1},  c(v) = r(v) / sum_u r(u)
 
-The bridge must be given the LOO: with the denoiser in its place the token's own evidence is counted twice, and the
-error does not vanish with more steps. So operators take a ``Prediction`` and never a tensor of logits.
+The bridge needs the leave-one-out (LOO). With D in its place the evidence of z_i is counted twice, and the error does
+not vanish with more steps. Therefore operators take a ``Prediction`` and never a tensor of logits.
 
 Where the conversions hold:
 
-* D to O: wherever no token is ruled out by z_i itself. As alpha -> 1 the evidence grows as 1 / (1 - alpha) and O keeps
-  about -log10(1 - alpha) digits fewer than D has in its small entries; in log space there is no other loss. At alpha =
-  1, at a revealed site of an absorbing process, or where q_t(z_i | v) = 0, D does not determine O and asking is an
-  error.
-* O to D, O to r: for every alpha, ends included (at alpha = 1 the limit: the token itself, if O allows it).
+* D to O: wherever z_i rules out no token. As alpha -> 1 the evidence grows as 1 / (1 - alpha), and O has about
+  -log10(1 - alpha) correct digits fewer than the small entries of D. In log space nothing else is lost. D does not
+  determine O, and the conversion is an error, at alpha = 1, at a revealed site of an absorbing process, or where
+  q_t(z_i | v) = 0.
+* O to D, O to r: for every alpha from 0 to 1. At alpha = 1 the result is the limit: the token itself, if O allows it.
 * r to O: the error of r is divided by alpha: 1e-7 in r is 1e-3 in O at alpha = 1e-4. At alpha = 0 it is an error.
 
-References: Uniform Diffusion Models Revisited (2026); SEDD (Lou et al., 2024).
+References: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765); SEDD (Lou et al., 2024,
+https://arxiv.org/abs/2310.16834).
 """
 
 import copy
@@ -43,24 +44,24 @@ from discdiff.sites import Sites
 __all__ = ["Prediction", "Predicts"]
 
 Predicts = Literal["denoiser", "loo", "ratio"]
-# rows of O, and the (N,) states and survivals they are at
+# maps rows of O, with their (N,) states and survival probabilities, to other rows
 Truncate = Callable[[kernels.Rows, Tensor, Tensor], kernels.Source]
 
 
 class Prediction:
-    """A denoiser's output at noisy tokens, convertible between its three meanings.
+    """A denoiser's output at noisy tokens, convertible between D, O and r.
 
     Args:
-        logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO; for "ratio" the log ratios (B,
-            L, S), or (B, L, V) on a masked process. (For pairs of a token and a source token the site moves among V
-            columns, not S.) Or an ``Output``, from which they can be had.
+        logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO. For "ratio" the log ratios (B, L,
+            S), or (B, L, V) on a masked process; (B, L, V) too for pairs of a token and a source token, where a site
+            moves among V columns, not S. Or an ``Output`` that gives them.
         predicts: which of the three they are.
         x: (B, L) the noisy tokens they were computed from.
         alpha: the survival at each site: float, (B, 1) or (B, L) float64.
         process: the forward process.
 
     Raises:
-        ValueError: for an unknown meaning or a wrong shape.
+        ValueError: for an unknown ``predicts`` or a wrong shape.
     """
 
     def __init__(
@@ -82,20 +83,20 @@ class Prediction:
             raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted}, got {got}")
         self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
-        self.watch = AT_ONCE  # in a run, the run's
+        self.watch = AT_ONCE  # a run replaces it by its own
         self._known: Sites | None = None
         self._truncate: Truncate | None = None
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
-        """(B, L, V) as the denoiser gives them; a head that was spared until now runs at every site."""
+        """Return the logits (B, L, V) of the denoiser. A head that has not run yet runs at every site."""
         return self.output.logits()
 
     # --- the three meanings, normalised -------------------------------------------------------------------------------
 
     @property
     def denoiser(self) -> Float[Tensor, "B L V"]:
-        """log D, (B, L, V): one-hot at a revealed site of an absorbing process."""
+        """log D, (B, L, V); one-hot at a revealed site of an absorbing process."""
         return self._everywhere(self.denoiser_rows).log_softmax(-1)
 
     @property
@@ -103,8 +104,8 @@ class Prediction:
         """log O, (B, L, V).
 
         Raises:
-            ValueError: at a site where the prediction does not determine it (named), such as a revealed site of a
-                masked process.
+            ValueError: where the prediction does not determine it, such as at a revealed site of a masked process;
+                names the site.
         """
         return self._everywhere(self.loo_rows).log_softmax(-1)
 
@@ -121,7 +122,7 @@ class Prediction:
     def rates(self) -> Float[Tensor, "B L C"]:
         """The reverse rates R(z -> z with z_i = v) = Q(v, z_i) r(v) per unit of sigma = -log alpha; 0 at v = z_i.
 
-        A state that no noise leads to, such as a revealed token of a masked process, is never left and needs no ratio.
+        A state that noise never leads to, such as a revealed token of a masked process, has rate 0 and needs no ratio.
 
         Raises:
             ValueError: where the LOO is undefined and a ratio is needed.
@@ -133,24 +134,24 @@ class Prediction:
         return (inflow * ratio).scatter(-1, self.process.column(self.x)[..., None], 0.0)
 
     def conditional(self, log_loo: Float[Tensor, "B L V"]) -> Float[Tensor, "B L C"]:
-        """log c = log(O Q_t), the conditional p_t(z_i | rest) over the states of a site, from a normalised LOO."""
+        """Return log c = log(O Q_t), the conditional p_t(z_i | rest) over a site's states, from a normalised LOO."""
         rows = self.process.conditional(log_loo.flatten(0, 1), self.x.flatten(), self.alpha.flatten())
         return rows.unflatten(0, tuple(self.x.shape))
 
     def reverse_rows(self, where: Bool[Tensor, "B L"], alpha_s: Survival) -> Float[Tensor, "N C"]:
-        """The exact one-site reverse marginal p(z_s^i | z_t) at the chosen sites, as log-probabilities (N, C).
+        """Return the exact one-site reverse marginal log p(z_s^i | z_t) at the chosen sites, (N, C).
 
-        It is the bridge with the LOO plugged in, and equally the mixture of bridges under the denoiser.
+        It is the bridge with the LOO plugged in. The mixture of bridges under the denoiser is the same law.
 
         Raises:
             ValueError: where the LOO is undefined.
         """
         return self.reverse(where, alpha_s).dense()
 
-    # --- sites: what operators read -----------------------------------------------------------------------------------
+    # --- at chosen sites, for operators -------------------------------------------------------------------------------
 
     def loo_at(self, where: Bool[Tensor, "B L"]) -> Sites:
-        """O at the chosen sites, unread; or as far as ``read`` has read it.
+        """Return O at the chosen sites without reading logits; where ``read`` has read them, its results are kept.
 
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
@@ -176,17 +177,17 @@ class Prediction:
         return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha), watch=self.watch)
 
     def loo_everywhere(self) -> kernels.Rows | None:
-        """O at all sites for a kernel that knows where to look: where it is undefined, its rows mean nothing.
+        """Return O at every site, unchecked. Rows where O is undefined hold garbage; the caller must not read them.
 
-        None where a kernel could not read it: behind a head, a conversion that takes the whole row, or a truncation.
+        None if no kernel can read it: logits behind a head, a conversion of whole rows, or a truncation.
         """
         rows = self._loo(self._rows(None), self.x.flatten(), self.alpha.flatten())
         return rows if rows.convert is None and self._truncate is None else None
 
     def _loo(self, rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
-        """The denoiser's own rows turned into those of O."""
+        """Convert the denoiser's rows to those of O."""
         process = self.process
-        if self.predicts == "denoiser" and not process.masks:  # else it is a mask, which is no evidence
+        if self.predicts == "denoiser" and not process.masks:  # at a mask D and O agree
             weight = process.own_weight(x, alpha)
             if weight is not None:
                 return replace(rows, own=process.column(x), shift=-weight)
@@ -199,16 +200,16 @@ class Prediction:
         return rows
 
     def denoiser_at(self, where: Bool[Tensor, "B L"]) -> Sites:
-        """D at the chosen sites, unread.
+        """Return D at the chosen sites without reading logits.
 
         Raises:
-            ValueError: where it must be found from an undefined LOO.
+            ValueError: where D would follow from an undefined LOO.
         """
         x, alpha, process = self.x[where], self.alpha[where], self.process
         said = self.predicts == "denoiser" and self._truncate is None
         if said and not process.absorbing:
             return Sites(where, self._rows(where), watch=self.watch)
-        # A revealed site is its own token, unless O has no place for it: then O itself is the limit alpha -> 1.
+        # At a revealed site D is its token, unless O excludes the token: then D is O, the limit alpha -> 1.
         revealed, column = process.revealed(x, alpha), process.column(x)
         unknown = torch.zeros_like(revealed) if said or self.predicts == "loo" else revealed
         source = self._rows(where) if said else self.loo_at(where.masked_scatter(where, ~unknown)).rows
@@ -233,10 +234,10 @@ class Prediction:
         return Sites.computed(where, denoiser, process.vocab_size, source.dtype, self.watch)
 
     def truncated(self, truncate: Truncate) -> "Prediction":
-        """The same prediction with the LOO's rows changed on their way to whoever reads them.
+        """Return the same prediction with its LOO changed by ``truncate`` whenever it is read.
 
         Raises:
-            ValueError: if they already are.
+            ValueError: if the prediction is truncated already.
         """
         if self._truncate is not None:
             raise ValueError("a prediction is truncated once; give one Truncation all its options")
@@ -246,7 +247,7 @@ class Prediction:
 
     @property
     def untruncated(self) -> "Prediction":
-        """What the denoiser itself believes, before any truncation: where confidence is read."""
+        """The prediction of the denoiser before any truncation; confidences are computed from it."""
         if self._truncate is None:
             return self
         other = copy.copy(self)
@@ -254,14 +255,14 @@ class Prediction:
         return other
 
     def select(self, index: Int[Tensor, " R"]) -> "Prediction":
-        """The prediction of chosen rows of the batch."""
+        """Return the prediction of chosen batch rows."""
         other = copy.copy(self)
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
         other._known, other.watch = None, self.watch.select(index)
         return other
 
     def others_at(self, where: Bool[Tensor, "B L"]) -> Sites:
-        """O at the chosen sites without each site's own token, unread: where a jump may lead."""
+        """Return O at the chosen sites without the current token of the site, unread: the destinations of a jump."""
         fresh = copy.copy(self)
         fresh._known = None
         sites, own = fresh.loo_at(where), self._own_column(where)
@@ -276,9 +277,9 @@ class Prediction:
         return Sites.computed(where, others, rows.width, rows.dtype, sites.watch, sites.empty)
 
     def rates_at(self, where: Bool[Tensor, "B L"]) -> Sites:
-        r"""log R(z -> v) = log Q(v, z) c(v) / (alpha c(z)) per unit of alpha, own column -inf, unread.
+        r"""Return log R(z -> v) = log Q(v, z) c(v) / (alpha c(z)) per unit of alpha, own column -inf, unread.
 
-        Whole rows: for what cannot be said with a few numbers a site. A state that no noise leads to is never left.
+        It computes whole rows, for processes without a form of few numbers a site. States without inflow never jump.
         """
         process, x = self.process, self.x[where]
         alpha = self.alpha[where].clamp(min=1e-290)  # at alpha = 0 the limit
@@ -290,7 +291,7 @@ class Prediction:
             own = process.column(x[n])[:, None]
             log_c = process.conditional(kernels.log_softmax(loo.dense(place[n]).double()), x[n], alpha[n])
             inflow = kernels.log(process.inflow(x[n][None], alpha[n][None])[0])
-            log_own = log_c.gather(-1, own)  # where it is -inf no data agrees, and any move is right
+            log_own = log_c.gather(-1, own)  # -inf where no data fits the state; then any jump is allowed
             log_own = torch.where(log_own > -torch.inf, log_own, 0.0)
             rows = (log_c + (inflow - log_own - alpha[n][:, None].log())).scatter(-1, own, -torch.inf)
             still = rows.new_full((len(known), process.columns), -torch.inf)
@@ -299,14 +300,14 @@ class Prediction:
         return Sites.computed(where, rates, process.columns, watch=self.watch, empty=True)
 
     def read(self, where: Bool[Tensor, "B L"]) -> "Prediction":
-        """The same prediction after O was read at the chosen sites, so that ``loo_at`` there need not read again."""
+        """Read O at the chosen sites and return a prediction that keeps the results for ``loo_at``."""
         sites = self.loo_at(where)
         known = copy.copy(self)
         known._known = sites.read(self._own_column(where))
         return known
 
     def log_own(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """log O at each chosen site's own token, 0 elsewhere; float64."""
+        """Return log O of each chosen site's current token, 0 elsewhere; float64."""
         sites = self.loo_at(where)
         if sites.reading is None:
             sites = sites.read(self._own_column(where))
@@ -314,7 +315,7 @@ class Prediction:
         return torch.zeros_like(self.alpha).masked_scatter(where, sites.reading.log_prob)
 
     def reverse(self, where: Bool[Tensor, "B L"], alpha_s: Survival, alpha_t: Survival | None = None) -> Sites:
-        """``reverse_rows`` at the chosen sites, unread; of states at ``alpha_t``, by default where O was asked for.
+        """``reverse_rows`` at the chosen sites, unread. ``alpha_t`` replaces the survival at which O was computed.
 
         Raises:
             ValueError: where the LOO is undefined.
@@ -328,10 +329,10 @@ class Prediction:
 
         return Sites.computed(where, rows, self.process.columns, watch=self.watch)
 
-    # --- rows: what losses and theory read ----------------------------------------------------------------------------
+    # --- as rows, for losses and theory -------------------------------------------------------------------------------
 
     def loo_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
-        """Unnormalised log O at the chosen sites only, (N, V) in row-major order.
+        """Return unnormalised log O at the chosen sites only, (N, V) in row-major order.
 
         Raises:
             ValueError: if it is undefined at a chosen site, naming the site.
@@ -339,10 +340,10 @@ class Prediction:
         return self.loo_at(where).dense()
 
     def ratio_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N C"]:
-        """log r at the chosen sites only, (N, C) in row-major order; 0 at a site's own state.
+        """Return log r at the chosen sites only, (N, C) in row-major order; 0 at a site's current state.
 
         Raises:
-            ValueError: where it must be found from an undefined LOO.
+            ValueError: where r would follow from an undefined LOO.
         """
         if self.predicts == "ratio" and self.output.width == self.process.columns and self._truncate is None:
             return Sites(where, self._rows(where), watch=self.watch).dense()
@@ -352,17 +353,17 @@ class Prediction:
         return torch.where(own == -torch.inf, 0.0, log_c - own)
 
     def denoiser_rows(self, where: Bool[Tensor, "B L"]) -> Float[Tensor, "N V"]:
-        """Unnormalised log D at the chosen sites only, (N, V) in row-major order.
+        """Return unnormalised log D at the chosen sites only, (N, V) in row-major order.
 
         Raises:
-            ValueError: where it must be found from an undefined LOO.
+            ValueError: where D would follow from an undefined LOO.
         """
         return self.denoiser_at(where).dense()
 
-    # --- plumbing -----------------------------------------------------------------------------------------------------
+    # --- internal -----------------------------------------------------------------------------------------------------
 
     def _rows(self, where: Tensor | None) -> kernels.Rows:
-        """The denoiser's own rows at the chosen sites, or at all; a mask among the tokens is no prediction."""
+        """Return the denoiser's rows at the chosen sites, or at all; the mask's column is hidden, as it is no token."""
         rows = self.output.rows(where)
         hidden = () if self.predicts == "ratio" else self._mask_column()
         return replace(rows, hidden=(*rows.hidden, *hidden))
@@ -372,7 +373,7 @@ class Prediction:
         return () if mask_id is None or mask_id >= self.process.vocab_size else (mask_id,)
 
     def _own_column(self, where: Tensor) -> Tensor:
-        """The column of each chosen site's own token; a mask is none."""
+        """Return the column of each chosen site's current token; -1 at a mask."""
         column = self.process.column(self.x[where])
         return torch.where(column < self.process.vocab_size, column, -1)
 
@@ -394,6 +395,6 @@ class Prediction:
 
 
 def check_predicts(predicts: str) -> None:
-    """Raise ValueError for an unknown meaning."""
+    """Raise ValueError for an unknown ``predicts``."""
     if predicts not in get_args(Predicts):
         raise ValueError(f"predicts must be one of {', '.join(map(repr, get_args(Predicts)))}, got {predicts!r}")

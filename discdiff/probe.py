@@ -1,7 +1,7 @@
-"""Whether a checkpoint's convention is the right one, asked of the network itself on a few sequences of its data.
+"""Test whether a checkpoint's convention is right, with the network and a few sequences of its data.
 
-What is hidden from a network costs it least when it is asked in the way it was trained. So every check reads the same
-network in the declared way and in others, on the same noise, and compares the nats a hidden token costs.
+A network predicts hidden tokens best if it is called as it was trained. So every test reads the same network in the
+declared way and in others, on the same noise, and compares -log D of the hidden tokens in nats.
 """
 
 import copy
@@ -20,14 +20,14 @@ from discdiff.diagnose import noise, noised, sensitivity_curve
 __all__ = ["Finding", "Findings", "probe"]
 
 ALPHA = 0.5
-NOISY = 0.2  # where t, sigma and alpha are far apart
-_ERRORS, _NATS = 3.0, 0.02  # a difference counts from so many standard errors, and so many nats a token, on
+NOISY = 0.2  # a noise level at which t, sigma and alpha differ much
+_ERRORS, _NATS = 3.0, 0.02  # a difference counts if it exceeds so many standard errors and nats a token
 _CANDIDATES = 8
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: "right", "wrong", or "unknown" where it could not be made."""
+    """The result of one test: "right", "wrong", or "unknown" if it could not be made."""
 
     name: Literal["shift", "mask id", "time", "predicts"]
     verdict: Literal["right", "wrong", "unknown"]
@@ -39,13 +39,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """What ``probe`` found, a line each."""
+    """The results of ``probe``, a line each."""
 
     found: tuple[Finding, ...]
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
-        """The checks that speak against the convention."""
+        """The tests that contradict the convention."""
         return tuple(finding for finding in self.found if finding.verdict == "wrong")
 
     def __getitem__(self, name: str) -> Finding:
@@ -57,22 +57,22 @@ class Findings:
 
 @torch.no_grad()
 def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) -> Findings:
-    r"""Check what a denoiser is said to predict against what it does.
+    r"""Test the declared convention of a denoiser against its outputs.
 
-    * **shift**: the nats of hidden tokens, -log D(x0_i | x_t), with position i read one place to the left and right.
-    * **mask id**: the same with the mask replaced by other ids, those before all that no data holds.
-    * **time**: whether the output changes with time at all; and the same nats under the other time arguments.
-    * **predicts**: on processes whose tokens can be noise, whether the output looks at the token it speaks of, by
+    * **shift**: the nats of hidden tokens, -log D(x0_i | x_t), with the logits read one position left and right.
+    * **mask id**: the same with the mask replaced by other ids, first those that no data holds.
+    * **time**: whether the output changes with time at all; and the same nats with the other time arguments.
+    * **predicts**: on processes whose tokens can be noise, whether the output depends on the token at its own site, by
       ``sensitivity_curve``: a denoiser does, a leave-one-out does not.
 
     Args:
-        model: the denoiser, its convention as it is declared.
-        x0: (B, L), at least two rows of real data, the more the sharper; without it only "time" can be looked at.
-        seed: of the noise.
+        model: the denoiser with its declared convention.
+        x0: (B, L), at least two rows of real data; more rows give smaller errors. Without it only "time" is tested.
+        seed: the seed of the noise.
 
     Returns:
-        A finding for each. The verdict is "wrong" where another reading is better by 3 standard errors over the rows
-        and .02 nats a token.
+        A finding for each. It is "wrong" if another reading is better by 3 standard errors over the rows and .02 nats
+        a token.
 
     Raises:
         ValueError: for tokens out of range, or fewer than two rows.
@@ -96,7 +96,7 @@ def _noised(model: Denoiser, x0: Int[Tensor, "B L"], alpha: float, seed: int) ->
 
 @dataclass(frozen=True)
 class _Case:
-    """Data, the same noised, and its time."""
+    """Data, its noised version, and the time."""
 
     model: Denoiser
     x0: Int[Tensor, "B L"]
@@ -104,7 +104,10 @@ class _Case:
     t: Float[Tensor, "1 1"]
 
     def nats(self, model: Denoiser | None = None, shown: Tensor | None = None, moved: int = 0) -> Float[Tensor, " B"]:
-        """-log D(x0_i | x), the mean over hidden tokens of a row, of a model shown some states, read ``moved`` on."""
+        """Return the mean of -log D(x0_i | x) over a row's hidden tokens, with the logits read ``moved`` to the right.
+
+        The model gets the states ``shown`` if given.
+        """
         model = model or self.model
         out = model.output(self.x if shown is None else shown, self.t)
         out = replace(out, source=out.source.roll(-moved, 1)) if moved else out
@@ -113,12 +116,12 @@ class _Case:
         hidden = torch.ones_like(self.x, dtype=torch.bool)
         if process.absorbing and process.mask_id is not None:
             hidden = self.x.eq(process.mask_id)
-        hidden[:, [0, -1]] = False  # beyond the ends there is nothing to read
-        cost = torch.where(hidden, cost.clamp(max=50.0), 0.0)  # what was thought impossible is dear, not infinite
+        hidden[:, [0, -1]] = False  # a moved reading has no logits beyond the ends
+        cost = torch.where(hidden, cost.clamp(max=50.0), 0.0)  # a probability of 0 costs 50 nats, not infinity
         return cost.sum(-1) / hidden.sum(-1).clamp(min=1)
 
     def best(self, readings: dict[str, Callable[[], Tensor]]) -> tuple[str | None, str]:
-        """The reading that is clearly better than the declared one, if there is; and the nats of all."""
+        """Return the reading that is clearly better than the declared one, or None; and the nats of all."""
         own = self.nats()
         told, better = [f"as declared {float(own.mean()):.3f} nats"], {}
         for name, cost in readings.items():

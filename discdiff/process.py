@@ -1,17 +1,18 @@
-r"""Forward processes: a CTMC on one site, applied to every site independently.
+r"""Forward processes: a continuous-time Markov chain on one site, applied to every site independently.
 
-Everything follows from the transition matrix q_{t|s} on the S states of a site. With E the row of the clean state,
+Everything follows from the transition matrix q_{t|s} on the S states of a site. O is the leave-one-out prediction and
+D the denoiser:
 
     q_t(z | x)       = q_{t|0}(z | x)
     q(x_s | x_t, x0) = q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)
     D(v)             ~ O(v) q_t(z | v)                        denoiser from leave-one-out
     c(v)             = sum_u O(u) q_t(v | u)                  one-site conditional p_t(z_i = v | rest)
 
-So a process need only say ``states``, ``transition`` and ``generator``; the rest is derived here with S x S arrays, and
-``RankOne`` overrides it with closed forms that build none. Time enters through alpha alone.
-
-A site-wise time is a float, (B,) or (B, L); survivals are computed in float64.
-References: Campbell et al. (2022); the conversions hold for any site kernel (Uniform Diffusion Models Revisited, 2026).
+A process defines ``states``, ``transition``, ``generator`` and ``prior``. This class derives the rest with S x S
+arrays; ``RankOne`` overrides it with closed forms that need none. The laws depend on time only through alpha.
+A site-wise time is a float, (B,) or (B, L); survival probabilities are float64.
+References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; the conversions hold for any site kernel
+(Uniform Diffusion Models Revisited, 2026, https://arxiv.org/abs/2605.22765).
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +31,7 @@ from discdiff.sites import Sites
 
 __all__ = ["LARGEST", "Process", "Survival", "refuse_impossible", "survival"]
 
-LARGEST = 1 << 32  # columns that a draw can tell apart
+LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 
 Survival = float | Float[Tensor, "..."]
 
@@ -40,11 +41,11 @@ class Process(ABC):
 
     Args:
         vocab_size: V, the number of columns of a prediction.
-        schedule: the clock, or any decreasing function of time.
+        schedule: the noise schedule, or any decreasing function of time.
 
     Attributes:
-        mask_id: the state that stands for "hidden" and is never data, or None.
-        absorbing: whether noise only hides a token: then what is not hidden is surely clean.
+        mask_id: the state of a hidden token, which never occurs in data, or None.
+        absorbing: whether noise only hides tokens. Then every site that is not hidden holds its clean token.
     """
 
     mask_id: int | None = None
@@ -58,29 +59,29 @@ class Process(ABC):
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
 
-    # --- what a process must say --------------------------------------------------------------------------------------
+    # --- what a process must define -----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def states(self) -> int:
-        """S, the size of the noisy state space of a site."""
+        """S, the number of noisy states of a site."""
 
     @abstractmethod
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
-        """q_{t|s}, row x_s and column x_t, float64, for alpha_t <= alpha_s; with alpha_s = 1 the marginals."""
+        """Return q_{t|s}, row x_s and column x_t, float64, for alpha_t <= alpha_s; the marginals if alpha_s = 1."""
 
     @abstractmethod
     def generator(self, alpha: float) -> Float[Tensor, "S S"]:
-        """The rates of jumps per unit of sigma = -log alpha, row = from, column = to; rows sum to 0."""
+        """Return the jump rates per unit of sigma = -log alpha, row = from, column = to; rows sum to 0."""
 
     @abstractmethod
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> Choice:
-        """The law at alpha = 0. Batch shape (B,), event shape (L,)."""
+        """Return the law at alpha = 0. Batch shape (B,), event shape (L,)."""
 
     # --- laws ---------------------------------------------------------------------------------------------------------
 
     def marginal(self, x0: Int[Tensor, "B L"], t: Time) -> Choice:
-        """q_t(x_t | x0), batch shape (B,), event shape (L,).
+        """Return q_t(x_t | x0), batch shape (B,), event shape (L,).
 
         Raises:
             ValueError: for ids outside the data alphabet, a time outside [0, 1] or of a wrong shape.
@@ -90,7 +91,7 @@ class Process(ABC):
         return self.noised(x0, self.schedule.alpha(site_time(t, *x0.shape)).to(x0.device))
 
     def bridge(self, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
-        """q(x_s | x_t, x0) for s <= t, by Bayes' rule.
+        """Return the posterior q(x_s | x_t, x0) for s <= t, by Bayes' rule.
 
         Raises:
             ValueError: if s > t, or if x_t cannot come from x0 at time t, naming the site.
@@ -98,10 +99,10 @@ class Process(ABC):
         return self.posterior(x_t, x0, *self.pinned(x_t, x0, t, s))
 
     def pinned(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
-        """The survivals at both ends of a bridge, after looking at what was given; (#B, #L) each.
+        """Check the arguments of ``bridge`` and return alpha_t and alpha_s, (#B, #L) each.
 
         Raises:
-            ValueError: for states, data or times that are none, or s > t.
+            ValueError: for invalid states, data or times, or if s > t.
         """
         self.check_states(x_t, "x_t")
         self.check_data(x0, "x0")
@@ -114,10 +115,10 @@ class Process(ABC):
         return self.schedule.alpha(time_t).to(x0.device), self.schedule.alpha(time_s).to(x0.device)
 
     def kernel(self, t: float, s: float = 0.0) -> Float[Tensor, "S S"]:
-        """Dense q_{t|s}, row x_s and column x_t, (S, S) float64; with s = 0 the marginals. For small V only.
+        """Return the dense q_{t|s}, row x_s and column x_t, (S, S) float64; the marginals if s = 0. For small V only.
 
         Raises:
-            ValueError: if s > t, or if every position has a clock of its own.
+            ValueError: if s > t, or if every position has its own schedule.
         """
         t, s = real(t, "kernel: t", "[0, 1]"), real(s, "kernel: s", "[0, 1]")
         if s > t:
@@ -126,11 +127,11 @@ class Process(ABC):
         return self.transition(self._shared_alpha(t), self._shared_alpha(s))
 
     def marginals(self, t: float) -> Float[Tensor, "n S"]:
-        """Dense q_t(x_t | v), a row for every data token v. For small V only."""
+        """Return the dense q_t(x_t | v), one row for each data token v. For small V only."""
         return self.kernel(t)[self.data_tokens]
 
     def rate(self, t: float) -> Float[Tensor, "S S"]:
-        """The generator per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0. For small V only.
+        """Return the generator per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0. For small V only.
 
         Raises:
             ValueError: where alpha(t) = 0 and the rate is infinite.
@@ -150,35 +151,35 @@ class Process(ABC):
 
     @property
     def data_tokens(self) -> Int[Tensor, " n"]:
-        """The tokens that data may take, in order: all but the mask."""
+        """The tokens that data may hold, in increasing order: all but the mask."""
         return torch.tensor([v for v in range(self.vocab_size) if v != self.mask_id])
 
     @property
     def columns(self) -> int:
-        """How many states one site can move among; the width of a ratio. S, unless a part of the state is frozen."""
+        """C, the number of states a site moves among, the width of a ratio: S unless a part of the state is frozen."""
         return self.states
 
     def column(self, x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """The column of a state; at time 0, its token."""
+        """Map a state to its column; at time 0 this is its token."""
         return x
 
     def place(self, column: Int[Tensor, "..."], x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """The state with another column; what is frozen in x stays."""
+        """Map a column to the state that has it; the frozen part of the state is that of x."""
         return column
 
     @property
     def masks(self) -> bool:
-        """Whether noise is one state of its own: a ratio there is alpha O / c(z) at every token."""
+        """Whether all noise is the mask. At a mask z the ratio is then alpha O / c(z) for every token."""
         return self.absorbing and self.mask_id is not None
 
     def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """The state that says nothing of the token, on an absorbing process."""
+        """Return the state that carries no information on the token, on an absorbing process."""
         raise ValueError(f"{self} has no state that hides a token")
 
-    # --- laws in terms of alpha: what operators, predictions and losses ask -------------------------------------------
+    # --- laws in terms of alpha, for operators, predictions and losses ------------------------------------------------
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> Choice:
-        """q_t(x_t | x0) at a survival: float, or broadcasting with (B, L)."""
+        """Return q_t(x_t | x0) at a survival probability: a float, or a tensor that broadcasts with (B, L)."""
         a = self.sitewise(alpha, x0)
         return Tokens(self._noising(torch.ones_like(x0, dtype=torch.bool), x0, a), x0)
 
@@ -190,7 +191,7 @@ class Process(ABC):
         alpha_s: Survival,
         where: Bool[Tensor, "B L"] | None = None,
     ) -> Choice:
-        """q(x_s | x_t, x0) at two survivals, at the sites of ``where`` (all by default); the others keep x_t.
+        """Return q(x_s | x_t, x0) at the sites of ``where`` (all by default); the other sites keep x_t.
 
         Raises:
             ValueError: if x_t cannot come from x0, naming the site.
@@ -205,20 +206,20 @@ class Process(ABC):
         return Tokens(Sites.computed(where, lambda n: kernels.log(chosen[n]), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
-        """The part of q_t(z | x) that is surely x; the rest is drawn by ``renoise``. 1 where all of it is."""
+        """Probability that a redraw first draws the clean token: alpha at rank one, 1 else; see ``renoise``."""
         return 1.0
 
     def renoise(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], noise: Bool[Tensor, "B L"], alpha: Survival
     ) -> Choice:
-        """Noise the chosen sites of a state: ``where`` they hold fresh clean tokens, ``noise`` if not surely kept."""
+        """Noise the redrawn sites of x: rank one draws noise at ``noise`` only, others draw q_t(. | x) at ``where``."""
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
 
     def noised_further(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_u: Survival
     ) -> Choice:
-        """q_{u|t}(. | x), the forward process from t to a later u, at the chosen sites; the others stay."""
+        """Return q_{u|t}(. | x), the forward process from t to a later u, at chosen sites; the others keep x."""
         start, a_t, a_u = x[where], self.sitewise(alpha_t, x)[where], self.sitewise(alpha_u, x)[where]
 
         def rows(n: Tensor) -> Tensor:
@@ -230,18 +231,18 @@ class Process(ABC):
         return Tokens(Sites.computed(where, rows, self.states), x)
 
     def _noising(self, where: Tensor, x0: Tensor, alpha: Tensor) -> Sites:
-        """The rows of q_t(. | x0) at chosen sites."""
+        """Return the rows of q_t(. | x0) at chosen sites."""
         start, survival = x0[where], alpha[where]
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """The rate from every state v into the site's own, per unit of sigma = -log alpha; own column meaningless."""
+        """Return the rates Q(v, x_i) into the state of each site per unit of sigma = -log alpha; ignore v = x_i."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
-        return rows.double().view(*x.shape, self.states)  # there may be no sites
+        return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
 
     def evidence(self, x_t: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L n"]:
-        """q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles. Small V only."""
+        """Return q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles. Small V only."""
         a = self.sitewise(alpha, x_t)
         rows = self._likelihood(x_t.flatten(), a.flatten())
         return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(
@@ -251,27 +252,27 @@ class Process(ABC):
     # --- conversions at N sites: rows (N, V), states (N,), survivals (N,) ---------------------------------------------
 
     def observe(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """log D up to a constant from log O: the site's own evidence is added."""
+        """Convert log O to log D up to a constant: add the log-likelihood of the site's own state."""
         return log_o + self._log_evidence(x, alpha).to(log_o.dtype)
 
     def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """log O up to a constant from log D: the evidence is taken away. Not where ``settled``."""
+        """Convert log D to log O up to a constant: subtract that log-likelihood. Invalid where ``settled``."""
         return log_d - self._log_evidence(x, alpha).to(log_d.dtype)
 
     def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"] | None:
-        """log w where all evidence is one column's, D(v) ~ O(v) w^{1(v = x)}, or None where it is a row's."""
+        """Return log w if D(v) ~ O(v) w^{1(v = x)}, or None if the likelihood q_t(x | v) needs a whole row."""
         return None
 
     def settled(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
-        """Where the state rules tokens out for sure, so that D does not determine O."""
+        """Return where q_t(x | v) = 0 for some data token v, so that D does not determine O."""
         return (self._likelihood(x.flatten(), alpha.flatten()) == 0).any(-1).view(x.shape)
 
     def revealed(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
-        """Where the state is surely the clean token."""
+        """Return where the state is certainly the clean token."""
         return alpha == 1
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """log c = log(O Q_t) over the C columns a site can move among, (N, C), from a normalised log O."""
+        """Return log c = log(O Q_t) over the C columns a site can move among, (N, C), from a normalised log O."""
         data = self.data_tokens.to(x.device)
         start = log_o.new_zeros(len(x), self.states, dtype=torch.float64)
         start = start.index_copy(-1, data, log_o[:, data].double().exp())
@@ -284,12 +285,12 @@ class Process(ABC):
         alpha_t: Float[Tensor, " N"],
         alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:
-        """log of the bridge with a law in the place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
+        """Return log q(x_s | x) with O in place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
         earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0)
         return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
 
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
-        """O from c: ``conditional`` undone by least squares, clipped at 0. Its error grows as 1/alpha."""
+        """Invert ``conditional``: O from c by least squares, clipped at 0. The error grows as 1/alpha."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]
@@ -307,7 +308,7 @@ class Process(ABC):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """rows @ q_{t|s}, or q_{t|s} @ rows with ``backward``: laws forwards, functions backwards."""
+        """Return rows @ q_{t|s} (for laws), or with ``backward`` q_{t|s} @ rows (for functions of the state)."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)
@@ -316,7 +317,7 @@ class Process(ABC):
         return self._by_alpha(rows, torch.stack([alpha_t, alpha_s], -1), apply)
 
     def _by_alpha(self, rows: Tensor, alpha: Tensor, apply: Callable[..., Tensor]) -> Tensor:
-        """apply(rows, *alpha) for each distinct survival: there are few, and each costs a matrix of numbers."""
+        """Return apply(rows, *alpha), with one call and one matrix for each distinct survival probability."""
         if torch.is_grad_enabled() and alpha.requires_grad:
             raise ValueError(f"{self}: a learned clock needs a process of rank one, General or Ordinal")
         distinct, index = alpha.detach().unique(dim=0, return_inverse=True)
@@ -334,7 +335,7 @@ class Process(ABC):
         return self.propagate(self._one_hot(x0), alpha, torch.ones_like(alpha))
 
     def _likelihood(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N n"]:
-        """q_t(x | v) for every data token v."""
+        """Return q_t(x | v) for every data token v."""
         columns = self.propagate(self._one_hot(x), alpha, torch.ones_like(alpha), backward=True)
         return columns[:, self.data_tokens.to(x.device)]
 
@@ -344,15 +345,15 @@ class Process(ABC):
 
     @staticmethod
     def sitewise(alpha: Survival, x: Tensor) -> Tensor:
-        """A survival for every site, float64."""
+        """Expand a survival probability to every site, float64."""
         if isinstance(alpha, Tensor):
             return alpha.to(x.device, torch.float64).expand(x.shape)
-        return torch.full(x.shape, alpha, dtype=torch.float64, device=x.device)  # filled there, not sent
+        return torch.full(x.shape, alpha, dtype=torch.float64, device=x.device)  # no copy from host to device
 
     # --- identity -----------------------------------------------------------------------------------------------------
 
     def with_schedule(self, schedule: Schedule) -> "Process":
-        """The same process on another clock."""
+        """Return the same process with another schedule."""
         return type(self)(self.vocab_size, schedule)
 
     def __eq__(self, other: object) -> bool:
@@ -367,7 +368,7 @@ class Process(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size}, {self.schedule})"
 
-    # --- one clear error ----------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def check_states(self, x: Tensor, name: str) -> None:
         """Raise ValueError unless ``x`` is an int64 (B, L) tensor of states."""
@@ -384,7 +385,7 @@ class Process(ABC):
 
 
 def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) -> None:
-    """Raise ValueError for a bridge between ends that no path joins, naming the site."""
+    """Raise ValueError, naming the site, where x_t cannot come from x0."""
     if bool(impossible.any()):
         row, site = impossible.nonzero()[0].tolist()
         raise ValueError(
@@ -394,6 +395,6 @@ def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) 
 
 
 def survival(alpha_t: Survival, alpha_s: Survival) -> Tensor:
-    """alpha_{t|s} = alpha_t / alpha_s; 1 where both are 0, so that nothing moves between two times of pure noise."""
+    """Return alpha_{t|s} = alpha_t / alpha_s, or 1 where both are 0: nothing moves between two times of pure noise."""
     a_t, a_s = torch.as_tensor(alpha_t, dtype=torch.float64), torch.as_tensor(alpha_s, dtype=torch.float64)
     return torch.where(a_s > 0, a_t / a_s.clamp(min=torch.finfo(torch.float64).tiny), 1.0)

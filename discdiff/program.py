@@ -1,13 +1,14 @@
 r"""A sampler as a Pyro model: for trace, replay, condition, SVI, importance weights and exact enumeration.
 
-Pyro's parallel enumeration gives a site all its values at once, along an axis of its own left of the rows. An operator
-knows rows alone, so a program is run again when a site gets an axis, with a row for every combination of values:
+Pyro's parallel enumeration gives a site all its values at once, along an axis of its own to the left of the rows. An
+operator handles rows only, so the program runs again whenever a site gets an axis, with a row for every combination of
+values:
 
     shape of the rows   (B,)  ->  (M1, B)  ->  (M2, M1, B)  ->  ...
 
-Sites that were decided are not shown to Pyro again.
+Sites that have a value already are not sent to Pyro again.
 
-``infer_discrete`` knows no values but scalars. A coded program has those: a value v of n positions is the number
+``infer_discrete`` supports scalar values only, so a coded program has scalars: a value v of n positions is the number
 
     sum_i (v_i + 1) K^(n - 1 - i),        K = max(S, L) + 1
 """
@@ -32,14 +33,14 @@ __all__ = ["Program", "program"]
 
 
 def program(sampler: Sampler, *, coded: bool = False) -> "Program":
-    """A Pyro model of a sampler.
+    """Make a Pyro model of a sampler.
 
     Args:
-        sampler: what is run.
-        coded: give sites scalar values, ``Program.code`` of what they are, for ``infer_discrete``. Small programs only.
+        sampler: the sampler.
+        coded: give sites the scalar values of ``Program.code``, for ``infer_discrete``. For small programs only.
 
     Raises:
-        TypeError: for what is no ``Sampler``.
+        TypeError: if it is not a ``Sampler``.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"program: takes a Sampler, got {sampler!r}")
@@ -49,12 +50,12 @@ def program(sampler: Sampler, *, coded: bool = False) -> "Program":
 class Program:
     """A Pyro model: its sites are the choices of a run, "step.slot.name", and it returns the tokens.
 
-    Several rows are in a plate "rows" at dim -1. Any choice with a finite support can be enumerated in parallel, and
-    those of one row one value after another: ``config_enumerate``, ``TraceEnum_ELBO`` and ``infer_discrete`` work as
-    for any model without further plates. The cost is a row for every combination of values.
+    Several rows are in a plate "rows" at dim -1. Any choice with finite support can be enumerated in parallel. Choices
+    of a single row can also be enumerated sequentially. ``config_enumerate``, ``TraceEnum_ELBO`` and ``infer_discrete``
+    work as for any model without further plates. The cost is a row for every combination of values.
 
     Args:
-        sampler: what is run.
+        sampler: the sampler.
         coded: whether values are scalars.
     """
 
@@ -62,7 +63,7 @@ class Program:
         self.sampler, self.coded = sampler, coded
 
     def code(self, value: Shaped[Tensor, "*rows n"]) -> Int[Tensor, "*rows"]:
-        """The number that stands for a value of a coded program."""
+        """Return the number that encodes a value in a coded program."""
         return _Code(self._base(value.shape[-1]))(value)
 
     def _base(self, length: int) -> int:
@@ -80,10 +81,10 @@ class Program:
         initial: Tensor | Sequence[Sequence[int]] | None = None,
         device: torch.device | str = "cpu",
     ) -> Int[Tensor, "*combinations B L"]:
-        """Run it, as ``Sampler.sample`` does with these arguments; a fresh seed from torch's generator in each call.
+        """Run the program with arguments as in ``Sampler.sample``; each call takes a fresh seed from torch's generator.
 
-        Gradients are kept, unless torch's mode says otherwise. Where sites are enumerated, the tokens of all
-        combinations are returned.
+        Gradients are kept, unless torch's grad mode is off. If sites are enumerated, the tokens of all combinations are
+        returned.
         """
         seed = seeded(seed, "program: seed")
         code = _Code(self._base(length or self.sampler.model.length or 1)) if self.coded else None
@@ -127,27 +128,27 @@ class Program:
 
 
 class _Wider(Exception):
-    """A site got an axis of values: there are more rows than those that are run."""
+    """Raised when a site gets an axis of values, so that there are more rows than those of this run."""
 
 
 class _Rows(Messenger):
-    """Shows each site to the handlers outside once, in the shape of the rows, and gives the rows their values.
+    """Sends each site to the outer handlers once, in the shape of the rows, and gives the rows their values.
 
     Attributes:
-        shape: of the rows: axes of enumerated values, and that of the batch.
-        batch: the rows of one combination of values.
-        first_row: the id of the first.
-        code: what makes scalars of values, if they are to be.
+        shape: the shape of the rows: the axes of enumerated values, then the batch.
+        batch: the number of rows of one combination of values.
+        first_row: the id of the first row.
+        code: encodes values as scalars; or None.
     """
 
     def __init__(self, shape: torch.Size, first_row: int, code: "_Code | None") -> None:
         super().__init__()
         self.shape, self.batch, self.first_row, self.code = shape, shape[-1], first_row, code
-        self._values: dict[str, tuple[Tensor, bool]] = {}  # of decided sites, and whether all possible ones were tried
+        self._values: dict[str, tuple[Tensor, bool]] = {}  # of sites with a value; True if all values were enumerated
 
     def of_each(self, given: Tensor | None) -> Tensor | None:
-        """What is given of each row of the batch, for all rows; what is given of all of them as it is."""
-        if given is None or given.ndim != 2 or len(given) != self.batch:  # the sampler says if it is wrong
+        """Repeat an argument with one entry for each batch row for all rows; return other arguments unchanged."""
+        if given is None or given.ndim != 2 or len(given) != self.batch:  # the sampler raises the error if it is wrong
             return given
         return given.expand(*self.shape, given.shape[1]).reshape(-1, given.shape[1])
 
@@ -158,7 +159,7 @@ class _Rows(Messenger):
             msg["fn"] = _Spread(msg["fn"], self._places(msg["fn"]), self.shape, self.code)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self._values or msg["value"] is None:  # none yet: a sequential enumeration has its turn
+        if msg["name"] in self._values or msg["value"] is None:  # None until a sequential enumeration sets it
             return
         law, value, tried = msg["fn"], msg["value"], msg["infer"].get("_enumerate_dim") is not None
         choice = law.choice if isinstance(law, _Spread) else law
@@ -183,8 +184,8 @@ class _Rows(Messenger):
         return choice.key.rows - self.first_row
 
     def _of(self, name: str, choice: Choice) -> Tensor:
-        """The value of a decided site in the rows of a choice. Where it is impossible another stands in, as the row has
-        probability 0 whatever follows: a program never sees an impossible state."""
+        """Return the value of a site in the rows of a choice. An impossible value is replaced by a possible one: the
+        row has probability 0 whatever follows, and a program never gets an impossible state."""
         value, tried = self._values[name]
         if self.code is not None and choice.event_shape:
             value = self.code.value(value, choice.event_shape[0])
@@ -197,7 +198,7 @@ class _Rows(Messenger):
 
 
 class _Spread(TorchDistribution):
-    """A choice in the shape of all rows, coded or not; the value of rows that do not make it is 0."""
+    """A choice in the shape of all rows, coded or not; rows that do not make it have the value 0."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 
@@ -240,7 +241,7 @@ class _Spread(TorchDistribution):
 
 
 class _Code:
-    """A number for every value of whole numbers from -1 to base - 2."""
+    """Encodes vectors of whole numbers from -1 to base - 2 as single numbers."""
 
     def __init__(self, base: int) -> None:
         self.base = base
@@ -249,7 +250,7 @@ class _Code:
         return ((value.long() + 1) * self._powers(value.shape[-1])).sum(-1)
 
     def value(self, number: Tensor, n: int) -> Tensor:
-        """The values of n positions that numbers stand for."""
+        """Decode numbers to the values of n positions."""
         return number[..., None] // self._powers(n) % self.base - 1
 
     def _powers(self, n: int) -> Tensor:

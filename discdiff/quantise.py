@@ -1,11 +1,11 @@
-r"""Denoisers with weights of eight bits, the time features left whole; and what is inside a denoiser at a noise level.
+r"""Denoisers with 8-bit weights and unquantised time modules; and the activations of a denoiser by noise level.
 
     W ~ s_i round(W_ij / s_i),  s_i = max_j |W_ij| / 127
 
-Weights alone are rounded, one scale a row, and products are taken in the dtype of what comes in: nothing depends on the
-batch. (torch.ao's eager quantisation is deprecated in torch 2.13 and its successor is a package of its own, tied to
-torch's version; this is a page.) Modules that see only the time are few and everything depends on them, so they are
-left as they are, and what they say of a time is remembered: a sampler asks for the times of its grid again and again.
+Only weights are rounded, with one scale a row; products use the dtype of the input, so nothing depends on the batch.
+(torch.ao's eager quantisation is deprecated in torch 2.13, and its successor is a separate package tied to torch's
+version.) Modules that see only the time are few and affect every output, so they are not quantised. Their outputs are
+cached, because a sampler calls them with the times of its grid again and again.
 """
 
 import copy
@@ -29,7 +29,7 @@ _REMEMBERED = 4096
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight is kept as int8 (out, in) with a float scale for every row."""
+    """A linear layer whose weight is stored as int8 (out, in) with a float scale for every row."""
 
     def __init__(self, layer: nn.Linear, levels: int = 127) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Int8Linear(nn.Module):
 
 
 class Remembered(nn.Module):
-    """A module of one small tensor, such as a time, whose answers are kept by what it was asked."""
+    """A module of one small tensor, such as a time, with a cache of its outputs by input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -65,21 +65,21 @@ class Remembered(nn.Module):
 
 
 def time_module(name: str) -> bool:
-    """Whether a module of this name sees only the time, by the names that networks here and their like use."""
+    """Whether a module sees only the time, judged by the usual names of such modules."""
     return any(part in _TIME for part in name.split("."))
 
 
 def quantised(model: Denoiser, whole: Callable[[str], bool] = time_module, levels: int = 127) -> Denoiser:
-    """The same denoiser with int8 weights; the given one is not changed.
+    """Return the same denoiser with int8 weights; the given one is not changed.
 
     Args:
-        model: its function is an ``nn.Module``.
-        whole: the names of linear layers that stay as they are.
-        levels: on either side of 0, at most 127.
+        model: a denoiser whose function is an ``nn.Module``.
+        whole: tells by name which linear layers are not quantised.
+        levels: the number of levels on either side of 0, at most 127.
 
     Raises:
-        TypeError: if the function is no module.
-        ValueError: if no layer is left to quantise, or levels are out of range.
+        TypeError: if the function is not a module.
+        ValueError: if there is no layer to quantise, or levels are out of range.
     """
     levels = whole_number(levels, "quantised: levels", 1, 127)
     check_denoiser(model, "quantised")
@@ -104,21 +104,21 @@ def quantised(model: Denoiser, whole: Callable[[str], bool] = time_module, level
 def features(
     model: Denoiser, x0: Int[Tensor, "B L"], alphas: Sequence[float], modules: Sequence[str], seed: int = 0
 ) -> dict[str, Tensor]:
-    """What chosen modules of a denoiser give out when it looks at data at several noise levels.
+    """Return the outputs of chosen modules of a denoiser on data at several noise levels.
 
     Args:
-        model: its function is an ``nn.Module``.
+        model: a denoiser whose function is an ``nn.Module``.
         x0: (B, L) data.
-        alphas: survivals in (0, 1].
-        modules: their names, as of ``named_modules``; each must give a tensor, or a tuple with one first.
-        seed: of the noise.
+        alphas: survival probabilities in (0, 1].
+        modules: names of modules, as in ``named_modules``; each must return a tensor, or a tuple that begins with one.
+        seed: the seed of the noise.
 
     Returns:
-        For each module what it gave, (A, ...) with a level for each alpha.
+        For each module its output, (A, ...) with a level for each alpha.
 
     Raises:
-        TypeError: if the function is no module, or a module gives no tensor.
-        ValueError: for names that it does not have, or survivals out of range.
+        TypeError: if the function is not a module, or a module returns no tensor.
+        ValueError: for unknown names, or survival probabilities out of range.
     """
     check_denoiser(model, "features")
     if not isinstance(model.fn, nn.Module):
@@ -134,7 +134,7 @@ def features(
 
     def listener(name: str) -> Callable[[nn.Module, object, object], None]:
         def listen(module: nn.Module, arguments: object, out: object) -> None:
-            out = out[0] if isinstance(out, tuple) else out  # hidden states first, as transformers' layers have it
+            out = out[0] if isinstance(out, tuple) else out  # layers of transformers return hidden states first
             if not isinstance(out, Tensor):
                 raise TypeError(f"features: {name} gives a {type(out).__name__}, not a tensor")
             found[name].append(out.detach())

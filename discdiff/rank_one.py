@@ -1,19 +1,19 @@
-r"""Processes of rank one: a token survives, or it is replaced by noise that does not look at it.
+r"""Processes of rank one: a token survives, or noise independent of the token replaces it.
 
     q_t(z | x)         = alpha_t 1(z = x) + b_t(z),            b_t(z) = m_t 1(z = anchor) + (1 - alpha_t - m_t) pi(z)
     q_{t|s}(z_t | z_s) = alpha_{t|s} 1(z_t = z_s) + g(z_t),    g = b_t - alpha_{t|s} b_s
 
-The noise has a constant law pi and, where it is said, an anchor (a mask, in ``Hybrid``) whose share m_t changes with
-time. All is said through the noise odds h_t(z) = b_t(z) / alpha_t, which have no 0/0 at either end:
+The noise has a constant law pi and, in some processes, an anchor (the mask, in ``Hybrid``) whose mass m_t changes with
+time. The formulas use the noise odds h_t(z) = b_t(z) / alpha_t, which avoid 0/0 at both ends:
 
-    log w = log(1 + 1 / h(z))      the evidence of a site's own token: D(v) ~ O(v) w^{1(v = z)}
+    log w = log(1 + 1 / h(z))      evidence of a site's own token: D(v) ~ O(v) w^{1(v = z)}
     g(z) / b_t(z) = 1 - h_s(z) / h_t(z)
 
-The generator is a generator exactly where every h_t(z) never falls with t. No S x S array is built but by
-``transition`` and ``generator``, which are asked for one.
+Rates are nonnegative exactly if no h_t(z) decreases with t. Only ``transition`` and ``generator`` build S x S arrays.
 
-References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); GIDD (von Ruette et al.,
-2025).
+References: D3PM (Austin et al., 2021, https://arxiv.org/abs/2107.03006); MDLM (Sahoo et al., 2024,
+https://arxiv.org/abs/2406.07524); UDLM (Schiff et al., 2025, https://arxiv.org/abs/2412.10193); GIDD (von Ruette et
+al., 2025, https://arxiv.org/abs/2503.04482); DiGress (Vignac et al., 2023, https://arxiv.org/abs/2209.14734).
 """
 
 from abc import abstractmethod
@@ -35,12 +35,12 @@ __all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform"]
 
 
 class Exit(NamedTuple):
-    """Frozen reverse rates of the sites of (B, L), and where they lead: always to another state.
+    """The frozen reverse rate of each site of (B, L), and the law of the new state, which differs from the old.
 
     Attributes:
         total: the rate of leaving, per unit of alpha.
-        data: the share of it that goes to a token of O.
-        anchored: the share of the rest that goes to the anchor; what remains is from pi.
+        data: the probability that the new state is drawn from O.
+        anchored: the probability of the anchor given that it is not; the rest is drawn from pi.
     """
 
     total: Float[Tensor, "B L"]
@@ -49,7 +49,7 @@ class Exit(NamedTuple):
 
 
 class RankOne(Process):
-    """A process whose noise is independent of the token it replaces. A subclass says ``pi``, and an anchor if any."""
+    """A process whose noise is independent of the replaced token. A subclass defines ``pi``, and an anchor if any."""
 
     @property
     @abstractmethod
@@ -61,7 +61,7 @@ class RankOne(Process):
         return len(self.noise("cpu").pi)
 
     def noise(self, device: torch.device | str) -> Noise:
-        """The noise law on a device; made and sent there once."""
+        """Return the noise law on a device; it is made once for each device."""
         known: dict[torch.device, Noise] = self.__dict__.setdefault("_noise", {})
         device = torch.device(device)
         if device not in known:
@@ -69,41 +69,41 @@ class RankOne(Process):
         return known[device]
 
     def anchor(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"] | None:
-        """The state that anchored noise falls on, or None where the noise law is constant."""
+        """Return the anchor state for each site, or None if the noise law is constant."""
         return None
 
     def anchored(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """m, the mass of q_t on the anchor."""
+        """Return m, the mass of q_t on the anchor."""
         return torch.zeros_like(alpha)
 
     def anchored_inflow(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """The share of jumps that go to the anchor, m - alpha dm/dalpha; the others follow pi."""
+        """Return the share of jumps that go to the anchor, m - alpha dm/dalpha; the others follow pi."""
         return torch.zeros_like(alpha)
 
     # --- the noise ----------------------------------------------------------------------------------------------------
 
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """h(x) = b(x) / alpha, the noise odds of each site's own state; infinite at alpha = 0, 0 where noise is not."""
+        """h(x) = b(x) / alpha, the noise odds of each site's state; infinite at alpha = 0, 0 where b(x) = 0."""
         share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
             return _odds(share, alpha)
         a = torch.as_tensor(alpha, dtype=torch.float64)
         mass = self.anchored(a)
         own = torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)
-        # at alpha = 0 the anchor holds all the mass and the rest is 0/0: its limit is infinite wherever pi is not 0
+        # at alpha = 0 the anchor holds all the mass and the rest is 0/0; its limit is infinite where pi > 0
         own = own.where(own == own, torch.inf)
         return own + torch.where(x == anchor, mass / a, 0.0)
 
     def log_weight(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """log w, the observation weight q(z | x = z) / q(z | x != z) of a site's own token; 0 at a mask, which is none.
+        """log w, w = q(z | x = z) / q(z | x != z) for each site's own token z; 0 at a mask, which is no token.
 
-        Infinite where the observation settles the token: at alpha = 1, or at a state that noise never takes.
+        Infinite where z determines the clean token: at alpha = 1, or if noise never takes the state z.
         """
         weight = torch.log1p(1 / self.odds(x, alpha))
         return weight if self.mask_id is None else weight.masked_fill(x == self.mask_id, 0.0)
 
     def _mixture(self, x: Tensor, points: list[Tensor], weights: list[Tensor], mass: Tensor) -> PointMixture:
-        """The points, the anchor of x with ``mass``, and pi for the rest."""
+        """Return the mixture of the points, the anchor of x with ``mass``, and pi with the remaining weight."""
         anchor = self.anchor(x)
         points, weights = list(points), [weight.expand(x.shape) for weight in weights]
         if anchor is not None:
@@ -125,19 +125,19 @@ class RankOne(Process):
         alpha_s: Survival,
         where: Bool[Tensor, "B L"] | None = None,
     ) -> PointMixture:
-        r"""q(x_s | x_t, x0), a mixture of x_t, x0 and noise:
+        r"""Return q(x_s | x_t, x0), a mixture of x_t, x0 and noise:
 
         [alpha_{t|s} 1(x_s = x_t) + g(x_t)] [alpha_s 1(x_s = x0) + b_s(x_s)] / q_t(x_t | x0).
         """
         a_t, a_s = self.sitewise(alpha_t, x_t), self.sitewise(alpha_s, x_t)
         clean = self.place(x0, x_t)
         same = (x_t == clean).double()
-        # divided by alpha_t: q_t = same + h_t, of which x_t is kept with same + h_s and redrawn with h_t - h_s
+        # divided by alpha_t: q_t = same + h_t; x_t is kept with weight same + h_s and redrawn with h_t - h_s
         total = same + self.odds(x_t, a_t)
         where = torch.ones_like(x_t, dtype=torch.bool) if where is None else where
         refuse_impossible(where & (total == 0), x_t, x0)
         stay = same / total.where(total > 0, 1.0)
-        redraw = self.candidate(x_t, a_t, a_s) * (1 - stay)  # (h_t - h_s) / total, at h_t = inf too
+        redraw = self.candidate(x_t, a_t, a_s) * (1 - stay)  # (h_t - h_s) / total, also at h_t = inf
         redraw = torch.where(where, redraw, 0.0)
         keep = 1 - redraw
         return self._mixture(x_t, [x_t, clean], [keep, redraw * a_s], redraw * self.anchored(a_s))
@@ -164,18 +164,18 @@ class RankOne(Process):
         mass = (self.anchored(a_u) - keep * self.anchored(a_t)).clamp(min=0)
         return self._mixture(x, [x], [torch.where(where, keep, 1.0)], torch.where(where, mass, 0.0))
 
-    # --- what a reverse step asks, one number a site ------------------------------------------------------------------
+    # --- inputs of a reverse step, one number a site ------------------------------------------------------------------
 
     def candidate(self, x_t: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival) -> Float[Tensor, "B L"]:
-        r"""A bound on the probability that a reverse step t -> s redraws a site, whatever the prediction.
+        r"""Bound the probability that a reverse step t -> s redraws a site, for every prediction.
 
-        The reverse marginal (plug-in on the LOO) is "keep z_t, or redraw z_s from alpha_s O + b_s"; the redraw has
-        probability g(z) / (alpha_t O(z) + b_t(z)) <= g(z) / b_t(z) = 1 - h_s(z) / h_t(z), with equality where O(z) = 0,
-        and never where noise is not. So the candidates are drawn before a logit is read, and ``acceptance`` gives the
-        rest.
+        The reverse marginal (LOO plugged in) is "keep z_t, or redraw z_s from alpha_s O + b_s". The redraw has
+        probability g(z) / (alpha_t O(z) + b_t(z)) <= g(z) / b_t(z) = 1 - h_s(z) / h_t(z), with equality if O(z) = 0,
+        and probability 0 if b_t(z) = 0. So candidates are drawn before any logit is read, and ``acceptance`` decides
+        which of them are redrawn.
         """
         pi, one_time = self.noise(x_t.device).pi, isinstance(alpha_t, float) and isinstance(alpha_s, float)
-        few = one_time and len(pi) < x_t.numel() and self.anchor(x_t) is None  # bounds, by state
+        few = one_time and len(pi) < x_t.numel() and self.anchor(x_t) is None  # then one bound for each state
         h_t, h_s = (_odds(pi, alpha) if few else self.odds(x_t, alpha) for alpha in (alpha_t, alpha_s))
         still = (h_t == 0) | (h_s == torch.inf)
         bound = torch.where(still, 0.0, (1 - h_s / h_t.where(~still, 1.0)).clamp(0.0, 1.0))
@@ -184,17 +184,17 @@ class RankOne(Process):
     def acceptance(
         self, log_own: Float[Tensor, "B L"], x_t: Int[Tensor, "B L"], alpha_t: Survival
     ) -> Float[Tensor, "B L"]:
-        """The probability that a candidate is redrawn, 1 / (1 + O(z) / h(z)), from the LOO's log-probability of z."""
+        """Return the probability 1 / (1 + O(z) / h(z)) that a candidate is redrawn, from log O(z)."""
         odds = self.odds(x_t, alpha_t)
         noisy = odds > 0
         return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)
 
     def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
-        r"""How the reverse process leaves each site's state, from O(z) at the state itself alone.
+        r"""Return the reverse rates out of each site's state z. They depend on the prediction through O(z) alone.
 
             R(z -> v) = inflow(z) c(v) / (alpha c(z)),  c = alpha O + b      per unit of alpha
 
-        so the destinations are those of c without z. With O(z) = 0 the total is a bound for every prediction.
+        So the new state follows c without z. With O(z) = 0 the total is a bound for every prediction.
         """
         a = self.sitewise(alpha, x)
         mass, share = self.anchored(a), self.noise(x.device).pi[self.column(x)]
@@ -206,7 +206,7 @@ class RankOne(Process):
         noise = left * (1 - share) + anchored
         data = a * (1 - own)
         inflow = self.inflow(x, alpha)[..., 0]
-        # at alpha = 0 only a mask leaves at a finite rate: it has no noise to go to
+        # at alpha = 0 only a mask leaves at a finite rate: no noise remains besides it
         noisy, endless = noise > 0, (noise > 0) & (a == 0)
         gone = torch.where(noisy, noise / a.where(~endless, 1.0), 0.0) + (1 - own)
         leaves = (inflow > 0) & (gone > 0)
@@ -218,7 +218,7 @@ class RankOne(Process):
         )
 
     def elsewhere(self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], anchored: Float[Tensor, "B L"]) -> Other:
-        """Fresh noise at the chosen sites that is not their own state: the anchor with this share, or from pi."""
+        """Return noise conditioned to differ from x at the chosen sites: the anchor with this share, else from pi."""
         return Other(self.noise(x.device), x, where, anchored, self.anchor(x), partial(self.place, x=x), self.column)
 
     # --- conversions --------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class RankOne(Process):
         return self.settled(x, alpha)
 
     def _shift(self, rows: Tensor, x: Tensor, amount: Tensor) -> Tensor:
-        """Add ``amount`` to each row's own column; a mask has none."""
+        """Add ``amount`` to each row's own column; skip masks, which have none."""
         column = self.column(x)
         inside = column < rows.shape[-1]
         shift = amount.where(inside, 0.0).to(rows.dtype)[:, None]
@@ -256,7 +256,7 @@ class RankOne(Process):
         return rows if anchor is None else rows.scatter_add(-1, self.column(anchor)[:, None], mass[:, None])
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """log c = log(alpha O + b), the conditional p_t(z_i | rest) over the columns, from a normalised LOO."""
+        """Return log c = log(alpha O + b), the conditional p_t(z_i | rest) over the columns, from a normalised LOO."""
         data = kernels.log(alpha[:, None]) + log_o
         if self.columns > self.vocab_size:
             data = torch.nn.functional.pad(data, (0, self.columns - self.vocab_size), value=-torch.inf)
@@ -270,7 +270,7 @@ class RankOne(Process):
         alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:
         h_t, h_s = self.odds(x, alpha_t), self.odds(x, alpha_s)
-        # per alpha_t: (1(v = x) / alpha_s + h_t - h_s) c_s(v); where h_t is infinite x tells nothing and c_s is left
+        # over alpha_t: (1(v = x) / alpha_s + h_t - h_s) c_s(v); where h_t is infinite x is uninformative, so c_s
         gain = torch.where((h_t == torch.inf) & (h_s < torch.inf), 1.0, h_t - h_s)[:, None].expand(-1, self.columns)
         same = torch.where(h_t < torch.inf, 1 / alpha_s, 0.0)[:, None]
         earlier = gain.scatter_add(-1, self.column(x)[:, None], same)
@@ -289,7 +289,7 @@ class RankOne(Process):
         mass = self.anchored_inflow(self.sitewise(alpha, x))[..., None]
         return (1 - mass) * rate + torch.where((x == anchor)[..., None], mass, 0.0)
 
-    # --- dense, where asked for ---------------------------------------------------------------------------------------
+    # --- dense matrices -----------------------------------------------------------------------------------------------
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
         a_t, a_s = torch.tensor([alpha_t], dtype=torch.float64), torch.tensor([alpha_s], dtype=torch.float64)
@@ -312,7 +312,7 @@ class Uniform(RankOne):
 
     Args:
         vocab_size: V.
-        schedule: the clock.
+        schedule: the noise schedule.
     """
 
     @property
@@ -321,11 +321,11 @@ class Uniform(RankOne):
 
 
 class Marginal(RankOne):
-    """Noise is a token of a given law, such as the data's own marginal (Vignac et al., DiGress, 2023); S = V.
+    """Noise is a token of a given law, such as the data's marginal law (DiGress, Vignac et al., 2023); S = V.
 
     Args:
-        pi: (V,) the noise law. A token with pi = 0 is never noise: seeing it settles the site.
-        schedule: the clock.
+        pi: (V,) the noise law. A token with pi = 0 is never noise, so it determines the clean token.
+        schedule: the noise schedule.
 
     Raises:
         ValueError: if ``pi`` is not a law.
@@ -351,11 +351,11 @@ class Marginal(RankOne):
 
 
 class Masked(RankOne):
-    """Noise is the mask: pi = delta_m (D3PM-absorbing, Austin et al., 2021; MDLM, Sahoo et al., 2024).
+    """Noise is the mask: pi = delta_m. D3PM-absorbing (Austin et al., 2021), MDLM (Sahoo et al., 2024); links above.
 
     Args:
         vocab_size: V, the number of columns of a prediction.
-        schedule: the clock.
+        schedule: the noise schedule.
         mask_id: the mask's id. By default V, one state more than tokens (S = V + 1). An id below V takes one of
             the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored.
     """
@@ -392,7 +392,7 @@ class Masked(RankOne):
 
 
 def _odds(share: Float[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-    """h of states with these shares of pi, without an anchor."""
+    """Return h for states with these shares of pi, without an anchor."""
     if isinstance(alpha, Tensor):
         a = alpha.double()
         return torch.where(share > 0, share * ((1 - a).clamp(min=0) / a), 0.0)

@@ -1,11 +1,11 @@
-r"""What an operator asks of a model's leave-one-out, and when a corrector rests for want of it.
+r"""Which operators need a leave-one-out O that the model does not determine, and when a corrector is skipped.
 
-A model that predicts the denoiser D says nothing of O at a site whose state rules tokens out for sure, D being a point
-mass there: at time 0 wherever noise does not hide the token, and at any time where noise never takes that state. A
-ratio says nothing of O at alpha = 0. Which of this a step meets follows from the process, from what the model predicts
-and from the time, so that it is known before the first call:
+A model that predicts the denoiser D does not determine O at a site whose state rules out a token, as D is a point mass
+there. This happens at time 0 wherever noise does not hide the token, and at any time in a state that noise never takes.
+A ratio does not determine O at alpha = 0. The process, ``predicts`` and the time decide which case a step meets, so it
+is known before the first call:
 
-    at time 0       a corrector that reads O there rests: it is the identity, and makes no call
+    at time 0       a corrector that reads O there is skipped: it is the identity, without a denoiser call
     at other times  the operator is refused
 """
 
@@ -26,7 +26,7 @@ Reads = Literal["hidden", "noisy", "shown"]
 
 @runtime_checkable
 class _Applicable(Protocol):
-    """What this room needs to know of an operator."""
+    """The part of an operator's interface that this module uses."""
 
     @property
     def moves(self) -> bool: ...
@@ -38,7 +38,7 @@ class _Applicable(Protocol):
 
 
 def rests(operator: _Applicable, model: Denoiser, t: float) -> bool:
-    """Whether a corrector does nothing at time t, because the model determines no leave-one-out where all is clean."""
+    """Whether a corrector is skipped at time t: all is clean there, and the model does not determine O."""
     if operator.moves or operator.reads is None:
         return False
     least, _ = _survivals(model.process, t)
@@ -46,12 +46,12 @@ def rests(operator: _Applicable, model: Denoiser, t: float) -> bool:
 
 
 def applied(operator: _Applicable, state: State, at: At) -> State:
-    """The state after an operator, or the same state where it rests: how the parts of a composition are run."""
+    """Run an operator, or return the state unchanged if it is skipped; compositions run their parts through this."""
     return state if rests(operator, at.run.model.denoiser, state.t) else operator(state, at)
 
 
 def check_reads(operator: _Applicable, model: Denoiser, t: float) -> None:
-    """Raise ValueError if the model does not determine what an operator reads from time t on."""
+    """Raise ValueError if the model does not determine the O that an operator reads from time t on."""
     if rests(operator, model, t):
         return
     least, most = _survivals(model.process, t)
@@ -71,7 +71,7 @@ def check_reads(operator: _Applicable, model: Denoiser, t: float) -> None:
 
 
 def _survivals(process: Process, t: float) -> tuple[float, float]:
-    """The least and the largest survival at a time, over the positions' clocks."""
+    """Return the least and the largest survival probability at a time, over the schedules of the positions."""
     schedule = process.schedule
     if schedule.sites is None:
         alpha = float(schedule.alpha(t))
@@ -81,10 +81,10 @@ def _survivals(process: Process, t: float) -> tuple[float, float]:
 
 
 def _undetermined(reads: Reads, model: Denoiser, alpha: float) -> bool:
-    """Whether some state that may be met leaves the leave-one-out open.
+    """Whether O may be undetermined in a state that the operator meets.
 
-    Of processes that are not of rank one this is said at alpha = 1 only, where it is so for all; elsewhere it takes
-    an S x S array to know, and the run says it.
+    For processes that are not of rank one only alpha = 1 is tested, where O is undetermined for all of them. At other
+    alphas the test would take an S x S array; there the error comes from the run.
     """
     process = model.process
     if model.predicts != "denoiser":
@@ -94,7 +94,7 @@ def _undetermined(reads: Reads, model: Denoiser, alpha: float) -> bool:
     pi = process.noise("cpu").pi if reads != "noisy" else -process.noise("cpu").pi
     if process.mask_id is not None:
         pi = pi.index_fill(0, torch.tensor(process.mask_id), torch.inf)
-    token = pi.argmin().view(1, 1)  # that noise takes least, or most; of pairs, beside another source token
+    token = pi.argmin().view(1, 1)  # the token that noise takes least, or most; for pairs with another source token
     state = process.place(token, (token + 1) % process.vocab_size)
     if reads != "shown" and process.absorbing:
         state = process.hide(state)

@@ -1,4 +1,4 @@
-r"""The one loop: a process, a denoiser, an operator and a grid of times."""
+r"""The sampling loop: run an operator with a process and a denoiser over a grid of times."""
 
 import itertools
 import math
@@ -32,13 +32,13 @@ class Sampler:
     Args:
         process: the forward process.
         model: a ``Denoiser`` for the same process.
-        operator: what a step does; it has exactly one predictor.
+        operator: one step of the sampler; it has exactly one predictor.
         steps: N equal intervals of t from 1 to 0.
         grid: instead of ``steps``, N + 1 decreasing times in [0, 1].
 
     Raises:
-        TypeError: if the model is not a Denoiser or the operator does not move in time.
-        ValueError: if the processes differ, the operator has no meaning on this one, or the grid is not one.
+        TypeError: if the model is not a Denoiser or the operator has no predictor.
+        ValueError: if the processes differ, the operator is not defined on this one, or the grid is invalid.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Sampler:
             check_reads(part, model, time)
 
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
-        """The same sampler on another grid."""
+        """Return the same sampler on another grid."""
         return Sampler(self.process, self.model, self.operator, grid=grid)
 
     @property
     def nfe(self) -> float | None:
-        """Planned denoiser calls of a row: what the operators of all steps declare, each ``when`` decided; or None.
+        """Planned denoiser calls of a row: the sum of ``nfe`` of the operators that run, or None if one is unknown.
 
-        ``Samples.nfe`` counts those made. It is less where a call is not needed (an answer that is still known, a last
-        step that has nothing to look at twice).
+        ``Samples.nfe`` is the measured number. It is smaller if a call is not needed: the prediction is still known, or
+        a two-stage predictor needs only one call in the last step.
         """
         total = 0.0
         for often, part, time in self._acting():
@@ -88,12 +88,12 @@ class Sampler:
             yield from acting(self.operator, t, s, t)
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
-        """(step number from 1, t, s) of every step."""
+        """Yield (step number from 1, t, s) for every step."""
         for step, (t, s) in enumerate(itertools.pairwise(self.grid), start=1):
             yield step, t, s
 
     def through(self, state: State, run: Run) -> Iterator[State]:
-        """The states after every step, from one at the first time of the grid."""
+        """Yield the state after every step, from a state at the first time of the grid."""
         for step, t, s in self.intervals():
             state = self.operator(state, At(self.process, run, t, s, step))
             yield state
@@ -116,28 +116,27 @@ class Sampler:
     ) -> Samples:
         r"""Draw samples.
 
-        The tokens of row b are a function of (seed, first_row + b) and the arguments, not of the batch it was drawn
-        in.
+        The tokens of row b depend on (seed, first_row + b) and the arguments, but not on the other rows of the batch.
 
         Args:
-            batch: B; may be left out where ``initial`` says it.
-            length: L; may be left out where the model has just one, or ``initial`` says it.
+            batch: B; optional if ``initial`` is given.
+            length: L; optional if ``initial`` is given or the model accepts only one length.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            prompt: tokens that are given: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used
-                where it is True.
-            frozen: (L,) or (B, L), the sites that keep their prompt (or their ``initial`` token) and are shown to
-                the denoiser as clean, at time 0. An infill pattern.
+            prompt: given tokens: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used where
+                ``frozen`` is True.
+            frozen: (L,) or (B, L), the infill pattern: these sites keep their prompt (or ``initial``) token, and the
+                denoiser gets time 0 for them, as they are clean.
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
             record: keep the trajectory and the log-probability.
-            listen: make every choice a Pyro site, for trace, replay and condition. Without it the run is deaf to Pyro's
-                handlers, whichever thread put them up. One such run at a time in a process; a second one waits.
+            listen: make every choice a Pyro site, for trace, replay and condition. Otherwise the run ignores Pyro's
+                handlers, in every thread. One listening run at a time in a process; a second one waits.
             progress: show a progress bar on standard error.
             device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
 
         Raises:
-            ValueError: for wrong shapes, ids outside the vocabulary, NaN or massless logits, or a mask that is left at
-                time 0.
+            ValueError: for wrong shapes, ids outside the vocabulary, logits that are NaN or without mass, or a mask
+                left at time 0.
             RuntimeError: for a listening run inside another one of the same thread.
         """
         if initial is not None:
@@ -180,7 +179,7 @@ class Sampler:
             path = torch.empty(shape, dtype=kind, device=device)
             path[0] = state.tokens
         states: Iterable[State] = self.through(state, run)
-        if decided(progress, "sample: progress"):  # a bar that is not shown starts a thread all the same
+        if decided(progress, "sample: progress"):  # a hidden bar would still start a thread
             states = track(states, "sampling", len(self.grid) - 1, console=Console(stderr=True))
         for step, state in enumerate(states, start=1):
             if path is not None:
@@ -191,7 +190,7 @@ class Sampler:
             run.finish(tokens, rows, self.process, self.operator)
         else:
             run.check_faults()
-        if bool(beyond):  # what a small dtype cannot hold is no state
+        if bool(beyond):  # the small dtype of the path could not hold a token, so it is not a state
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
         frame, rows_nfe = self.model.frame, counter.nfe_rows
         return Samples(tokens, counter.nfe, rows_nfe, seed, path, run.log_prob, counter.queries, frame)
@@ -219,7 +218,7 @@ class Sampler:
         frozen: Tensor | Sequence[bool] | None,
         initial: Tensor | None,
     ) -> tuple[Tensor, Tensor] | None:
-        """The given tokens and the (B, L) mask of the sites they are given at."""
+        """Return the given tokens and the (B, L) mask of their sites."""
         if prompt is None and frozen is None:
             return None
         if prompt is None and initial is None:
@@ -251,12 +250,12 @@ class Sampler:
         given = given.to(torch.int64).expand(batch, length).to(where.device)
         if not bool(where.any()):
             return None
-        self.model.check_data(given, "prompt", where)  # sites that are not frozen hold anything
+        self.model.check_data(given, "prompt", where)  # the other sites may hold anything
         self.warn_of_infill()
         return given, where
 
     def warn_of_infill(self) -> None:
-        """Warn if given sites will count as noisy."""
+        """Warn if the denoiser will treat given sites as noisy."""
         if self._infill_is_approximate():
             warnings.warn(
                 "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, "
@@ -275,16 +274,16 @@ class Sampler:
 
     @property
     def resting(self) -> list[str]:
-        """What rests at the last time, in words."""
+        """One sentence for each part that does nothing at the last time."""
         idle = dict.fromkeys(repr(part) for _, part, time in self._acting() if rests(part, self.model, time))
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
 
 
 def check_rows(where: str, batch: object, first_row: object) -> tuple[int, int]:
-    """The batch size and the id of its first row.
+    """Return the batch size and the id of the first row, both checked.
 
     Raises:
-        TypeError, ValueError: if they are no whole numbers, or a row id does not lie in [0, 2**32).
+        TypeError, ValueError: if they are not whole numbers, or a row id is not in [0, 2**32).
     """
     size, first = whole(batch, f"{where}: batch", 1), whole(first_row, f"{where}: first_row")
     if not 0 <= first <= 2**32 - size:
@@ -293,7 +292,7 @@ def check_rows(where: str, batch: object, first_row: object) -> tuple[int, int]:
 
 
 def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
-    """What a step t -> s runs: how often, which operator that is no composition, and at which time it starts."""
+    """Yield (expected number of runs, operator that is no composition, its start time) for a step t -> s."""
     match operator:
         case When():
             yield from acting(operator.at(t), t, s, now)
@@ -307,7 +306,7 @@ def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple
                 yield from ((weight * often, part, time) for often, part, time in acting(one, t, s, now))
         case _:
             yield 1.0, operator, now
-            for part in operator.parts:  # its calls are among the operator's own
+            for part in operator.parts:  # their calls are counted in the operator's own nfe
                 yield from ((0.0, inner, time) for _, inner, time in acting(part, t, s, now))
 
 

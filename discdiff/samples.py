@@ -1,4 +1,4 @@
-"""What a sampler returns, compared by content and kept in a file."""
+"""The result of a sampler; compared by content and stored in a file."""
 
 import json
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Widened:
-    """A field of whole numbers in any dtype that is int64 when read: the first reading replaces what is kept."""
+    """A field of whole numbers, stored in any dtype and converted to int64 when first read."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -27,7 +27,7 @@ class Widened:
     def __get__(self, held: object, owner: type) -> Tensor | None:
         found: Tensor | None = None if held is None else vars(held)[self.name]
         if found is not None and found.dtype in INTEGERS:
-            found = vars(held)[self.name] = found.to(torch.int64)  # kept, so that edits of it last
+            found = vars(held)[self.name] = found.to(torch.int64)  # stored, so that edits of it persist
         return found
 
     def __set__(self, held: object, value: Tensor | None) -> None:
@@ -36,18 +36,18 @@ class Widened:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
-    """What a sampler returns. Two are equal if everything in them is, wherever they lie.
+    """The result of a sampler. Two are equal if all their fields are, on any device.
 
     Attributes:
-        tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states before it.
+        tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states at an earlier end of the run.
         nfe: batched denoiser calls made.
-        nfe_rows: (B,) calls each row took part in.
-        seed: the seed that gives these tokens again.
+        nfe_rows: (B,) calls that included each row.
+        seed: the seed that reproduces these tokens.
         trajectory: (N + 1, B, L) int64 states at every time of the grid, with ``record=True``. Until it is read, and in
-            files, it is kept in the smallest dtype that holds it.
+            files, it is stored in the smallest dtype that holds it.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
-        queries: tokens that went through the network, of all rows.
-        frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), if it did.
+        queries: tokens that the network evaluated, over all rows.
+        frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), or None.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -60,10 +60,10 @@ class Samples:
     frame: tuple[int, int] | None = None
 
     def framed(self) -> Int[Tensor, "B N"]:
-        """The tokens between the start and end token of the network that wrote them, (B, L + 2).
+        """Return the tokens between the network's start and end token, (B, L + 2).
 
         Raises:
-            ValueError: if it has none.
+            ValueError: if the network has no such tokens.
         """
         if self.frame is None:
             raise ValueError(
@@ -75,10 +75,10 @@ class Samples:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write all of it to a safetensors file; the numbers are in its metadata.
+        """Write all fields to a safetensors file, with the numbers in its metadata.
 
         Raises:
-            ValueError: if there is no such folder.
+            ValueError: if the folder does not exist.
         """
         path = Path(path)
         if not path.parent.is_dir():
@@ -90,11 +90,11 @@ class Samples:
 
     @classmethod
     def load(cls: type[S], path: str | Path) -> S:
-        """Read what ``save`` wrote.
+        """Read a file written by ``save``.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no file of this kind, or damaged.
+            ValueError: if the file is of another kind, or damaged.
         """
         path = Path(path)
         if not path.is_file():
@@ -115,7 +115,7 @@ class Samples:
 
     @classmethod
     def _check(cls, held: dict[str, object], path: Path) -> None:
-        """Raise ValueError for entries that are missing, unknown, or of a wrong kind or shape."""
+        """Raise ValueError for missing or unknown entries, or a wrong type or shape."""
         known = {field.name: field for field in fields(cls)}
         needed = {"tokens", "nfe", "nfe_rows", "seed"}
         if not needed <= held.keys() <= known.keys():
@@ -148,7 +148,7 @@ class Samples:
                     )
 
     def _held(self) -> dict[str, object]:
-        """What there is, by name; a trajectory in the smallest dtype, whether or not it was read."""
+        """Return the fields by name; a trajectory in the smallest dtype, whether or not it was read."""
         held = {name: value for field in fields(self) if (value := vars(self)[name := field.name]) is not None}
         if isinstance(path := held.get("trajectory"), Tensor) and path.dtype in INTEGERS:
             low, high = (int(x) for x in path.aminmax()) if path.numel() else (0, 0)
@@ -171,7 +171,7 @@ class Samples:
 
 
 def narrowest(low: int, high: int) -> torch.dtype:
-    """The smallest dtype that holds whole numbers from ``low`` to ``high``."""
+    """Return the smallest dtype that holds whole numbers from ``low`` to ``high``."""
     return next(dtype for dtype in INTEGERS if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max)
 
 

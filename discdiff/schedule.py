@@ -1,10 +1,10 @@
 r"""Schedules: the survival probability alpha(t) of a clean token, from alpha(0) = 1 down to alpha(1).
 
-Losses and laws depend on time only through alpha, so a schedule is only a clock. The noise rate is
-beta(t) = -alpha'(t) / alpha(t), and sigma(t) = -log alpha(t).
+The losses and laws depend on time only through alpha. The noise rate is beta(t) = -alpha'(t) / alpha(t), and
+sigma(t) = -log alpha(t).
 
-Times and survivals are float64: a float goes in and comes out, or a tensor of any shape. ``PerSite`` gives every
-position a clock of its own; then the last axis of what comes out is the position.
+Times and survival probabilities are float64: floats map to floats, tensors to tensors of the same shape. ``PerSite``
+gives every position its own schedule; then the last axis of the result is the position.
 """
 
 import math
@@ -43,10 +43,10 @@ T = TypeVar("T", float, Tensor)
 class Schedule(ABC):
     """A decreasing alpha: [0, 1] -> [0, 1] with alpha(0) = 1, its derivative and its inverse.
 
-    A subclass writes the three formulas for float64 tensors; ranges, floats and sigma come from here.
+    A subclass writes the three formulas for float64 tensors. This class checks ranges, converts floats and gives sigma.
 
     Attributes:
-        sites: how many positions have a clock of their own, or None where all share one.
+        sites: the number of positions if each has its own schedule, or None if all share one.
     """
 
     sites: int | None = None
@@ -61,12 +61,12 @@ class Schedule(ABC):
     def _time(self, alpha: Tensor) -> Tensor: ...
 
     def check_length(self, length: int) -> None:
-        """Raise ValueError if every site has a clock of its own, and there are not ``length`` of them."""
+        """Raise ValueError if every position has its own schedule and their number is not ``length``."""
         if self.sites not in (None, length):
             raise ValueError(f"{self} has clocks for sequences of length {self.sites}, got length {length}")
 
     def alpha(self, t: T) -> T:
-        """alpha(t), the probability that a token is still clean at time t.
+        """Return alpha(t), the probability that a token is still clean at time t.
 
         Raises:
             ValueError: if a time lies outside [0, 1].
@@ -74,22 +74,22 @@ class Schedule(ABC):
         return self._apply(self.survival, t, "time t", 0.0)
 
     def survival(self, t: Tensor) -> Tensor:
-        """``alpha`` of float64 times that are known to be times: nothing looks at them, so nothing waits for a GPU.
+        """Return alpha(t) for float64 times without a range check, so that a GPU is not synchronised.
 
-        At alpha = 0 or 1 its derivatives are 0: a survival that is learned, or that follows a time, turns back there.
+        At alpha = 0 or 1 its derivatives are set to 0, in the time and in the parameters of the schedule.
         """
         alpha = self._alpha(t)
         return torch.where((alpha == 0) | (alpha == 1), alpha.detach(), alpha) if alpha.requires_grad else alpha
 
     def alpha_derivative(self, t: T) -> T:
-        """alpha'(t), per unit of time; negative."""
+        """Return alpha'(t), per unit of time; negative."""
         return self._apply(self._alpha_derivative, t, "time t", 0.0)
 
     def time(self, alpha: T) -> T:
-        """The t at which alpha(t) equals ``alpha``.
+        """Return the t at which alpha(t) equals ``alpha``.
 
-        A tensor of them is differentiable in ``alpha`` and in what the schedule learns, by dt = (dalpha - d_theta
-        alpha(t)) / alpha'(t).
+        A tensor result is differentiable in ``alpha`` and in the parameters of the schedule, by
+        dt = (dalpha - d_theta alpha(t)) / alpha'(t).
 
         Raises:
             ValueError: if ``alpha`` lies outside [alpha(1), 1].
@@ -107,7 +107,7 @@ class Schedule(ABC):
         return time + torch.where(inside, (apart - apart.detach()) / slope.where(inside, -1.0), 0.0)
 
     def sigma(self, t: T) -> T:
-        """sigma(t) = -log alpha(t), the total noise; infinite where alpha is 0."""
+        """Return sigma(t) = -log alpha(t), the total noise; infinite where alpha is 0."""
         alpha = self.alpha(t)
         if isinstance(alpha, Tensor):
             return -alpha.log()
@@ -119,7 +119,7 @@ class Schedule(ABC):
         if not bool(((tensor >= low) & (tensor <= 1)).all()):
             raise ValueError(f"{name} must lie in [{low:g}, 1], got {x}")
         value = formula(tensor)
-        if isinstance(x, Tensor) or self.sites is not None:  # a clock for each site gives a row even for one time
+        if isinstance(x, Tensor) or self.sites is not None:  # per-site schedules give a row even for one time
             return value  # type: ignore[return-value]
         return float(value.detach())
 
@@ -140,7 +140,8 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class LogLinear(Schedule):
-    """alpha(t) = 1 - (1 - eps) t, so that sigma(1) = -log eps is finite (Lou et al., SEDD, 2024)."""
+    """alpha(t) = 1 - (1 - eps) t, so that sigma(1) = -log eps is finite (SEDD, Lou et al., 2024,
+    https://arxiv.org/abs/2310.16834)."""
 
     eps: float = 1e-3
 
@@ -173,7 +174,8 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """alpha(t) = 1 - t^k; k = 1 is linear, k > 1 noises late (Shi et al., MD4, 2024)."""
+    """alpha(t) = 1 - t^k; k = 1 is linear, k > 1 adds most noise late (MD4, Shi et al., 2024,
+    https://arxiv.org/abs/2406.04329)."""
 
     k: float = 2.0
 
@@ -192,7 +194,10 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """alpha(t) = exp(-(sigma(t) - sigma(0))) with sigma(t) = smin^(1-t) smax^t, so that alpha(0) = 1 (SEDD, 2024)."""
+    """alpha(t) = exp(-(sigma(t) - sigma(0))) with sigma(t) = smin^(1-t) smax^t, so that alpha(0) = 1.
+
+    Reference: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834).
+    """
 
     smin: float = 1e-3
     smax: float = 20.0
@@ -218,7 +223,10 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """A logistic curve of steepness k, cut and stretched to run from 1 to 0 (Jabri et al., 2022)."""
+    """A logistic curve of steepness k, cut and scaled to run from 1 to 0.
+
+    Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
+    """
 
     k: float = 6.0
 
@@ -239,7 +247,7 @@ class Sigmoid(Schedule):
 
 @dataclass(frozen=True)
 class FromFunction(Schedule):
-    """Any decreasing function of a float64 tensor; the derivative is autograd's, the inverse by bisection.
+    """Any decreasing function of a float64 tensor, with autograd's derivative and an inverse by bisection.
 
     Args:
         function: t -> alpha, elementwise on tensors, written with torch so that it can be differentiated.
@@ -261,7 +269,7 @@ class FromFunction(Schedule):
             raise ValueError("schedule: the function must map a float64 tensor of times to one of equal shape")
         if abs(float(alpha[0]) - 1) > 1e-12:
             raise ValueError(f"schedule: alpha(0) must be 1, got {float(alpha[0])}")
-        rising = ~(alpha.diff() < 0)  # NaN is not falling either
+        rising = ~(alpha.diff() < 0)  # this also refuses NaN
         if bool(rising.any()):
             k = int(rising.nonzero()[0])
             raise ValueError(
@@ -291,10 +299,10 @@ class FromFunction(Schedule):
 
 
 class PerSite(Schedule):
-    r"""A clock for every position, which may be learned: alpha_i(t) = alpha(t)^{power_i}.
+    r"""A schedule for every position, which may be learned: alpha_i(t) = alpha(t)^{power_i}.
 
-    All ends and orders of the base schedule are kept. Gradients flow to ``log_power``, so it may be a parameter that is
-    trained with the loss (in the manner of MULAN, Sahoo et al., 2024).
+    It keeps the end values and the monotonicity of the base schedule. Gradients flow to ``log_power``, so it may be a
+    parameter trained with the loss, similar to MULAN (Sahoo et al., 2024, https://arxiv.org/abs/2312.13236).
 
     Args:
         base: the shared schedule.
@@ -332,32 +340,32 @@ class PerSite(Schedule):
 
 
 class Moment(float):
-    """A time that follows from a learned clock: a float that keeps the (1, 1) tensor it was found as."""
+    """A time found from a learned schedule: a float that also holds the differentiable (1, 1) tensor."""
 
     tensor: Tensor
 
     @classmethod
     def of(cls, tensor: Float[Tensor, "1 1"]) -> "Moment":
-        """The time that a tensor holds."""
+        """Return the float that holds this tensor."""
         moment = cls(tensor.detach())
         moment.tensor = tensor
         return moment
 
 
 def learned(time: Time) -> Time:
-    """A time with its derivatives, where it has any."""
+    """Return the differentiable tensor of a ``Moment``, and any other time unchanged."""
     return time.tensor if isinstance(time, Moment) else time
 
 
 def _as_times(x: object, name: str) -> Tensor:
-    """A number, or a tensor of them, as float64."""
+    """Return a number, or a tensor of numbers, as float64."""
     if isinstance(x, Tensor) and x.dtype != torch.bool and not x.is_complex():
         return x.double()
     return torch.tensor(number(x, name, "a float, or a tensor of them"), dtype=torch.float64)
 
 
 def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
-    """``t`` as a float64 tensor that broadcasts with (B, L): of shape (1, 1), (B, 1) or (B, L).
+    """Return ``t`` as a float64 tensor that broadcasts with (B, L): of shape (1, 1), (B, 1) or (B, L).
 
     Raises:
         ValueError: if ``t`` is a tensor of another shape.
@@ -373,7 +381,7 @@ def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
 
 
 def as_schedule(schedule: object) -> Schedule:
-    """A schedule, from one or from any decreasing function of time.
+    """Return a schedule, or make one from any decreasing function of time.
 
     Raises:
         TypeError: if it is neither.

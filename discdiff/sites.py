@@ -1,7 +1,7 @@
-"""The logits of chosen sites, read late and once.
+"""Logits of chosen sites, read as late as possible and once.
 
-An operator decides which sites change before it looks at a logit; what it hands on are the chosen sites and a recipe
-for their rows, never a (B, L, V) tensor. Whatever it learns of those rows it learns here, where bad ones are refused.
+An operator chooses the sites that change before it reads a logit. It passes on these sites and a recipe for their
+rows of logits, never a (B, L, V) tensor. All reads go through this class, which refuses invalid rows.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ __all__ = ["Sites"]
 
 @dataclass(frozen=True)
 class Sites:
-    """N chosen sites of (B, L) and what is known of their logits.
+    """N chosen sites of (B, L), with their logits or the results of reading them.
 
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
         rows: N rows of logits.
-        reading: what reading them told, if they were read.
-        watch: who is told of bad rows.
-        empty: whether a row may be without mass, such as the rates of a state that is never left.
+        reading: the results of reading them, or None if not read.
+        watch: reports bad rows.
+        empty: whether a row may have no mass, such as the rates of a state that is never left.
 
     Raises:
-        ValueError: when a row is read that has no mass (unless it may), a NaN or +inf, naming row and position.
+        ValueError: when a row is read that has no mass (unless allowed), a NaN or +inf; names row and position.
     """
 
     where: Bool[Tensor, "B L"]
@@ -48,13 +48,13 @@ class Sites:
         watch: Watch = AT_ONCE,
         empty: bool = False,
     ) -> "Sites":
-        """Sites whose rows a function makes from their numbers among the chosen ones, when they are read."""
+        """Make sites whose rows a function computes when they are read, from their numbers among the chosen sites."""
         count = int(where.sum())
         rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype)
         return cls(where, rows, None, watch, empty)
 
     def known(self, top: bool = False, entropy: bool = False) -> kernels.Reading:
-        """What one reading of the rows tells: log-sum-exp; if asked, entropy, most probable column and margin."""
+        """Read the rows once and return log-sum-exp and, on request, entropy, most probable column and margin."""
         return self._checked(kernels.read(self.rows, top=top, entropy=entropy))
 
     def best(self) -> Int[Tensor, " N"]:
@@ -64,36 +64,36 @@ class Sites:
         return column
 
     def read(self, at: Int[Tensor, " N"]) -> "Sites":
-        """The same sites after one reading, which also finds the log-probability of a column of each."""
+        """Return the sites after one reading, which includes the log-probability of the column ``at`` in each row."""
         return replace(self, reading=self._checked(kernels.read(self.rows, at=at, entropy=False)))
 
     def dense(self) -> Float[Tensor, "N C"]:
-        """The rows as they are, differentiable; in a run a row that is no law is refused."""
+        """Return the rows unnormalised and differentiable; in a run an invalid row is refused."""
         rows = self.rows.dense()
         if self.watch.flags is not None:
             self._refuse(~rows.logsumexp(-1).isfinite())
         return rows
 
     def log_prob(self, columns: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """The log-probability of a column of each row; float64."""
+        """Return the log-probability of one column of each row; float64."""
         log_p = kernels.log_prob(self.rows, columns).double()
         self._refuse(log_p.isnan())
         return log_p
 
     def log_probs(self, start: int, count: int) -> Float[Tensor, "n C"]:
-        """The whole rows from number ``start`` on, at most ``count`` of them, normalised; float64."""
+        """Return at most ``count`` whole rows from number ``start`` on, normalised; float64."""
         log_p = kernels.log_softmax(self.rows.dense(slice(start, start + count)).double())
         self._refuse(log_p.isnan().any(-1), start)
         return log_p
 
     def narrow(self, where: Bool[Tensor, "B L"]) -> "Sites":
-        """Those of the sites that ``where`` still chooses."""
+        """Return those of the sites that ``where`` chooses too."""
         keep = where[self.where]
         known = None if self.reading is None else self.reading.subset(keep)
         return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known)
 
     def draw(self, seed: int, ids: Int[Tensor, " B"], step: int, tag: int) -> Int[Tensor, " N"]:
-        """A column of each row by the key at its site; -1 for a row without mass or with a NaN or +inf."""
+        """Draw a column of each row with the key at its site; -1 for a row without mass or with a NaN or +inf."""
         row, position = self.where.nonzero(as_tuple=True)
         return kernels.draw(
             self.rows, seed=seed, rows=ids[row], positions=position, step=step, tag=tag, reading=self.reading

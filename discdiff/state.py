@@ -1,4 +1,4 @@
-"""The state a sampler moves: tokens, their time, and which of them are fixed."""
+"""The state of a sampler: tokens, their time, and which of them are fixed."""
 
 from dataclasses import dataclass, replace
 
@@ -18,10 +18,10 @@ class State:
     Attributes:
         tokens: (B, L) int64 states.
         t: the time of the sites that are not frozen.
-        rows: (B,) ids of the rows. Randomness is keyed by them, so they travel with a row into every sub-batch.
-        frozen: (B, L) sites that never change and are clean (a prompt), or None where there are none.
-        past: an earlier state of the same rows, where an operator or its second stage looks back.
-        seen: the prediction made at this very state, so that looking back costs no denoiser call.
+        rows: (B,) ids of the rows. They key the randomness, so a row keeps its id in every sub-batch.
+        frozen: (B, L) sites that never change and are clean (a prompt), or None if there are none.
+        past: an earlier state of the same rows, for an operator or a second stage that uses it.
+        seen: the prediction made at this state, so that using it again costs no denoiser call.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -37,15 +37,15 @@ class State:
         return torch.ones_like(self.tokens, dtype=torch.bool) if self.frozen is None else ~self.frozen
 
     def at(self, tokens: Int[Tensor, "B L"], t: float | None = None) -> "State":
-        """The same rows with other tokens, and at another time if given."""
+        """Return the same rows with other tokens, at another time if given."""
         return replace(self, tokens=tokens, t=self.t if t is None else t, seen=None)
 
     def after(self, before: "State", seen: Prediction | None = None) -> "State":
-        """This state with the one it came from, and what was predicted there."""
+        """Return this state with ``past`` set to the state before it and the prediction made there."""
         return replace(self, past=replace(before, past=None, seen=seen))
 
     def select(self, which: Int[Tensor, " R"]) -> "State":
-        """The sub-batch of the rows at these indices."""
+        """Return the rows at these indices."""
         frozen = None if self.frozen is None else self.frozen[which]
         past = None if self.past is None else self.past.select(which)
         seen = None if self.seen is None else self.seen.select(which)

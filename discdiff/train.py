@@ -33,16 +33,16 @@ Loss = Callable[[Denoiser, Int[Tensor, "B L"], torch.Generator], Float[Tensor, "
 
 
 def bound(objective: Objective) -> Loss:
-    """The loss of a likelihood bound, in nats a token."""
+    """Make a loss of a likelihood bound, in nats a token."""
     return lambda model, x0, generator: objective(model, x0).mean() / x0.shape[1]
 
 
 def cross_entropy(
     model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator, prompts: bool = True
 ) -> Float[Tensor, ""]:
-    """The loss of the module docstring on one batch; alpha is uniform, stratified over the batch.
+    """Return the loss of the module docstring on one batch; alpha is uniform, stratified over the batch.
 
-    With ``prompts``, half of the rows show some sites as clean, so that the model can be prompted.
+    With ``prompts``, half of the rows have some clean sites, so that the model learns to use a prompt.
     """
     size = len(x0)
     alpha = ((torch.rand((), generator=generator) + torch.arange(size) / size) % 1).double()
@@ -54,7 +54,7 @@ def cross_entropy(
 
 
 def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "B L"]:
-    """Sites shown as a clean prompt: a prefix in a quarter of the rows, a scattered part in another."""
+    """Choose the sites of a clean prompt: a prefix in a quarter of the rows, scattered sites in another quarter."""
     size, length = x0.shape
     kind, share = torch.rand(2, size, 1, generator=generator)
     prefix = torch.arange(length) < share * length
@@ -64,21 +64,21 @@ def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with the running average of its weights, and the training curve: (step, smoothed loss)."""
+    """A network with an exponential moving average of its weights, and the training curve: (step, smoothed loss)."""
 
     network: torch.nn.Module
     curve: list[tuple[int, float]]
 
 
 def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate: float = 2e-3) -> Trained:
-    """Train a network with AdamW, on a learning rate that falls as a cosine.
+    """Train a network with AdamW and a cosine learning-rate schedule.
 
     Args:
-        card: what network, for what process.
+        card: the network and the process.
         batches: draws a batch of data with a generator.
         loss: ``cross_entropy``, ``bound(UniformNELBO())`` or another function of (model, x0, generator).
-        steps: batches to train on.
-        seed: of weights, data and noise.
+        steps: the number of batches.
+        seed: the seed of weights, data and noise.
         rate: the highest learning rate.
     """
     torch.manual_seed(seed)

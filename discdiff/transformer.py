@@ -1,16 +1,17 @@
 r"""A transformer for blockwise generation: autoregression and diffusion in one network, with one cache.
 
-Clean tokens are causal, so what is kept of them never changes, whatever the block size. The noisy tokens of a block see
-the clean ones before the block, and each other:
+Clean tokens attend causally, so their cached keys and values stay valid for every block size. The noisy tokens of a
+block attend to the clean tokens before the block, and to each other:
 
     i sees j          j clean          j noisy
     i clean           j <= i           never
     i noisy           j < start(i)     start(j) = start(i)
 
-A noisy block of one site is an autoregressive step, p(x_i | x_{<i}): at alpha = 0 a token says nothing of the data, so
-its embedding is left out, and neither a mask nor a random token need be made up for it.
+A noisy block of one site is an autoregressive step, p(x_i | x_{<i}). At alpha = 0 a token carries no information on the
+data, so its embedding is left out, and the step needs neither a mask nor a random token.
 
-Reference: BlockGen (2026); attention by ``scaled_dot_product_attention``, rotary positions (Su et al., 2021).
+References: BlockGen (Deschenaux and Gulcehre, 2026, https://arxiv.org/abs/2606.02241); attention by
+``scaled_dot_product_attention``, rotary positions (Su et al., 2021, https://arxiv.org/abs/2104.09864).
 """
 
 import math
@@ -25,13 +26,13 @@ __all__ = ["Cache", "Transformer"]
 
 FREQUENCIES = 16
 _HEAD = 32
-_CHUNK = 64  # tokens of a prompt that are taken in at once
-_NEVER = 1 << 40  # the position of padding: before nobody's start
+_CHUNK = 64  # tokens of a prompt that are processed at once
+_NEVER = 1 << 40  # the position of padding, beyond every start, so that no token attends to it
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where tokens stand: positions, the start of their block (of a clean token, the next position), and their kind."""
+    """Positions of tokens, the start of their block (of a clean token the next position), and which are noisy."""
 
     position: Int[Tensor, "B N"]
     start: Int[Tensor, "B N"]
@@ -42,7 +43,7 @@ class Places:
         return Places(*(torch.cat(pair, 1) for pair in pairs))
 
     def sees(self, keys: "Places") -> Bool[Tensor, "B 1 N M"]:
-        """The table of the module docstring."""
+        """Return the attention mask of the module docstring."""
         before = keys.position[:, None] < self.start[..., None]
         together = self.noisy[..., None] & keys.noisy[:, None] & (self.start[..., None] == keys.start[:, None])
         return ((before & ~keys.noisy[:, None]) | together)[:, None]
@@ -58,14 +59,14 @@ def noisy_at(position: Int[Tensor, "B N"], start: Int[Tensor, "B N"]) -> Places:
 
 @dataclass
 class Cache:
-    """Keys and values of the clean tokens of a batch, and the tokens that are not in it yet.
+    """Keys and values of the clean tokens of a batch, and the clean tokens still to be added.
 
     Attributes:
         kept: keys and values of each layer, (B, H, C, D).
-        position: (B, C) which position a column holds; never, where it holds none.
-        length: (B,) clean tokens of a row, pending ones not counted.
-        pending: (B, n) tokens that the next call takes in, so that a clean block costs no call of its own.
-        used: columns in use.
+        position: (B, C) the position whose keys a column holds; ``_NEVER`` for an empty column.
+        length: (B,) clean tokens of a row, without pending ones.
+        pending: (B, n) tokens that the next call adds, so that a clean block costs no call of its own.
+        used: the number of columns in use.
     """
 
     kept: list[tuple[Tensor, ...]]
@@ -75,12 +76,12 @@ class Cache:
     used: int = 0
 
     def select(self, rows: Int[Tensor, " R"]) -> "Cache":
-        """A cache of some rows, which may repeat."""
+        """Return the cache of some rows, which may repeat."""
         kept = [tuple(part[rows] for part in pair) for pair in self.kept]
         return Cache(kept, self.position[rows], self.length[rows], self.pending[rows], self.used)
 
     def room(self, count: int) -> None:
-        """Make sure of ``count`` columns behind those in use."""
+        """Make room for ``count`` columns after those in use."""
         missing = self.used + count - self.position.shape[1]
         if missing > 0:
             more = (0, max(missing, 64))
@@ -88,7 +89,7 @@ class Cache:
             self.kept = [tuple(functional.pad(part, (0, 0, *more)) for part in pair) for pair in self.kept]
 
     def keep(self, count: int, position: Int[Tensor, "B n"]) -> None:
-        """Keep the first ``count`` columns behind those in use: each row's behind its own tokens."""
+        """Keep the first ``count`` columns after those in use, each row's after its own tokens."""
         row = torch.arange(len(position), device=position.device)[:, None]
         columns = self.length[:, None] + torch.arange(count, device=position.device)
         if bool((self.length != self.used).any()):
@@ -103,10 +104,11 @@ class Transformer(nn.Module):
 
     Args:
         vocab_size: V, the columns of its output.
-        states: ids that go in: V, and the mask where there is one.
-        width: of a token, a multiple of 32; heads have 32.
-        depth: layers.
-        sees_alpha: whether the survival alpha is an input; without it the noisy tokens must say it (masks do).
+        states: the number of input ids: V, plus one for the mask if there is one.
+        width: the width of a token, a multiple of 32; each head has width 32.
+        depth: the number of layers.
+        sees_alpha: whether the survival probability alpha is an input; without it the noisy tokens must show it, as
+            masks do.
     """
 
     def __init__(self, vocab_size: int, states: int, width: int, depth: int, sees_alpha: bool) -> None:
@@ -122,7 +124,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, vocab_size)
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
-        """The denoiser of whole sequences: one noisy block."""
+        """Return the denoiser's logits of whole sequences, as one noisy block."""
         position = torch.arange(x.shape[1], device=x.device)[None]
         whole = noisy_at(position, torch.zeros_like(position))
         return self._logits(x, alpha, whole, x[:, :0], clean_at(position[:, :0]))
@@ -134,9 +136,9 @@ class Transformer(nn.Module):
         alpha: Float[Tensor, "B *L"] | None,
         block: int | Int[Tensor, "B 1"],
     ) -> Float[Tensor, "B L V"]:
-        """All blocks at once, each noisy given the clean ones before it: what training needs.
+        """Evaluate all blocks at once, each noisy block given the clean ones before it; used in training.
 
-        ``block`` is the block size, of all or of each row.
+        ``block`` is the block size, one for all rows or one for each.
         """
         position = torch.arange(x0.shape[1], device=x0.device)[None]
         start = position // block * block
@@ -146,14 +148,14 @@ class Transformer(nn.Module):
     # --- with a cache ---
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Cache:
-        """A cache of clean prefixes: the first ``length`` of each row's tokens; ``capacity`` tokens at most, ever."""
+        """Make a cache of the first ``length`` tokens of each row; it will hold at most ``capacity`` tokens."""
         batch, width = tokens.shape
         head = self.head.weight
         shape = batch, head.shape[1] // _HEAD, max(capacity, width), _HEAD
         kept = [tuple(head.new_zeros(shape) for _ in range(2)) for _ in self.layers]
         never = torch.full((batch, shape[2]), _NEVER, device=tokens.device)
         cache = Cache(kept, never, torch.zeros_like(length), tokens[:, :0])
-        for begin in range(0, width, _CHUNK):  # or the table of who sees whom would have the prompt's length squared
+        for begin in range(0, width, _CHUNK):  # so that the attention mask is not quadratic in the prompt's length
             part = tokens[:, begin : begin + _CHUNK]
             columns = begin + torch.arange(part.shape[1], device=tokens.device).expand_as(part)
             self._run(self._embedded(part, None, noisy=False), clean_at(columns), cache)
@@ -163,21 +165,21 @@ class Transformer(nn.Module):
         return cache
 
     def extend(self, cache: Cache, tokens: Int[Tensor, "B n"]) -> None:
-        """Put a clean block behind the prefix; the next call takes it in."""
+        """Append a clean block to the prefix; the next call adds it to the cache."""
         cache.pending = torch.cat([cache.pending, tokens], 1)
 
     def evaluate(
         self, cache: Cache, x: Int[Tensor, "B n"], alpha: Float[Tensor, "B *n"] | None
     ) -> Float[Tensor, "B n V"]:
-        """The logits of a noisy block behind the prefix."""
+        """Return the logits of a noisy block after the prefix."""
         begin = (cache.length + cache.pending.shape[1])[:, None]
         position = begin + torch.arange(x.shape[1], device=x.device)
         return self._after(cache, x[:, :0], x, alpha, noisy_at(position, begin.expand_as(position)))
 
     def score(self, cache: Cache, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
-        """The autoregressive logits of a clean block, of p(. | prefix, x_{<i}): one call of 2n queries."""
+        """Return the autoregressive logits p(. | prefix, x_{<i}) of a clean block, in one call of 2n queries."""
         position = (cache.length + cache.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
-        blank = torch.full_like(x, self.token.num_embeddings - 1)  # the mask, or, at alpha = 0, what is not looked at
+        blank = torch.full_like(x, self.token.num_embeddings - 1)  # the mask, or any token, unused at alpha = 0
         alpha = None if self.time is None else torch.zeros(len(x), device=x.device)
         return self._after(cache, x, blank, alpha, noisy_at(position, position))
 
@@ -202,14 +204,14 @@ class Transformer(nn.Module):
         clean_places: Places,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Logits of the noisy tokens x behind clean ones."""
+        """Return the logits of noisy tokens x after clean ones."""
         shown = None if alpha is None else alpha.expand_as(x) if alpha.ndim == 2 else alpha[:, None].expand_as(x)
         h = torch.cat([self._embedded(clean, None, noisy=False), self._embedded(x, shown, noisy=True)], 1)
         h = self._run(h, clean_places.then(places), cache)
         return self.head(self.norm(h[:, clean.shape[1] :]))
 
     def _embedded(self, x: Tensor, alpha: Tensor | None, noisy: bool) -> Tensor:
-        """Tokens with their kind and survival; a noisy one that says nothing without its token."""
+        """Embed tokens with their kind and survival probability; at alpha = 0 the token itself is left out."""
         h = self.token(x)
         if alpha is not None:
             h = h * (alpha > 0)[..., None]
@@ -219,7 +221,7 @@ class Transformer(nn.Module):
         return h + self.noisy if noisy else h
 
     def _run(self, h: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        """All layers; the keys and values of these tokens are left in the cache, behind the columns in use."""
+        """Run all layers; the keys and values of these tokens stay in the cache, after the columns in use."""
         used, keys = 0, places
         if cache is not None:
             cache.room(h.shape[1])
@@ -257,7 +259,7 @@ class _Layer(nn.Module):
 
 
 def survival_features(alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
-    """Sines and cosines of the survival, from half a period over [0, 1] up to a few hundred."""
+    """Return sines and cosines of alpha, from half a period over [0, 1] up to a few hundred."""
     angle = alpha[..., None] * (math.pi * 1.5 ** torch.arange(FREQUENCIES, device=alpha.device))
     return torch.cat([angle.sin(), angle.cos()], -1)
 

@@ -1,21 +1,22 @@
-r"""Temperature and truncation of what is drawn: a guide, so it works with every operator.
+r"""Temperature and truncation of the prediction: a guide, so it works with every operator.
 
     O'(v)  ~  O(v)^{1/T} on the tokens that are kept
 
-It acts on the leave-one-out prediction, the law of fresh tokens. The bridges, rates and acceptances that follow from O
-follow from O', so a step is exact for the tempered prediction; the law of what is sampled is no longer the data's. For
-a single site it is p0^{1/T}, normalised, with any number of steps. In a kernel it costs one or two operations a logit,
-and the threshold is found without sorting.
+It changes the leave-one-out prediction O, the law of fresh tokens. Bridges, rates and acceptances are computed from O',
+so a step is exact for the tempered prediction; the samples no longer follow the data's law. For a single site their law
+is p0^{1/T}, normalised, for any number of steps. A kernel needs one or two operations a logit for it, and finds the
+threshold without sorting.
 
-``of="denoiser"`` is there for contrast, and is what most code does: it tempers and cuts D, and O' is what follows,
+``of="denoiser"`` is for comparison and is what most code does: it tempers and cuts D. The resulting O' is
 
     log O'(v) = log O(v) / T + (1/T - 1) log w(z) 1(v = z) + const
 
-so the evidence of the site's own token is sharpened too, once more than it is there. On an absorbing process a hidden
-site has no evidence, and the two are the same.
+so the evidence of the site's own token is sharpened as well. On an absorbing process a hidden site has no evidence, and
+both are the same.
 
-References: top-k (Fan et al., 2018), nucleus (Holtzman et al., 2020), min-p (Nguyen et al., 2024); the leave-one-out as
-what to temper: Uniform Diffusion Models Revisited (2026).
+References: top-k (Fan et al., 2018, https://arxiv.org/abs/1805.04833), nucleus (Holtzman et al., 2020,
+https://arxiv.org/abs/1904.09751), min-p (Nguyen et al., 2024, https://arxiv.org/abs/2407.01082); temperature on the
+leave-one-out: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
 from dataclasses import dataclass, replace
@@ -33,16 +34,16 @@ __all__ = ["Truncation"]
 
 @dataclass(frozen=True)
 class Truncation:
-    """Draw from a tempered and truncated prediction: ``model.guided(Truncation(temperature=0.8, top_p=0.95))``.
+    """Temper and truncate a prediction: ``model.guided(Truncation(temperature=0.8, top_p=0.95))``.
 
     Args:
-        temperature: T; at 0, its limit: the most probable token, or one of those that are equally so.
+        temperature: T; 0 is the limit: the most probable token, or one of those that tie for it.
         top_k: keep the k most probable tokens.
-        top_p: of what is left, keep the fewest most probable ones that hold this mass.
+        top_p: of the remaining tokens, keep the fewest most probable ones with this total mass.
         min_p: keep tokens of at least this share of the largest probability.
-        of: "loo", or "denoiser" for contrast; see above.
+        of: "loo", or "denoiser" for comparison; see above.
 
-    Tokens as probable as the last one kept are kept too.
+    Tokens that tie with the last one kept are kept too.
 
     Raises:
         ValueError: for a negative temperature, k below 1, a share outside [0, 1], or another ``of``.
@@ -65,7 +66,7 @@ class Truncation:
             raise ValueError(f"Truncation: of must be 'loo' or 'denoiser', got {self.of!r}")
 
     def rows(self, rows: kernels.Rows) -> kernels.Rows:
-        """The same rows, tempered and cut."""
+        """Return the rows with temperature and threshold."""
         if self.temperature == 0:
             return replace(rows, floor=kernels.threshold(rows, top_k=1))
         rows = replace(rows, temperature=self.temperature)
@@ -80,7 +81,7 @@ class Truncation:
         process = prediction.process
 
         def through_denoiser(rows: kernels.Rows, x: Tensor, alpha: Tensor) -> kernels.Source:
-            settled = process.settled(x, alpha)  # D is a point mass, cut or not, and O stays what it is
+            settled = process.settled(x, alpha)  # there D is a point mass, truncated or not, and O stays unchanged
             evidence = alpha.where(~settled, 0.0)
             cut = self.rows(rows.then(lambda raw, n: process.observe(raw, x[n], evidence[n])))
 

@@ -1,11 +1,11 @@
-r"""``discdiff verify``: operators and processes against exact laws, by name.
+r"""``discdiff verify``: compare operators and processes, given by name, with exact laws.
 
-    discdiff verify "ancestral >> gibbs"                    an expression of the command's own
-    discdiff verify "mine:Op(2)" --process uniform --json   of a module, with literal arguments
-    discdiff verify mine:MyProcess                          processes too
+    discdiff verify "ancestral >> gibbs"                    an expression of shipped operators
+    discdiff verify "mine:Op(2)" --process uniform --json   from a module, with literal arguments
+    discdiff verify mine:MyProcess                          a process
     discdiff verify                                         all that is shipped, on every process that it accepts
 
-Text is parsed, never evaluated; a named module is imported, as Python would.
+Text is parsed, never evaluated; a named module is imported as Python would import it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from discdiff.theory.report import Report
 
 __all__ = ["SHIPPED", "Verdict", "add_arguments", "named", "run", "shipped", "summary_table"]
 
-# Every operator of discdiff.samplers, with the settings in which its declarations differ.
+# Every operator of discdiff.samplers, with each setting that changes its declarations.
 SHIPPED = (
     "ancestral", "euler", "tau_leaping", "tau_leaping('reject')", "maximal_coupling", "dfm", "dfm(2.0)", "theta_rk2",
     "theta_trapezoidal", "split_leap", "multistep", "remdm", "remdm(1.0, 'rate')", "renoising", "thinning",
@@ -46,7 +46,7 @@ Parse = Callable[[str], Operator]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "subject",
         nargs="?",
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, parse: Parse) -> int:
-    """Print what is found; 1 if a claim does not hold, else 0."""
+    """Print the findings; return 1 if a claim does not hold, else 0."""
     if arguments.seed < 0:
         raise ValueError(f"--seed: a whole number of at least 0, got {arguments.seed}")
     kinds = None if arguments.process is None else [_kind(text) for text in arguments.process]
@@ -86,21 +86,21 @@ def run(arguments: argparse.Namespace, parse: Parse) -> int:
 
 
 def named(text: str, parse: Parse) -> Operator | Process:
-    """The operator or process that a text names.
+    """Return the operator or process that a text names.
 
     Args:
-        text: module:name or module:name(literals); anything else is an expression of ``parse``. A process is built for
-            3 tokens and a linear clock where it is not told otherwise.
-        parse: reads expressions of shipped operators.
+        text: module:name or module:name(literals); anything else is an expression for ``parse``. A process class
+            gets vocab_size=3 and a linear schedule if they are not given.
+        parse: parses expressions of shipped operators.
 
     Raises:
-        ValueError: for what cannot be imported, is not there, is no call with literals, or is neither of both.
+        ValueError: if it cannot be imported, does not exist, is not a call with literals, or is of another kind.
     """
     if not re.match(r"[\w.]+:", text):
         return parse(text)
     module, _, expression = text.partition(":")
     name, args, keywords = _call(expression, text)
-    sys.path.insert(0, "")  # as python -m does
+    sys.path.insert(0, "")  # as ``python -m`` does
     try:
         held = importlib.import_module(module)
     except ImportError as error:
@@ -118,7 +118,7 @@ def named(text: str, parse: Parse) -> Operator | Process:
 
 
 def _call(expression: str, text: str) -> tuple[str, list[object] | None, dict[str, object]]:
-    """A name, and the literal arguments it is called with; None where it is not called."""
+    """Return a name and the literal arguments of its call; None if it is not called."""
     try:
         match ast.parse(expression.strip(), mode="eval").body:
             case ast.Name(id=name):
@@ -154,7 +154,7 @@ def _made(kind: object, args: Sequence[object], keywords: dict[str, object], nam
 
 def _kind(text: str) -> str | Process:
     if ":" not in text:
-        return text  # its name is looked up by the check
+        return text  # the check looks up the name
     found = named(text, lambda _: Operator)  # type: ignore[arg-type, return-value]
     if not isinstance(found, Process):
         raise ValueError(f"--process: {text} is {found!r}, which is no Process")
@@ -175,12 +175,12 @@ def _show(report: Report) -> None:
     console.print(f"{len(report.checks)} claims: {report.summary}", highlight=False)
 
 
-# --- everything that is shipped ---------------------------------------------------------------------------------------
+# --- all shipped operators --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one shipped operator on one kind of process; ``report`` is None where it is refused."""
+    """The findings for one shipped operator on one kind of process; ``report`` is None if the process is refused."""
 
     operator: str
     kind: str
@@ -197,7 +197,7 @@ class Verdict:
 def shipped(
     parse: Parse, kinds: Sequence[str | Process], seed: int = 0, only: Sequence[str] = SHIPPED
 ) -> Iterator[Verdict]:
-    """Every shipped operator, or some, on every kind that it accepts, one after the other."""
+    """Yield the verdict of every shipped operator, or of some, on every kind of process that it accepts."""
     for text in only:
         operator = parse(text)
         for kind in kinds:
@@ -213,7 +213,7 @@ def shipped(
 
 
 def summary_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
-    """Rows of text: operators down, kinds across."""
+    """Return rows of text: operators down, kinds across."""
     kinds = list(dict.fromkeys(verdict.kind for verdict in verdicts))
     rows = [["operator", *kinds]]
     for operator in dict.fromkeys(verdict.operator for verdict in verdicts):

@@ -1,7 +1,7 @@
-"""``reference`` on rows that are not in memory: gathered a cache-sized chunk at a time, or read where they lie.
+"""``reference`` on rows that are not in memory: gathered in chunks that fit a cache, or read in place by a backend.
 
-A pass that a backend brings may read rows in place; what it cannot read comes to it in chunks, and torch does what no
-pass does. What is allocated is a chunk, and a few numbers a group.
+A backend's pass may read rows in place. Rows that it cannot read are gathered in chunks, and torch does what no pass
+supports. Memory is allocated for one chunk and a few numbers a group.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ __all__ = ["Pass", "log_prob", "race", "read", "threshold"]
 
 @runtime_checkable
 class Pass(Protocol):
-    """What a backend brings: ``reference`` on rows where they lie, or None for rows that it cannot read."""
+    """The interface of a backend: ``reference`` on rows in place, or None for rows that it cannot read."""
 
     def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None: ...
 
@@ -43,7 +43,7 @@ class Pass(Protocol):
 
 
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in a core's cache
-_WINDOWS = 256  # winning groups looked at together
+_WINDOWS = 256  # winning groups processed together
 
 
 def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool = True) -> Reading:
@@ -75,8 +75,8 @@ def race(
     first_group: int,
     by: Pass | None,
 ) -> Race:
-    """``reference.race`` of rows that are not in memory; a reading of them that is at hand is not made again."""
-    if not isinstance(rows, Rows) or rows.convert is not None:  # the winning group is looked up while the chunk is here
+    """``reference.race`` of rows that are not in memory; a given reading of them is reused."""
+    if not isinstance(rows, Rows) or rows.convert is not None:  # read the winning group while its chunk is in memory
         parts = [
             race(Rows.of(x), seed, ids[part], positions[part], step, tag, None, first_group, by)
             for part, x in _chunks(rows)
@@ -106,7 +106,7 @@ def threshold(rows: Source, top_k: int | None, top_p: float | None, min_p: float
 
 
 def log_prob(rows: Source, columns: Tensor) -> Tensor:
-    """log softmax at columns (N, ...) of the rows, -inf outside; differentiable."""
+    """Return log softmax at columns (N, ...) of the rows, -inf outside; differentiable."""
     found = [torch.zeros(0, *columns.shape[1:], dtype=rows.dtype, device=rows.device)]
     for part, x in _chunks(rows, keep=torch.is_grad_enabled()):
         column = columns[part].reshape(len(x), -1)
@@ -117,25 +117,25 @@ def log_prob(rows: Source, columns: Tensor) -> Tensor:
 
 
 def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """Consecutive rows in memory, in a buffer that the next chunk overwrites unless they are to be kept."""
-    held = 8 if isinstance(rows, Computed) else 1  # a function's own temporaries count too
+    """Yield consecutive rows in memory, in a buffer that the next chunk overwrites unless ``keep``."""
+    held = 8 if isinstance(rows, Computed) else 1  # the function has temporaries of its own
     count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // (rows.width * held))
     buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
     for start in range(0, len(rows), count):
         part = slice(start, start + count)
-        yield part, rows.dense(part, buffer).contiguous()  # a kept chunk too: sums depend on the layout
+        yield part, rows.dense(part, buffer).contiguous()  # kept chunks too, as sums depend on the layout
 
 
 def _finish(
     rows: Rows, groups: tuple[Tensor, Tensor, Tensor | None], at: Tensor | None, top: bool, by: Pass | None
 ) -> Reading:
-    """A reading from the statistics of the groups and a second look at single columns, or at one group a row."""
+    """Make a reading from the statistics of the groups, and read single columns or one group a row again."""
     value = argmax = runner_up = None
     if at is not None:
         known = (at >= 0) & (at < rows.width)
         value = rows.window(slice(None), at.where(known, 0), 1)[:, 0].masked_fill(~known, -torch.inf)
     peak = groups[0]
-    if top:  # the two largest lie in the group with the largest, but for the other groups' largest
+    if top:  # the two largest logits are in the best group, or the second is another group's largest
         size = reference.group_size(rows.width)
         best = peak.argmax(-1)
         column, runner_up = (None if by is None else by.largest(rows, best)) or _largest(rows, best, size)
@@ -146,7 +146,7 @@ def _finish(
 
 
 def _largest(rows: Rows, group: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """``reference.two_largest`` of one group of each row."""
+    """``reference.two_largest`` of one group of each row, ``_WINDOWS`` rows at a time."""
     column, second = torch.empty_like(group), torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
     for part in _parts(len(rows)):
         column[part], second[part] = reference.two_largest(rows.window(part, group[part] * size, size))

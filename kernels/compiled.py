@@ -1,8 +1,8 @@
-"""The C sources of this folder as a library: carried by a wheel or compiled at first use, checked before it is loaded.
+"""The C sources of this folder as a library: shipped in a wheel or compiled at first use, verified before loading.
 
-One file for each level of processors, so that a file serves all of its level, and the best that this one has is loaded.
-A file of machine code that is damaged ends the process that calls it, so each has its hash beside it, and the hash of
-its sources in its name. What does not fit is compiled again; where that fails too, torch does all, after one warning.
+There is one file for each processor level; the best level of this processor is loaded. Calling a damaged file of
+machine code would end the process. So each file has its hash beside it and the hash of its sources in its name. A file
+that does not match is compiled again. If that fails too, torch does all the work, after one warning.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ __all__ = ["build", "levels", "library"]
 
 _HERE = Path(__file__).parent
 _SOURCES = ("keyed.c", "row_pass.c", "row_wide.c")  # each includes the next
-# products and sums are fused where the sources say so, so that levels do not differ by what a compiler sees fit
+# products and sums are fused only where the sources do so, so that all levels give the same numbers
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _TUNING = {
@@ -34,7 +34,7 @@ _THREADS = ("-fopenmp", "")
 
 
 def _family() -> tuple[str, ...]:
-    """The levels that processors of this architecture may have, best first."""
+    """Return the levels of processors of this architecture, best first."""
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         return "avx512", "avx2", "plain"
@@ -42,16 +42,16 @@ def _family() -> tuple[str, ...]:
 
 
 def levels() -> tuple[str, ...]:
-    """The levels that this processor has, best first; the environment variable DISCDIFF_CPU leaves one of them.
+    """Return the levels that this processor supports, best first; the variable DISCDIFF_CPU selects one of them.
 
     Raises:
-        ValueError: if DISCDIFF_CPU names a level that this processor has not.
+        ValueError: if DISCDIFF_CPU names a level that this processor does not support.
     """
     found = _family()
     if found[0] == "avx512":
-        import torch  # here, so that a wheel can be built without it
+        import torch  # imported here, so that a wheel can be built without it
 
-        told = torch.backends.cpu.get_cpu_capability()  # as torch chooses its own kernels
+        told = torch.backends.cpu.get_cpu_capability()  # by which torch chooses its own kernels
         found = found[0 if told.startswith("AVX512") else 1 if told == "AVX2" else 2 :]
     asked = os.environ.get("DISCDIFF_CPU")
     if asked and asked not in found:
@@ -61,7 +61,7 @@ def levels() -> tuple[str, ...]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library of this machine, or None where it cannot be had."""
+    """Return the compiled library for this machine, or None if there is none."""
     if os.name != "posix":
         return None
     compiler = _compiler()
@@ -79,13 +79,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def build(folder: Path) -> None:
-    """Compile every level of this architecture into a folder, for a wheel to carry.
+    """Compile every level of this architecture into a folder of a wheel.
 
     Raises:
         RuntimeError: if there is no C compiler, or it fails.
     """
     compiler = _compiler()
-    for file in folder.glob("keyed-*"):  # of a build of other sources
+    for file in folder.glob("keyed-*"):  # files of earlier sources
         file.unlink()
     for level in _family():
         if not compiler or not any(_build(compiler, level, x, folder / _name(level, x)) for x in _THREADS):
@@ -95,18 +95,18 @@ def build(folder: Path) -> None:
 
 
 def _built(compiler: list[str], level: str, threads: str) -> ctypes.CDLL | None:
-    """From the user's cache, compiled if need be."""
+    """Load the library from the user's cache, and compile it first if needed."""
     path = _kept() / _name(level, threads, compiler)
     found = _load(path) or (_build(compiler, level, threads, path) and _load(path))
     if found:
         return found
-    with tempfile.TemporaryDirectory(prefix="discdiff-") as folder:  # a cache that cannot be written
+    with tempfile.TemporaryDirectory(prefix="discdiff-") as folder:  # for a cache that cannot be written
         path = Path(folder) / path.name
         return _load(path) if _build(compiler, level, threads, path) else None
 
 
 def _compiler() -> list[str] | None:
-    """The command of the C compiler; CC may have arguments, as in make."""
+    """Return the command of the C compiler; CC may contain arguments, as in make."""
     asked = shlex.split(os.environ.get("CC", "cc"))
     for words in (asked, ["cc"], ["gcc"], ["clang"]):
         if words and shutil.which(words[0]):
@@ -115,23 +115,23 @@ def _compiler() -> list[str] | None:
 
 
 def _kept() -> Path:
-    """The user's cache."""
+    """Return the folder of the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "discdiff"
 
 
 def _name(level: str, threads: str, compiler: list[str] | None = None) -> str:
-    """A build belongs to these sources, flags and kind of machine; one in the cache to its compiler too."""
+    """Return a file name that identifies sources, flags and machine type, and in the cache also the compiler."""
     about = [*_FLAGS, *_TUNING[level], platform.system(), platform.machine(), *(compiler or [])]
     text = b"\n".join([*((_HERE / name).read_bytes() for name in _SOURCES), *(word.encode() for word in about)])
     return f"keyed-{level}{threads}-{hashlib.sha256(text).hexdigest()[:16]}.so"
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
-    """The library, if the file is the one that was built."""
+    """Load the library if the file has the hash of the one that was built."""
     try:
         if _digest(path) != _beside(path).read_text().strip():
             return None
-        # its calls of OpenMP find the runtime that torch has loaded, or nothing
+        # its OpenMP calls resolve to the runtime that torch has loaded, or fail to resolve
         return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError:
         return None
@@ -146,9 +146,9 @@ def _digest(path: Path) -> str:
 
 
 def _build(compiler: list[str], level: str, threads: str, path: Path) -> bool:
-    """Compile to ``path``, whole or not at all.
+    """Compile to ``path``, completely or not at all.
 
-    Linked in a step of its own, without ``-fopenmp``, so that no second OpenMP runtime comes in: two would fight for
+    Linking is a separate step without ``-fopenmp``, so that no second OpenMP runtime is loaded: two would compete for
     the cores.
     """
     try:

@@ -1,6 +1,6 @@
-"""The only door to the kernels: argument checks, and the choice of a backend by where the tensors are.
+"""The entry points of all kernels: argument checks, and the choice of a backend by device.
 
-Every kernel takes an (N, V) tensor of logits or a recipe for rows that nobody has read yet, ``Rows`` or ``Computed``.
+Every kernel takes an (N, V) tensor of logits, or a recipe for rows not yet read: ``Rows`` or ``Computed``.
 """
 
 import functools
@@ -39,7 +39,7 @@ def draw(
     reading: Reading | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Draw one column of each row with probability softmax(logits), as a function of where the draw is used.
+    r"""Draw one column of each row with probability softmax(logits), with keyed randomness.
 
     The token depends on (seed, row id, position, step, tag) and on the row of logits, not on N, on the order of the
     rows or on other rows. The algorithm is the specification in ``kernels/reference.py``.
@@ -51,13 +51,13 @@ def draw(
         rows: (N,) id of the sequence each row belongs to, in [0, 2**32).
         positions: (N,) position in the sequence, in [0, 2**32).
         step: step number, below 2**32.
-        tag: which draw of the step this is, below 1024.
-        reading: what ``read`` told of the same rows, so that they are not read again.
-        backend: "torch", "native" (its reading pass compiled for this CPU), "triton" (on a GPU, or in the interpreter),
-            or "auto": Triton for CUDA tensors, native for CPU ones, torch where those are missing.
+        tag: the number of the draw within the step, below 1024.
+        reading: the result of ``read`` on the same rows, so that they are not read again.
+        backend: "torch", "native" (C compiled for this CPU), "triton" (on a GPU, or in the interpreter), or "auto":
+            Triton for CUDA tensors, native for CPU ones, torch where those are missing.
 
     Returns:
-        (N,) int64 columns; -1 for a row without mass or with a NaN or +inf (the caller knows the site's name).
+        (N,) int64 columns; -1 for a row without mass or with a NaN or +inf (the caller raises the error).
 
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
@@ -86,14 +86,14 @@ def race(
     reading: Reading | None = None,
     backend: Backend = "auto",
 ) -> Race:
-    """``draw`` among the columns of one shard of the vocabulary; ``winner`` of all shards is ``draw`` of the whole.
+    """Run ``draw`` on one shard of the vocabulary's columns; ``winner`` of all shards equals ``draw`` of the whole.
 
     Args:
-        logits, seed, rows, positions, step, tag, reading, backend: as of ``draw``.
+        logits, seed, rows, positions, step, tag, reading, backend: as in ``draw``.
         first_column: the shard's first column in the vocabulary, a multiple of 1024.
 
     Returns:
-        The winning key and token of each row, the token counted in the whole vocabulary.
+        The winning key and token of each row; tokens are numbered in the whole vocabulary.
 
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
@@ -108,7 +108,7 @@ def race(
 def _drawn(
     logits: Tensor | Source, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int
 ) -> tuple[Source, tuple[int, int, int]]:
-    """What is drawn from, and (seed, step, tag), all looked at."""
+    """Return the rows and (seed, step, tag), after checks."""
     source = _source(logits, "draw")
     for name, ids in (("rows", rows), ("positions", positions)):
         _check_ids(ids, len(source), f"draw: {name}")
@@ -138,11 +138,11 @@ def _race(
 
 
 def winner(*races: Race) -> Tensor:
-    """The tokens (N,) that the shards' races give together; -1 where a shard had a NaN or +inf, or none had mass."""
+    """Return the tokens (N,) of the shards' races; -1 if a shard had a NaN or +inf, or none had mass."""
     if not races:
         raise ValueError("winner: takes the races of one shard at least, got none")
     keys, tokens = torch.stack([r.key for r in races]), torch.stack([r.token for r in races])
-    best, shard = keys.max(0)  # the first of equal ones: ties go to the lowest column
+    best, shard = keys.max(0)  # ties go to the first shard, so to the lowest column
     return torch.where(best > -torch.inf, tokens.gather(0, shard[None])[0], -1)
 
 
@@ -156,14 +156,14 @@ def read(
 ) -> Reading:
     """Read each row once: log-sum-exp, entropy, largest probability, and what later draws of these rows need.
 
-    Differentiable in the logits where gradients are enabled, with the same values.
+    With gradients enabled it is differentiable in the logits and has the same values.
 
     Args:
         logits: (N, V), or a recipe for them.
-        at: (N,) a column of each row whose log-probability is wanted.
-        top: whether the most probable column, and the margin to the second, are wanted.
-        entropy: whether entropies are wanted, a third more work.
-        backend: as of ``draw``.
+        at: (N,) a column of each row whose log-probability to return.
+        top: whether to find the most probable column and the margin to the second.
+        entropy: whether to compute entropies, which takes a third more work.
+        backend: as in ``draw``.
 
     Raises:
         ValueError: for wrong shapes or dtypes.
@@ -173,7 +173,7 @@ def read(
         _check_ids(at, len(source), "read: at")
     with torch.no_grad():
         told = chunked.read(source, at, top, _pass(_backend(source, backend)), entropy)
-    # one row tells whether rows have derivatives; then they are read again, in torch and all at once
+    # one row shows whether rows have derivatives; if so, all are read again at once in torch
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
         return told.along(reference.read(source.dense(), at, top, entropy))
     return told
@@ -197,7 +197,7 @@ def best(logits: Tensor | Source, *, backend: Backend = "auto") -> Tensor:
 
 
 def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
-    """log softmax(logits) at columns (N, ...) of the rows, -inf outside 0..V-1; differentiable in the logits."""
+    """Return log softmax(logits) at columns (N, ...) of the rows, -inf outside 0..V-1; differentiable."""
     source = _source(logits, "log_prob")
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.shape[:1] != (len(source),):
         raise ValueError(f"log_prob: columns must be an int64 tensor ({len(source)}, ...), got {shown(columns)}")
@@ -208,7 +208,7 @@ def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
 def threshold(
     logits: Tensor | Source, *, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
 ) -> Tensor:
-    """The least logit (N,) that top-k, then nucleus, then min-p truncation keep; nothing is sorted, ties are kept.
+    """Return the least logit (N,) kept by top-k, then nucleus, then min-p truncation; no sort; ties are kept.
 
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
@@ -229,7 +229,7 @@ def uniforms(
     step: int = 0,
     tag: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Two float64 uniforms in (0, 1) for each (row, position), functions of (seed, row, position, step, tag) alone."""
+    """Return two float64 uniforms in (0, 1) for each (row, position), keyed by (seed, row, position, step, tag)."""
     seed, step, tag = _address(seed, step, tag)
     if rows.device.type == "cpu" and rows.ndim == 2 and rows.shape[1] == positions.ndim == 1 and native.available():
         return native.uniforms(seed, rows[:, 0], positions, step, tag)
@@ -237,10 +237,10 @@ def uniforms(
 
 
 def flips(probs: Tensor, *, seed: int, rows: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor | None]:
-    """Coins that show heads with the probabilities (B, L): u < probs with the first of ``uniforms``.
+    """Flip coins with probabilities (B, L) of True: u < probs with the first of ``uniforms``.
 
     Returns:
-        (B, L) bool, and which probabilities are outside [0, 1]: (B, L), or None where none is.
+        (B, L) bool, and a mask (B, L) of the probabilities outside [0, 1], or None if there are none.
     """
     if probs.device.type == "cpu" and probs.dtype == torch.float64 and native.available():
         heads, wrong = native.flips(probs.detach(), seed, rows, step, tag)
@@ -255,33 +255,33 @@ def _outside(probs: Tensor) -> Tensor:
 
 
 def fuses(device: torch.device) -> bool:
-    """Whether ``step`` can be had where these tensors are."""
+    """Whether ``step`` is available on a device."""
     return (device.type == "cuda" and _has_triton()) or (device.type == "cpu" and native.available())
 
 
 def steps_whole(device: torch.device) -> bool:
-    """Whether ``step`` chooses the sites too, so that the host does not wait to hear whether any site changes."""
+    """Whether ``step`` also chooses the sites, so that the host need not wait to learn whether any site changes."""
     return device.type == "cuda"
 
 
 def steps(rows: Rows, whole: bool) -> bool:
-    """Whether ``step`` can read these rows, the choice ``where`` included if ``whole``."""
+    """Whether ``step`` can read these rows, and choose the sites ``where`` too if ``whole``."""
     return rows.convert is None and (whole or (native.available() and native.readable(rows)))
 
 
 @torch.no_grad()
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """The choices of a reverse step, fused: where, accept, data, token and noise at N sites.
+    """Make the choices of a reverse step in fused kernels: where, accept, data, token and noise at N sites.
 
-    On a GPU (``triton_step``) all of them are made, without a word to the host; on a CPU (keyed.c) those after
-    ``where``, so that a step in which no site changes asks no denoiser.
+    On a GPU (``triton_step``) it makes all of them without a synchronisation. On a CPU (keyed.c) it makes those after
+    ``where``, so that a step in which no site changes needs no denoiser call.
 
     Args:
         rows: N rows of O.
-        what: the rest.
+        what: the other inputs.
 
     Returns:
-        (N,) states after the step, and (N,) the sites that were read and had no mass, a NaN or +inf.
+        (N,) states after the step, and (N,) a mask of sites that were read and had no mass, a NaN or +inf.
     """
     if rows.convert is not None or len(rows) != len(what.tokens):
         raise ValueError(f"step: needs {len(what.tokens)} rows of logits without a head, got {rows}")
@@ -293,14 +293,14 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
 
 
 def row_pass() -> str:
-    """What reads rows on this machine's CPU: "native", compiled at first use, or "torch"."""
+    """Return the reader of rows on this machine's CPU: "native", compiled at first use, or "torch"."""
     return "native" if native.available() else "torch"
 
 
 def _pass(backend: str) -> chunked.Pass | None:
-    """What reads rows where they lie; None where torch does all."""
+    """Return the pass that reads rows in place, or None if torch does all."""
     if backend == "triton":
-        from discdiff.kernels import triton_rows  # imported here: triton comes with CUDA builds of torch only
+        from discdiff.kernels import triton_rows  # imported here: only CUDA builds of torch include triton
 
         return triton_rows
     return native if backend == "native" else None
@@ -342,7 +342,7 @@ def _check_ids(ids: Tensor, count: int, name: str) -> None:
 
 
 def _address(seed: int, step: int, tag: int) -> tuple[int, int, int]:
-    """Where a draw is, as three whole numbers in range."""
+    """Return seed, step and tag as whole numbers, after checks of their ranges."""
     ends = (("seed", seed, 1 << 64), ("step", step, 1 << 32), ("tag", tag, TAGS))
     found = (whole(value, f"random key: {name}", 0, end - 1) for name, value, end in ends)
     seed, step, tag = found

@@ -1,10 +1,10 @@
-r"""What keeps gradients right: one value with the derivatives of another, and the logarithm of 0.
+r"""Gradients of fast kernels, by a value from one computation with derivatives from another, and of log 0.
 
-A fast pass over rows knows no derivatives. Where they are wanted, the same rows are read a second time in plain torch,
-and the value of the first reading is given the derivatives of the second, so that values do not depend on whether
-gradients are wanted.
+Fast passes over rows compute no derivatives. If gradients are enabled, the same rows are read again in plain torch, and
+the values of the first reading get the derivatives of the second. So values do not depend on whether gradients are
+enabled.
 
-log 0 = -inf is a good log-probability, but 0 times its derivative is NaN. What is impossible does not change, so its
+log 0 = -inf is a valid log-probability, but its derivative times 0 is NaN. An impossible value stays impossible, so its
 derivative here is 0.
 """
 
@@ -27,12 +27,12 @@ class _Graft(torch.autograd.Function):
 
 
 def graft(value: Tensor, path: Tensor) -> Tensor:
-    """``value`` with the derivatives of ``path``, a tensor of its shape that is equal to it up to rounding."""
+    """Return ``value`` with the derivatives of ``path``, a tensor of equal shape and, up to rounding, equal values."""
     return _Graft.apply(value.detach(), path)
 
 
 def log(x: Tensor) -> Tensor:
-    """log x, with derivative 0 where x is 0."""
+    """Return log x, with derivative 0 where x is 0."""
     if not x.requires_grad:
         return x.log()
     nothing = x == 0
@@ -40,7 +40,7 @@ def log(x: Tensor) -> Tensor:
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
-    """log sum exp x over the last axis, with derivative 0 in rows that are -inf throughout."""
+    """Return log sum exp x over the last axis, with derivative 0 in rows of -inf only."""
     if not x.requires_grad:
         return x.logsumexp(-1)
     nothing = (x == -torch.inf).all(-1)
@@ -48,14 +48,14 @@ def log_sum_exp(x: Tensor) -> Tensor:
 
 
 def log_softmax(x: Tensor) -> Tensor:
-    """log softmax over the last axis; of narrow rows in float64, twice as fast as torch's own."""
+    """Return log softmax over the last axis; for narrow float64 rows twice as fast as torch's own."""
     return x - log_sum_exp(x)[..., None]
 
 
 def log_add(x: Tensor, y: Tensor) -> Tensor:
-    """log(exp x + y) for y >= 0, with derivative 0 where both terms are 0."""
+    """Return log(exp x + y) for y >= 0, with derivative 0 where both terms are 0."""
     if not (x.requires_grad or y.requires_grad):
-        return torch.maximum((x.exp() + y).log(), x)  # where exp x underflows and y is 0, it is x
+        return torch.maximum((x.exp() + y).log(), x)  # equals x where exp x underflows and y is 0
     y = log(y)
     nothing = (x == -torch.inf) & (y == -torch.inf)
     return torch.logaddexp(*(z.masked_fill(nothing, 0.0) for z in (x, y))).masked_fill(nothing, -torch.inf)

@@ -1,7 +1,7 @@
-"""Draws as one operation that torch knows, ``torch.ops.discdiff.draw``: a compiled graph holds it whole.
+"""Draws as one torch operation, ``torch.ops.discdiff.draw``, which a compiled graph contains as one node.
 
-Under ``torch.compile`` the tracer sees its shapes and calls it as it is; under autocast its input is left in the dtype
-it has, since nothing in a draw is a matrix product. Outside a graph the plain functions are called directly.
+Under ``torch.compile`` the tracer uses its shapes and does not trace into it. Under autocast the input keeps its dtype,
+since a draw has no matrix product. Outside a graph the plain functions are called directly.
 """
 
 import torch
@@ -12,8 +12,8 @@ __all__ = ["draw"]
 
 @torch.library.custom_op("discdiff::draw", mutates_args=())
 def draw(logits: Tensor, rows: Tensor, positions: Tensor, seed: int, step: int, tag: int) -> Tensor:
-    """``dispatch.draw`` of an (N, V) tensor; the seed as a signed integer."""
-    from discdiff.kernels import dispatch  # which imports this file
+    """``dispatch.draw`` of an (N, V) tensor; the seed is a signed integer."""
+    from discdiff.kernels import dispatch  # imported here, as it imports this file
 
     return dispatch.draw(logits, seed=seed % 2**64, rows=rows, positions=positions, step=step, tag=tag)
 

@@ -1,8 +1,8 @@
-"""Reading, drawing and whole reverse steps on the CPU, compiled from C at their first use; else torch does it.
+"""Reading, drawing and whole reverse steps on the CPU, in C compiled at first use; torch is the fallback.
 
-A pass in torch writes each chunk's exponentials and reads them again, about five reads of the tensor where memory
-allows one; and Philox in torch's int64 is half of a small step. The compiled code reads a row once and draws where it
-has read.
+A pass in torch writes the exponentials of each chunk and reads them again: about five reads of the tensor where one
+would do. Philox in torch's int64 takes half the time of a small step. The C code reads a row once and draws from it
+while it is in the cache.
 """
 
 import ctypes
@@ -82,17 +82,17 @@ _ARGUMENTS = {
 
 
 def available() -> bool:
-    """Whether the compiled code can be had on this machine."""
+    """Whether the compiled code is available on this machine."""
     return compiled.library() is not None
 
 
 def readable(rows: Rows) -> bool:
-    """Whether rows can be read where they lie: 32 or 16 bits in memory, nothing but adjustments between."""
+    """Whether rows can be read in place: 32 or 16 bits in CPU memory, with adjustments but no conversion."""
     return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
 
 
 def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """``reference.statistics`` of rows in 32 or 16 bits where they lie; None for others."""
+    """``reference.statistics`` of 32- or 16-bit rows in place; None for others."""
     if not _can(rows):
         return None
     shape = (len(rows), -(-rows.width // group_size(rows.width)))
@@ -104,7 +104,7 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | 
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
-    """``reference.two_largest`` of one group of each of rows in 32 or 16 bits; None for others."""
+    """``reference.two_largest`` of one group of each row, for 32- or 16-bit rows; None for others."""
     if not _can(rows):
         return None
     column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
@@ -126,7 +126,7 @@ def best(rows: Rows) -> Tensor | None:
 def race(
     rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first: int
 ) -> Race | None:
-    """``reference.race`` of rows in 32 or 16 bits, read here if they were not; None for others."""
+    """``reference.race`` of 32- or 16-bit rows, read here unless a reading is given; None for others."""
     if not _can(rows):
         return None
     key = torch.empty(len(rows), dtype=torch.float64)
@@ -137,7 +137,7 @@ def race(
 def draw(
     rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int
 ) -> Tensor | None:
-    """The tokens of ``race`` among all columns, without its keys."""
+    """Return the tokens of ``race`` among all columns, without its keys."""
     return _columns(rows, reading, seed, ids, positions, step, tag, 0, None) if _can(rows) else None
 
 
@@ -189,7 +189,7 @@ def uniforms(seed: int, ids: Tensor, positions: Tensor, step: int, tag: int) -> 
 
 
 def flips(p: Tensor, seed: int, ids: Tensor, step: int, tag: int) -> tuple[Tensor, bool]:
-    """Coins (B, L) with float64 probabilities p, and whether one of these is outside [0, 1]."""
+    """Flip coins (B, L) with float64 probabilities p; also return whether any p is outside [0, 1]."""
     p, ids, heads = p.contiguous(), ids.contiguous(), torch.empty(p.shape, dtype=torch.bool)
     wrong = _call("flips")(
         ctypes.byref(_Address(seed, step)), tag, *p.shape, ids.data_ptr(), p.data_ptr(), heads.data_ptr(),
@@ -199,7 +199,7 @@ def flips(p: Tensor, seed: int, ids: Tensor, step: int, tag: int) -> tuple[Tenso
 
 
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """The choices of a step after ``where``; see ``dispatch.step``."""
+    """Make the choices of a step after ``where``; see ``dispatch.step``."""
     assert what.where is not None
     given, _kept = _rows(rows)
     flat = [x.contiguous() for x in (what.ids, what.tokens, what.where)]
@@ -229,7 +229,7 @@ def _call(name: str) -> Callable[..., int]:
 
 
 def _rows(rows: Rows) -> tuple[Any, object]:
-    """The rows as C has them, and what must live as long as they do."""
+    """Return the rows as a C struct, and the objects that must stay alive while it is used."""
     source = rows.source
     offset = rows.row * source.stride(0) + rows.position * source.stride(1)
     hidden = torch.tensor(rows.hidden, dtype=torch.int64) if rows.hidden else None

@@ -1,12 +1,12 @@
-r"""Philox-4x32-10, the counter-based source of every random number (Salmon et al., 2011).
+r"""Philox-4x32-10, the counter-based generator of all random numbers.
 
-A 64-bit seed is the key and four 32-bit words are the counter, so a random word is a *function* of where it is used
-and never of what was drawn before it:
+A 64-bit seed is the key and four 32-bit words are the counter. So a random word is a function of where it is used, and
+does not depend on earlier draws:
 
     c0 = kind (2 bits) | tag (10 bits) | column block (20 bits)
     c1 = position in the sequence
     c2 = slot in the step (12 bits) | step (20 bits)
-    c3 = row id, given by the caller and kept with the row
+    c3 = row id, given by the caller; a row keeps it in every sub-batch
 
 One round, with ``hi`` and ``lo`` the halves of the 64-bit product:
 
@@ -14,7 +14,8 @@ One round, with ``hi`` and ``lo`` the halves of the 64-bit product:
     c2' = hi(0xD2511F53 c0) ^ c3 ^ k1      c3' = lo(0xD2511F53 c0)
     k0 += 0x9E3779B9                       k1 += 0xBB67AE85
 
-The words equal Random123's and those of ``triton.language.philox`` bit for bit.
+The words equal those of Random123 and of ``triton.language.philox`` bit for bit.
+Reference: Salmon et al., 2011, https://doi.org/10.1145/2063384.2063405.
 """
 
 from typing import TypeVar
@@ -28,7 +29,7 @@ __all__ = ["BLOCKS", "COIN", "GROUP", "TAGS", "WITHIN", "counter", "philox", "ro
 
 W = TypeVar("W", int, Tensor)
 
-# Kinds: what a word is used for. Two uses of one (tag, position, step, row) never share a word.
+# Kinds of use of a word. Two kinds at the same (tag, position, step, row) never share a word.
 GROUP, WITHIN, COIN = 0, 1, 2
 TAGS, BLOCKS = 1 << 10, 1 << 20
 
@@ -44,7 +45,7 @@ def philox(
     c2: int | Tensor,
     c3: int | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four 32-bit random words for each counter.
+    """Return four 32-bit random words for each counter.
 
     Args:
         seed: the key; its low 64 bits are used.
@@ -66,7 +67,7 @@ def philox(
 
 
 def rounds(seed: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
-    """``philox`` of counter words in [0, 2**32), tensors of one shape or integers, which are faster."""
+    """``philox`` of counter words in [0, 2**32): tensors of one shape, or integers, which are faster."""
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
         # The product wraps modulo 2**64 in int64; both halves survive the wrap.
@@ -77,19 +78,19 @@ def rounds(seed: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
 
 
 def counter(kind: int, tag: int, block: int | Tensor = 0) -> int | Tensor:
-    """The counter word c0 of a use: kind, tag and column block."""
+    """Return the counter word c0 from kind, tag and column block."""
     return kind << 30 | tag << 20 | block
 
 
 def uniform53(high: Tensor, low: Tensor) -> Tensor:
-    """A float64 in (0, 1) from two words: (k + 1/2) / 2**53 with k their 53 leading bits."""
+    """Make a float64 in (0, 1) from two words: (k + 1/2) / 2**53 with k their 53 leading bits."""
     return ((high << 21 | low >> 11).to(torch.float64) + 0.5) * 2.0**-53
 
 
 def _to_one_device(*words: int | Tensor) -> tuple[int | Tensor, ...]:
-    """Integers stay integers next to CPU tensors and follow the tensors to their device otherwise."""
+    """Move words to one device: integers stay integers beside CPU tensors, else they follow the tensors."""
     device = next((w.device for w in words if isinstance(w, Tensor)), None)
     if device is None or device.type == "cpu":
         return words
-    # filled there: a copy from the host would wait for it
+    # filled on the device: a copy from the host would synchronise
     return tuple(w if isinstance(w, Tensor) else torch.full((), w, dtype=torch.int64, device=device) for w in words)

@@ -1,23 +1,22 @@
-r"""The definition of every kernel, in plain torch on rows that are in memory.
+r"""The definition of every kernel, in plain torch on rows in memory.
 
-A row of V logits is split into groups of 1024 columns, a number that belongs to the specification: tokens depend on
-it. One reading of the row gives, for every group, with m_g its largest logit,
+A row of V logits is split into groups of 1024 columns. This number is part of the specification: tokens depend on it.
+One reading of the row gives for every group, with m_g its largest logit,
 
     s_g = sum exp(l - m_g),     a_g = sum exp(l - m_g) (l - m_g),
 
-and from these few numbers follow log-sum-exp, entropy, the largest logit and a draw. ``draw`` is a two-level
-categorical,
+and these numbers give log-sum-exp, entropy, the largest logit and a draw. ``draw`` has two levels:
 
     group  = argmax_g  m_g + log s_g + G_g          G_g = -log(-log1p(-u_g)), one 32-bit uniform a group
     column = the first c of the group with  sum_{c' <= c} exp(l_c' - m_g) > v * sum over the group
 
-which is exact and looks at one group a second time. u_g is word g % 4 of the Philox call at column block g // 4, mapped
-to min((w + 1/2) / 2**32, 1 - 2**-24): the race is won by small u, and there the grid keeps its full relative
-precision. v has 53 bits. Group sums are float32 (float64 for float64 logits); keys and the sums inside the winning
-group are float64, because a float32 running sum loses every token below 6e-8 behind a likely one. Ties go to the
-lowest column.
+It is exact and reads one group a second time. u_g is word g % 4 of the Philox call at column block g // 4, mapped to
+min((w + 1/2) / 2**32, 1 - 2**-24). Small u win the race, and there the grid has full relative precision. v has 53
+bits. Group sums are float32 (float64 for float64 logits). Keys and the sums inside the winning group are float64,
+because a float32 running sum loses every token of probability below 6e-8 after a likely one. Ties go to the lowest
+column.
 
-Groups do not know of each other, so shards of the vocabulary race by themselves and the largest key wins.
+Groups are independent, so each shard of the vocabulary can run its own race and the largest key wins.
 """
 
 import functools
@@ -41,14 +40,14 @@ GROUP_SIZE = 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over N rows tells.
+    """The results of one pass over N rows.
 
     Attributes:
-        peak, mass, tilt: (N, G) of each group m_g, s_g and a_g (None if no entropy is asked for); mass is NaN where
-            the group holds a NaN or +inf.
-        value: (N,) the logit of the column that was asked for, -inf where there is none; None if not asked.
-        argmax: (N,) the lowest column with the largest logit; None if not asked.
-        runner_up: (N,) the largest logit but that one; None if not asked.
+        peak, mass, tilt: (N, G) of each group m_g, s_g and a_g (None without entropy); mass is NaN if the group holds a
+            NaN or +inf.
+        value: (N,) the logit of the requested column, -inf if it does not exist; None if not requested.
+        argmax: (N,) the lowest column with the largest logit; None if not requested.
+        runner_up: (N,) the largest logit of the other columns; None if not requested.
     """
 
     peak: Tensor
@@ -65,24 +64,24 @@ class Reading:
 
     @functools.cached_property
     def log_sum_exp(self) -> Tensor:
-        """(N,) float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
+        """(N,) log-sum-exp, float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
         return self.group_lse[:, 0] if self.peak.shape[1] == 1 else log_sum_exp(self.group_lse)
 
     @property
     def log_prob(self) -> Tensor:
-        """(N,) log-probability of the column that was asked for, float64."""
+        """(N,) log-probability of the requested column, float64."""
         if self.value is None:
             raise ValueError("log_prob: read(..., at=columns) was not asked for a column")
         return self.value.double() - self.log_sum_exp
 
     @property
     def entropy(self) -> Tensor:
-        """(N,) in nats, float64."""
+        """(N,) entropy in nats, float64."""
         if self.tilt is None:
             raise ValueError("entropy: read(..., entropy=False) did not ask for it")
         share = (self.group_lse - self.log_sum_exp[:, None]).exp()
         empty = self.mass == 0
-        mean = self.peak.double() + self.tilt.double() / self.mass.masked_fill(empty, 1.0).double()  # of the logits
+        mean = self.peak.double() + self.tilt.double() / self.mass.masked_fill(empty, 1.0).double()  # mean logit
         return self.log_sum_exp - torch.where(empty, 0.0, share * mean.masked_fill(empty, 0.0)).sum(-1)
 
     @property
@@ -92,22 +91,22 @@ class Reading:
 
     @property
     def margin(self) -> Tensor:
-        """(N,) the largest probability less the second largest, float64."""
+        """(N,) the largest probability minus the second largest, float64."""
         if self.runner_up is None:
             raise ValueError("margin: read(..., top=True) was not asked for the second largest")
         return self.max_prob - (self.runner_up.double() - self.log_sum_exp).exp()
 
     def subset(self, keep: Tensor) -> "Reading":
-        """The rows of a mask or an index."""
+        """Return the rows of a mask or an index."""
         return self._from([self], lambda parts: parts[0][keep])
 
     def along(self, path: "Reading") -> "Reading":
-        """The same numbers with the derivatives of another reading of the same rows."""
+        """Return the same numbers with the derivatives of another reading of the same rows."""
         return self._from([self, path], lambda parts: graft(*parts) if parts[1].requires_grad else parts[0])
 
     @classmethod
     def join(cls, readings: Sequence["Reading"]) -> "Reading":
-        """The readings of consecutive rows as one."""
+        """Join the readings of consecutive rows."""
         return cls._from(readings, torch.cat)
 
     @classmethod
@@ -121,10 +120,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Race:
-    """How N rows would be drawn if theirs were all the columns: a shard's part of a draw.
+    """The draw of N rows among the columns of one shard.
 
     Attributes:
-        key: (N,) float64, the winning group's; -inf without mass, NaN for a bad row.
+        key: (N,) float64, the key of the winning group; -inf without mass, NaN for a bad row.
         token: (N,) the column; -1 for a row without mass or with a NaN or +inf.
     """
 
@@ -139,24 +138,24 @@ def uniforms(
     step: int,
     tag: int,
 ) -> tuple[Tensor, Tensor]:
-    """Two independent float64 uniforms in (0, 1) for each (row, position): one call gives 128 bits."""
+    """Return two independent float64 uniforms in (0, 1) for each (row, position), from one call of 128 bits."""
     w0, w1, w2, w3 = philox(seed, counter(COIN, tag), positions, step, rows)
     return uniform53(w0, w1), uniform53(w2, w3)
 
 
 def gumbel32(word: Tensor) -> Tensor:
-    """A standard Gumbel in float64 from a 32-bit word, precise in the tail that wins a race."""
+    """Make a standard Gumbel in float64 from a 32-bit word, precise in the tail that wins a race."""
     u = ((word.to(torch.float64) + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
     return -torch.log(-torch.log1p(-u))
 
 
 def group_size(width: int) -> int:
-    """How many columns a group has: 1024, or all of a narrow row."""
+    """Return the number of columns of a group: 1024, or all of a narrower row."""
     return min(width, GROUP_SIZE)
 
 
 def statistics(x: Tensor, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(peak, mass, tilt) of the groups of rows (N, V), each (N, G); an empty group has -inf, 0 and 0."""
+    """Return (peak, mass, tilt) of the groups of rows (N, V), each (N, G); an empty group has -inf, 0 and 0."""
     n, width = x.shape
     size = group_size(width)
     groups = -(-width // size)
@@ -166,12 +165,12 @@ def statistics(x: Tensor, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | N
     peak = x.amax(-1)
     offset = x - peak.masked_fill(peak == -torch.inf, 0)[..., None]
     weight = offset.exp()
-    # less than -87 adds nothing, and 0 * -inf would be a NaN
+    # offsets below -87 add nothing; the clamp avoids 0 * -inf = NaN
     return peak, weight.sum(-1), (weight * offset.clamp_(min=-87)).sum(-1) if tilt else None
 
 
 def read(x: Tensor, at: Tensor | None = None, top: bool = False, tilt: bool = True) -> Reading:
-    """What one pass over rows (N, V) in float32 or float64 tells."""
+    """Make the reading of rows (N, V) in float32 or float64."""
     value = argmax = runner_up = None
     if at is not None:
         known = (at >= 0) & (at < x.shape[1])
@@ -182,13 +181,13 @@ def read(x: Tensor, at: Tensor | None = None, top: bool = False, tilt: bool = Tr
 
 
 def two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest column with the largest logit of each row (N, V), and the largest logit of the others."""
+    """Return the lowest column with the largest logit of each row (N, V), and the largest logit of the others."""
     argmax = x.argmax(-1)
     return argmax, x.scatter(-1, argmax[:, None], -torch.inf).amax(-1)
 
 
 def group_words(seed: int, rows: Tensor, positions: Tensor, step: int, tag: int, first: int, groups: int) -> Tensor:
-    """The words (N, G) of groups first..first + groups - 1: word g % 4 of the Philox call at block g // 4."""
+    """Return the words (N, G) of groups first..first + groups - 1: word g % 4 of the Philox call at block g // 4."""
     start, end = first // 4, -(-(first + groups) // 4)
     block = torch.arange(start, end, device=rows.device)
     words = philox(seed, counter(GROUP, tag, block), positions[:, None], step, rows[:, None])
@@ -198,7 +197,7 @@ def group_words(seed: int, rows: Tensor, positions: Tensor, step: int, tag: int,
 def contest(
     lse: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int, first_group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The race among groups (N, G): the winning keys (N,), the groups, and the uniforms v for use within them."""
+    """Run the race among groups (N, G): the winning keys (N,), the groups, and the uniforms v for use within them."""
     words = group_words(seed, rows, positions, step, tag, first_group, lse.shape[1])
     key, group = (lse + gumbel32(words)).max(-1)
     high, low, _, _ = philox(seed, counter(WITHIN, tag), positions, step, rows)
@@ -206,10 +205,10 @@ def contest(
 
 
 def within(x: Tensor, share: Tensor) -> Tensor:
-    """A column of each row (N, size) of a winning group, by inverse CDF: the first to exceed its share of the whole."""
+    """Draw a column of each row (N, size) of a winning group by inverse CDF: the first whose running sum exceeds v."""
     weight = (x - x.amax(-1, keepdim=True)).exp_().double()
     total = weight.cumsum(-1)
-    # v < 1 and total[-1] > 0, so v * total[-1] < total[-1] except by rounding: then the last column with mass is meant.
+    # v < 1, so v * total[-1] < total[-1] except by rounding; then the last column with mass is drawn.
     target = torch.minimum(share * total[:, -1], torch.nextafter(total[:, -1], total.new_zeros(())))
     return (total <= target[:, None]).sum(-1)
 
@@ -223,7 +222,7 @@ def race(
     tag: int,
     first_group: int = 0,
 ) -> Race:
-    """The race among the groups of these columns, the first of which is group ``first_group`` of the vocabulary."""
+    """Run the race among the groups of these columns; the first is group ``first_group`` of the vocabulary."""
     width = x.shape[1]
     size = group_size(width)
     key, group, share = contest(read(x, tilt=False).group_lse, seed, rows, positions, step, tag, first_group)
@@ -234,21 +233,21 @@ def race(
 
 
 def draw(x: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int) -> Tensor:
-    """One column a row, with probability softmax(x); -1 where the row has no mass or holds a NaN or +inf."""
+    """Draw one column a row with probability softmax(x); -1 if the row has no mass or holds a NaN or +inf."""
     return race(x, seed, rows, positions, step, tag).token
 
 
 def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
-    """The least logit (N,) that a truncation of softmax(x) keeps; ties with it are kept.
+    """Return the least logit (N,) that a truncation of softmax(x) keeps; ties with it are kept.
 
-    In turn: the ``top_k`` most probable tokens; of what is left, renormalised, the fewest most probable ones that hold
-    ``top_p`` of the mass; tokens of at least ``min_p`` times the largest probability. Found by bisection on the bits of
-    the gap to the largest logit, so nothing is sorted: after 31 halvings of the non-negative floats it is exact.
+    In turn: keep the ``top_k`` most probable tokens; of these, renormalised, the fewest most probable ones with mass
+    ``top_p``; tokens of at least ``min_p`` times the largest probability. It bisects the bits of the gap to the largest
+    logit, so nothing is sorted. After 31 halvings of the non-negative floats it is exact.
     """
     peak = x.amax(-1, keepdim=True)
     gap = (peak - x).to(torch.float32).where(x > -torch.inf, torch.inf)
-    order = gap.view(torch.int32)  # non-negative floats order as their bits do
-    limit = torch.full((len(x), 1), torch.finfo(torch.float32).max, device=x.device)  # all that is finite
+    order = gap.view(torch.int32)  # non-negative floats have the order of their bits
+    limit = torch.full((len(x), 1), torch.finfo(torch.float32).max, device=x.device)  # keeps all finite gaps
     if top_k is not None:
         limit = _least(order, torch.ones_like(gap, dtype=torch.float64), torch.full_like(limit, top_k).double())
     if top_p is not None:
@@ -260,7 +259,7 @@ def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | 
 
 
 def _least(order: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """The least gap (N, 1) within which the weights reach the target; the largest finite one if none does."""
+    """Return the least gap (N, 1) within which the weights reach the target; the largest finite float if none does."""
     low = torch.zeros_like(target, dtype=torch.int32)
     high = torch.full_like(low, 0x7F7FFFFF)  # the largest finite float
     for _ in range(31):

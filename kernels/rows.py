@@ -1,10 +1,10 @@
-r"""Rows of logits that nobody has read yet: which sites, and what is done to a row on the way.
+r"""Recipes for rows of logits not yet read: the sites, and the operations on each row.
 
-A sampling step changes few sites, so what an operator hands to a kernel is never a (B, L, V) tensor made for it but
-this recipe. A kernel carries it out in registers, or in chunks that fit a cache:
+A sampling step changes few sites, so an operator gives a kernel this recipe instead of a new (B, L, V) tensor. The
+kernel carries it out in registers, or in chunks that fit a cache:
 
     raw   = source[row, position]                      gathered, in the model's dtype
-    x     = float32(convert(raw)), or float64          a head, or a change of meaning; the identity by default
+    x     = float32(convert(raw)), or float64          a head, or a conversion such as D to O; the identity by default
     x[hidden] = -inf                                   columns that are never drawn
     x[own] += shift                                    one column of each row
     x     = x / temperature,  -inf where below floor   tempering and truncation
@@ -19,22 +19,22 @@ from torch import Tensor
 
 __all__ = ["Computed", "LinearHead", "Rows", "Source", "Step"]
 
-Convert = Callable[[Tensor, Tensor], Tensor]  # (n, K) raw rows and the (n,) rows they are -> (n, V)
+Convert = Callable[[Tensor, Tensor], Tensor]  # (n, K) raw rows and their numbers (n,) -> (n, V)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """N rows of logits, unread.
+    """N rows of logits, not yet read.
 
     Attributes:
-        source: (B, L, V) logits of any floating dtype and strides, or (B, L, K) of what ``convert`` makes logits of.
-        row, position: (N,) where each row is in ``source``.
+        source: (B, L, V) logits of any floating dtype and strides, or (B, L, K) inputs of ``convert``.
+        row, position: (N,) the place of each row in ``source``.
         width: V.
-        convert: raw rows (n, K), and their numbers (n,) among the rows first given, to (n, V).
+        convert: maps raw rows (n, K), and their numbers (n,) among the original rows, to (n, V).
         hidden: columns set to -inf.
-        own, shift: (N,) a column of each row and what is added to it; a column outside 0..V-1 is none.
-        temperature: what the row is divided by.
-        floor: (N,) what a logit must reach, after all else, not to be set to -inf.
+        own, shift: (N,) a column of each row and a number added to it; skipped if the column is outside 0..V-1.
+        temperature: the row is divided by it.
+        floor: (N,) logits below it, after all other operations, are set to -inf.
         whole: whether these are all rows of ``source`` in order, so that they need not be gathered.
     """
 
@@ -49,11 +49,11 @@ class Rows:
     temperature: float = 1.0
     floor: Tensor | None = None
     whole: bool = False
-    number: Tensor | None = field(default=None, repr=False)  # (N,) the rows' numbers before they were subset
+    number: Tensor | None = field(default=None, repr=False)  # (N,) the rows' numbers before any ``subset``
 
     @classmethod
     def of(cls, logits: Tensor) -> "Rows":
-        """All rows of an (N, V) tensor."""
+        """Return all rows of an (N, V) tensor."""
         n, width = logits.shape
         row = torch.arange(n, device=logits.device)
         return cls(logits[:, None], row, torch.zeros_like(row), width, whole=True)
@@ -68,9 +68,9 @@ class Rows:
         convert: Convert | None = None,
         batch_rows: Tensor | None = None,
     ) -> "Rows":
-        """The rows of the sites that a (B, L) mask chooses, or of all, each read ``back`` positions before its site.
+        """Return the rows of the sites that a (B, L) mask chooses, or of all, read ``back`` positions before each site.
 
-        ``batch_rows`` says which row of the source each of the B is; by default they are in order.
+        ``batch_rows`` (B,) gives the source row of each batch row; by default they are in order.
         """
         batch, length = len(source) if batch_rows is None else len(batch_rows), source.shape[1]
         row, position = _sites(batch, length, source.device) if where is None else where.nonzero(as_tuple=True)
@@ -92,7 +92,7 @@ class Rows:
 
     @property
     def raw(self) -> bool:
-        """Whether nothing is added to a column, divided or cut off, so that ``own`` and ``shift`` are free."""
+        """Whether no shift, temperature or floor is set, so that ``own`` and ``shift`` are free to use."""
         return self.own is None and self.temperature == 1 and self.floor is None
 
     def subset(self, keep: Tensor) -> "Rows":
@@ -110,15 +110,15 @@ class Rows:
         )
 
     def then(self, convert: Convert) -> "Rows":
-        """The same rows with one more change of meaning before the adjustments."""
+        """Return the same rows with one more conversion, before the adjustments."""
         first, kind = self.convert, self.dtype
         if first is None:
             return replace(self, convert=lambda raw, number: convert(raw.to(kind), number))
         return replace(self, convert=lambda raw, number: convert(first(raw, number).to(kind), number))
 
     def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
-        """Rows in float32 or float64; differentiable, unless ``out`` takes them."""
-        out = out if type(self.row) is Tensor else None  # a subclass knows more than a buffer can hold
+        """Return rows in float32 or float64; differentiable, unless written to ``out``."""
+        out = out if type(self.row) is Tensor else None  # a tensor subclass cannot be written to a buffer
         raw = self._raw(part, out)
         if self.convert is not None:
             number = torch.arange(len(self), device=self.device) if self.number is None else self.number
@@ -129,7 +129,7 @@ class Rows:
         return self._adjust(x, part, torch.zeros((), dtype=torch.int64, device=self.device), in_place=out is not None)
 
     def window(self, part: slice | Tensor, first: Tensor, size: int) -> Tensor:
-        """Columns first..first + size - 1 of rows that need no ``convert``, (n, size); -inf beyond the last column."""
+        """Return columns first..first + size - 1 of rows without ``convert``, (n, size); -inf past the last column."""
         column = first[:, None] + torch.arange(size, device=self.device)
         inside = column < self.width
         raw = self.source[self.row[part][:, None], self.position[part][:, None], column.clamp(max=self.width - 1)]
@@ -147,7 +147,7 @@ class Rows:
         return flat[index]
 
     def _adjust(self, x: Tensor, part: slice | Tensor, first: Tensor, in_place: bool) -> Tensor:
-        """What is done to columns first, first + 1, ... of the rows; in place where x is a buffer."""
+        """Adjust columns first, first + 1, ... of the rows; in place if x is a buffer."""
         for column in self.hidden:
             index, inside = _column(column - first, x)
             x = (x.scatter_ if in_place else x.scatter)(-1, index, x.gather(-1, index).masked_fill(inside, -torch.inf))
@@ -165,12 +165,12 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Rows that a function makes when they are read, such as a reverse step on a process with a dense generator.
+    """Rows that a function computes when they are read, such as a reverse step on a process with a dense generator.
 
     Attributes:
-        function: from the numbers (n,) of rows to those rows (n, width).
-        width: their columns.
-        number: (N,) which rows these are.
+        function: maps the numbers (n,) of rows to those rows (n, width).
+        width: the number of columns.
+        number: (N,) the numbers of these rows.
         dtype: float64 or float32.
     """
 
@@ -215,21 +215,21 @@ class LinearHead:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What the choices of a reverse step need but for its rows, N = B L sites in row-major order.
+    """The inputs of a fused reverse step except its rows, for N = B L sites in row-major order.
 
     Attributes:
         tokens: (N,) states before the step.
-        ids: (B,) ids of the rows, as randomness is keyed.
+        ids: (B,) ids of the rows, which key the randomness.
         length: L.
-        bound: (N,) float64 probability of ``where``; None where that choice has been made.
-        where: (N,) the sites it chose, on a CPU; None where it is to be made.
-        data: (N,) those of them that become data; None where that choice is to be made.
+        bound: (N,) float64 probability of ``where``; None if that choice has been made.
+        where: (N,) the sites it chose, on a CPU; None if it has not been made.
+        data: (N,) those of them that become data; None if that choice has not been made.
         odds: (N,) float64 noise odds of each token, or None if every candidate is accepted.
-        kept: (N,) float64 probability of ``data``, where it is to be made.
+        kept: (N,) float64 probability of ``data``, if that choice has not been made.
         noise: (S,) float64 cumulated noise law.
         last: the last state with noise.
-        seed, step: as of ``draw``.
-        tags: of the choices that are to be made, among where, accept, data, token and noise.
+        seed, step: as in ``draw``.
+        tags: the tags of the choices to make, among where, accept, data, token and noise.
     """
 
     tokens: Tensor
@@ -248,15 +248,15 @@ class Step:
 
 
 @functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # else later runs could not keep gradients
+@torch.inference_mode(False)  # the cached tensors must be usable in later runs with gradients
 def _sites(batch: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and position of all sites in order; made without waiting for a count."""
+    """Return row and position of all sites in order, without a synchronisation."""
     row = torch.arange(batch, device=device).repeat_interleave(length, output_size=batch * length)
     return row, torch.arange(length, device=device).repeat(batch)
 
 
 def _column(column: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One column of each row of x as an index, and whether there is such a column; both (n, 1)."""
+    """Return one column of each row of x as an index, and whether it exists; both (n, 1)."""
     column = column.expand(len(x))[:, None]
     inside = (column >= 0) & (column < x.shape[-1])
     return column.where(inside, 0), inside
@@ -267,7 +267,7 @@ def _pick(keep: Tensor) -> Callable[[Tensor | None], Tensor | None]:
 
 
 def _flat(source: Tensor) -> Tensor | None:
-    """A (B L, V) view, where there is one."""
+    """Return a (B L, V) view, or None if there is none."""
     batch, length, _ = source.shape
     if length == 1:
         return source[:, 0]

@@ -1,9 +1,9 @@
-r"""From hidden states to tokens without logits: the last layer and the draw as two Triton kernels.
+r"""From hidden states to tokens without storing logits: the last layer and the draw as two Triton kernels.
 
-The first multiplies a tile of rows with a tile of 128 columns of the head, and keeps of it the largest logit and the
-sum of exponentials: N x V / 128 pairs instead of N x V logits. The second combines tiles to the groups of the
-specification, runs the race among them, finds the winning tile by the running sum of its group's tiles and multiplies
-that tile once more. A tile's arithmetic does not depend on how many rows there are, so neither do tokens.
+The first multiplies a tile of rows with a tile of 128 columns of the head. It stores the largest logit and the sum of
+exponentials of the tile: N x V / 128 pairs instead of N x V logits. The second combines tiles to the groups of the
+specification and runs the race among them. It finds the winning tile by the running sum of its group's tiles and
+computes that tile once more. The arithmetic of a tile, and so the tokens, do not depend on the number of rows.
 """
 
 import torch
@@ -28,12 +28,12 @@ def _tile(
     DEPTH: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Logits of rows (N,) at columns (C,), float32; EVEN says that DEPTH divides the depth."""
+    """Compute the logits of rows (N,) at columns (C,), float32; EVEN: DEPTH divides the depth."""
     out = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
     d = tl.arange(0, DEPTH)
     here = tl.where(ok, row * stride_row + position * stride_position, 0)
     h_ptr = hidden_ptr + here[:, None] + d[None, :] * stride_hidden
-    # A column beyond the last is the last again: what is computed of it is thrown away, and its load needs no mask.
+    # Columns beyond the last repeat it: their results are discarded, and the loads need no mask.
     own = tl.minimum(column, width - 1).to(tl.int64)
     w_ptr = weight_ptr + own[None, :] * stride_weight + d[:, None] * stride_depth
     for k in range(CHUNKS):
@@ -63,9 +63,9 @@ def _head_kernel(
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Of ROWS rows and TOGETHER tiles of columns: each tile's largest logit and sum of exponentials.
+    """Compute, for ROWS rows and TOGETHER tiles of columns, each tile's largest logit and sum of exponentials.
 
-    Programs that run at one time share BAND blocks of rows, so that the weights are read from the cache.
+    Programs that run at the same time share BAND blocks of rows, so that the weights come from the cache.
     """
     number = tl.program_id(0)
     blocks, across = tl.cdiv(count, ROWS), tl.cdiv(width, TOGETHER * COLUMNS)
@@ -106,7 +106,7 @@ def _head_pick_kernel(
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """The race of row n among groups of SHARE tiles."""
+    """Run the race of row n among groups of SHARE tiles."""
     n = tl.program_id(0).to(tl.int64)
     id = tl.load(id_ptr + n).to(tl.uint32)
     place = tl.load(place_ptr + n).to(tl.uint32)
@@ -122,7 +122,7 @@ def _head_pick_kernel(
     best, winner = contest(lse, group, first.to(tl.int32), seed, tag, place, step, id, GROUPS)
     ok = (best > float("-inf")) & (bad == 0)
 
-    # the tile of the winning group in which the running sum passes the share
+    # the tile of the winning group in which the running sum exceeds the target
     won = tl.sum(tl.where((group == winner)[:, None], tl.where(part == part, part, 0.0), 0.0), 0)
     running = tl.cumsum(won, 0)
     target = within_share(seed, tag, place, step, id) * tl.max(running, 0)
@@ -132,7 +132,7 @@ def _head_pick_kernel(
 
     lanes = tl.arange(0, COLUMNS)
     column = (winner * SHARE + chosen) * COLUMNS + lanes
-    alone = tl.arange(0, ROWS) == 0  # a product of tiles needs a few rows, of which one counts
+    alone = tl.arange(0, ROWS) == 0  # a matrix product needs several rows, of which only this one is used
     same = n + tl.zeros((ROWS,), dtype=tl.int64)
     x = _tile(
         hidden_ptr, weight_ptr, bias_ptr, tl.load(row_ptr + same), tl.load(position_ptr + same), column, alone,
@@ -145,7 +145,7 @@ def _head_pick_kernel(
         x, lanes, start, start + COLUMNS, n, width,
         own_ptr, shift_ptr, floor_ptr, hide_ptr, temperature, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
-    x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
+    x = tl.where(ok, x, 0.0)  # results of a bad row are discarded
     height = tl.max(tl.where(group == winner, tl.where(ok, top, 0.0), float("-inf")), 0)
     picked = passing(tl.cumsum(tl.exp(x - height).to(tl.float64), 0), target - before)
     token = first.to(tl.int64) * 1024 + (winner * SHARE + chosen) * COLUMNS + picked
@@ -156,7 +156,7 @@ def _head_pick_kernel(
 def race(
     rows: Rows, head: LinearHead, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
 ) -> Race:
-    """``reference.race`` of the logits that a linear head would make of ``rows``, which are hidden states."""
+    """``reference.race`` of the logits that a linear head makes of ``rows``, which are hidden states."""
     count, width, depth = len(rows), rows.width, rows.source.shape[2]
     tiles = triton.cdiv(width, _COLUMNS)
     share = GROUP_SIZE // _COLUMNS
@@ -171,9 +171,9 @@ def race(
     shape = {
         "COLUMNS": _COLUMNS, "DEPTH": chunk, "CHUNKS": triton.cdiv(depth, chunk), "EVEN": depth % chunk == 0,
         "BIAS": head.bias is not None, "PRECISION": "ieee",
-        "WIDEN": not isinstance(_head_kernel, triton.JITFunction),  # the interpreter multiplies the bits of bfloat16
+        "WIDEN": not isinstance(_head_kernel, triton.JITFunction),  # the interpreter multiplies bfloat16 as integers
     }  # fmt: skip
-    # Half-precision tiles of 128 x 256 reach .9 of a matrix product on an H200; float32 has no fast unit to fill.
+    # Half-precision tiles of 128 x 256 reach .9 of a matrix product on an H200; float32 has no fast unit to use.
     wide = rows.source.element_size() == 2
     block, together = (64 if count <= 64 else 128, 2) if wide else (16 if count <= 16 else 64, 1)
     if count:

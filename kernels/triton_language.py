@@ -1,7 +1,7 @@
-"""What the Triton kernels share: words, rows of logits on their way, the race among groups and the draw within one.
+"""Functions shared by the Triton kernels: random words, adjusted rows, the race among groups, the draw within one.
 
-Written for the interpreter as well as the GPU: only built-in reductions, counter words cast to uint32 (a 64-bit word
-would silently select Philox-4x64), no infinity taken from another.
+They also run in the interpreter: only built-in reductions, counter words cast to uint32 (a 64-bit word would silently
+select Philox-4x64), and no difference of two infinities.
 """
 
 import triton
@@ -18,14 +18,14 @@ _COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 @triton.jit
 def uniform53(high, low):
-    """Two words to a float64 in (0, 1): (k + 1/2) / 2**53."""
+    """Make a float64 in (0, 1) from two words: (k + 1/2) / 2**53."""
     k = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
     return (k.to(tl.float64) + 0.5) * 1.1102230246251565e-16
 
 
 @triton.jit
 def gumbel32(word):
-    """A word to a Gumbel; log1p(x) = x log(1+x) / ((1+x) - 1), exact to rounding where 1+x != 1."""
+    """Make a Gumbel from a word; log1p(x) = x log(1+x) / ((1+x) - 1), exact to rounding where 1+x != 1."""
     u = tl.minimum((word.to(tl.float64) + 0.5) * 2.3283064365386963e-10, 1.0 - 5.9604644775390625e-08)
     y = 1.0 - u
     return -tl.log(u * tl.log(y) / (y - 1.0))
@@ -36,10 +36,10 @@ def adjusted(
     x, column, first, beyond, n, width, own_ptr, shift_ptr, floor_ptr, hidden_ptr, temperature,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """What ``Rows`` does to columns first + column of row n, or of rows n[:, None]; all are less than ``beyond``.
+    """Apply the adjustments of ``Rows`` to columns first + column of row n, or of rows n[:, None].
 
-    A single column is looked for only where it may be found: a comparison an element costs as much as a read of it.
-    WHOLE says that all columns are inside the width.
+    All columns are less than ``beyond``. A single column (own, hidden) is searched only where it may occur, as a
+    comparison of every element costs as much as reading it. WHOLE: all columns are inside the width.
     """
     for h in range(HIDDEN):
         hidden = tl.load(hidden_ptr + h)
@@ -56,7 +56,7 @@ def adjusted(
 
 @triton.jit
 def group_word(number, seed, tag, position, step, row):
-    """Word g % 4 of the Philox call at column block g // 4: the group Gumbels', kind 0 (kernels/philox.py)."""
+    """Return word g % 4 of the Philox call at column block g // 4: group Gumbels, kind 0 (kernels/philox.py)."""
     c0 = (tag.to(tl.uint32) << 20) | (number // 4).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
     lane = number % 4
@@ -65,7 +65,7 @@ def group_word(number, seed, tag, position, step, row):
 
 @triton.jit
 def within_share(seed, tag, position, step, row):
-    """The uniform of the draw within a group, kind 1."""
+    """Return the uniform of the draw within a group, kind 1."""
     c0 = (tag.to(tl.uint32) << 20) | 0x40000000
     w0, w1, _, _ = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
     return uniform53(w0, w1)
@@ -73,19 +73,19 @@ def within_share(seed, tag, position, step, row):
 
 @triton.jit
 def safe_log(mass):
-    """log in float64, -inf at 0 without dividing by it."""
+    """Return log in float64, -inf at 0 without a division by zero."""
     return tl.where(mass == 0, float("-inf"), tl.log(tl.where(mass == 0, 1.0, mass).to(tl.float64)))
 
 
 @triton.jit
 def shift_of(peak):
-    """What exponents are taken from, so that inf - inf is never computed: empty groups by nothing, +inf by a lot."""
+    """Return the number subtracted in exponents, so that inf - inf never occurs: 0 for empty groups, 2e38 for +inf."""
     return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 2e38, peak))
 
 
 @triton.jit
 def coins(seed, tag, position, step, row):
-    """The two uniforms of a coin, kind 2."""
+    """Return the two uniforms of a coin, kind 2."""
     c0 = (tag.to(tl.uint32) << 20) | 0x80000000
     w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
     return uniform53(w0, w1), uniform53(w2, w3)
@@ -98,10 +98,10 @@ def columns(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Logits of row n at columns first + column < beyond, as ``Rows`` says; -inf where they are not inside.
+    """Return the adjusted logits of row n at columns first + column < beyond; -inf where not inside.
 
-    Columns are told from the first, so that their offsets are parts of a load's instruction. NEAR says that they lie
-    side by side, so that 32 bits hold these; WHOLE that all of them are inside.
+    Columns are counted from the first, so that offsets are part of a load's instruction. NEAR: the columns are
+    contiguous, so 32 bits hold the offsets. WHOLE: all of them are inside.
     """
     base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
     if NEAR:
@@ -120,11 +120,11 @@ def columns(
 
 @triton.jit
 def sums(x, TILT: tl.constexpr):
-    """(peak, mass, tilt) of the rows of a tile, the tilt only if TILT asks for it.
+    """Return (peak, mass, tilt) of the rows of a tile; the tilt only if TILT.
 
-    exp2 is one instruction where exp is six; the subtraction comes first, so large logits lose nothing.
+    exp2 takes one instruction, exp six. The subtraction comes first, so large logits lose no precision.
     """
-    # The largest that is no NaN, which the mass tells: a GPU's maximum passes over NaN by itself.
+    # A GPU's maximum skips NaN, so the peak is the largest other logit; the mass shows the NaN.
     if _COMPILED:
         peak = tl.maximum(tl.max(x, 1), float("-inf"))
     else:
@@ -157,12 +157,12 @@ def read(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a tile of TILE groups of row n; a group has SIZE columns in LANES, a power of two."""
+    """Sum a tile of TILE groups of row n; a group has SIZE columns in LANES, a power of two."""
     group = tile * TILE + tl.arange(0, TILE)
     first = tile * TILE * SIZE
     beyond = first + TILE * SIZE
     at, ok = n * groups + group, group < groups
-    # All but a few tiles of a row need neither masks nor a look at single columns.
+    # Most tiles of a row need neither masks nor a search for single columns.
     whole = (SIZE == LANES) & (beyond <= width)
     for h in range(HIDDEN):
         hidden = tl.load(hidden_ptr + h)
@@ -170,7 +170,7 @@ def read(
     if SHIFT:
         own = tl.load(own_ptr + n)
         whole = whole & ((own < first) | (own >= beyond))
-    if whole:  # each branch makes its columns: what both used would be kept in registers
+    if whole:  # each branch computes its columns, as shared ones would stay in registers
         lane = tl.arange(0, LANES)
         x = columns(
             source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, n,
@@ -192,13 +192,13 @@ def read(
 
 @triton.jit
 def group_lse(peak, mass):
-    """log-sum-exp of groups in float64."""
+    """Return log-sum-exp of groups in float64."""
     return tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
 
 
 @triton.jit
 def contest(lse, group, first, seed, tag, position, step, row, GROUPS: tl.constexpr):
-    """The winning key and group of one row; groups beyond the last one have no mass."""
+    """Return the winning key and group of one row; groups beyond the last one have no mass."""
     word = group_word(first + group, seed, tag, position, step, row)
     key = tl.where((lse == lse) & (lse > float("-inf")), lse + gumbel32(word), float("-inf"))
     best = tl.max(key, 0)
@@ -207,13 +207,13 @@ def contest(lse, group, first, seed, tag, position, step, row, GROUPS: tl.conste
 
 @triton.jit
 def passing(running, target):
-    """The first place at which running sums exceed a target; by rounding none may, then the last that adds to them."""
+    """Return the first index whose running sum exceeds the target; if rounding leaves none, the last that adds mass."""
     last = tl.sum((running < tl.max(running, 0)).to(tl.int32), 0)
     return tl.minimum(tl.sum((running <= target).to(tl.int32), 0), last)
 
 
 @triton.jit
 def within(x, seed, tag, position, step, row):
-    """A column of a winning group, by inverse CDF."""
+    """Draw a column of a winning group by inverse CDF."""
     running = tl.cumsum(tl.exp(x - tl.max(x, 0)).to(tl.float64), 0)
     return passing(running, within_share(seed, tag, position, step, row) * tl.max(running, 0))

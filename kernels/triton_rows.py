@@ -1,10 +1,10 @@
 r"""Reading and drawing as two Triton kernels: every group of every row, then a winner for each row.
 
-The first is the only one that reads logits in bulk: a program takes a few groups of one row where they lie, does what
-``Rows`` says to them in registers and writes three numbers a group. The second runs the race among a row's groups and
-reads the winning one again. Neither writes a row.
+Only the first reads logits in bulk: a program reads a few groups of one row in place, adjusts them as ``Rows`` states
+in registers, and writes three numbers a group. The second runs the race among a row's groups and reads the winning one
+again. Neither writes a row.
 
-There is no autotuning (its launch fails in the interpreter), so tiles are chosen here.
+Tile sizes are chosen here, as autotuning fails in the interpreter.
 """
 
 import functools
@@ -21,7 +21,7 @@ from discdiff.kernels.triton_language import columns, contest, group_lse, read, 
 
 __all__ = ["arguments", "contests", "largest", "race", "signed", "statistics"]
 
-_TILE = 2048  # columns a program reads together: two groups in two warps were fastest on an H200 (docs/bench.md)
+_TILE = 2048  # columns that a program reads: two groups in two warps were fastest on an H200 (docs/bench.md)
 
 
 @triton.jit(do_not_specialize=["temperature"])
@@ -32,7 +32,7 @@ def _read_kernel(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Groups TILE b .. TILE b + TILE - 1 of row n."""
+    """Sum groups TILE b .. TILE b + TILE - 1 of row n."""
     read(
         source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr, tilt_ptr,
         tl.program_id(0).to(tl.int64), tl.program_id(1), stride_row, stride_position, stride_column, width, groups,
@@ -40,7 +40,7 @@ def _read_kernel(
     )  # fmt: skip
 
 
-# Not specialised: an argument that happens to be 1 would arrive as a constant, without the `to` of a tensor.
+# Not specialised: an argument equal to 1 would become a constant, which has no method ``to``.
 @triton.jit(do_not_specialize=["seed", "step", "tag", "first", "temperature"])
 def _pick_kernel(
     source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr,
@@ -49,7 +49,7 @@ def _pick_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """The race of row n."""
+    """Run the race of row n."""
     n = tl.program_id(0).to(tl.int64)
     row = tl.load(id_ptr + n).to(tl.uint32)
     position = tl.load(place_ptr + n).to(tl.uint32)
@@ -68,7 +68,7 @@ def _pick_kernel(
         stride_row, stride_position, stride_column, width, temperature,
         NEAR, DOUBLE, HIDDEN, SHIFT, TEMPER, FLOOR, False,
     )  # fmt: skip
-    x = tl.where(ok, x, 0.0)  # whatever is computed of a bad row is thrown away
+    x = tl.where(ok, x, 0.0)  # results of a bad row are discarded
     token = first.to(tl.int64) * 1024 + winner * SIZE + within(x, seed, tag, position, step, row)
     tl.store(token_ptr + n, tl.where(ok, token, -1).to(tl.int64))
     tl.store(key_ptr + n, tl.where(bad, float("nan"), best))
@@ -81,7 +81,7 @@ def _largest_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """The two largest logits of one group of row n."""
+    """Find the two largest logits of one group of row n."""
     n = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     first = tl.load(group_ptr + n) * SIZE
@@ -111,7 +111,7 @@ def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``reference.statistics`` of rows where they lie."""
+    """``reference.statistics`` of rows in place."""
     size = group_size(rows.width)
     groups = -(-rows.width // size)
     lanes = triton.next_power_of_2(size)
@@ -138,7 +138,7 @@ def race(
     tag: int,
     first_group: int,
 ) -> Race:
-    """``reference.race`` of rows, read here if they were not."""
+    """``reference.race`` of rows, which are read here unless a reading is given."""
     reading = Reading(*statistics(rows, tilt=False)) if reading is None else reading
     size = group_size(rows.width)
     groups = reading.peak.shape[1]
@@ -157,17 +157,17 @@ def race(
 
 @functools.cache
 def _columns(columns: tuple[int, ...], device: torch.device) -> Tensor:
-    """Columns on a device, sent there once."""
+    """Return columns as a tensor on a device, cached."""
     return torch.tensor(columns, device=device)
 
 
 def signed(seed: int) -> int:
-    """A 64-bit seed as the int64 that a kernel takes."""
+    """Return a 64-bit seed as the int64 that a kernel takes."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 def arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool | int]]:
-    """What both kernels are told of the rows: tensors, strides, and which adjustments there are."""
+    """Return the kernels' arguments for the rows: tensors, strides, and which adjustments there are."""
     unused = rows.row
     shifted = rows.own is not None and rows.shift is not None
     pointers = [

@@ -1,15 +1,15 @@
-r"""A run of choices as three Triton kernels: where, accept, data, token, noise, at every site at once.
+r"""The choices of a reverse step as three Triton kernels: where, accept, data, token, noise, at all sites.
 
-That run is the body of a reverse step on a process of constant noise: with u_name the site's uniforms of each choice,
+They are the body of a reverse step on a process of constant noise. With u_name the uniforms of a site for each choice:
 
-    where   u_where  < bound                        no logits yet
-    accept  u_accept < 1 / (1 + O(z) / odds)        if the process asks for it
-    data    u_data   < kept                         of the sites accepted
-    token   a draw from O where data, noise from its law where not
+    where   u_where  < bound                        before any logit is read
+    accept  u_accept < 1 / (1 + O(z) / odds)        if the process needs it
+    data    u_data   < kept                         at accepted sites
+    token   a draw from O where data, from the noise law where not
 
-each a function of (seed, site, choice), so the tokens are those of the program whose choices they are. Sites that keep
-their token leave a program at its first line: logits are read only of those that may change, nothing is compacted, no
-size comes back to the host, and shapes do not depend on what was drawn, so a CUDA graph can hold the step.
+Each depends on (seed, site, choice), so the tokens equal those of the program that makes these choices. A program whose
+site keeps its token ends at once, so logits are read only at sites that may change. Nothing is compacted, no size
+returns to the host, and no shape depends on a draw, so a CUDA graph can contain the step.
 """
 
 import torch
@@ -24,7 +24,7 @@ from discdiff.kernels.triton_rows import arguments, signed
 
 __all__ = ["step"]
 
-_TILE = 4096  # columns a program reads together: most programs find that their site is not read
+_TILE = 4096  # columns that a program reads: large, as most programs find that their site is not read
 _KEEP, _NOISE, _READ = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -33,7 +33,7 @@ def _decide_kernel(
     id_ptr, place_ptr, bound_ptr, kept_ptr, code_ptr, count, seed, step, tag_where, tag_data,
     BLOCK: tl.constexpr, ACCEPT: tl.constexpr,
 ):  # fmt: skip
-    """What becomes of each site as far as no logits are needed."""
+    """Decide each site as far as this needs no logits."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = n < count
     row = tl.load(id_ptr + n, mask=ok, other=0).to(tl.uint32)
@@ -56,7 +56,7 @@ def _groups_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """A few groups of one site, if it is read at all."""
+    """Sum a few groups of one site, if it is read."""
     n = tl.program_id(0).to(tl.int64)
     if tl.load(code_ptr + n) == _READ:
         read(
@@ -76,10 +76,10 @@ def _finish_kernel(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """The choices that are left of one site."""
+    """Make the remaining choices of one site."""
     n = tl.program_id(0).to(tl.int64)
     z = tl.load(token_ptr + n)
-    code = tl.load(code_ptr + n).to(tl.int32)  # both branches below must leave names with one type
+    code = tl.load(code_ptr + n).to(tl.int32)  # names must have the same type after both branches
     out = z
     wrong = tl.full((), 0, tl.int1)
     if code != _KEEP:
@@ -124,7 +124,7 @@ def _finish_kernel(
             _, v = coins(seed, tag_noise, place, step, row)
             low = tl.full((), 0, tl.int32)
             high = low + last
-            for _ in range(HALVINGS):  # how many cumulated masses below the last do not exceed v
+            for _ in range(HALVINGS):  # bisect for the number of cumulated masses before ``last`` not above v
                 middle = (low + high) // 2
                 passed = (low < high) & (tl.load(noise_ptr + middle) <= v)
                 high = tl.where((low < high) & (passed == 0), middle, high)
@@ -135,10 +135,10 @@ def _finish_kernel(
 
 
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """Run the choices of a step at N sites, whose rows of O are ``rows``.
+    """Make the choices of a step at N sites, whose rows of O are ``rows``.
 
     Returns:
-        (N,) states after the step, and (N,) which sites had no mass, a NaN or +inf where they were read.
+        (N,) states after the step, and (N,) a mask of the sites that were read and had no mass, a NaN or +inf.
     """
     count, device = len(rows), rows.device
     size = group_size(rows.width)

@@ -1,4 +1,4 @@
-"""The verbs: one operator a file."""
+"""Predictors and correctors: one operator in each file."""
 
 from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
@@ -37,3 +37,8 @@ __all__ = [
     "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
     "ancestral_gibbs",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return sorted(__all__)

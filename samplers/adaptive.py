@@ -1,18 +1,18 @@
-r"""Adaptive steps: ancestral steps whose length follows an estimate of the error they make.
+r"""Take ancestral steps whose length is chosen from an estimate of their error.
 
-A step errs because sites move without seeing each other. With r_i the rate at which site i is redrawn per unit of
-alpha, r its mean over the sites that can be, and c the change that one move makes to the predictions of the others, in
-total variation summed over them, a step of length d errs by about
+A step has an error because sites move independently of each other. Let r_i be the rate at which site i is redrawn per
+unit of alpha, and r its mean over the sites that can be redrawn. Let c be the change that one move makes to the other
+sites' predictions, in total variation summed over them. A step of length d then has an error of about
 
     e = 1/2 (sum_i r_i) r c d^2
 
-and the step is as long as e <= tolerance (sum_i r_i) d / L. On average sum_i r_i = L per unit of alpha on a masked
-process, so this is the error per unit of alpha, spent where sites move: d = 2 tolerance / (L r c). What a move changes
-is seen by looking again after it: c is the mean over the row's moves so far, of sum_i TV(O_i before, O_i after), with
-one move's weight on 1 to begin with. So the step's length depends on the past alone; a step is never taken back, which
-would favour outcomes that change little. Every row has steps of its own.
+d is the largest with e <= tolerance (sum_i r_i) d / L, so d = 2 tolerance / (L r c). On a masked process sum_i r_i = L
+per unit of alpha on average, so ``tolerance`` is the estimated error per unit of alpha. c is a running mean of
+sum_i TV(O_i before, O_i after) over the row's moves, initialised as one pseudo-move of value 1; O after a move is that
+of the next step's denoiser call. The step's length depends on the past alone. No step is rejected: that would favour
+outcomes that change little. Every row has its own steps.
 
-Reference: step selection in tau-leaping (Cao, Gillespie and Petzold, 2006).
+Reference: step selection in tau-leaping (Cao, Gillespie and Petzold, 2006, https://doi.org/10.1063/1.2159468).
 """
 
 from dataclasses import dataclass, replace
@@ -38,14 +38,14 @@ __all__ = ["Adaptive"]
 
 @dataclass(frozen=True)
 class Adaptive(Predictor):
-    """As many ancestral steps from t to s as the tolerance asks for, such as on grid=[1, 0]; a call for each.
+    """Take as many ancestral steps from t to s as the tolerance needs, for instance on grid=[1, 0]; one call for each.
 
     Args:
-        tolerance: the wanted error in total variation per unit of alpha, which is time on the linear schedule.
-        first: the length of the first step, in alpha.
+        tolerance: the error allowed in total variation per unit of alpha (on the linear schedule, of time).
+        first: the length of the first step, in alpha, in (0, 1].
 
     Raises:
-        ValueError: if they are not positive.
+        ValueError: if they are out of range; in sampling, if the process is not rank-one or has a clock for each site.
     """
 
     tolerance: float = 0.1
@@ -57,7 +57,7 @@ class Adaptive(Predictor):
 
     @property
     def nfe(self) -> float | None:
-        return None  # as the tolerance asks
+        return None  # depends on the tolerance
 
     def check(self, process: Process) -> None:
         if not isinstance(process, RankOne) or process.schedule.sites is not None:
@@ -94,17 +94,17 @@ class Adaptive(Predictor):
                 rate, count = ready * accept / step[left], (ready > 0).sum(-1, keepdim=True)
                 sites = now.free.sum(-1, keepdim=True)
                 wanted = 2 * self.tolerance * count * moves[rows] / (sites * rate.sum(-1, keepdim=True) * changes[rows])
-                wanted = torch.where(count > 1, wanted, torch.inf).clamp(max=1.0)  # a single site makes no error
+                wanted = torch.where(count > 1, wanted, torch.inf).clamp(max=1.0)  # no error if a single site can move
                 length = length.index_copy(0, rows, torch.minimum(wanted, 4 * length[rows]))
         return state.at(tokens, at.s)
 
 
 def _open(process: RankOne, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
-    """The sites that could have moved, so that their prediction is known."""
+    """Return the sites that could have moved from x at alpha: their leave-one-out prediction is defined."""
     return process.candidate(x, alpha, torch.ones_like(alpha)) > 0
 
 
 def _change(before: Prediction, after: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B 1"]:
-    """sum_i TV(O_i, O'_i) over the chosen sites."""
+    """Compute sum_i TV(O_i, O'_i) over the chosen sites of each row."""
     tv = compare(before.loo_at(where), after.loo_at(where), lambda p, q: (p.exp() - q.exp()).abs().sum(-1) / 2)
     return torch.zeros(where.shape, dtype=torch.float64, device=where.device).masked_scatter(where, tv).sum(-1, True)

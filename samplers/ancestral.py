@@ -1,15 +1,15 @@
-r"""Ancestral sampling: the exact one-site reverse marginal, at every site at once.
+r"""Draw every site independently from its exact reverse marginal (ancestral sampling).
 
     p(z_s^i | z_t) = q(z_t^i | z_s^i) (O Q_s)(z_s^i) / (O Q_t)(z_t^i)
 
-with O the leave-one-out denoiser: "keep z_t, or redraw from alpha_s O + (1 - alpha_s) pi". Where to redraw is
-decided first, by a bound that needs no logits, and then accepted against the true probability; on a masked process
-the bound is the probability. Where noise depends on the token it replaces there is no such split, and the whole row is
-drawn. The error is that sites are moved independently: order 1 in total variation, none
-for one site.
+with O the leave-one-out prediction. On a rank-one process this keeps z_t or redraws it from alpha_s O + (1 - alpha_s)
+pi. The sites to redraw are proposed with a bound that needs no logits, then accepted with the true probability over the
+bound; on a masked process the two are equal. On other processes the whole row of probabilities is computed and drawn
+from. The error comes from moving sites independently: order 1 in total variation, no error for one site.
 
-References: D3PM (Austin et al., 2021); MDLM (Sahoo et al., 2024); UDLM (Schiff et al., 2025); Uniform Diffusion
-    Models Revisited (2026).
+References: D3PM (Austin et al., 2021, https://arxiv.org/abs/2107.03006); MDLM (Sahoo et al., 2024,
+https://arxiv.org/abs/2406.07524); UDLM (Schiff et al., 2025, https://arxiv.org/abs/2412.10193); Uniform Diffusion
+Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ __all__ = ["Ancestral", "given", "reverse_step", "reverse_tokens"]
 
 @dataclass(frozen=True)
 class Ancestral(Predictor):
-    """The reverse bridge with the LOO plugged in; one denoiser call a step, order 1."""
+    """Step from t to s by the bridge with the LOO in place of x0; at most one denoiser call a step, order 1."""
 
     order = 1.0
 
@@ -49,11 +49,11 @@ def reverse_step(
     """Draw the chosen sites from their reverse marginals, from the state's time to another.
 
     Args:
-        state: where it starts.
+        state: the state at the start.
         free: (B, L) the sites that may move.
-        at: where the operator stands.
-        look: the time the denoiser is told; the state's own if None.
-        to: the time it ends; that of ``at`` if None.
+        at: the process, run and address of the operator.
+        look: the time given to the denoiser; the state's own if None.
+        to: the time at the end; ``at.s`` if None.
     """
     s = at.s if to is None else to
     return state.at(reverse_tokens(state, free, at, at.alpha(state.t), at.alpha(s), lambda: at.predict(state, look)), s)
@@ -67,9 +67,10 @@ def reverse_tokens(
     alpha_s: Survival,
     predict: Callable[[], Prediction],
 ) -> Int[Tensor, "B L"]:
-    """The draw itself, between two survivals; sites "where", "accept", "data", "token", "noise".
+    """Draw the chosen sites from their reverse marginals between survivals alpha_t and alpha_s.
 
-    If no site can change, ``predict`` is not called.
+    Choices "where", "accept", "data", "token", "noise" on rank-one processes, "state" on others. On a rank-one process
+    ``predict`` is not called if no site is proposed, except in a fused step on a GPU.
     """
     process, z = at.process, state.tokens
     if not isinstance(process, RankOne):
@@ -84,7 +85,7 @@ def reverse_tokens(
     where = choose("where", Coins(bound), state, at)
     if not bool(where.any()):
         return z
-    if isinstance(process, Masked):  # a mask is no token: its bound is attained, and only what becomes data is asked
+    if isinstance(process, Masked):  # the bound is exact; the prediction is needed only at sites that become data
         return redraw(state, where, predict, alpha_s, at).tokens
     prediction = predict()
     done = fused_step(state, prediction, at, alpha_s, where=where, odds=_odds(process, z, alpha_t))
@@ -97,10 +98,10 @@ def reverse_tokens(
 
 
 def _odds(process: RankOne, z: Int[Tensor, "B L"], alpha_t: Survival) -> Float[Tensor, "B L"] | None:
-    """The noise odds by which candidates are accepted; None where all are."""
+    """Return the noise odds that decide whether a proposed site is accepted; None on a masked process: all are."""
     return None if isinstance(process, Masked) else process.odds(z, alpha_t)
 
 
 def given(seen: Prediction) -> Prediction:
-    """The prediction that has been made: with ``partial``, one that need not be asked for."""
+    """Return a prediction already made: ``partial(given, seen)`` is a ``predict`` without a denoiser call."""
     return seen

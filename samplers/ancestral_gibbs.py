@@ -1,11 +1,12 @@
-r"""Ancestral steps with a fixed number of Gibbs moves after each: order about 2 from two methods that are simpler.
+r"""Follow each ancestral step by a fixed number of Gibbs moves: order about 2 from two simpler methods.
 
-An ancestral step errs by O(h^2); the Gibbs moves at its end contract what errors there are by a factor rho that does
-not depend on h, so the error that is left is O(h^2) / (1 - rho) instead of O(h). In a long sequence one move touches
-one site of L, and what is gained a call depends on how many sites can be moved at once: ``sites`` in parallel are only
-approximately invariant, and cheap.
+An ancestral step has an error of O(h^2). The Gibbs moves after it contract the accumulated error by a factor rho that
+does not depend on h, so the remaining error is O(h^2) / (1 - rho) instead of O(h). In a long sequence one move changes
+one site of L, so the gain per call depends on how many sites move at once: several in parallel cost one call but
+preserve p_t only approximately.
 
-Reference: predictor-corrector sampling (Campbell et al., 2022; Zhao et al., 2024).
+References: predictor-corrector sampling (Campbell et al., 2022, https://arxiv.org/abs/2205.14987; Zhao et al., 2024,
+https://arxiv.org/abs/2407.21243).
 """
 
 from discdiff.operator import Operator
@@ -16,5 +17,5 @@ __all__ = ["ancestral_gibbs"]
 
 
 def ancestral_gibbs(moves: int = 1, sites: int = 1) -> Operator:
-    """``Ancestral() >> Gibbs(sites) ** moves``; 1 + moves denoiser calls a step."""
+    """Return ``Ancestral() >> Gibbs(sites) ** moves``; 1 + moves denoiser calls a step."""
     return Ancestral() >> Gibbs(sites) ** moves

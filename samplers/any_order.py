@@ -1,9 +1,10 @@
-r"""Any order, one token a call: exact at time 0, whatever the selection looks at.
+r"""Reveal one token a denoiser call, in any order: exact at time 0 for every selection rule.
 
-With the site chosen from what is already revealed, each token is drawn from its law given the others:
+The choice of the site depends on the revealed tokens alone, and its token is drawn from its law given them:
 p0(x) = prod_k p0(x_{i_k} | x_{i_1}, ..., x_{i_{k-1}}) holds for every adaptive order.
 
-References: ARDM (Hoogeboom et al., 2022); masked diffusion as any-order models (Shi et al., 2024; Ou et al., 2025).
+References: ARDM (Hoogeboom et al., 2022, https://arxiv.org/abs/2110.02037); masked diffusion as any-order models (Shi
+et al., 2024, https://arxiv.org/abs/2406.04329; Ou et al., 2025, https://arxiv.org/abs/2406.03736).
 """
 
 from dataclasses import dataclass, replace
@@ -22,13 +23,13 @@ __all__ = ["AnyOrder"]
 
 @dataclass(frozen=True)
 class AnyOrder(Predictor):
-    """As ``Unmask``, with a denoiser call for every token: L calls in all, over any grid, such as grid=[1, 0].
+    """Reveal masks as ``Unmask`` does, with a denoiser call for every token: L calls in all over any grid, e.g. [1, 0].
 
     Args:
-        select, noise, block: as of ``Unmask``.
+        select, noise, block: as in ``Unmask``.
 
     Raises:
-        ValueError: as of ``Unmask``.
+        ValueError: as in ``Unmask``.
     """
 
     select: Select = "random"
@@ -42,7 +43,7 @@ class AnyOrder(Predictor):
 
     @property
     def nfe(self) -> float | None:
-        return None  # L in all, over however many steps
+        return None  # L in all, for any number of steps
 
     def check(self, process: Process) -> None:
         check_mask(self, process)

@@ -1,20 +1,22 @@
-r"""Autoregressively informed correction: the network draws a clean block, reads it in order, and doubts what it reads.
+r"""Draw a clean block and re-noise the sites with the largest scores under the network's autoregressive law.
 
-    x    ~ D(. | z)                                        every site; what a mask hid, on a masked process
+    x    ~ D(. | z)                                        at every free site; on a masked process, at the masks
     p_i  = p(. | prefix, x_{<i})                           the same network's autoregressive law
-    k    = max(1, round((1 - alpha_s) n)) sites of the n free ones go back to noise, those of the largest score
+    k    = max(1, round((1 - alpha_s) n)) sites of the n free ones are re-noised: those with the largest score
 
     "nll"  -log p_i(x_i)         "gap"  max_v log p_i(v) - log p_i(x_i)        "entropy"  H(p_i)
     "kl"  KL(p_i || D_i(z))      "reverse_kl"  KL(D_i(z) || p_i)               "tv"  TV(p_i, D_i(z))
 
-These scores look at the tokens they judge, so no law is kept, and with more steps the samples sharpen towards the mode:
-look at the entropy beside any quality. Two choices look at nothing, and ask no autoregressive law:
+These scores depend on the drawn tokens, so the end law is biased: with more steps samples concentrate on the mode.
+Report their entropy beside any quality measure. Two choices depend on no token and need no autoregressive law:
 
-    "random"   k sites at random: on a masked process the end law converges to p0, fast. On a uniform one k >= 1 noisy
-               sites are more noise than alpha_s says, the denoiser that is told alpha_s keeps it, and the law drifts
-    "forward"  every site with probability 1 - alpha_s, the noise of time s itself: converges to p0 on every process
+    "random"   k uniformly chosen sites. On a masked process the end law converges to p0, fast. On a uniform process at
+               least one site is re-noised even if alpha_s implies less; the denoiser at alpha_s does not remove the
+               excess, so the law drifts
+    "forward"  every site with probability 1 - alpha_s, as the forward process does: converges to p0 on every process
 
-References: BlockGen (2026); random re-noising is that of ReMDM (Wang et al., 2025).
+References: BlockGen (2026, https://arxiv.org/abs/2606.02241); random re-noising is that of ReMDM (Wang et al., 2025,
+https://arxiv.org/abs/2503.00307).
 """
 
 from dataclasses import dataclass, replace
@@ -43,16 +45,17 @@ _BLIND = ("random", "forward")
 
 @dataclass(frozen=True)
 class ARPC(Predictor):
-    """One guided step. Two denoiser calls, the second of two queries a token; "random" and "forward" take one.
+    """Draw clean tokens, then re-noise the sites with the largest scores.
 
-    A network without ``score`` is shown a copy of the block for every site of it in the second.
+    Two denoiser calls a step, of which the second has two queries a token; "random" and "forward" need only the first.
+    For a network without ``score`` the second call gets one copy of the block for each of its sites.
 
     Args:
-        score: what is re-noised first.
+        score: which sites are re-noised first.
         temperature: of the selection, which is Plackett-Luce by score / temperature; 0 takes the largest scores.
 
     Raises:
-        ValueError: for an unknown score or a negative temperature; in sampling, if the network cannot be asked for its
+        ValueError: for an unknown score or a negative temperature; in sampling, if the network does not give its
             autoregressive law (``Denoiser.autoregressive``).
     """
 
@@ -65,13 +68,13 @@ class ARPC(Predictor):
         object.__setattr__(self, "temperature", real(self.temperature, "ARPC: temperature", "[0, inf)"))
 
     def scheduled(self, steps: SupportsIndex, *, warmup: SupportsIndex = 0, period: SupportsIndex = 1) -> Operator:
-        """The published schedule over equal steps: this in every ``period``-th from ``warmup`` on, never in the last.
+        """Return the published schedule: this in every ``period``-th step from ``warmup`` on, never in the last.
 
         The other steps are ancestral. A block takes steps + floor((steps - 2 - warmup) / period) + 1 denoiser calls,
-        and no more than ``steps`` where warmup > steps - 2.
+        and at most ``steps`` if warmup > steps - 2.
 
         Raises:
-            ValueError: for numbers that are too small; in sampling, where the steps are others.
+            ValueError: for numbers that are too small; in sampling, if the grid is not ``steps`` equal steps.
         """
         steps, warmup = whole(steps, "ARPC: steps", 1), whole(warmup, "ARPC: warmup", 0)
         return when(Guided(steps, warmup, whole(period, "ARPC: period", 1)), self, Ancestral())
@@ -91,13 +94,13 @@ class ARPC(Predictor):
             noise = process.renoise(clean.tokens, state.free, where, alpha)
         else:
             where = self._chosen(said, clean, alpha, at)
-            most = alpha if isinstance(process, RankOne) else at.alpha(1.0)  # where noise is no law of its own
+            most = alpha if isinstance(process, RankOne) else at.alpha(1.0)  # in general: q at alpha(1)
             noise = process.renoise(clean.tokens, where, where, most)
         again = choose("noise again", noise, state, at)
         return clean.at(again, at.s)
 
     def _chosen(self, said: Prediction, clean: State, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
-        """k sites of each row; none at alpha_s = 1."""
+        """Choose k sites of each row, or none at alpha_s = 1."""
         count = ((1 - alpha).mean(-1) * clean.free.sum(-1)).round().clamp(min=1).long()
         count = torch.where((alpha < 1).all(-1), count, 0)
         score = torch.zeros_like(alpha)
@@ -120,7 +123,7 @@ class ARPC(Predictor):
             reading = law.loo_at(free).read(own).reading
             assert reading is not None
             assert reading.value is not None
-            # of logits, whose normaliser cancels: exactly 0 at the likeliest token, however a row is summed
+            # from logits, whose normaliser cancels: exactly 0 at the likeliest token, whatever the order of summation
             gap = reading.peak.amax(-1).double() - reading.value.double()
             rows = gap if self.score == "gap" else -reading.log_prob
         finite = rows.double().clamp(-1e300, 1e300)
@@ -136,7 +139,7 @@ _DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Guided:
-    """The condition i >= warmup, (i - warmup) % period = 0 on the i-th of equal steps, from 0; not on the last."""
+    """Hold in step i of equal steps, from 0, if i >= warmup and (i - warmup) % period = 0; never in the last."""
 
     steps: int
     warmup: int

@@ -1,12 +1,12 @@
-r"""Coloured re-noising: redraw sites with a probability that grows with how unresolved the prediction is there.
+r"""Redraw each site with a probability that grows with the entropy of its leave-one-out prediction.
 
     redraw site i with probability min(1, budget H(O_i) / log V),        z_i ~ alpha O_i + (1 - alpha) pi
 
-H is the entropy of the leave-one-out prediction, which does not see z_i: with one uniformly chosen site the move keeps
-p_t exactly, where a choice by the entropy of D, or by a budget shared among the sites, would not. In parallel, for all
-sites, it is approximate, and spends its moves where the noise process still has something to decide.
+H is the entropy of the leave-one-out prediction, which does not depend on z_i. So with one uniformly chosen site the
+move preserves p_t exactly; a choice by the entropy of D, or a budget shared among the sites, would not. In parallel, at
+all sites, it is approximate, and redraws mostly the sites that the other sites do not determine.
 
-This library's; in the spirit of the informed correctors of Zhao et al. (2024).
+Introduced here; inspired by the informed correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.21243).
 """
 
 import math
@@ -29,14 +29,14 @@ __all__ = ["Coloured"]
 
 @dataclass(frozen=True)
 class Coloured(Corrector):
-    """Redraw where the leave-one-out entropy is large; one denoiser call.
+    """Redraw sites whose leave-one-out entropy is large; one denoiser call.
 
     Args:
-        budget: the probability at a site where nothing is known, at least.
-        sites: how many uniformly chosen sites of a row may be redrawn: 1 is exact, more, or all (None), approximate.
+        budget: the probability of a redraw where O is uniform, H = log V; capped at 1.
+        sites: how many uniformly chosen sites of a row may be redrawn: 1 is exact; more, or all (None), approximate.
 
     Raises:
-        ValueError: for a budget that is not positive, or no sites.
+        ValueError: for a budget that is not positive, or ``sites`` below 1.
     """
 
     budget: float = 0.1
@@ -60,7 +60,7 @@ class Coloured(Corrector):
         if self.sites is not None:
             some = choose("site", Subset(state.free, self.sites), state, at)
         asked = state
-        if self.sites is not None and at.process.absorbing:  # a revealed site's LOO needs it hidden, as in Gibbs
+        if self.sites is not None and at.process.absorbing:  # O at a revealed site needs it masked, as in Gibbs
             asked = state.at(torch.where(some, at.process.hide(state.tokens), state.tokens))
         said = at.predict(asked)
         doubt = said.loo_at(some).known(entropy=True).entropy / math.log(max(at.process.vocab_size, 2))

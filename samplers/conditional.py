@@ -1,9 +1,9 @@
-r"""What informed and locally balanced correctors read: the one-site conditional c = O Q_t, and rates made from it.
+r"""Compute the one-site conditional c = O Q_t and balanced rates from it, for informed and locally balanced correctors.
 
     c_i(v | z) = p_t(z_i = v | z_{-i}) = alpha O_i(v) + (1 - alpha) pi(v),        r_i(v | z) = c_i(v) / c_i(z_i)
 
 r is the concrete score: p_t of the sequence with site i at v, over p_t of the sequence. A rate g(r) with
-g(r) = r g(1 / r) is in detailed balance with p_t. The rows are made and read in chunks; nobody holds them all.
+g(r) = r g(1 / r) is in detailed balance with p_t. The rows are computed and read in chunks, never all at once.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ Balance = Literal["barker", "sqrt", "min", "max"]
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
-    """log(1 / (1 + exp(-x))) of float64, to 1e-13; torch's own takes twice as long."""
-    x = x.clamp(max=700)  # beyond it is 0, and exp(x) would overflow
+    """Compute log(1 / (1 + exp(-x))) of float64 to 1e-13; torch's own function takes twice as long."""
+    x = x.clamp(max=700)  # beyond 700 the result is 0, and exp(x) would overflow
     return x - (1 + x.exp()).log()
 
 
@@ -44,10 +44,10 @@ def check_balance(balance: str, where: str) -> None:
 
 
 def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
-    """log c at the chosen sites, unread.
+    """Give log c at the chosen sites as rows that are computed when they are read.
 
     Raises:
-        ValueError: where the LOO is undefined, as of a masked denoiser at revealed sites.
+        ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
     """
     process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where]
     loo = prediction.loo_at(where).rows
@@ -59,13 +59,13 @@ def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
 
 
 def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
-    """log g(r) at the chosen sites with the own column at -inf, unread; log r itself without a ``balance``."""
+    """Give log g(r) at the chosen sites, or log r without a ``balance``; unread, -inf at each site's own state."""
     process, x = prediction.process, prediction.x[where]
     conditional, rate = conditional_at(prediction, where).rows, LOG_RATE[balance] if balance else torch.nn.Identity()
 
     def rows(n: Tensor) -> Tensor:
         log_c, own = conditional.dense(n), process.column(x[n])[:, None]
-        log_own = log_c.gather(-1, own)  # where it is -inf no data agrees, and any move is right
+        log_own = log_c.gather(-1, own)  # -inf if no data agrees with the other sites: any move is allowed
         log_r = log_c - torch.where(log_own > -torch.inf, log_own, 0.0)
         return rate(log_r).scatter(-1, own, -torch.inf)
 
@@ -73,5 +73,5 @@ def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Bal
 
 
 def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
-    """The numbers of the chosen sites at their places."""
+    """Put N values at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
     return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())

@@ -1,19 +1,19 @@
-r"""Discrete flow matching: the rates of the mixture path, with a free stochasticity.
+r"""Step with the rates of discrete flow matching on the mixture path, with adjustable stochasticity.
 
-Given x0, every other state jumps to x0 at rate 1 / (1 - alpha) per unit of alpha, and any flux in detailed balance with
-q_t(. | x0) may be added. Here it is "a token that was kept turns to noise, noise turns to x0", eta times,
+Given x0, every other state jumps to x0 at rate 1 / (1 - alpha) per unit of alpha. Any flux in detailed balance with
+q_t(. | x0) may be added. Here a clean token turns to noise and noise turns to x0, scaled by eta:
 
     z = x0 -> v:  eta alpha pi(v) / (alpha + (1 - alpha) pi(z)),        v -> x0:  eta alpha / (1 - alpha)
 
-and averaged over the denoiser, with D(z) the probability that the token is clean,
+Averaged over the denoiser, with D(z) the probability that the token is clean, the rates are
 
     to a token v of D, not z:   (1 + eta alpha) D(v) / (1 - alpha)
     to a token v of noise:      eta alpha D(z) pi(v) / (alpha + (1 - alpha) pi(z))
 
-On a masked process eta is the rate of remasking, as ``ReMDM(rule="rate")``.
+On a masked process eta is the rate of remasking, as in ``ReMDM(rule="rate")``.
 
-References: Campbell et al. (2024), whose flux on a uniform process is this one but for a factor that depends on alpha
-alone; Gat et al. (2024).
+References: Campbell et al. (2024, https://arxiv.org/abs/2402.04997), whose flux on a uniform process differs from this
+one by a factor that depends on alpha alone; Gat et al. (2024, https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ __all__ = ["DFM"]
 
 @dataclass(frozen=True)
 class DFM(Leap):
-    """Flow-matching rates, frozen for a step, P(r) = 1 - exp(-r); one denoiser call a step, order 1.
+    """Leap with flow-matching rates frozen for a step, P(r) = 1 - exp(-r); one denoiser call a step, order 1.
 
     Args:
-        eta: the stochasticity, per unit of alpha; 0 is flow matching's own path.
+        eta: the stochasticity, per unit of alpha; 0 adds no flux.
 
     Raises:
         ValueError: for a negative eta.
@@ -56,17 +56,17 @@ class DFM(Leap):
 
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
         odds = process.odds(x, alpha)
-        known = odds < torch.inf  # else at alpha = 0, where z says nothing of x0
+        known = odds < torch.inf  # else alpha = 0, where z does not depend on x0
         finite = odds.where(known, 1.0)
         clean = torch.where(known, own * (1 + finite) / (own + finite).clamp(min=1e-300), own)
         return self._exit(process, x, alpha, clean)
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
         noise, data = (self._exit(process, x, alpha, torch.full_like(x, d, dtype=torch.float64)) for d in (0.0, 1.0))
-        if isinstance(process, Masked):  # D(z) is known: a mask is noise, a token is clean
+        if isinstance(process, Masked):  # D(z) is 0 at a mask and 1 at a token
             hidden = x == process.mask_id
             return Exit(*(torch.where(hidden, one, two) for one, two in zip(noise, data, strict=True)))
-        return Exit(torch.maximum(noise.total, data.total), noise.data, noise.anchored)  # it is linear in D(z)
+        return Exit(torch.maximum(noise.total, data.total), noise.data, noise.anchored)  # linear in D(z)
 
     def _exit(self, process: RankOne, x: Tensor, alpha: Survival, clean: Tensor) -> Exit:
         a, share = process.sitewise(alpha, x), process.noise(x.device).pi[process.column(x)]

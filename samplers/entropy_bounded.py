@@ -1,10 +1,10 @@
-r"""Entropy-bounded unmasking: as many masks at once as keep the loss of independence below gamma.
+r"""Reveal as many masks at once as keep a bound on the error of independent draws below gamma.
 
-Drawing the sites of U independently costs their total correlation, TC(U) <= sum_U H - max_U H. So the masks are taken
-in the order of their entropies, and the longest prefix is revealed for which that bound is at most gamma: the error of
-a step, in nats, is known beforehand.
+The error of drawing the sites of U independently is their total correlation, TC(U) <= sum_U H - max_U H. The masks are
+sorted by entropy, and the longest prefix whose bound is at most gamma is revealed. So a bound on the error of a step,
+in nats, is known before the step.
 
-Reference: EB-sampler (Ben-Hamu et al., 2025).
+Reference: EB-sampler (Ben-Hamu et al., 2025, https://arxiv.org/abs/2505.24857).
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ __all__ = ["EntropyBounded"]
 
 @dataclass(frozen=True)
 class EntropyBounded(Sure):
-    """Reveal the masks of least entropy while the bound allows; at least one a row, and all in the last step.
+    """Reveal the masks of least entropy while the bound is at most gamma; at least one a row, and all in the last step.
 
-    The schedule says nothing here, as in ``Threshold``. With an exact denoiser and steps enough,
-    KL(p0 || law) <= gamma times the calls of a row.
+    The schedule does not set the number of masks, as in ``Threshold``. With an exact denoiser and enough steps,
+    KL(p0 || law) <= gamma times the number of denoiser calls of a row.
 
     Args:
         gamma: nats a step, at least 0.
@@ -43,7 +43,7 @@ class EntropyBounded(Sure):
     def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
         entropy = -confidence("entropy", masks, lambda: prediction)
         rising, order = entropy.sort(dim=-1, stable=True)
-        # the largest of a prefix is its last, so the sum less the largest is the sum before it
+        # sorted, so the sum of a prefix minus its largest entropy is the sum before its last
         before = rising.cumsum(-1) - rising
         within = (before <= self.gamma + 1e-12) & (rising < torch.inf)
         return torch.zeros_like(masks).scatter(-1, order, within)

@@ -1,6 +1,7 @@
-"""Euler: a site jumps with its rate times the step's length, as long as that is a probability.
+"""Let a site jump with probability rate times step length, at most 1 (the Euler method).
 
-References: SEDD (Lou et al., 2024); discrete flow matching (Gat et al., 2024).
+References: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834); discrete flow matching (Gat et al., 2024,
+https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ __all__ = ["Euler"]
 
 @dataclass(frozen=True)
 class Euler(Leap):
-    """P(r) = min(r, 1); one denoiser call a step, order 1. On masked processes it is ``Ancestral``."""
+    """Leap with P(r) = min(r, 1); one denoiser call a step, order 1. On masked processes it equals ``Ancestral``."""
 
     order = 1.0
 

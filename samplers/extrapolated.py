@@ -1,10 +1,10 @@
-r"""Steps whose rates combine two predictions: what the methods of higher order share.
+r"""Step with rates that combine two predictions, for the methods of higher order.
 
     R = ( a R_1 + b R_0 )_+,      a + b = 1
 
-with R_1 the rates at one state and time and R_0 those at another. b is negative where a method extrapolates; what would
-be a negative rate is clipped to 0, which costs the order wherever it is active. Both are rates of "set site i to v", so
-they mean something at a site that has moved in between.
+with R_1 the rates at one state and time and R_0 those at another. b is negative if a method extrapolates. Negative
+rates are clipped to 0, and where that happens the order is lost. Both are rates of "set site i to v", so they are also
+defined at a site that has moved in between.
 """
 
 import torch
@@ -34,11 +34,11 @@ def combined_leap(
     """Jump from ``state`` with frozen rates (a R_late + (1 - a) R_early)_+ and P(r) = 1 - exp(-r).
 
     Args:
-        state: where it starts.
+        state: the state at the start.
         late, early: the two predictions.
-        a: the weight of the first.
-        length: of the step, in alpha.
-        at: where the operator stands.
+        a: the weight of ``late``, (B, L).
+        length: of the step, in alpha, (B, L).
+        at: the process, run and address of the operator.
     """
     process, x = at.process, state.tokens
     b, free = 1 - a, state.free
@@ -67,10 +67,9 @@ def combined_leap(
 
 
 def share(at: At, now: float, state: State, part: float) -> tuple[float, Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """The time that lies ``part`` of the way from ``now`` to s in alpha; how far that is, and how far is left, in
-    alpha.
+    """Find the time that lies ``part`` of the way from ``now`` to s in alpha, and the lengths before and after it.
 
-    Where every position has a clock of its own, part of the way in time.
+    Both lengths are in alpha, (B, L). If every position has a clock of its own, ``part`` is measured in time.
     """
     process, schedule = at.process, at.process.schedule
     start, end = at.alpha(now), at.alpha(at.s)

@@ -1,14 +1,14 @@
-r"""First hitting: the exact times at which masks are revealed, one denoiser call each.
+r"""Reveal masks one by one at their exact random times, one denoiser call each (first hitting).
 
-With n masks left at survival alpha, the next is revealed at alpha' with
+With n masks left at survival probability alpha, the next is revealed at alpha' with
 
     P(no reveal until alpha') = ((1 - alpha') / (1 - alpha))^n,    so 1 - alpha' = (1 - alpha) exp(-E / n),  E ~ Exp(1)
 
-at a site that is uniform among the masks, and its token is drawn from the prediction at that very time. Every row has
-its own times; rows that have nothing to reveal before s take no part in the call. On a masked process this is the exact
-simulation of the reverse CTMC of the model, hence Gillespie's and uniformization's as well.
+The site is uniform among the masks, and its token is drawn from the prediction at alpha'. Every row has its own times;
+rows that reveal nothing before s are left out of the call. On a masked process this simulates the model's reverse CTMC
+exactly, as Gillespie's algorithm and uniformization do.
 
-Reference: Zheng et al. (2024).
+Reference: Zheng et al. (2024, https://arxiv.org/abs/2409.02908).
 """
 
 import math
@@ -30,9 +30,9 @@ __all__ = ["FirstHitting"]
 
 @dataclass(frozen=True)
 class FirstHitting(Predictor):
-    """Exact: no error at any step size; a call for every token that is revealed.
+    """Reveal one mask a denoiser call at its exact time: no error at any step size.
 
-    With noise tokens in the place of a mask, a step to time 0 is ancestral: end such a grid with a short one.
+    On a process with noise tokens instead of a mask, the step to time 0 is ancestral: make the grid's last step short.
     """
 
     order = math.inf
@@ -40,7 +40,7 @@ class FirstHitting(Predictor):
 
     @property
     def nfe(self) -> float | None:
-        return None  # L in all, over however many steps
+        return None  # L in all, for any number of steps
 
     def check(self, process: Process) -> None:
         check_masked(self, process)
@@ -48,7 +48,7 @@ class FirstHitting(Predictor):
             raise ValueError(f"{self} needs one clock for all positions, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        if at.s == 0 and not isinstance(at.process, Masked):  # tokens that coincide with their noise would never end
+        if at.s == 0 and not isinstance(at.process, Masked):  # tokens equal to their noise token stay hidden
             return Ancestral()(state, at)
         schedule, tokens, turn = at.process.schedule, state.tokens, 1
         noise = 1 - at.process.sitewise(at.alpha(state.t), tokens[:, :1])[:, 0]  # 1 - alpha, row by row
@@ -76,6 +76,6 @@ class FirstHitting(Predictor):
 def _pick(
     state: State, masks: torch.Tensor, rows: torch.Tensor, keep: torch.Tensor
 ) -> tuple[State, torch.Tensor, torch.Tensor]:
-    """The rows that go on."""
+    """Select the rows where ``keep`` is true."""
     which = keep.nonzero()[:, 0]
     return state.select(which), masks[which], rows[which]

@@ -1,12 +1,13 @@
-r"""Forward-backward correctors: add noise and take it away again, at one time.
+r"""Correct at a fixed time by adding noise and removing it again (forward-backward correctors).
 
-The forward process and its reverse both keep p_t, so their sum does: rates R + Rbar (Campbell et al., 2022).
-``ForwardBackward`` does it exactly: one site is noised from t to u and drawn back by its exact one-site reverse, which
-the LOO gives. ``TauForwardBackward`` lets every site follow the summed rates for a length h with the rates frozen, and
-has a bias of O(h). ``Cycle`` noises all sites from t to u and runs a predictor back: resampling, whose bias is the
-predictor's; frozen sites are clamped in it, which is how an infill is made to agree with its prompt.
+The sum of the forward rates R and the reverse rates Rbar preserves p_t (Campbell et al., 2022). ``ForwardBackward`` is
+exact for one site: it is noised from t to u and drawn back from its exact one-site reverse law, given by the LOO.
+``TauForwardBackward`` lets every site follow R + Rbar for a length h with frozen rates; its bias is O(h). ``Cycle``
+noises all free sites from t to u and runs a predictor back to t (resampling); its bias is the predictor's. Frozen sites
+keep their tokens, so resampling adapts an infill to its prompt.
 
-References: Campbell et al. (2022); Lugmayr et al. (2022) for resampling.
+References: Campbell et al. (2022, https://arxiv.org/abs/2205.14987); resampling: RePaint (Lugmayr et al., 2022,
+https://arxiv.org/abs/2201.09865).
 """
 
 from dataclasses import dataclass, field, replace
@@ -33,14 +34,14 @@ __all__ = ["Cycle", "ForwardBackward", "TauForwardBackward"]
 
 @dataclass(frozen=True)
 class ForwardBackward(Corrector):
-    """Noise ``sites`` sites of each row from the present time t to u, and draw them back; one denoiser call.
+    """Noise ``sites`` sites of each row from the current time t to u, and draw them back; one denoiser call.
 
     Args:
-        u: the time noise is added up to. At times later than u there is nothing to add, and nothing is done.
-        sites: how many; 1 keeps p_t exactly, more only approximately.
+        u: the time up to which noise is added. If t >= u the corrector is the identity.
+        sites: how many; 1 preserves p_t exactly, more only approximately.
 
     Raises:
-        ValueError: for a time outside (0, 1], or no sites.
+        ValueError: for a time outside (0, 1], or ``sites`` below 1.
     """
 
     u: float = 0.6
@@ -61,23 +62,23 @@ class ForwardBackward(Corrector):
         alpha, later = at.alpha(state.t), at.alpha(self.u)
         where = choose("site", Subset(state.free, self.sites), state, at)
         noised = choose("noised", at.process.noised_further(state.tokens, where, alpha, later), state, at)
-        # The LOO at a site does not see its own token, so it is the same at t whatever the site holds.
+        # The LOO at a site does not depend on its own token, so at time t it is the same before and after noising.
         between = state.at(noised)
         return state.at(reverse_tokens(between, where, at, later, alpha, lambda: at.predict(between)))
 
 
 @dataclass(frozen=True)
 class TauForwardBackward(Corrector):
-    """All sites follow R + Rbar, frozen, for a length h of -log alpha; one denoiser call.
+    """Let all sites follow R + Rbar, frozen, for a length h of -log alpha; one denoiser call.
 
-    At time 0 nothing is done: what takes noise away again has no finite rate there, so frozen rates would leave noise.
+    At time 0 it is the identity: the reverse rates are not finite there, so frozen rates would leave noise.
 
     Args:
-        h: the length, in units in which the noise process has rate 1.
+        h: the length, in units in which the forward process has rate 1.
 
     Raises:
-        ValueError: for a length that is not positive; in sampling, if the model says nothing of the LOO at a site that
-            the noise may have brought to its state.
+        ValueError: for a length that is not positive; in sampling, if the process is not rank-one, or if the model does
+            not determine the LOO at a site whose state may come from noise.
     """
 
     h: float = 0.05
@@ -96,7 +97,7 @@ class TauForwardBackward(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         process, z = at.process, state.tokens
-        assert isinstance(process, RankOne)  # ``check`` has seen to it
+        assert isinstance(process, RankOne)  # ensured by ``check``
         free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
         if not bool(free.any()):
             return state
@@ -115,7 +116,7 @@ class TauForwardBackward(Corrector):
 
 
 def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"]) -> Float[Tensor, "#n C"]:
-    """The rates of the noise process from states to every column."""
+    """Compute the forward rates from each state to every column; (1, C) if they are the same for all states."""
     if process.anchor(x) is None:
         return process.noise(x.device).pi[None]
     columns = torch.arange(process.columns, device=x.device).expand(len(x), -1)
@@ -124,16 +125,16 @@ def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"])
 
 @dataclass(frozen=True)
 class Cycle(Corrector):
-    """Noise every free site from the present time t to u, and run a predictor back from u to t.
+    """Noise every free site from the current time t to u, and run a predictor back from u to t.
 
     Args:
-        u: the time noise is added up to. At times later than u nothing is done.
-        predictor: what runs back.
-        steps: in how many equal steps.
+        u: the time up to which noise is added. If t >= u the corrector is the identity.
+        predictor: the operator that runs back.
+        steps: the number of equal steps back.
 
     Raises:
-        TypeError: if ``predictor`` is not one.
-        ValueError: for a time outside (0, 1], or no steps.
+        TypeError: if ``predictor`` does not move in time.
+        ValueError: for a time outside (0, 1], or ``steps`` below 1.
     """
 
     u: float = 0.6

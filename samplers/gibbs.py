@@ -1,12 +1,13 @@
-r"""The Gibbs corrector: redraw a few sites from their conditional given the rest.
+r"""Redraw a few sites from their conditional given the other sites (the Gibbs corrector).
 
     p_t(z_i | z_{-i}) = O_i Q_t,       alpha_t O_i + (1 - alpha_t) pi on a process of rank one
 
-needs only the leave-one-out prediction O. The sites are chosen without looking at the tokens, uniformly or in turn,
-which is what keeps p_t invariant; one site is exact, several in parallel are not. A uniform process gives O at every
-site in one call; an absorbing one hides it at a revealed site, so the chosen sites are masked before the call.
+needs only the leave-one-out prediction O. p_t stays invariant because the choice of sites, uniform or in turn, does not
+depend on the tokens. One site is exact; several in parallel are not. On a uniform process one call gives O at every
+site. On an absorbing one D does not determine O at a revealed site, so the chosen sites are masked before the call.
 
-References: Informed Correctors (Zhao et al., 2024); Uniform Diffusion Models Revisited (2026).
+References: Informed Correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.21243); Uniform Diffusion Models
+Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
 from dataclasses import dataclass
@@ -28,15 +29,15 @@ __all__ = ["Gibbs"]
 
 @dataclass(frozen=True)
 class Gibbs(Corrector):
-    """Redraw ``sites`` sites of each row in parallel; one denoiser call.
+    """Redraw ``sites`` sites of each row in parallel; one denoiser call, or one for each group of a sweep.
 
     Args:
-        sites: how many; 1 keeps p_t exactly, more only approximately.
-        scan: "random": uniformly chosen ones, in one call. "systematic": a whole sweep, every site once from left to
-            right, a call for each; several at a time are evenly spaced, so that those redrawn together lie far apart.
+        sites: how many; 1 preserves p_t exactly, more only approximately.
+        scan: "random": uniformly chosen sites, in one call. "systematic": a sweep that redraws every site once, from
+            left to right, in ceil(L / sites) calls; the sites of one call are evenly spaced, so they lie far apart.
 
     Raises:
-        TypeError, ValueError: if ``sites`` is not a whole number of at least 1, or for another scan.
+        TypeError, ValueError: if ``sites`` is not a whole number of at least 1, or for an unknown scan.
     """
 
     sites: int = 1

@@ -1,9 +1,9 @@
-r"""Gillespie's algorithm: look, wait, jump, look again.
+r"""Simulate the reverse CTMC jump by jump, with rates recomputed after every jump (Gillespie's algorithm).
 
-The rates are those of the moment of the last jump, so what other sites do is never out of date; only the rates' own
-change with time between two jumps is neglected. On a masked process there is none, and the simulation is exact.
+The rates are those after the last jump, so they depend on the current tokens of all sites. Only their change with time
+between two jumps is neglected. On a masked process they do not change, and the simulation is exact.
 
-Reference: Gillespie (1977).
+Reference: Gillespie (1977, https://doi.org/10.1021/j100540a008).
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ __all__ = ["Gillespie"]
 
 @dataclass(frozen=True)
 class Gillespie(Jumps):
-    """Rates frozen between jumps, order 1 in the step's length; exact on masked processes. A call for every jump."""
+    """Freeze the rates between jumps: order 1 in the step's length, exact on masked processes; a call for each jump."""
 
     order = 1.0
 
@@ -36,7 +36,7 @@ class Gillespie(Jumps):
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
-        where, said = pick_site(rates, state, at), at.predict(state)  # the prediction of the last look
+        where, said = pick_site(rates, state, at), at.predict(state)  # the prediction made in ``rates``
         assert isinstance(at.process, RankOne)
         exit = at.process.exit(state.tokens, said.alpha, own_probability(said, where))
         return jump(state, where, exit, said, at).tokens

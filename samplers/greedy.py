@@ -1,9 +1,9 @@
-"""The most probable token of the denoiser at every site: an end without noise, for the last step.
+"""Set every site to the denoiser's most probable token: a last step without randomness.
 
     z_i <- argmax_v D_i(v | z)
 
-It makes no choice, so the law it ends in is not p0; ``when(lambda t: t > 1 / steps, Ancestral(), Greedy())`` puts it
-last. On a masked process tokens that are shown stay.
+The step is deterministic, so its end law is not p0. ``when(lambda t: t > 1 / steps, Ancestral(), Greedy())`` uses it
+in the last step only. On a masked process revealed tokens stay.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["Greedy"]
 
 @dataclass(frozen=True)
 class Greedy(Predictor):
-    """Go to clean tokens at once; one denoiser call, none if no site is hidden. Ties go to the lowest id."""
+    """Set clean tokens in one step; one denoiser call, none if no site is hidden. Ties go to the lowest id."""
 
     def __call__(self, state: State, at: At) -> State:
         where = hidden(state, at) if at.process.absorbing else state.free

@@ -1,15 +1,16 @@
-r"""Informed Gibbs moves: redraw the sites that the prediction doubts most.
+r"""Redraw sites chosen by a confidence score of the prediction (informed Gibbs moves).
 
     w(i | z) ~ exp(score_i(z) / temperature),    z_i ~ c_i(. | z) = alpha O_i + (1 - alpha) pi
 
     "current_prob"  -log c_i(z_i)        "max_prob"  -max_v log c_i(v)
     "margin"  max_{v != z_i} log c_i(v) - log c_i(z_i)
 
-Sites are chosen without replacement, which is Gumbel top-k. The choice looks at the tokens, so the move as published
-does not keep p_t, whatever the number of sites. With ``exact`` the one-site move is accepted with
-min(1, w(i | z') / w(i | z)): c_i does not depend on z_i, so that is the whole Metropolis ratio, and p_t is kept.
+Sites are chosen without replacement (Gumbel top-k). The choice depends on the tokens, so the published move does not
+preserve p_t for any number of sites. With ``exact`` the one-site move is accepted with min(1, w(i | z') / w(i | z)).
+c_i does not depend on z_i, so this is the whole Metropolis ratio, and p_t is preserved.
 
-References: Zhao et al. (2024); Uniform Diffusion Models Revisited (2026); the Metropolis step is this library's.
+References: Zhao et al. (2024, https://arxiv.org/abs/2407.21243); Uniform Diffusion Models Revisited (2026,
+https://arxiv.org/abs/2605.22765). The Metropolis step is introduced here.
 """
 
 from dataclasses import dataclass
@@ -36,17 +37,17 @@ Rule = Literal["margin", "max_prob", "current_prob"]
 
 @dataclass(frozen=True)
 class InformedGibbs(Corrector):
-    """Redraw chosen sites from their conditionals; one denoiser call, two if ``exact``.
+    """Redraw the sites chosen by a score from their conditionals; one denoiser call, two if ``exact``.
 
     Args:
         select: the score.
-        exact: whether to accept or refuse, which keeps p_t; for one site.
+        exact: add a Metropolis acceptance step, which preserves p_t; only for one site.
         sites: how many sites of a row are redrawn in parallel.
-        temperature: of the selection; large ones choose uniformly.
+        temperature: of the selection; as it grows the choice becomes uniform.
 
     Raises:
         ValueError: for an unknown score, ``exact`` with several sites, or a temperature that is not positive; in
-            sampling, if the model says nothing of the LOO at a site that holds a token (a masked denoiser).
+            sampling, if the model does not determine the LOO at a site that holds a token (a masked denoiser).
     """
 
     select: Rule = "margin"
@@ -87,7 +88,7 @@ class InformedGibbs(Corrector):
         return state.at(torch.where(accept, after.tokens, state.tokens))
 
     def _weight(self, said: Prediction, free: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """log w, normalised over the free sites of each row; -inf elsewhere."""
+        """Compute log w, normalised over the free sites of each row; -inf elsewhere."""
         if self.select == "margin":
             rest = balanced_at(said, free).known()
             score = rest.peak.amax(-1)
@@ -98,5 +99,5 @@ class InformedGibbs(Corrector):
             assert reading is not None
             score = -reading.log_prob
         log_w = spread((score / self.temperature).clamp(-1e300, 1e300), free)
-        log_w = log_w.masked_fill(~free.any(-1, keepdim=True), 0.0)  # no row of -inf alone: its gradient is NaN
-        return torch.where(free, log_w.log_softmax(-1), -torch.inf)  # right also where all are -1e300
+        log_w = log_w.masked_fill(~free.any(-1, keepdim=True), 0.0)  # a row of -inf alone would have a NaN gradient
+        return torch.where(free, log_w.log_softmax(-1), -torch.inf)  # correct even if all are -1e300

@@ -1,9 +1,10 @@
-r"""One jump after another: what the simulations of the reverse CTMC share.
+r"""Base class of samplers that simulate the reverse CTMC event by event.
 
-Every row has a clock of its own, l = -log(1 - alpha), in which a mask is revealed at rate 1 and no rate is infinite
-towards data; the time of the next event of a row is exponential, and rows whose next event lies beyond s are done. The
-processes are those of rank one with one noise law. Where rates are infinite, from pure noise that is no mask and in the
-step to time 0 of what is not masked, the step is ancestral: start such a grid below 1 and end it with a short step.
+Every row has its own clock, l = -log(1 - alpha): in it a mask is revealed at rate 1 and rates stay finite towards data.
+The time to the next event of a row is exponential; a row is done if its next event lies beyond s. The process must be
+rank-one with one noise law. Where rates are infinite the step is ancestral: from pure noise on a process that does not
+hide tokens, and in the step to time 0 unless the process is masked. In these cases start the grid below 1 and end it
+with a short step.
 """
 
 from abc import abstractmethod
@@ -28,25 +29,25 @@ __all__ = ["Jumps", "leaves", "look", "pick_site"]
 
 
 class Jumps(Predictor):
-    """Simulate the reverse process event by event. A subclass says when events come and what happens at one."""
+    """Simulate the reverse process event by event. A subclass gives the rates of events and what an event does."""
 
     enumerable = False
 
     @property
     def nfe(self) -> float | None:
-        return None  # as many as there are events
+        return None  # depends on the number of events
 
     @abstractmethod
     def rates(
         self, state: State, alpha: Float[Tensor, "B 1"], at: At
     ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
-        """The rate of events at each site per unit of l until the next event, and what was looked at for it."""
+        """Return the rate of events at each site per unit of l until the next event, and the prediction used."""
 
     @abstractmethod
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
-        """The tokens after an event at ``alpha``."""
+        """Return the tokens after an event at ``alpha``."""
 
     def check(self, process: Process) -> None:
         anchored = process.anchor(torch.zeros(1, 1, dtype=torch.int64)) if isinstance(process, RankOne) else None
@@ -57,7 +58,7 @@ class Jumps(Predictor):
     def __call__(self, state: State, at: At) -> State:
         with torch.no_grad():
             a_t, a_s = at.alpha(state.t), at.alpha(at.s)
-        assert isinstance(a_t, float) and isinstance(a_s, float)  # ``check`` has seen to it
+        assert isinstance(a_t, float) and isinstance(a_s, float)  # ensured by ``check``
         if not isinstance(at.process, Masked) and (a_s == 1 or (a_t == 0 and not at.process.absorbing)):
             return Ancestral()(state, at)
         tokens, turn = state.tokens, 1
@@ -82,12 +83,12 @@ class Jumps(Predictor):
 
 
 def leaves(process: RankOne, state: State, alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
-    """The sites that can leave their state at all: on a masked process, the masks."""
+    """Find the sites that can leave their state: on a masked process, the masks."""
     return state.free & (process.inflow(state.tokens, alpha)[..., 0] > 0)
 
 
 def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], at: At) -> tuple[Prediction, Exit]:
-    """The prediction of every row at its own time, and how the chosen sites leave; per unit of alpha."""
+    """Predict every row at its own time, and compute the exit rates of the chosen sites per unit of alpha."""
     assert isinstance(at.process, RankOne)
     said = at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0)))
     own = own_probability(said, where & leaves(at.process, state, alpha))
@@ -95,5 +96,5 @@ def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], 
 
 
 def pick_site(rates: Float[Tensor, "B L"], state: State, at: At) -> torch.Tensor:
-    """One site of each row with probability in proportion to its rate, as a mask; choice "site"."""
+    """Draw one site of each row with probability proportional to its rate; return a mask; choice "site"."""
     return choose("site", Ranking(kernels.log(rates), torch.ones_like(state.rows)), state, at) >= 0

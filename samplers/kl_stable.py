@@ -1,9 +1,9 @@
-r"""KLASS: reveal what is both sure and settled since the last look.
+r"""Reveal masks whose prediction is confident and has hardly changed since the step before (KLASS).
 
-A mask is revealed when its largest probability reaches a threshold and its prediction has hardly changed since the step
-before, KL(O_now || O_before) < kl.
+A mask is revealed if its largest probability reaches a threshold and KL(O_now || O_before) < kl, with O_before the
+prediction of the step before.
 
-Reference: Kim et al., KLASS (2025), with a history of one step.
+Reference: KLASS (Kim et al., 2025, https://arxiv.org/abs/2511.05664), here with a history of one step.
 """
 
 from dataclasses import dataclass, replace
@@ -22,11 +22,11 @@ __all__ = ["KLStable"]
 
 @dataclass(frozen=True)
 class KLStable(Predictor):
-    """Reveal the masks that are sure and settled; at least one a row, and all in the last step.
+    """Reveal the masks that are confident and stable; at least one a row, and all in the last step.
 
     Args:
         threshold: the least probability of the likeliest token.
-        kl: what the prediction may have changed by, in nats.
+        kl: the bound on the change of the prediction, in nats.
 
     Raises:
         ValueError: for a threshold outside [0, 1] or a negative kl.

@@ -1,13 +1,13 @@
-r"""Steps with frozen rates: each site leaves its state by itself, or stays.
+r"""Take steps with frozen rates, in which each site jumps independently of the others or stays.
 
 The reverse rates at time t, per unit of alpha and frozen for the step, are
 
     R(z -> v) = Q(v, z) c(v) / (alpha c(z)),      c = O Q_t
 
-and a step of length d = alpha_s - alpha_t lets a site with total rate R jump with a probability P(d R), to v with
-probability R(z -> v) / R. The clock is alpha, so that laws depend on time through it alone; on the linear schedule it
-is time itself. On processes of rank one a bound on R that needs no logits chooses the candidates, the prediction at a
-candidate's own token says whether it jumps, and only a jump to data reads its row.
+In a step of length d = alpha_s - alpha_t a site with total rate R jumps with probability P(d R), to v with probability
+R(z -> v) / R. The clock is alpha, so the laws depend on time through alpha alone; on the linear schedule 1 - alpha is
+time. On rank-one processes sites are proposed with a bound on R that needs no logits. A proposed site jumps with a
+probability that needs the prediction at its own token only, and only a jump to data reads the whole row.
 """
 
 from abc import abstractmethod
@@ -29,22 +29,22 @@ __all__ = ["Leap", "jump", "own_probability"]
 
 
 class Leap(Predictor):
-    """A step with frozen rates; subclasses say with which probability a site jumps. The step to time 0 is ancestral."""
+    """Step with frozen rates; a subclass gives the probability of a jump. The step to time 0 is ancestral."""
 
     @abstractmethod
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """P(r), the probability that a site jumps, from r = rate times length of the step."""
+        """Return P(r), the probability that a site jumps, with r = rate times length of the step."""
 
     def bound(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """A bound on ``probability`` for this rate and all below it."""
+        """Bound ``probability`` for this rate and all below it."""
         return self.probability(rate)
 
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
-        """The rates, given O(z) at each site's own token; the reverse process's by default."""
+        """Compute exit rates from O(z) at each site's own token; by default those of the reverse process."""
         return process.exit(x, alpha, own)
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
-        """Rates that bound ``exit`` for every O(z); on a masked process, where z tells all, those of ``exit``."""
+        """Bound the rates of ``exit`` for every O(z); on a masked process z determines them, and the bound is exact."""
         return process.exit(x, alpha, 0.0)
 
     def __call__(self, state: State, at: At) -> State:
@@ -54,7 +54,7 @@ class Leap(Predictor):
         length = at.process.sitewise(at.alpha(at.s), state.tokens) - at.process.sitewise(alpha_t, state.tokens)
         if isinstance(at.process, RankOne):
             most = self.most(at.process, state.tokens, alpha_t)
-            known = isinstance(at.process, Masked)  # a mask is no token: its rate needs no prediction
+            known = isinstance(at.process, Masked)  # the rate at a mask or a token needs no prediction
             bound = (self.probability if known else self.bound)(_times(length, most.total)).where(state.free, 0.0)
             where = choose("where", Coins(bound), state, at)
             exit = most
@@ -71,15 +71,15 @@ class Leap(Predictor):
 
 
 def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """The rate times the length of the step; an infinite one stays so, and has no derivative."""
+    """Multiply the rate by the length of the step; an infinite rate stays infinite and gets no gradient."""
     endless = rate == torch.inf
     return torch.where(endless, torch.inf, length * rate.where(~endless, 1.0))
 
 
 def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """O(z) at the chosen sites, 0 at others and at masks; float64.
+    """Read O(z) at the chosen sites, 0 at others and at masks; float64.
 
-    1 where z rules all other tokens out, so that a denoiser does not determine O(z) and D(z) = 1 whatever it is.
+    It is 1 if the model predicts D and z excludes all other tokens: then D(z) = 1 for every O, which is undetermined.
     """
     process, x = prediction.process, prediction.x
     token = where & (process.column(x) < process.vocab_size)
@@ -94,7 +94,7 @@ def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float
 
 
 def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, prediction: Prediction, at: At) -> State:
-    """Move the chosen sites to other states, as ``exit`` says; three sites: "data", "token", "noise"."""
+    """Move the chosen sites to other states with the law given by ``exit``; choices "data", "token", "noise"."""
     process, x = at.process, state.tokens
     assert isinstance(process, RankOne)
     data = choose("data", Coins(torch.where(where, exit.data, 0.0)), state, at)

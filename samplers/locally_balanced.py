@@ -1,13 +1,13 @@
-r"""Locally balanced correctors: jump to a neighbour v of site i at rate g(r_i(v)), with g(r) = r g(1 / r).
+r"""Jump to state v at site i at rate g(r_i(v)) with g(r) = r g(1 / r) (locally balanced correctors).
 
     "barker"  r / (1 + r)        "sqrt"  sqrt(r)        "min"  min(1, r)        "max"  max(1, r)
 
-Such rates are in detailed balance with p_t. ``LocallyBalanced`` makes one jump of that process as a proposal,
-(i, v) ~ g(r_i(v | z)) / Z(z), and accepts it with min(1, Z(z) / Z(z')), which keeps p_t exactly.
-``TauLocallyBalanced`` lets every site jump by itself for a length h of the process's own time, with the rates frozen:
-its bias is O(h).
+Such rates are in detailed balance with p_t. ``LocallyBalanced`` proposes one jump, (i, v) ~ g(r_i(v | z)) / Z(z), and
+accepts it with probability min(1, Z(z) / Z(z')), which preserves p_t exactly. ``TauLocallyBalanced`` lets all sites
+jump independently for a length h of the jump process's time, with frozen rates: its bias is O(h).
 
-References: Zanella (2020); Sun et al. (2022); Zhao et al. (2024).
+References: Zanella (2020, https://arxiv.org/abs/1711.07424); Sun et al. (2022); Zhao et al. (2024,
+https://arxiv.org/abs/2407.21243).
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ __all__ = ["LocallyBalanced", "TauLocallyBalanced"]
 
 @dataclass(frozen=True)
 class LocallyBalanced(Corrector):
-    """One Metropolised jump a row; two denoiser calls.
+    """Propose one jump in each row and accept it by the Metropolis rule; two denoiser calls.
 
     Args:
         balance: g.
 
     Raises:
-        ValueError: for an unknown g; in sampling, if the model says nothing of the LOO at a site that holds a token.
+        ValueError: for an unknown g; in sampling, if the model does not determine the LOO at a site with a token.
     """
 
     balance: Balance = "barker"
@@ -59,17 +59,17 @@ class LocallyBalanced(Corrector):
         after = state.at(torch.where(where, process.place(column, z), z))
         back = spread(balanced_at(at.predict(after), free, self.balance).known().log_sum_exp, free)
         here, there = leaves.logsumexp(-1, keepdim=True), back.logsumexp(-1, keepdim=True)
-        gain = torch.where(here == -torch.inf, 0.0, here - there)  # where nothing leaves, nothing was proposed
+        gain = torch.where(here == -torch.inf, 0.0, here - there)  # no site can leave: no proposal
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
         return state.at(torch.where(accept, after.tokens, z))
 
 
 @dataclass(frozen=True)
 class TauLocallyBalanced(Corrector):
-    """All sites at once for a length h, each leaving with 1 - exp(-h sum_v g(r_i(v))); one denoiser call.
+    """Let all sites jump for a length h, site i with probability 1 - exp(-h sum_v g(r_i(v))); one denoiser call.
 
     Args:
-        h: how long, in units in which a neighbour as probable as the present state is reached at rate g(1).
+        h: the length, in units in which a state as probable as the current one is reached at rate g(1).
         balance: g.
 
     Raises:

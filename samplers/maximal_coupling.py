@@ -1,11 +1,13 @@
-r"""The maximal coupling as a step: a site keeps its state as often as the marginals allow, or moves to the data.
+r"""Step by the maximal coupling of the marginals: a site keeps its state as often as possible, else moves to data.
 
     z_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else z_s = z_t;      x0 ~ D(z_t)
 
-keeps every pinned marginal q_t(. | x0), but is no posterior of the forward process; fresh noise never enters. In the
-limit of small steps its rates are flow matching's, D(v) / (1 - alpha), and on a masked process it is ``Ancestral``.
+This preserves every marginal q_t(. | x0), but is not the posterior of the forward process: no fresh noise is drawn. In
+the limit of small steps its rates are those of flow matching, D(v) / (1 - alpha). On a masked process it equals
+``Ancestral``.
 
-References: Uniform Diffusion Models Revisited (2026); Gat et al. (2024).
+References: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765); Gat et al. (2024,
+https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ __all__ = ["MaximalCoupling"]
 
 @dataclass(frozen=True)
 class MaximalCoupling(Predictor):
-    """The bridge ``discdiff.bridge.MaximalCoupling`` averaged over the denoiser; one call a step, order 1."""
+    """Draw from ``discdiff.bridge.MaximalCoupling`` averaged over the denoiser; at most one call a step, order 1."""
 
     order = 1.0
 

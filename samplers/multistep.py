@@ -1,19 +1,19 @@
-r"""Multistep: the rates are extrapolated from the step before, so that one call a step is enough.
+r"""Extrapolate the rates from the step before: a second-order rule with one denoiser call a step.
 
     R = ((1 + w) R_n - w R_{n-1})_+,      w = d_n / (2 d_{n-1})
 
-with R_n the reverse rates at this state, R_{n-1} those at the state before, and d the steps' lengths in alpha: the
-Adams-Bashforth rule of order 2. Like the theta-trapezoid it is of order 2 while nothing is clipped, and of order 1
-where jumps make other jumps much less likely. The first step, and those at an end of time where rates are infinite,
-have no extrapolation.
+with R_n the reverse rates at this state, R_{n-1} those at the state before, and d the steps' lengths in alpha. This is
+the Adams-Bashforth rule of order 2. Like the theta-trapezoid it has order 2 while no rate is clipped, and order 1 if
+jumps make other jumps much less likely. There is no extrapolation in the first step, nor at an end of time where rates
+are infinite.
 
-With equal steps a rate is clipped where a jump of the step before divided it by more than 3. Such jumps have
-probability O(h), and what is clipped is a jump of probability O(h) in this step: an error of O(h^2) a step, so that the
-order is 1 in the worst case. The constant is small: the end law errs by a / n + b / n^2, and at 95 % coupling on masked
-processes b / a was 17 for one law and 200 for another, whose slope is still 1.5 between 96 and 384 steps. Where noise
-never takes some token, the slope is 1.1 with 8 to 64 steps.
+With equal steps a rate is clipped if a jump in the step before divided it by more than 3. Such a jump has probability
+O(h), and so has the clipped jump of this step: an error of O(h^2) a step, hence order 1 in the worst case. The constant
+is small. The error of the end law is a / n + b / n^2; on masked processes at 95 % coupling b / a was 17 for one law and
+200 for another, whose slope is still 1.5 between 96 and 384 steps. If noise never takes some token, the slope is 1.1
+with 8 to 64 steps.
 
-Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022).
+Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022, https://arxiv.org/abs/2211.01095).
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ __all__ = ["Multistep"]
 
 @dataclass(frozen=True)
 class Multistep(Predictor):
-    """Order 2 while no rate is clipped, 1 at strong coupling; one denoiser call a step."""
+    """Leap with extrapolated rates: order 2 while none is clipped, 1 at strong coupling; one denoiser call a step."""
 
     order = 1.0
     remembers = True
@@ -48,5 +48,5 @@ class Multistep(Predictor):
 
 
 def _infinite(state: State, at: At) -> bool:
-    """Whether rates are infinite at a state's time: pure noise that is no mask."""
+    """Return whether rates are infinite at a state's time: pure noise on a process that does not hide tokens."""
     return state.t == 1 and not at.process.absorbing

@@ -1,13 +1,13 @@
-r"""P2, path planning: a planner decides which sites stay revealed, and may hide tokens again.
+r"""Let a planner decide which sites stay revealed; tokens may be masked again (P2, path planning).
 
     draw      a token at every mask
     plan      score every free site by the planner: log of the probability of its token
-    update    the schedule's number of sites with the least scores is (or stays) masked, the others show their token
+    update    mask the sites with the least scores, in the schedule's number, and reveal the others
 
-Revealed sites' scores count eta times: eta = 0 never hides a token again, larger ones hide more easily. The choice
-looks at the tokens it keeps, so no law is kept: BIASED, like every sample-then-select order.
+Scores of revealed sites are multiplied by eta: eta = 0 never masks a token again, a larger eta masks more easily. The
+choice depends on the tokens it keeps, so the end law is BIASED, as with every sample-then-select order.
 
-Reference: Peng et al. (2025).
+Reference: P2 (Peng et al., 2025, https://arxiv.org/abs/2502.03540).
 """
 
 from collections.abc import Callable
@@ -32,15 +32,16 @@ Planner = Callable[[Int[Tensor, "B L"]], Float[Tensor, "B L"]]
 
 @dataclass(frozen=True)
 class P2(Predictor):
-    """Draw, plan, and keep the best; one denoiser call a step (the planner's own are not counted).
+    """Draw tokens, score them and keep the best; one denoiser call a step (the planner's own are not counted).
 
     Args:
         eta: the weight of a revealed site's score, at least 0.
         planner: from tokens without masks (B, L) to log-probabilities (B, L), for instance of a masked language model.
-            By default the denoiser plans for itself, which at revealed sites needs one that predicts the LOO.
+            By default the denoiser is the planner; with eta > 0 it must predict the LOO at revealed sites.
 
     Raises:
-        ValueError: for a negative eta.
+        ValueError: for a negative eta; in sampling, if the planner gives NaN or +inf.
+        TypeError: if ``planner`` is not callable.
     """
 
     eta: float = 1.0

@@ -1,8 +1,8 @@
-r"""The move that reverse steps and Gibbs correctors share: draw chosen sites from O Q_alpha.
+r"""Draw chosen sites from O Q_alpha: the move shared by reverse steps and Gibbs correctors.
 
-That is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction: a fresh clean token, noised.
-On a process of rank one "data or noise?" comes first and the token after, which is exact in float32 and reads logits
-only where the answer is "data".
+That is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction: draw a clean token, then noise
+it. On a rank-one process "data or noise" is drawn before the token. This is exact in float32 and reads logits only at
+sites that become data.
 """
 
 from collections.abc import Callable
@@ -30,18 +30,18 @@ def redraw(
     alpha: float | Float[Tensor, "#B #L"],
     at: At,
 ) -> State:
-    """Redraw the chosen sites from O Q_alpha; three sites: "data", "token", "noise".
+    """Redraw the chosen sites from O Q_alpha; choices "data", "token", "noise".
 
     Args:
         state: the state whose sites are redrawn.
         where: (B, L) the sites.
-        prediction: the denoiser's output; O is read from it at the sites that become data. Or a function that asks for
-            it, called only if there are such sites.
-        alpha: the survival at which they are drawn.
-        at: where the operator stands.
+        prediction: the denoiser's output; O is read at the sites that become data. Or a function that returns it,
+            called only if there are such sites.
+        alpha: the survival probability at which they are drawn.
+        at: the process, run and address of the operator.
 
     Raises:
-        TypeError: if ``prediction`` is a tensor: logits without their meaning cannot be plugged in.
+        TypeError: if ``prediction`` is a tensor: logits alone do not tell whether they are of O or of D.
     """
     if not isinstance(prediction, Prediction) and not callable(prediction):
         raise TypeError(
@@ -70,19 +70,20 @@ def fused_step(
     data: Bool[Tensor, "B L"] | None = None,
     odds: Float[Tensor, "B L"] | None = None,
 ) -> Int[Tensor, "B L"] | None:
-    """The choices of a reverse step that are still to be made, as one kernel, token for token; None where it cannot.
+    """Make the remaining choices of a reverse step in one kernel, with the same tokens; None if it does not apply.
 
-    It stands in where nobody records or listens, on processes of one noise law, for logits that it can read.
+    It applies if choices are neither recorded nor listened to, the process is rank-one with one noise law, and the
+    kernel can read the logits.
 
     Args:
         state: the state whose sites are redrawn.
         said: the denoiser's output.
-        at: where the operator stands.
-        alpha: the survival at which they are drawn.
-        bound: (B, L) probability of ``where``, on a GPU, which makes that choice too.
+        at: the process, run and address of the operator.
+        alpha: the survival probability at which they are drawn.
+        bound: (B, L) probability of ``where``, on a GPU, where the kernel makes that choice too.
         where: (B, L) the chosen sites, on a CPU.
-        data: (B, L) which of them become data, where that choice has been made.
-        odds: (B, L) noise odds of the sites' own tokens; None where every candidate is accepted.
+        data: (B, L) which of them become data, if that choice is already made.
+        odds: (B, L) noise odds of the sites' own tokens; None if every proposed site is accepted.
     """
     process, z = at.process, state.tokens
     if not at.fused or not isinstance(process, RankOne) or process.anchor(z) is not None:

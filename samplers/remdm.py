@@ -1,15 +1,15 @@
-r"""ReMDM: masked diffusion that masks some revealed sites again.
+r"""Take steps of masked diffusion that mask some revealed tokens again (ReMDM).
 
     revealed:  mask again with probability sigma
     masked:    reveal x0 with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t),    x0 ~ D
 
-keeps every pinned marginal for 0 <= sigma <= m = min(1, (1 - alpha_s) / alpha_t). With sigma = O(1) a step the sites
-that are redrawn together never become few: inside (0, 1) the law stops at a distance from p_t, order 0. Near t = 0 the
-bound m falls with t, and with n steps what was lost at times above n^(-1/2) is forgotten: end to end the order is 1/2.
-With sigma = rho times the step's length both are 1. The published loop is ``Remask`` at one time: when(..., Ancestral()
->> Remask(0.1) ** n, Ancestral()).
+These preserve every marginal q_t(. | x0) for 0 <= sigma <= m = min(1, (1 - alpha_s) / alpha_t). If sigma does not
+shrink with the step, many sites change together in every step, so inside (0, 1) the error does not vanish: order 0.
+Near t = 0 the bound m falls with t; with n steps, errors made at times above n^(-1/2) are removed later, and from noise
+to data the order is 1/2. With sigma = rho times the step's length both orders are 1. The published loop is ``Remask``
+at one time: when(..., Ancestral() >> Remask(0.1) ** n, Ancestral()).
 
-Reference: Wang et al. (2025).
+Reference: ReMDM (Wang et al., 2025, https://arxiv.org/abs/2503.00307).
 """
 
 from dataclasses import dataclass, replace
@@ -34,17 +34,17 @@ Rule = Literal["cap", "rescale", "rate"]
 
 @dataclass(frozen=True)
 class ReMDM(Predictor):
-    """Ancestral steps of a masked process with remasking; one denoiser call a step.
+    """Take ancestral steps that mask some revealed tokens again; at most one denoiser call a step.
 
     Args:
-        eta: how much is masked again.
+        eta: the strength of remasking; in [0, 1], or [0, inf) for "rate".
         rule: "cap": sigma = min(eta, m). "rescale": sigma = eta m. "rate": sigma = min(eta (alpha_s - alpha_t), m), the
-            only one of order 1; the others have order 0 inside (0, 1), 1/2 from noise to data.
-        confident: share sigma among the revealed sites as softmax(-O(z)): those that the prediction believes in least
-            go first. Needs a model that predicts the LOO at revealed sites; the marginals are then kept no more.
+            only one of order 1; the others have order 0 inside (0, 1) and 1/2 from noise to data.
+        confident: divide sigma among the revealed sites in proportion to softmax(-O(z)), so that the least probable
+            tokens are masked first. The model must predict the LOO at revealed sites; marginals are not preserved.
 
     Raises:
-        ValueError: for another rule, or eta out of range.
+        ValueError: for an unknown rule, or eta out of range.
     """
 
     eta: float = 0.1
@@ -78,7 +78,7 @@ class ReMDM(Predictor):
         shown = state.free & ~masks
         again = sigma
         if self.confident:
-            state = replace(state, seen=at.predict(state))  # for the draw below, too
+            state = replace(state, seen=at.predict(state))  # used again in the draw below
             belief = at.predict(state).log_own(shown).exp()
             share = (-belief).masked_fill(~shown, -torch.inf).softmax(-1).where(shown, 0.0)
             again = (again * share).minimum(most)
@@ -94,15 +94,15 @@ class ReMDM(Predictor):
 
 @dataclass(frozen=True)
 class Remask(Corrector):
-    """ReMDM without a move in time: mask a site with probability sigma, or reveal it with sigma alpha / (1 - alpha).
+    """Mask a revealed site with probability sigma, reveal a masked one with sigma alpha / (1 - alpha); time stays.
 
     Args:
-        sigma: at most (1 - alpha) / alpha, else it is lowered to that.
-        sites: how many uniformly chosen sites of a row may change; 1 keeps p_t exactly, more, or all (None), only
+        sigma: in [0, 1]; where it exceeds (1 - alpha) / alpha it is lowered to that.
+        sites: how many uniformly chosen sites of a row may change. 1 preserves p_t exactly; more, or all (None), only
             approximately.
 
     Raises:
-        ValueError: for sigma outside [0, 1] or no sites.
+        ValueError: for sigma outside [0, 1] or ``sites`` below 1.
     """
 
     sigma: float = 0.1

@@ -1,18 +1,17 @@
-r"""The re-noising step of the absorbing reformulation: tokens are revealed, and hidden again by the noise itself.
+r"""Sample the process ``AbsorbingUniform`` with fresh noise tokens: a revealed token can become noise again.
 
     x   ~ D(. | z, u) at hidden sites, z elsewhere
     z_s ~ q(z_s | z_t, x), the bridge of the uniform process
     u_s = z_s if z_s != x; else z_s with probability (1 - alpha_s) pi / (alpha_s + (1 - alpha_s) pi), or drawn from pi
 
-The last is q(u | x, z_s). Given x the pair (z_s, u_s) has the joint law of time s, and (x, z_s, z_t) the law of the
-uniform process itself, which the frozen noise token of ``Ancestral`` on this process gives up. So a revealed token may
-be noised again.
+The last line draws from q(u | x, z_s). Given x, the pair (z_s, u_s) has its joint law at time s, and (x, z_s, z_t)
+follows the joint law of the uniform process. ``Ancestral`` on this process keeps the noise token fixed and loses this.
 
-Fresh noise tokens are drawn site by site, which at two hidden sites is not their joint law, in every step: inside
-(0, 1) the law of the pairs stops at a distance from p_t, order 0. What the tokens lose by it is forgotten as t -> 0,
-where nothing is hidden: end to end the order is measured to be 1.
+Fresh noise tokens are drawn independently at each site. At two hidden sites that is not their joint law, and every step
+repeats the error: inside (0, 1) the law of the pairs does not converge to p_t (order 0). As t -> 0 no site is hidden,
+and the error in the tokens vanishes: from noise to data the measured order is 1.
 
-Reference: Uniform Diffusion Models Revisited (ReAUDM, 2026).
+Reference: ReAUDM of Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
 from dataclasses import dataclass
@@ -33,10 +32,10 @@ __all__ = ["Renoising"]
 
 @dataclass(frozen=True)
 class Renoising(Predictor):
-    """Ancestral steps of ``AbsorbingUniform`` with fresh noise tokens; one denoiser call a step.
+    """Take reverse steps of ``AbsorbingUniform`` with fresh noise tokens; one denoiser call a step, none without masks.
 
     Raises:
-        ValueError: in sampling, on another process.
+        ValueError: in sampling, if the process is not ``AbsorbingUniform``.
     """
 
     order = 0.0

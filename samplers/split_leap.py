@@ -1,14 +1,15 @@
-r"""A two-stage method without extrapolation: leap, keep half of what moved, look again.
+r"""Leap, keep half of the sites that moved, and leap again from there: two stages without extrapolation.
 
-    stage 1   draw every site's reverse marginal over the whole step, the denoiser told the time in its middle;
-              of the n sites that moved keep ceil(n / 2), chosen at random, and put the others back
-    stage 2   if any site moved, look again, and draw every site's reverse marginal over the second half of the step
+    stage 1   draw every site from its reverse marginal over the whole step, with the denoiser at the middle time; of
+              the n sites that moved keep ceil(n / 2), chosen at random, and reset the others
+    stage 2   if any site moved, call the denoiser again and draw every other site from its reverse marginal over the
+              second half of the step
 
-Where nothing is clipped nothing can be lost: with one jump in a step the jump happened at a time that is uniform in it,
-so what follows has half a step on average, with the rates after the jump; with two, they meet each other's rates. Hence
-the law of paths with up to two jumps is right to second order, however strong the coupling. With many jumps in every
-step it turns into two ancestral half-steps, which cost the same. Nothing has a negative rate, and it can end at time 0.
-Where noise has no rank one its slow modes make the rates at pure noise singular: the step from there is ancestral.
+A single jump happens at a time that is uniform in the step, so on average half a step remains, with the rates after the
+jump. Of two jumps one is drawn with the rates before the other and one with those after it. Hence the law of paths with
+up to two jumps is correct to second order for any coupling. With many jumps in every step the method becomes two
+ancestral half-steps, at the same cost. No rate is negative, so none is clipped, and the method can end at time 0. If
+the process is not rank-one, its slow modes make the rates at pure noise singular: the step from there is ancestral.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ __all__ = ["SplitLeap"]
 
 
 def _singular(at: At) -> bool:
-    """Whether the step leaves pure noise in which some modes of the noise process are slower than others."""
+    """Return whether the step starts at pure noise of a process that is not rank-one, where rates are singular."""
     return not isinstance(at.process, RankOne) and bool((torch.as_tensor(at.alpha(at.t)) == 0).any())
 
 
@@ -47,7 +48,7 @@ class _Leap(Predictor):
 class _LookAgain(Predictor):
     def __call__(self, state: State, at: At) -> State:
         start = state.past
-        assert start is not None  # Staged sees to it
+        assert start is not None  # ensured by Staged
         if _singular(at):
             return Ancestral()(replace(state, past=None), at)
         kept = state.tokens != start.tokens
@@ -62,7 +63,7 @@ class _LookAgain(Predictor):
 
 @dataclass(frozen=True)
 class SplitLeap(Staged):
-    """Order 2 at any coupling; at most two denoiser calls a step."""
+    """Run the two stages: order 2 at any coupling; at most two denoiser calls a step."""
 
     order = 2.0
 

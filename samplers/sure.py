@@ -1,4 +1,4 @@
-"""What orders that let the prediction say how many masks are revealed share: the schedule has no word but the last."""
+"""Base class of unmasking rules in which the prediction, not the schedule, decides how many masks to reveal."""
 
 from abc import abstractmethod
 
@@ -16,11 +16,14 @@ __all__ = ["Sure"]
 
 
 class Sure(Predictor):
-    """Reveal the masks that a subclass picks, and all in the step that ends at time 0; one denoiser call a step."""
+    """Reveal the masks that a subclass picks; the step that ends at time 0 reveals all that are left.
+
+    One denoiser call a step, none if no mask is left.
+    """
 
     @abstractmethod
     def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
-        """The masks to reveal, at least one where there are any."""
+        """Return the masks to reveal, at least one in each row that has any."""
 
     def check(self, process: Process) -> None:
         check_mask(self, process)

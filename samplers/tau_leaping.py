@@ -1,8 +1,9 @@
-"""Tau-leaping: every site jumps as often as a Poisson process with its frozen rates.
+"""Let every site jump as often as a Poisson process with its frozen rates does (tau-leaping).
 
-A token is no number, so jumps of one site do not add up, and a convention is needed for more than one.
+Tokens are not numbers, so several jumps of one site do not add up, and a convention for them is needed.
 
-References: Gillespie (2001); tau-LDR (Campbell et al., 2022).
+References: Gillespie (2001, https://doi.org/10.1063/1.1378322); tau-LDR (Campbell et al., 2022,
+https://arxiv.org/abs/2205.14987).
 """
 
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ Several = Literal["last", "reject"]
 
 @dataclass(frozen=True)
 class TauLeaping(Leap):
-    """Poisson jumps with frozen rates; one denoiser call a step, order 1.
+    """Leap with a Poisson number of jumps at each site; one denoiser call a step, order 1.
 
     Args:
-        several: what more than one jump of a site does. "last": it ends where the last one led, P(r) = 1 - exp(-r).
-            "reject": it stays, P(r) = r exp(-r), as tau-LDR does on data that is not ordinal.
+        several: the effect of more than one jump of a site. "last": it ends where the last one leads,
+            P(r) = 1 - exp(-r). "reject": it stays, P(r) = r exp(-r), as in tau-LDR on data that is not ordinal.
 
     Raises:
-        ValueError: for another convention.
+        ValueError: for an unknown convention.
     """
 
     several: Several = "last"

@@ -1,14 +1,15 @@
-r"""Two-stage methods for the reverse rates: theta-RK-2 and theta-trapezoidal.
+r"""Step with rates at two stages: the theta-RK-2 and theta-trapezoidal methods.
 
     stage 1     leap from x over theta of the step with the rates R_0 of x, to y
     trapezoid   leap from y over the rest with        (a R_y - (a - 1) R_0)_+,    a = 1 / (2 theta (1 - theta))
     RK-2        leap from x over the whole step with  (R_y / (2 theta) + (1 - 1 / (2 theta)) R_0)_+
 
-The trapezoid is of order 2 as long as nothing is clipped, which needs R_y / R_0 >= (1 - theta)^2 + theta^2; where
-tokens are strongly coupled a jump makes others much less likely, and the order falls to 1. RK-2 forgets which of the
-sites moved first and has order 1 in law, whatever theta.
+The trapezoid has order 2 while no rate is clipped, which needs R_y / R_0 >= (1 - theta)^2 + theta^2. If tokens are
+strongly coupled, a jump makes others much less likely, and the order falls to 1. RK-2 discards the moves of stage 1
+when it leaps again from x; it has order 1 in law for every theta.
 
-References: Ren et al. (2025); Hu, Li and Min (2011); Anderson and Koyama (2012).
+References: Ren et al. (2025, https://arxiv.org/abs/2502.00234); Hu, Li and Min (2011,
+https://doi.org/10.1063/1.3609119); Anderson and Koyama (2012, https://arxiv.org/abs/1102.2922).
 """
 
 from dataclasses import dataclass, replace
@@ -25,13 +26,13 @@ __all__ = ["ThetaRK2", "ThetaTrapezoidal"]
 
 
 def _singular(at: At) -> bool:
-    """Whether the step touches an end of time where rates are infinite; then it is ancestral."""
+    """Return whether the step touches an end of time where rates are infinite; it is then ancestral."""
     return at.s == 0 or (at.t == 1 and not at.process.absorbing)
 
 
 @dataclass(frozen=True)
 class _First(Predictor):
-    """Stage 1 of both: tau-leaping over theta of the step."""
+    """Tau-leap over the fraction theta of the step: stage 1 of both methods."""
 
     theta: float
 
@@ -51,7 +52,7 @@ class _Second(Predictor):
 
     def __call__(self, state: State, at: At) -> State:
         start = state.past
-        assert start is not None  # Staged sees to it
+        assert start is not None  # ensured by Staged
         if _singular(at):
             return Ancestral()(replace(state, past=None), at)
         _, done, left = share(at, start.t, start, self.theta)
@@ -64,10 +65,10 @@ class _Second(Predictor):
 
 @dataclass(frozen=True)
 class ThetaTrapezoidal(Staged):
-    """Order 2 while no rate is clipped, 1 at strong coupling; two denoiser calls a step.
+    """Apply the theta-trapezoidal rule: order 2 while no rate is clipped, 1 at strong coupling; two calls a step.
 
     Args:
-        theta: where the second call is made, in (0, 1).
+        theta: the fraction of the step at which the second call is made, in (0, 1).
 
     Raises:
         ValueError: for theta outside (0, 1).
@@ -86,10 +87,10 @@ class ThetaTrapezoidal(Staged):
 
 @dataclass(frozen=True)
 class ThetaRK2(Staged):
-    """Order 1 in law; two denoiser calls a step.
+    """Apply the theta-RK-2 rule: order 1 in law; two denoiser calls a step.
 
     Args:
-        theta: where the second call is made, in (0, 1]. 1/2 is the midpoint method.
+        theta: the fraction of the step at which the second call is made, in (0, 1]; 1/2 is the midpoint method.
 
     Raises:
         ValueError: for theta outside (0, 1].

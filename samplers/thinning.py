@@ -1,11 +1,12 @@
-r"""Thinning: candidate jumps by a bound that needs no denoiser, kept with the true rate over the bound.
+r"""Propose jumps at a bound on the rate that needs no denoiser, and accept with true rate / bound (thinning).
 
-Whatever the prediction, a site leaves at a rate of at most 1 + (1 - pi(z)) (1 - alpha) / alpha per unit of
-l = -log(1 - alpha), the value at O(z) = 0. So candidates are thrown with that rate, the denoiser is asked at the time
-of a candidate, and the jump is made with probability (true rate) / (bound). This is the model's reverse CTMC exactly:
-no grid, no error. On masked processes the bound is attained and it is ``FirstHitting``.
+For every prediction a site leaves at a rate of at most 1 + (1 - pi(z)) (1 - alpha) / alpha per unit of
+l = -log(1 - alpha), the value at O(z) = 0. Proposals come at that rate; at each one the denoiser is called, and the
+jump is made with probability (true rate) / (bound). This simulates the model's reverse CTMC exactly, without a time
+discretisation. On masked processes the bound equals the rate, and the method is ``FirstHitting``.
 
-References: Lewis and Shedler (1979); Chen and Ying (2024).
+References: Lewis and Shedler (1979, https://doi.org/10.1002/nav.3800260304); Chen and Ying (2024,
+https://arxiv.org/abs/2402.08095).
 """
 
 import math
@@ -28,7 +29,7 @@ __all__ = ["Thinning"]
 
 @dataclass(frozen=True)
 class Thinning(Jumps):
-    """Exact on processes with one noise law, away from both ends of time; a denoiser call for every candidate."""
+    """Simulate exactly on processes with one noise law, except at the ends of time; one denoiser call a proposal."""
 
     order = math.inf
 
@@ -36,7 +37,7 @@ class Thinning(Jumps):
         self, state: State, alpha: Float[Tensor, "B 1"], at: At
     ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
         assert isinstance(at.process, RankOne)
-        return (1 - alpha) * at.process.exit(state.tokens, alpha, 0.0).total, None  # it falls with alpha
+        return (1 - alpha) * at.process.exit(state.tokens, alpha, 0.0).total, None  # falls with alpha
 
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At

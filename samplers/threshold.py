@@ -1,6 +1,6 @@
-"""Confidence thresholds: reveal every mask that the prediction is sure of, and at least one.
+"""Reveal every mask whose prediction is confident enough, and at least one (confidence threshold).
 
-Reference: Fast-dLLM (Wu et al., 2025).
+Reference: Fast-dLLM (Wu et al., 2025, https://arxiv.org/abs/2505.22618).
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ __all__ = ["Threshold"]
 class Threshold(Sure):
     """Reveal the masks whose largest probability reaches ``threshold``; at least one a row, and all in the last step.
 
-    The schedule says nothing here: when all is revealed the remaining steps cost no call, so give as many steps as
-    there are sites.
+    The schedule does not set the number of masks. Steps after all masks are revealed cost no call, so give as many
+    steps as there are sites.
 
     Args:
-        threshold: in [0, 1]; at 1 it is nearly one token a call.
+        threshold: in [0, 1]; at 1 nearly one token is revealed a call.
 
     Raises:
         ValueError: for a threshold outside [0, 1].

@@ -1,13 +1,14 @@
-r"""Uniformization: a Poisson process of one fixed rate that dominates all, at each of whose events the chain may jump.
+r"""Simulate the reverse CTMC by a Poisson process whose fixed rate bounds all exit rates (uniformization).
 
-With lambda >= the total rate of leaving, whatever the state and time in the step,
+With lambda >= the total exit rate of every state and time in the step,
 
     exp(l R) = sum_k Poisson(k; lambda l) (I + R / lambda)^k
 
-so at every event a row jumps with probability (total rate) / lambda, to a site in proportion to the sites' rates. The
-denoiser is asked at every event. This is the model's reverse CTMC exactly.
+so at every event a row jumps with probability (total rate) / lambda, at a site drawn in proportion to the sites' rates.
+The denoiser is called at every event. This simulates the model's reverse CTMC exactly.
 
-References: Jensen (1953); Chen and Ying (2024).
+References: Jensen (1953, https://doi.org/10.1080/03461238.1953.10419459); Chen and Ying (2024,
+https://arxiv.org/abs/2402.08095).
 """
 
 import math
@@ -31,15 +32,15 @@ __all__ = ["Uniformization"]
 
 @dataclass(frozen=True)
 class Uniformization(Jumps):
-    """Exact on processes with one noise law, away from both ends of time; a denoiser call for every event.
+    """Simulate exactly on processes with one noise law, except at the ends of time; one denoiser call an event.
 
     Args:
-        bound: lambda, for a whole sequence, per unit of l = -log(1 - alpha). By default one that holds for every
-            prediction, L (1 + (1 - least pi) (1 - alpha_t) / alpha_t), or L where noise is absorbing; a smaller one
-            that is known to hold for a model saves calls.
+        bound: lambda of a whole sequence, per unit of l = -log(1 - alpha). The default is valid for every prediction:
+            L (1 + (1 - least pi) (1 - alpha_t) / alpha_t), or L on absorbing processes. A smaller bound that is valid
+            for a model saves calls.
 
     Raises:
-        ValueError: for a bound that is not positive; in sampling, where a rate exceeds it, naming the row.
+        ValueError: for a bound that is not positive; in sampling, if a rate exceeds it, naming the row.
     """
 
     bound: float | None = None
@@ -55,10 +56,10 @@ class Uniformization(Jumps):
         process = at.process
         assert isinstance(process, RankOne)
         some = leaves(process, state, alpha).any(-1, keepdim=True)
-        sites = (state.free & some).double()  # no events where nothing can ever leave
+        sites = (state.free & some).double()  # no events in rows where no site can leave
         if self.bound is not None:
             return self.bound * sites / sites.sum(-1, keepdim=True).clamp(min=1), None
-        if process.absorbing:  # only what is hidden leaves, at rate 1 or less
+        if process.absorbing:  # only hidden sites leave, at rate at most 1
             return sites, None
         start = process.sitewise(at.alpha(at.t), state.tokens)
         pi = process.noise(sites.device).pi

@@ -1,11 +1,12 @@
-r"""Unmasking by an order: choose which masks to reveal, then draw their tokens.
+r"""Choose which masks to reveal, then draw their tokens.
 
-The number is the schedule's: after a step to s, 1 - alpha_s of the free sites are masked. Revealed tokens stay. Sites
-that are revealed together are drawn independently, and that is the only error: KL(p0 || law) is the sum of their
-expected total correlations when the order is fixed (Ben-Hamu et al., 2025, bound it by entropies).
+The schedule gives the number: after a step to s, 1 - alpha_s of the free sites are masked. Revealed tokens stay. Sites
+revealed together are drawn independently. That is the only error: KL(p0 || law) is the sum of their expected total
+correlations when the order is fixed (bounded by entropies in Ben-Hamu et al., 2025, https://arxiv.org/abs/2505.24857).
 
-References: MaskGIT (Chang et al., 2022); Kim et al. (2025); LLaDA (Nie et al., 2025); dilated unmasking (Luxembourg et
-al., 2025).
+References: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200); token ordering (Kim et al., 2025,
+https://arxiv.org/abs/2502.06768); LLaDA (Nie et al., 2025, https://arxiv.org/abs/2502.09992); dilated unmasking
+(Luxembourg et al., 2025, https://arxiv.org/abs/2506.19037).
 """
 
 from dataclasses import dataclass
@@ -37,14 +38,14 @@ __all__ = ["Unmask", "reveal"]
 
 @dataclass(frozen=True)
 class Unmask(Predictor):
-    """Reveal the schedule's number of masks in a chosen order; one denoiser call a step, none where nothing is due.
+    """Reveal the schedule's number of masks in a chosen order; one denoiser call a step, none if no mask is due.
 
     Args:
         select: the order, see ``choosing.confidence``; "random" chooses uniformly.
-        noise: the temperature of Gumbel noise on the scores (MaskGIT); 0 takes the best.
+        noise: the temperature of Gumbel noise on the scores (MaskGIT); 0 takes the largest scores.
         block: reveal blocks of this many sites from left to right (semi-autoregressive).
-        draw_first: draw a token at every mask and keep the most probable ones, as LLaDA does. BIASED: the choice then
-            looks at the tokens, and even one token at a time does not give the law of the data. ``select`` is not used.
+        draw_first: draw a token at every mask and keep the most probable ones, as LLaDA does. BIASED: the choice
+            depends on the drawn tokens, so even one token at a time does not give p0. ``select`` is not used.
 
     Raises:
         ValueError: for an unknown order, a negative noise or a block below 1.
@@ -71,7 +72,7 @@ class Unmask(Predictor):
 
 
 def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State:
-    """Reveal ``count`` masks of each row at the state's time; choices "order" (if random), "token"."""
+    """Reveal ``count`` masks of each row at the state's time; choices "order" (random or with noise) and "token"."""
     if not bool((count > 0).any()):
         return state
     masks, prediction = hidden(state, at), at.predict(state)
@@ -95,7 +96,7 @@ def _taken(
     score: Float[Tensor, "B L"] | None,
     at: At,
 ) -> Bool[Tensor, "B L"]:
-    """The ``count`` masks to reveal: all of the leftmost blocks, and by score within the block that is not finished."""
+    """Choose ``count`` masks of each row: all in the leftmost blocks, then by score in the next block."""
     sure = torch.zeros_like(masks)
     if how.block is not None:
         block = torch.arange(masks.shape[1], device=masks.device) // how.block

@@ -1,6 +1,6 @@
-"""The judge: exact laws on small vocabularies, and oracles that are perfect denoisers without training.
+"""Compute exact laws on small vocabularies, and give exact denoisers without training (oracles).
 
-Nothing here knows an operator's formula. It is handed the operator and enumerates the operator's own program.
+No formula of an operator is repeated here: its exact law comes from an enumeration of its own program.
 """
 
 from discdiff.theory import fit
@@ -46,3 +46,8 @@ __all__ = [
     "reverse_law",
     "tv",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return sorted(__all__)

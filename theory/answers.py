@@ -1,7 +1,7 @@
-r"""What a process tells operators, predictions and losses, against its own transition matrix.
+r"""Check what operators, predictions and losses use of a process against its own transition matrix.
 
-Conversions between readings of a prediction; laws of sites that are noised, noised further or drawn again; the rates
-and probabilities by which the reverse process leaves a state. Each function yields errors with the place.
+These are conversions between forms of a prediction; laws of sites that are noised, noised further or drawn again; and
+the rates and probabilities with which the reverse process leaves a state. Each function yields errors and their places.
 """
 
 import torch
@@ -36,7 +36,7 @@ __all__ = [
     "unmix",
 ]
 
-LEAST = 1e-15  # at alpha = 0 limits are the oracles' affair
+LEAST = 1e-15  # limits at alpha = 0 are tested with the oracles
 
 
 # --- evidence and conversions -----------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def conditional(process: Process) -> Errors:
 
 
 def unmix(process: Process) -> Errors:
-    """Where alpha is large enough for c to tell O."""
+    """Check O from c where alpha is large enough for c to determine O."""
     for t, where in instants(process, 0.01):
         log_o, _, x, alpha = beliefs(process, t)
         c = process.conditional(log_o, x, alpha).exp()
@@ -93,7 +93,7 @@ def forget(process: Process) -> Errors:
 
 
 def own_weight(process: Process) -> Errors:
-    """D(v) ~ O(v) w where v is the state's own token."""
+    """Check D ~ O w^{1(v = x)}: the weight applies to the state's own token only."""
     for t, where in instants(process, LEAST):
         log_o, _, x, alpha = beliefs(process, t)
         log_w = process.own_weight(x, alpha)
@@ -117,7 +117,7 @@ def plug_in(process: Process) -> Errors:
 
 
 def _reverse(process: Process, o: Tensor, x: Tensor, t: float, s: float) -> Tensor:
-    """The one-site reverse marginal by Bayes' rule, over columns; rows of 0 where x cannot be."""
+    """Compute the one-site reverse marginal by Bayes' rule, over columns; rows of 0 where x is impossible."""
     c = gathered(process, x, o @ given(process, x, s))
     exact = c * gathered(process, x, process.kernel(t, s)[:, x].T)
     return exact / exact.sum(-1, keepdim=True).clamp(min=1e-300)
@@ -156,7 +156,7 @@ def columns(process: Process) -> Errors:
 
 
 def hides(process: Process) -> Errors:
-    """A hidden state is as likely from every token but its own column's, and can come of each of them."""
+    """Check that a hidden state is equally likely from every token but its own column's, and possible from each."""
     for t, where in instants(process, 0.01, 0.99):
         q = process.transition(float(process.schedule.alpha(t)), 1.0)
         for row in range(process.states):
@@ -170,7 +170,7 @@ def hides(process: Process) -> Errors:
 
 
 def pairs_of_source(process: Process) -> Errors:
-    """What is said of given pairs of data and source tokens."""
+    """Check ``join``, ``split`` and ``noised_pair`` on all pairs of data and source tokens."""
     assert isinstance(process, Interpolant)
     v = torch.arange(process.vocab_size)
     x0, x1 = (part[:, None] for part in torch.cartesian_prod(v, v).T)
@@ -186,19 +186,19 @@ def pairs_of_source(process: Process) -> Errors:
 
 
 def _both(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Every state at the first of two sites, and the choice of that site alone."""
+    """Return pairs with every state at the first of two sites, and a mask of the first site, both (N, 2)."""
     pair = torch.stack([x, x.flip(0)], -1)
     return pair, torch.tensor([True, False]).expand_as(pair)
 
 
 def _first(law: object, pair: Tensor, states: int) -> Tensor:
-    """The law of the first site where the second keeps its state, (N, S)."""
+    """Compute the law of the first site, with the second keeping its state, (N, S)."""
     values = (torch.stack([torch.full_like(pair[:, 0], z), pair[:, 1]], -1) for z in range(states))
     return torch.stack([law.log_prob(value).exp() for value in values], -1)  # type: ignore[attr-defined]
 
 
 def renoise(process: Process) -> Errors:
-    """What is surely kept and what is drawn for the rest make up q_t of a clean token; other sites stay."""
+    """Check that ``kept`` and ``renoise`` together give q_t of a clean token, and leave other sites unchanged."""
     clean = torch.cat([process.place(process.data_tokens, torch.full_like(process.data_tokens, x))
                        for x in range(process.states) if x != process.mask_id]).unique()  # fmt: skip
     pair, where = _both(clean)
@@ -220,7 +220,7 @@ def noised_further(process: Process) -> Errors:
 
 
 def posterior_where(process: Process) -> Errors:
-    """The bridge at chosen sites is the bridge; the others keep their state, whatever it is."""
+    """Check the bridge at chosen sites; the others keep their state."""
     for t, s, place in pairs(process):
         x0, x_t = (process.marginals(t) > 0).nonzero(as_tuple=True)
         pair, where = _both(x_t)
@@ -230,7 +230,7 @@ def posterior_where(process: Process) -> Errors:
         yield far(said, rows(process.bridge(x_t[:, None], clean[:, :1], t, s), process.states)), place
 
 
-# --- rates and routes of the reverse process --------------------------------------------------------------------------
+# --- rates of the reverse process -------------------------------------------------------------------------------------
 
 
 def inflow(process: Process) -> Errors:
@@ -244,7 +244,7 @@ def inflow(process: Process) -> Errors:
 
 
 def exits(process: Process) -> Errors:
-    """R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha: the total, its parts, and a bound for any O."""
+    """Check R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha: the total, its parts, the bound for any O."""
     assert isinstance(process, RankOne)
     for t, where in instants(process, LEAST, 0.999):
         log_o, o, x, alpha = beliefs(process, t)
@@ -266,7 +266,7 @@ def exits(process: Process) -> Errors:
 
 
 def candidates(process: Process) -> Errors:
-    """Keep x, or redraw it from c_s with probability candidate times acceptance: the reverse marginal."""
+    """Check that a redraw from c_s with probability candidate times acceptance gives the reverse marginal."""
     assert isinstance(process, RankOne)
     for t, s, where in pairs(process):
         if float(process.schedule.alpha(t)) == 0:
@@ -286,7 +286,7 @@ def candidates(process: Process) -> Errors:
         yield far(said[possible], exact[possible]), where
 
 
-# --- rows with survivals of their own ---------------------------------------------------------------------------------
+# --- rows with different survivals ------------------------------------------------------------------------------------
 
 
 def propagates(process: Process) -> Errors:
@@ -301,7 +301,7 @@ def propagates(process: Process) -> Errors:
 
 
 def row_by_row(process: Process) -> Errors:
-    """Rows with survivals of their own are answered as each would be alone."""
+    """Check that rows with different survivals give the same results together as each alone."""
     times = [t for t, _ in instants(process, 0.01, 0.999)]
     parts = [beliefs(process, t) for t in times]
     log_o, x, alpha = (torch.cat([part[k] for part in parts]) for k in (0, 2, 3))

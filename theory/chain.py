@@ -1,16 +1,16 @@
-r"""Chains as data laws: exact predictions by forward-backward messages, O(L H^2), for L in the thousands.
+r"""Exact predictions for chains by forward-backward messages in O(L H^2), for L in the thousands.
 
-With hidden states h, transition A, emission B and the evidence seen from h, e_i(h) = sum_v B(h, v) e_i(v),
+With hidden states h, transition A, emission B and the evidence for h, e_i(h) = sum_v B(h, v) e_i(v),
 
     pred_1 = initial,   f_i ~ pred_i e_i,   pred_{i+1} = f_i A
     b_L = final,        b_i = A (e_{i+1} b_{i+1})
     O_i(v) ~ sum_h pred_i(h) b_i(h) B(h, v)
 
-A Markov chain shows its states (B = 1). A constraint by a finite automaton is a chain on pairs (automaton state, token)
-whose ``final`` weight is acceptance. Messages are normalised at every site, so nothing underflows; O needs no division
-by the evidence, which may be 0. Draws are forward filtering, backward sampling.
+In a Markov chain the states are the tokens (B = 1). A constraint by a finite automaton is a chain on pairs (automaton
+state, token) whose ``final`` weight is acceptance. Messages are normalised at every site, so they do not underflow. O
+needs no division by the evidence, which may be 0. Draws use forward filtering, backward sampling.
 
-Reference: Rabiner (1989).
+Reference: Rabiner (1989, https://doi.org/10.1109/5.18626).
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ __all__ = ["HMM", "ConstrainedChain", "MarkovChain"]
 
 
 class HMM(Oracle):
-    """p0(x) ~ sum_h initial(h_1) prod_i A(h_i, h_{i+1}) final(h_L) prod_i B(h_i, x_i).
+    """Data law p0(x) ~ sum_h initial(h_1) prod_i A(h_i, h_{i+1}) final(h_L) prod_i B(h_i, x_i).
 
     Args:
         initial: (H,) law of the first hidden state.
@@ -37,7 +37,7 @@ class HMM(Oracle):
         final: (H,) weights of the last hidden state; 1 by default.
 
     Raises:
-        ValueError: if they are not laws, shapes disagree, or no sequence has positive probability.
+        ValueError: if rows are not laws, shapes disagree, or no sequence has positive probability.
     """
 
     def __init__(
@@ -97,19 +97,19 @@ class HMM(Oracle):
         return evidence @ self.emission.T
 
     def _filtered(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """f_i for every site, zero once the evidence contradicts the chain, and what each was divided by."""
+        """Compute f_i for every site, zero once the evidence contradicts the chain, and the normalising factors."""
         predicted, totals = messages(seen, self.initial, self.transition)
         return predicted * seen / totals[..., None], totals
 
     def _backward(self, seen: Tensor) -> Tensor:
-        """b_i for every site, up to a factor for each: the same recursion from the other end."""
+        """Compute b_i for every site, each up to a factor, by the same recursion from the other end."""
         return messages(seen.flip(1), self.final, self.transition.T.contiguous())[0].flip(1)
 
     def log_prob_moments(self) -> tuple[float, float]:
-        """The exact mean and variance of log p0(x) under p0 itself, in nats and nats squared, by dynamic programming.
+        """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, by dynamic programming.
 
         Raises:
-            ValueError: where several hidden paths give one sequence, so that log p0 is no sum along a path.
+            ValueError: if several hidden paths give one sequence, so that log p0 is not a sum along a path.
         """
         if not bool(((self.emission == 0) | (self.emission == 1)).all()) or not self._unifilar():
             raise ValueError(
@@ -132,13 +132,13 @@ class HMM(Oracle):
         return mean - float(self.log_total), square - mean**2
 
     def _unifilar(self) -> bool:
-        """Whether a token and the hidden state before it determine the next hidden state."""
+        """Return whether a hidden state and the next token determine the next hidden state."""
         successors = (self.transition > 0).double() @ self.emission
         return bool((successors <= 1).all()) and bool(((self.initial > 0).double() @ self.emission <= 1).all())
 
 
 class MarkovChain(HMM):
-    """p0(x) = initial(x_1) prod_i transition(x_i, x_{i+1}).
+    """Data law p0(x) = initial(x_1) prod_i transition(x_i, x_{i+1}).
 
     Args:
         initial: (V,) law of the first token.
@@ -146,7 +146,7 @@ class MarkovChain(HMM):
         length: L.
 
     Raises:
-        ValueError: if they are not laws, or shapes disagree.
+        ValueError: if rows are not laws, or shapes disagree.
     """
 
     def __init__(self, initial: Float[Tensor, " V"], transition: Float[Tensor, "V V"], length: int) -> None:
@@ -161,10 +161,10 @@ class MarkovChain(HMM):
 
 
 class ConstrainedChain(HMM):
-    """A Markov chain conditioned on being accepted by a deterministic finite automaton.
+    """Data law of a Markov chain conditioned on acceptance by a deterministic finite automaton.
 
     Args:
-        chain: the free chain.
+        chain: the unconstrained chain.
         moves: (Q, V) the automaton's next state for each state and token.
         accepting: the states in which a sequence may end.
         start: the state before the first token.

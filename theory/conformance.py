@@ -1,10 +1,10 @@
-r"""A conformance suite that anyone can run on a process of their own: every answer it gives against the dense truth.
+r"""Check any process against its own transition matrix: a conformance suite for users' processes.
 
-``check_process(process)`` asks a process for its kernels, laws, conversions and rates and compares them with what its
-own transition matrix implies, at survivals from 0 through 1e-12 and .999 to 1 - 1e-7 and 1, on one site and on
-several with times of their own. The process is built anew for another vocabulary and on another clock where it can
-be. Each check has a name, the largest error seen and the place where it was seen. An exception inside the process fails
-its check and is shown; nothing is raised unless asked.
+``check_process(process)`` computes the process's kernels, laws, conversions and rates and compares them with what its
+transition matrix implies, at survivals from 0 through 1e-12 and .999 to 1 - 1e-7 and 1, on one site and on several with
+times of their own. If possible the process is also built with another vocabulary and clock. Each check has a name, the
+largest error and the place where it occurred. An exception inside the process fails its check and is reported; nothing
+is raised unless ``strict``.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from discdiff.theory.report import Check, Errors, NotChecked, Report, run_check
 
 __all__ = ["check_process"]
 
-_MOST_STATES = 9  # of another vocabulary, where the example's own is no larger
+_MOST_STATES = 9  # limit for another vocabulary, unless the example has more
 
-_Property = tuple[str, float, Callable[[Process], Errors], str]  # name, what is allowed, errors, what to look at
+_Property = tuple[str, float, Callable[[Process], Errors], str]  # name, tolerance, errors, hint
 
 PROPERTIES: tuple[_Property, ...] = (
     ("schedule: alpha(0) = 1", 1e-12, forward.starts_at_one, "_alpha"),
@@ -74,18 +74,18 @@ OF_PAIRS: tuple[_Property, ...] = (
 
 @torch.no_grad()
 def check_process(process: Process, *, strict: bool = False) -> Report:
-    """Check a process against its own transition matrix, and the same for another vocabulary and clock.
+    """Check a process against its own transition matrix, also with another vocabulary and clock.
 
     Args:
-        process: yours; S at most a few dozen, because everything is dense.
+        process: the process to check; S at most a few dozen, because matrices are dense.
         strict: raise if a check fails.
 
     Returns:
-        The report; ``print`` it, or look at ``ok``, ``failed`` and ``unchecked``.
+        The report; ``print`` it, or read ``ok``, ``failed`` and ``unchecked``.
 
     Raises:
-        AssertionError: with ``strict``, listing what failed.
-        TypeError, ValueError: for what is no process, or has a clock for every site.
+        AssertionError: with ``strict``, listing the failed checks.
+        TypeError, ValueError: if ``process`` is not a Process, or has a clock for every site.
     """
     if not isinstance(process, Process):
         raise TypeError(f"check_process takes a Process, got {process!r}")
@@ -107,7 +107,7 @@ def check_process(process: Process, *, strict: bool = False) -> Report:
 
 
 def _properties(process: Process) -> tuple[_Property, ...]:
-    """Those of all processes, and those of its kind."""
+    """List the properties of all processes, and those of this kind of process."""
     return (
         *PROPERTIES,
         *(OF_RANK_ONE if isinstance(process, RankOne) else ()),
@@ -117,7 +117,7 @@ def _properties(process: Process) -> tuple[_Property, ...]:
 
 
 def _family(process: Process) -> tuple[list[Process], str]:
-    """The process and its like for another vocabulary and on another clock, or why there is none."""
+    """Return the process and one of its kind with another vocabulary and clock, or the reason why there is none."""
     like = kind(process)
     for setting in like.settings[1:]:
         other = like.at(setting)
@@ -127,7 +127,7 @@ def _family(process: Process) -> tuple[list[Process], str]:
 
 
 def _over(family: Sequence[Process], errors: Callable[[Process], Errors]) -> Errors:
-    """The errors of all; unchecked only where it is so for the first."""
+    """Yield the errors of all processes; the check is unchecked only if the first process raises NotChecked."""
     yield from errors(family[0])
     for other in family[1:]:
         try:

@@ -1,10 +1,10 @@
-r"""Whether a predictor has the order that it declares: of the end law, of single steps, and in the step to 0.
+r"""Check the order that a predictor declares: of the end law, of single steps, and of the step to 0.
 
-    TV(p_T K^n, p_d) ~ n^-order        on an interior window: what a declared order means
-    TV(p_t K_h, p_{t-h}) ~ h^(order + 1)    early and late, where the window does not reach
-    TV(p_t K_t, p_0) ~ (1 - alpha_t)^2      in the step to 0, in which one site alone is drawn exactly
+    TV(p_T K^n, p_d) ~ n^-order        on an interior window, to which a declared order refers
+    TV(p_t K_h, p_{t-h}) ~ h^(order + 1)    at early and late times outside the window
+    TV(p_t K_t, p_0) ~ (1 - alpha_t)^2      in the step to 0, which must draw a single noisy site exactly
 
-Where nothing can be enumerated, the distance of the end law is measured by chi-square.
+If the operator cannot be enumerated, the distance of the end law is measured by chi-square.
 """
 
 import math
@@ -29,17 +29,17 @@ __all__ = ["end_order", "last_step", "measured_order", "on_data", "step_order"]
 WINDOW = (0.9, 0.1)
 REFINEMENTS = ([8, 16, 32], [32, 64, 128], [96, 192, 384])
 EARLY_AND_LATE = (0.96, 0.04)
-LENGTHS = (0.002, 0.001)  # steps of equal ones that meet those times
-LAST = (0.004, 0.002)  # of 1 - alpha
-EXACT = 1e-12  # a distance that is rounding
+LENGTHS = (0.002, 0.001)  # of equal steps whose grids contain those times
+LAST = (0.004, 0.002)  # values of 1 - alpha
+EXACT = 1e-12  # smaller distances are rounding errors
 SAMPLES, GRIDS = 40_000, (1, 2, 4)
 
 
 def end_order(cases: Sequence[Case], where: Case) -> Errors:
-    """How far the slope falls short where it is asymptotic: the coarsest refinement that shows it will do.
+    """Yield the shortfall of the slope of the end law's error, at the coarsest refinement that shows the order.
 
-    An order is the least over processes and data. Where nothing is clipped, rules that clip do better than they
-    declare, and elsewhere their first-order error may take a thousand steps to outgrow the second-order one.
+    A declared order is the least over processes and data. If no rate is clipped, rules that clip do better than they
+    declare; otherwise their first-order error may exceed the second-order one only after a thousand steps.
     """
     for case in enumerable([where]):
         declared, found = case.operator.order or 0.0, []
@@ -47,7 +47,7 @@ def end_order(cases: Sequence[Case], where: Case) -> Errors:
             slope = _slope(case, steps)
             distance = declared - slope
             found.append((max(distance, 0.0), f"slope {slope:.2f} at {steps}, {case}"))
-            if distance <= 0.1 or distance > 0.5:  # shown, or too far to be brought by a finer grid
+            if distance <= 0.1 or distance > 0.5:  # order shown, or too far off for a finer grid
                 break
         yield min(found)
 
@@ -57,7 +57,7 @@ def _slope(case: Case, steps: Sequence[int]) -> float:
 
 
 def step_order(cases: Sequence[Case]) -> Errors:
-    """How far the slope of a single step's error falls short of one more than the order."""
+    """Yield the shortfall of the slope of a single step's error from order + 1."""
     for case in enumerable(cases):
         for t in EARLY_AND_LATE:
             p, errors = case.world.marginal(case.process, t), []
@@ -72,7 +72,7 @@ def step_order(cases: Sequence[Case]) -> Errors:
 
 
 def on_data(cases: Sequence[Case]) -> Errors:
-    """The share of draws that are no data after a step to 0."""
+    """Yield the share of draws that are not data sequences after a step to 0."""
     for case in cases:
         for t, s, where in case.over():
             if s == 0:
@@ -82,10 +82,11 @@ def on_data(cases: Sequence[Case]) -> Errors:
 
 
 def last_step(cases: Sequence[Case]) -> Errors:
-    """How far the slope of a step's error falls short of 2, from 1 - alpha = .004 and .002 to 0.
+    """Yield the shortfall from 2 of the slope of a step's error, from 1 - alpha = .004 and .002 to 0.
 
-    There at most one site is noisy, but for a share of (1 - alpha)^2: it must be drawn from its exact law. Where some
-    sequences are impossible it may be unclear which site that is, and sites that are moved apart err by 1 - alpha.
+    There at most one site is noisy, up to a probability of (1 - alpha)^2, and it must be drawn from its exact law.
+    Worlds with impossible sequences are left out: the noisy site may be ambiguous, and independent moves then have an
+    error of 1 - alpha.
     """
     for case in enumerable([case for case in cases if not case.setting.zeros]):
         errors, schedule, goal = [], case.process.schedule, case.world.marginal(case.process, 0.0)
@@ -100,7 +101,7 @@ def last_step(cases: Sequence[Case]) -> Errors:
 
 
 def measured_order(cases: Sequence[Case]) -> Errors:
-    """By chi-square: the slope of the end law's distance from p_d where draws resolve it, less three of its errors."""
+    """Yield the shortfall of the slope of the end law's chi-square distance from p_d, minus three standard errors."""
     case = cases[0]
     target = case.world.marginal(case.process, WINDOW[1])
     logs, errors = [], []
@@ -119,7 +120,7 @@ def measured_order(cases: Sequence[Case]) -> Errors:
 
 
 def _end(case: Case, steps: int) -> Tensor:
-    """States after equal steps through the window, from many of the exact law at its beginning."""
+    """Draw ``SAMPLES`` states from the exact law at the window's start and take equal steps through the window."""
     times = np.linspace(*WINDOW, steps + 1).tolist()
     counter = Counter(case.model, 0, torch.zeros(SAMPLES, dtype=torch.int64))
     state, run = State(case.starts(times[0], SAMPLES), times[0], torch.arange(SAMPLES)), Run(case.seed, counter)
@@ -129,7 +130,7 @@ def _end(case: Case, steps: int) -> Tensor:
 
 
 def _chi_square_distance(tokens: Tensor, law: Tensor, states: int) -> tuple[float, float]:
-    """sum (q - p)^2 / p of the law q that drew the tokens, without bias, and its standard error."""
+    """Estimate sum (q - p)^2 / p without bias, with q the law that drew the tokens; also its standard error."""
     n, kept = len(tokens), law > 0
     seen = torch.bincount(state_index(tokens, states), minlength=len(law)).double()[kept]
     statistic = float(((seen - n * law[kept]) ** 2 / (n * law[kept])).sum())

@@ -1,4 +1,4 @@
-"""What a process's own transition matrix implies: the survivals to look at, and rows of laws to compare with."""
+"""Compute what a process's transition matrix implies: the survivals to test, and the rows of laws to compare with."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ FAR_APART = ((0.0, 0.5), (0.0, 1.0), (1e-12, 0.9), (0.1, 0.99), (0.5, 1 - 1e-7),
 
 
 def far(a: Tensor, b: Tensor) -> float:
-    """The largest distance of two entries; 0 where there are none."""
+    """Compute the largest absolute difference of entries; 0 for empty tensors."""
     return float((a - b).abs().max()) if a.numel() else 0.0
 
 
 def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterator[tuple[float, str]]:
-    """Times at which the survival is one of ``ALPHAS``, from late to early, and their names."""
+    """Yield the times at which the survival is one of ``ALPHAS``, from late to early, with their names."""
     end = float(process.schedule.alpha(1.0))
     for alpha in dict.fromkeys(max(alpha, end) for alpha in ALPHAS):
         if least <= alpha <= most:
@@ -31,7 +31,7 @@ def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterato
 
 
 def pairs(process: Process) -> Iterator[tuple[float, float, str]]:
-    """Pairs of times s <= t: neighbours, the same twice, and some that are far apart."""
+    """Yield pairs of times s <= t: neighbours, equal times, and some that are far apart, with their names."""
     found = list(instants(process))
     names = {name: t for t, name in found}
     for (t, name), (s, other) in itertools.pairwise(found):
@@ -48,19 +48,19 @@ def _short(alpha: float) -> str:
 
 
 def rows(law: Choice, states: int) -> Tensor:
-    """Each row's law over states, for sequences of one site, from ``log_prob``."""
+    """Compute each row's law over states, (N, S), for sequences of one site, from ``log_prob``."""
     return torch.stack([law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(states)], -1)
 
 
 def spread(process: Process) -> tuple[Tensor, Tensor]:
-    """Times of every site of (64, 3) sequences and how many states each may hold: no two sites of a row alike."""
+    """Return a time for every site of (64, 3) sequences, mostly different within a row, and its index, (64, 3)."""
     times = torch.tensor([t for t, _ in instants(process, 0.01, 0.999)], dtype=torch.float64)
     index = (torch.arange(64)[:, None] * torch.tensor([1, 3, 5]) + torch.arange(3)) % len(times)
     return times[index], index
 
 
 def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A random LOO at every state that can be reached: log O (N, V), O over data tokens, x (N,), alpha (N,)."""
+    """Draw a random LOO at every reachable state: log O (N, V), O over the n data tokens (N, n), x (N,), alpha (N,)."""
     x = (process.marginals(t).sum(0) > 0).nonzero()[:, 0] if x is None else x
     data = process.data_tokens
     weights = torch.rand(len(x), len(data), generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
@@ -71,7 +71,7 @@ def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor
 
 
 def given(process: Process, x: Tensor, t: float) -> Tensor:
-    """q_t(. | v) for each row's x, conditional on what of x is frozen: (N, n, S)."""
+    """Compute q_t(. | v) for each row's x, given the source token of x on an Interpolant: (N, n, S)."""
     q = process.marginals(t).expand(len(x), -1, -1)
     if not isinstance(process, Interpolant):
         return q
@@ -81,7 +81,7 @@ def given(process: Process, x: Tensor, t: float) -> Tensor:
 
 
 def gathered(process: Process, x: Tensor, c: Tensor | Sequence[Tensor]) -> Tensor:
-    """(N, n, S) or (N, S) against each row's belief, at the columns its site can move among."""
+    """Gather a law over states at the columns among which each row's site can move, from (N, N, S) or (N, S)."""
     c = torch.as_tensor(c)
     c = c.diagonal(dim1=0, dim2=1).T if c.ndim == 3 else c
     columns = torch.arange(process.columns).expand(len(x), -1)

@@ -1,4 +1,4 @@
-"""Distances between finite laws, in nats."""
+"""Compute divergences between finite laws."""
 
 import torch
 from jaxtyping import Float
@@ -6,14 +6,14 @@ from torch import Tensor
 
 __all__ = ["entropy", "kl", "tv"]
 
-_FAR = 1e-6  # how far from 1 a sum may be: laws may have been float32
+_FAR = 1e-6  # tolerance of a law's sum: it may have been float32
 
 
 def kl(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
-    """KL(p || q) = sum p log(p / q) in nats; infinite where q misses a part of p.
+    """Compute KL(p || q) = sum p log(p / q) in nats; infinite if q = 0 where p > 0.
 
     Raises:
-        ValueError: if one of them is no law, or their shapes differ.
+        ValueError: if one of them is not a law, or their shapes differ.
     """
     p, q = _laws("kl", p, q)
     support = p > 0
@@ -21,20 +21,20 @@ def kl(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
 
 
 def tv(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
-    """Total variation, sum |p - q| / 2, in [0, 1].
+    """Compute the total variation sum |p - q| / 2, in [0, 1].
 
     Raises:
-        ValueError: if one of them is no law, or their shapes differ.
+        ValueError: if one of them is not a law, or their shapes differ.
     """
     p, q = _laws("tv", p, q)
     return float((p - q).abs().sum() / 2)
 
 
 def entropy(p: Float[Tensor, " N"]) -> float:
-    """-sum p log p in nats.
+    """Compute the entropy -sum p log p in nats.
 
     Raises:
-        ValueError: if it is no law.
+        ValueError: if ``p`` is not a law.
     """
     (p,) = _laws("entropy", p)
     support = p[p > 0]
@@ -42,7 +42,7 @@ def entropy(p: Float[Tensor, " N"]) -> float:
 
 
 def _laws(where: str, *laws: Float[Tensor, " N"]) -> list[Float[Tensor, " N"]]:
-    """The laws as tensors of probabilities, with one clear error for what is none."""
+    """Return the laws as tensors; raise ValueError for the first that is not a law."""
     tensors = [torch.as_tensor(law) for law in laws]
     for name, p in zip("pq", tensors, strict=False):
         if p.ndim != 1 or not len(p):

@@ -1,4 +1,4 @@
-"""The exact world of a small law: every sequence of V^L is listed."""
+"""Exact predictions for a small law by listing every sequence of V^L."""
 
 import math
 
@@ -17,13 +17,13 @@ _MOST_BYTES = 2 << 30
 
 
 def check_size(states: int, length: int, where: str, axes: int = 1) -> None:
-    """Raise ValueError before anything is allocated, if arrays over all S**L states are beyond reach.
+    """Raise ValueError if arrays over all S**L states would exceed 2 GiB, before any allocation.
 
     Args:
-        states: S, of one site.
+        states: S, the number of states of one site.
         length: L.
-        where: who asks.
-        axes: of the largest array, each of S**L float64 numbers: 1 for a law, 2 for a matrix.
+        where: the caller's name, for the message.
+        axes: how many axes of S**L float64 numbers the largest array has: 1 for a law, 2 for a matrix.
     """
     needed = 8 * states ** (length * axes)
     if needed > _MOST_BYTES:
@@ -42,23 +42,23 @@ def _told(size: int) -> str:
 
 
 def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
-    """Every sequence over 0..states-1, first site slowest: row i holds the digits of i in base ``states``.
+    """List every sequence over 0..states-1, first site slowest: row i holds the digits of i in base ``states``.
 
     Raises:
-        ValueError: for more of them than can be listed.
+        ValueError: for too many sequences (``check_size``).
     """
     check_size(states, length, "all_states")
     return torch.cartesian_prod(*[torch.arange(states)] * length).view(-1, length)
 
 
 def state_index(tokens: Int[Tensor, "*B L"], states: int) -> Int[Tensor, "*B"]:
-    """The row of ``all_states`` that holds a sequence."""
+    """Return the row of ``all_states`` that holds each sequence."""
     return (tokens * states ** torch.arange(tokens.shape[-1] - 1, -1, -1)).sum(-1)
 
 
 def law_of_data(process: Process, law: Float[Tensor, " N"], length: int) -> Float[Tensor, " M"]:
-    """A law over the S**L states at time 0, as one over the n**L data sequences; what is on no data is left out."""
-    rank = torch.full((max(process.columns, process.vocab_size),), -1)  # of a column among the data tokens
+    """Restrict a law over the S**L states at time 0 to the n**L data sequences; mass on other states is left out."""
+    rank = torch.full((max(process.columns, process.vocab_size),), -1)  # index of each column among the data tokens
     rank[process.data_tokens] = torch.arange(len(process.data_tokens))
     digits = rank[process.column(all_states(process.states, length))]
     clean = (digits >= 0).all(-1)
@@ -67,7 +67,7 @@ def law_of_data(process: Process, law: Float[Tensor, " N"], length: int) -> Floa
 
 
 def law_of_prior(process: Process, length: int) -> Float[Tensor, " N"]:
-    """The prior over the S**L states."""
+    """Compute the prior over the S**L states."""
     check_size(process.states, length, f"the prior of {process}")
     _, values, log_p = process.prior(1, length).fork()
     law = torch.zeros(process.states**length, dtype=torch.float64)
@@ -75,14 +75,14 @@ def law_of_prior(process: Process, length: int) -> Float[Tensor, " N"]:
 
 
 def sizes(vocab_size: object, length: object, where: str, axes: int = 1) -> tuple[int, int, int]:
-    """V, L and V**L, looked at: whole numbers, and not more than can be listed."""
+    """Check and return V, L and V**L: whole numbers, small enough to be listed."""
     v, n = whole(vocab_size, f"{where}: vocab_size", 1), whole(length, f"{where}: length", 1)
     check_size(v, n, where, axes)
     return v, n, v**n
 
 
 class Enumeration(Oracle):
-    """A law on V^L given by its probabilities.
+    """Data law on V^L given by its probabilities.
 
     Args:
         p0: (V**L,) probabilities, first site slowest.
@@ -90,7 +90,7 @@ class Enumeration(Oracle):
         length: L.
 
     Raises:
-        ValueError: if ``p0`` has another size or is not a law, or V^L is beyond reach.
+        ValueError: if ``p0`` has another size or is not a law, or V^L is too large.
     """
 
     def __init__(self, p0: Float[Tensor, " N"], *, vocab_size: int, length: int) -> None:
@@ -102,7 +102,7 @@ class Enumeration(Oracle):
             raise ValueError(
                 f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
             )
-        # float32 input sums to 1 within 1e-6 only; nothing downstream should inherit that
+        # float32 input sums to 1 only within 1e-6: normalised again in float64
         self.p0, self.alphabet, self.length = p0 / p0.sum(), vocab_size, length
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
@@ -120,7 +120,7 @@ class Enumeration(Oracle):
         return all_states(self.alphabet, self.length).to(evidence.device)[pick(weights, u)]
 
     def _sum_out(self, evidence: Tensor, kept: int | None) -> Tensor:
-        """sum over x of p0(x) prod_{j != kept} e_j(x_j), as a function of x_kept (of nothing if None)."""
+        """Compute sum over x of p0(x) prod_{j != kept} e_j(x_j), as a function of x_kept; if None, over all sites."""
         total = self.p0.view(-1, *[self.alphabet] * self.length)
         axis = self.length
         for site in reversed(range(self.length)):
@@ -132,17 +132,17 @@ class Enumeration(Oracle):
         return total
 
     def marginal(self, process: Process, t: float) -> Float[Tensor, " M"]:
-        """p_t over the S**L noisy states, first site slowest."""
+        """Compute p_t over the S**L noisy states, first site slowest."""
         self._check(process)
         check_size(process.states, self.length, f"p_t of {process}")
         law = self.p0.view([self.alphabet] * self.length)
         forward = process.marginals(t)
-        for _ in range(self.length):  # each turn takes the first axis and puts it last
+        for _ in range(self.length):  # each pass contracts the first axis and puts it last
             law = torch.tensordot(law, forward, ([0], [0]))
         return law.flatten()
 
     def reachable(self, process: Process, t: float) -> Bool[Tensor, " M"]:
-        """Which of the S**L noisy states some data agrees with at time t; at alpha = 0 in the limit alpha -> 0+."""
+        """Return which of the S**L noisy states have p_t > 0; at alpha = 0 in the limit alpha -> 0+."""
         t = real(t, "reachable: t", "[0, 1]")
         z = all_states(process.states, self.length)
         alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
@@ -150,7 +150,7 @@ class Enumeration(Oracle):
 
 
 class Coupling(Oracle):
-    """Two laws on V^L and what couples them: the exact denoiser of an ``Interpolant`` between them.
+    """Joint law of data and source on V^L: gives the exact denoiser of an ``Interpolant`` between them.
 
     Given the source tokens u of a row, its data has the law p(x0 | u).
 
@@ -174,9 +174,9 @@ class Coupling(Oracle):
         self.source = Enumeration(self.joint.sum(0), vocab_size=vocab_size, length=length)
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
-        """log p_t(z, u) of states, natural log: the source's own law counts, and what couples it to the data."""
+        """Compute log p_t(z, u) of states, natural log, including the law of the source."""
         world = self.given(process, z)
-        assert isinstance(process, Interpolant)  # or ``given`` has refused it
+        assert isinstance(process, Interpolant)  # otherwise ``given`` has raised
         u = process.split(z)[1]
         shape = (*u.shape, self.alphabet)
         clean = process.join(torch.arange(self.alphabet).expand(shape), u[..., None].expand(shape))
@@ -188,13 +188,13 @@ class Coupling(Oracle):
             raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")
         rows = self.joint.T[state_index(process.split(x)[1], self.alphabet)]
         known = rows.sum(-1, keepdim=True)
-        conditional = torch.where(known > 0, rows / known, 0.0)  # a source that never occurs agrees with no data
+        conditional = torch.where(known > 0, rows / known, 0.0)  # a source of probability 0 gets zeros
         world = Enumeration(self.data.p0, vocab_size=self.alphabet, length=self.length)
         world.p0 = conditional  # a law for each row
         return world
 
     def initial(self, process: Interpolant) -> Float[Tensor, " M"]:
-        """The law of the states (u, u) with u from the source: where sampling starts, for ``law(initial=)``."""
+        """Compute the law of the states (u, u) with u from the source, where sampling starts, for ``law(initial=)``."""
         u = all_states(self.alphabet, self.length)
         law = torch.zeros(process.states**self.length, dtype=torch.float64)
         return law.index_add(0, state_index(process.join(u, u), process.states), self.source.p0)

@@ -1,13 +1,14 @@
-r"""Goodness of fit at scale: do these long sequences come from the law an oracle holds?
+r"""Test whether long sequences come from the law of an oracle (goodness of fit at scale).
 
-On V^L with L in the hundreds no cell is ever seen twice, so each test looks at a statistic whose law is known: the
-mean log-likelihood (its mean and variance under the law are exact, by dynamic programming), the transitions of a chain
-(given how often each token is left, their counts are multinomial), or, where nothing is known of the law, a second
-sample.
+On V^L with L in the hundreds no sequence occurs twice, so each test uses a statistic whose law is known: the mean
+log-likelihood (its mean and variance under the law are exact, by dynamic programming) or the transitions of a chain
+(given how often each token is left, their counts are multinomial). If nothing is known of the law, two samples are
+compared.
 
-p-values are scipy's. ``holds`` bounds how often a correct program is blamed.
+p-values are scipy's or from permutations. ``holds`` bounds the probability that a correct program fails.
 
-References: Billingsley (1961) for the counts of a chain; Szekely and Rizzo (2013) for the energy distance.
+References: counts of a chain (Billingsley, 1961, https://doi.org/10.1214/aoms/1177705136); energy distance (Szekely and
+Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018).
 """
 
 import math
@@ -28,19 +29,19 @@ __all__ = ["Fit", "energy_test", "holds", "log_likelihood_test", "transition_tes
 
 @dataclass(frozen=True)
 class Fit:
-    """A test's statistic and its p-value: the probability of a statistic as extreme if the law is the right one."""
+    """Statistic and p-value of a test: the probability of a statistic as extreme if the law is the right one."""
 
     statistic: float
     pvalue: float
 
 
 def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
-    """z-test, two-sided, of the mean of log p0(x) against its exact mean and variance under p0.
+    """Test the mean of log p0(x) against its exact mean and variance under p0 (two-sided z-test).
 
     The statistic is (mean - expected) sqrt(B / variance). A sequence of probability 0 gives p = 0.
 
     Raises:
-        ValueError: for a law whose log-probability is no sum along the sequence (``log_prob_moments``).
+        ValueError: for a law whose log-probability is not a sum along the sequence (``log_prob_moments``).
     """
     from scipy import stats
 
@@ -49,18 +50,18 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     if not bool(torch.isfinite(values).all()):
         return Fit(-math.inf, 0.0)
     gap = float(values.mean()) - mean
-    if variance < 1e-12:  # every sequence is equally likely, and these have the right likelihood or not
+    if variance < 1e-12:  # all sequences are equally likely: the mean is exact or wrong
         return Fit(0.0, 1.0) if abs(gap) < 1e-6 else Fit(math.inf, 0.0)
     z = gap * math.sqrt(len(x) / variance)
     return Fit(z, float(2 * stats.norm.sf(abs(z))))
 
 
 def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
-    """Chi-square of the transition counts given the row totals; V (V - 1) degrees of freedom where all are possible.
+    """Test transition counts given the row totals by chi-square; V (V - 1) degrees of freedom if all are possible.
 
     Given how often each token is left, the counts of a row are asymptotically multinomial, although neighbouring pairs
-    overlap (Billingsley, 1961). Cells of a row that expect fewer than 5 are pooled. An impossible transition gives p =
-    0.
+    overlap (Billingsley, 1961). Cells of a row with fewer than 5 expected are pooled. An impossible transition gives
+    p = 0.
     """
     from scipy import stats
 
@@ -83,7 +84,7 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
 
 
 def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable[[Tensor], Float[Tensor, " N"]]) -> Fit:
-    """Kolmogorov-Smirnov test that a scalar of the sequences has one law in both samples.
+    """Test by Kolmogorov-Smirnov that a scalar of the sequences has the same law in both samples.
 
     Args:
         x, y: two samples.
@@ -96,10 +97,10 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
 
 
 def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int = 999, seed: int = 0) -> Fit:
-    """Energy distance under the Hamming distance, E 2 d(X, Y) - d(X, X') - d(Y, Y'), with a permutation p-value.
+    """Test two samples by the energy distance E 2 d(X, Y) - d(X, X') - d(Y, Y') under the Hamming distance d.
 
-    Knows nothing of the law. The p-value is (1 + k) / (1 + permutations), where k permutations are as extreme, so it is
-    exact and never below 1 / (1 + permutations). Memory is quadratic in the number of sequences.
+    The law need not be known. The p-value is (1 + k) / (1 + permutations) with k the number of permutations as extreme:
+    it is exact and at least 1 / (1 + permutations). Memory is quadratic in the number of sequences.
 
     Raises:
         ValueError: for samples of different length.
@@ -122,15 +123,16 @@ def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int 
 
 
 def holds(test: Callable[[int], float], rate: float = 1e-6) -> bool:
-    """Whether a statistical test passes, a correct program failing with probability ``rate`` at most.
+    """Return whether a statistical test passes; a correct program fails with probability at most ``rate``.
 
     Args:
         test: seed -> p-value.
-        rate: of false alarms. The test fails if p < sqrt(rate) for one seed and again for an independent one, so chance
-            needs two misses and a real fault, which is missed twice as seldom, is still found.
+        rate: of false alarms. The test fails if p < sqrt(rate) for two independent seeds, so a false alarm needs both
+            by chance, while each single test keeps the larger threshold sqrt(rate) and so its power.
 
     Raises:
-        ValueError: if ``rate`` is not in (0, 1), or a p-value is none.
+        TypeError: if ``test`` is not callable.
+        ValueError: if ``rate`` is not in (0, 1), or ``test`` returns no p-value.
     """
     rate = real(rate, "holds: rate", "(0, 1)")
     if not callable(test):

@@ -1,6 +1,6 @@
-r"""The laws of a process against its own transition matrix: clock, kernel, generator, marginals and bridges.
+r"""Check a process's clock, kernel, generator, marginals and bridges against its own transition matrix.
 
-Each function takes a process and yields errors with the place where they were seen.
+Each function takes a process and yields errors with the place where they occurred.
 """
 
 import math
@@ -49,7 +49,7 @@ def falls(process: Process) -> Errors:
     alpha = process.schedule.alpha(t)
     for k in range(len(t) - 1):
         rise = float(alpha[k + 1] - alpha[k])
-        # A flat stretch is allowed: nothing happens in it.
+        # a flat stretch is allowed: the process rests in it
         place = f"alpha({t[k]:.3g}) = {alpha[k]:.6g}, alpha({t[k + 1]:.3g}) = {alpha[k + 1]:.6g}"
         yield max(rise, 0.0) if rise == rise else rise, place
     yield max(float(-alpha.min()), float(alpha.max()) - 1, 0.0), "the range of alpha"
@@ -70,12 +70,12 @@ def inverse(process: Process) -> Errors:
 
 
 def other_clock(process: Process) -> Errors:
-    """The same process on its own clock is equal, on another it is not, and has the other's survival."""
+    """Check that a process on its own clock equals itself, and on another differs and has the other's survival."""
     same = process.with_schedule(process.schedule)
     yield float(same != process or hash(same) != hash(process)), "with_schedule(its own) is not equal to it"
     try:
         other = process.with_schedule(Polynomial(1.7))
-    except ValueError:  # a clock that ends at alpha = 0 may be none for it
+    except ValueError:  # the process may refuse a clock that ends at alpha = 0
         return
     yield float(other == process or other.schedule != Polynomial(1.7)), "with_schedule(another)"
     yield float(other.states != process.states or type(other) is not type(process)), "with_schedule(another) is another"
@@ -118,7 +118,7 @@ def kolmogorov(process: Process) -> Errors:
 
 
 def rate(process: Process) -> Errors:
-    """The forward equation in time: d kernel / dt = kernel rate."""
+    """Check the forward equation in time, d kernel / dt = kernel rate."""
     h = 1e-5
     for t in (0.23, 0.51, 0.83):
         slope = (process.kernel(t + h) - process.kernel(t - h)) / (2 * h)
@@ -145,7 +145,7 @@ def marginal(process: Process) -> Errors:
 
 
 def _ends(process: Process, t: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Every (x0, x_t) that can be, as (N, 1) each, and its q_t."""
+    """List every possible (x0, x_t), (N, 1) each, and its q_t, (N,)."""
     q = process.marginals(t)
     x0, x_t = (q > 0).nonzero(as_tuple=True)
     return process.data_tokens[x0][:, None], x_t[:, None], q[x0, x_t]
@@ -164,7 +164,7 @@ def bridge_is_law(process: Process) -> Errors:
 
 
 def bridge_is_bayes(process: Process) -> Errors:
-    """Weighted by q_t where that is small: what is divided by it has lost as many digits."""
+    """Check Bayes' rule; errors are weighted by q_t where it is small, since division by q_t loses as many digits."""
     for t, s, where in pairs(process):
         x0, x_t, q, found = _bridge_rows(process, t, s)
         rank = torch.searchsorted(process.data_tokens, x0[:, 0])
@@ -182,9 +182,9 @@ def bridge_keeps(process: Process) -> Errors:
 
 
 def bridge_refuses(process: Process) -> Errors:
-    """A state that cannot come from x0 is a ValueError."""
+    """Check that a state which cannot come from x0 raises ValueError."""
     found = False
-    for t, where in instants(process, 1e-15):  # at alpha = 0 everything can come of everything, in the limit
+    for t, where in instants(process, 1e-15):  # at alpha = 0 every state can come from every token, in the limit
         x0, x_t = (process.marginals(t) == 0).nonzero(as_tuple=True)
         for v, z in list(zip(process.data_tokens[x0].tolist(), x_t.tolist(), strict=True))[:4]:
             found = True
@@ -199,7 +199,7 @@ def bridge_refuses(process: Process) -> Errors:
 
 
 def products(process: Process) -> Errors:
-    """Three sites with times of their own: the law of a row is the product of its sites' laws."""
+    """Check, for three sites with their own times, that the law of a row is the product of its sites' laws."""
     times, _ = spread(process)
     generator = torch.Generator().manual_seed(4)
     data = process.data_tokens
@@ -232,13 +232,13 @@ def _flat(times: Tensor, rank: Tensor, z: Tensor) -> list[tuple[float, int, int]
 
 
 def _possible(tables: dict[float, Tensor], rank: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
-    """A state for every site, drawn from its marginal."""
+    """Draw a state for every site from its marginal."""
     law = torch.stack([tables[float(t)][v] for t, v in zip(times.flatten(), rank.flatten(), strict=True)])
     return torch.multinomial(law, 1, generator=generator).view(times.shape)
 
 
 def sampling(process: Process) -> Errors:
-    """-log10 of the p-value of scipy's chi-square: the two sites of marginals and bridges together."""
+    """Test draws of two sites from marginal, prior and bridge by scipy's chi-square; yield -log10 p."""
     draws, size = 20_000, process.states
     x0 = process.data_tokens[[0, -1]].expand(draws, 2)
     late, early = (torch.tensor(part).expand(draws, 2) for part in ([0.5, 0.8], [0.3, 0.4]))
@@ -254,7 +254,7 @@ def sampling(process: Process) -> Errors:
             if bool((count[p == 0] > 0).any()):
                 yield float("inf"), f"{name}: a draw of probability 0"
             if int((p > 0).sum()) > 1:
-                from scipy import stats  # imported where it is used: scipy takes half a second
+                from scipy import stats  # imported here, because scipy takes half a second
 
                 pvalue = stats.chisquare(count[p > 0], draws * p[p > 0] / p.sum()).pvalue
                 yield float(-torch.tensor(pvalue).clamp(min=1e-300).log10()), name

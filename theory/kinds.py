@@ -1,8 +1,8 @@
-r"""Kinds of processes, each of which can be built at any vocabulary and on any clock, and worlds to try them on.
+r"""Build each kind of process for any vocabulary and clock, and small worlds to test it on.
 
-A declaration is about a kind, not about one instance: what holds on 3 sites of 3 tokens and a linear clock may be wrong
-elsewhere. ``kind("uniform")``, or ``kind(process)`` of an example, builds the process of that kind for V tokens and a
-schedule: a noise law or generator of another size is the example's, repeated or cut.
+An operator's declaration is for a kind of process, not for one instance: what holds for 3 sites of 3 tokens on a linear
+clock may be wrong elsewhere. ``kind("uniform")``, or ``kind(process)`` of an example, builds a process of that kind for
+V tokens and a schedule. A noise law or generator of another size is the example's, repeated or cut.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ Build = Callable[[int, Schedule], Process]
 
 @dataclass(frozen=True)
 class Setting:
-    """A small world: sites, tokens and clock, and whether some sequences have probability 0."""
+    """Size and clock of a small world, and whether some sequences have probability 0."""
 
     length: int
     vocab_size: int
@@ -35,20 +35,20 @@ class Setting:
     zeros: bool = False
 
 
-# the first is where most is tried
+# most is tested in the first
 SETTINGS = (
     Setting(3, 3, Linear()),
     Setting(4, 2, Polynomial(2.0), zeros=True),
     Setting(2, 4, Cosine()),
 )
-COARSE = Setting(3, 2, Linear())  # where an order is measured: that takes as many matrices as steps
-# states are pairs of tokens: V^2 a site
+COARSE = Setting(3, 2, Linear())  # where an order is measured, which takes a matrix for each step
+# for processes whose states are pairs of tokens: V^2 states a site
 _PAIRS = (COARSE, Setting(2, 3, Polynomial(2.0), zeros=True), Setting(2, 2, Cosine()))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A process as a function of its vocabulary and clock."""
+    """Build a process from its vocabulary and clock."""
 
     name: str
     build: Build
@@ -57,7 +57,7 @@ class Kind:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Where it is tried: those of all kinds, and the example's own size and clock."""
+        """List the settings to test: those of all kinds, and the example's own size and clock."""
         settings = _PAIRS if self.pairs else SETTINGS
         given = self.example
         if given is None or any((s.vocab_size, s.schedule) == (given.vocab_size, given.schedule) for s in settings):
@@ -65,7 +65,7 @@ class Kind:
         return (*settings, Setting(3 if given.states <= 4 else 2, len(given.data_tokens), given.schedule))
 
     def at(self, setting: Setting) -> Process | None:
-        """The process of a setting; the example where that is its own, None where there is none of this size."""
+        """Return the process for a setting: the example if the setting is its own, None if none has this size."""
         given = self.example
         if given is not None and (len(given.data_tokens), given.schedule) == (setting.vocab_size, setting.schedule):
             return given
@@ -76,7 +76,7 @@ class Kind:
 
 
 def world(setting: Setting) -> Enumeration:
-    """A strongly coupled law: .05 uniform and .95 Dirichlet(1/2), with zeros a third of it left out."""
+    """Return a strongly coupled law: .05 uniform and .95 Dirichlet(1/2); ``zeros`` sets the least third to 0."""
     size = setting.vocab_size**setting.length
     p0 = 0.05 / size + 0.95 * np.random.default_rng(3).dirichlet(np.full(size, 0.5))
     if setting.zeros:
@@ -85,13 +85,13 @@ def world(setting: Setting) -> Enumeration:
 
 
 def _resized_law(law: Tensor, size: int) -> Tensor:
-    """The law repeated or cut to another size."""
+    """Repeat or cut a law to another size, and normalise it."""
     repeated = law.repeat(-(-size // len(law)))[:size]
     return repeated / repeated.sum()
 
 
 def _resized_rates(rates: Tensor, size: int) -> Tensor:
-    """The generator repeated or cut; between states that were one, the mean rate."""
+    """Repeat or cut a generator to another size; copies of one state get the mean rate between them."""
     off = rates.to_dense().clone().fill_diagonal_(0.0)
     n = len(off)
     mean = float(off.sum()) / (n * (n - 1)) if n > 1 else 1.0
@@ -102,21 +102,21 @@ def _resized_rates(rates: Tensor, size: int) -> Tensor:
 
 
 def _finite(schedule: Schedule) -> Schedule:
-    """A clock of finite total noise in the place of one without."""
+    """Replace a clock with alpha(1) = 0 by one with alpha(1) > 0."""
     if float(schedule.alpha(1.0)) > 0:
         return schedule
     return LogLinear(0.02) if schedule == Linear() else Geometric(0.1, 4.0)
 
 
 def _turning(t: float) -> Tensor:
-    """Rates on three states that do not commute with themselves at other times."""
+    """Return rates on three states at time t, which do not commute with those at other times."""
     one = torch.tensor([[0.0, 0.9, 0.2], [0.3, 0.0, 0.7], [0.6, 0.4, 0.0]], dtype=torch.float64)
     rates = (1 - t) * one + t * one.flip(0, 1)
     return rates - torch.diag(rates.sum(-1))
 
 
 _LAW = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-_ZERO = torch.tensor([0.0, 0.6, 0.4], dtype=torch.float64)  # a token that noise never takes
+_ZERO = torch.tensor([0.0, 0.6, 0.4], dtype=torch.float64)  # noise never takes token 0
 
 KINDS: dict[str, Kind] = {
     found.name: found
@@ -128,13 +128,13 @@ KINDS: dict[str, Kind] = {
         Kind("ordinal", Ordinal),
         Kind("general", lambda v, clock: General(_resized_rates(_turning(0.3), v), clock)),
         Kind("time_varying", lambda v, clock: TimeVarying(_turned(v), _finite(clock), pieces=5)),
-        Kind("masked_inside", lambda v, clock: Masked(v + 1, clock, mask_id=0)),  # an id below V, as ESM's
+        Kind("masked_inside", lambda v, clock: Masked(v + 1, clock, mask_id=0)),  # a mask id below V, as in ESM
         Kind("marginal_zero", lambda v, clock: Marginal(_resized_law(_ZERO, v), clock)),
         Kind("absorbing_uniform", AbsorbingUniform, pairs=True),
         Kind("interpolant", lambda v, clock: Interpolant(v, clock, _resized_law(_LAW, v), p_uniform=0.3), pairs=True),
     )
 }
-# what an operator is tried on if nothing is said
+# the default kinds for an operator
 USUAL = ("masked", "uniform", "marginal", "hybrid", "general")
 
 
@@ -143,11 +143,11 @@ def _turned(vocab_size: int) -> Callable[[float], Tensor]:
 
 
 def kind(of: str | Process, where: str = "kind") -> Kind:
-    """The kind that a name or an example stands for.
+    """Return the kind of process of a name or of an example.
 
     Raises:
         ValueError: for an unknown name.
-        TypeError: for what is neither a name nor a process.
+        TypeError: for anything but a name or a process.
     """
     if isinstance(of, str):
         if of not in KINDS:
@@ -160,7 +160,7 @@ def kind(of: str | Process, where: str = "kind") -> Kind:
 
 
 def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
-    """The kinds of several, each with a name of its own."""
+    """Return the kinds of several names or examples, with distinct names."""
     if isinstance(of, str | Process):
         raise TypeError(f"{where}: processes= is a list of kinds, got {of!r}")
     found = [kind(one, where) for one in of]
@@ -174,7 +174,7 @@ def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
 
 
 def _like(given: Process) -> Build:
-    """How to build a process like an example at another size and on another clock."""
+    """Return a function that builds a process like an example for another size and clock."""
 
     def build(vocab_size: int, schedule: Schedule) -> Process:
         match given:
@@ -195,7 +195,7 @@ def _like(given: Process) -> Build:
                 return TimeVarying(lambda t: _resized_rates(function(t), vocab_size), _finite(schedule), pieces)
             case Interpolant() if type(given) is Interpolant:
                 return Interpolant(vocab_size, schedule, _resized_law(given.source, vocab_size), given._blend.p_uniform)
-        try:  # by its size and clock alone, if that is all there is to it
+        try:  # from size and clock, if they determine the example
             if type(given)(given.vocab_size, given.schedule) == given:
                 return type(given)(vocab_size, schedule)
         except TypeError:

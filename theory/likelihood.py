@@ -1,4 +1,4 @@
-r"""The exact value of a likelihood bound on a small world: enumeration over the noise, quadrature over time."""
+r"""Compute likelihood bounds exactly for small V^L: enumeration over noisy states, quadrature over time."""
 
 import math
 
@@ -17,10 +17,10 @@ __all__ = ["bound", "integrand"]
 
 @torch.no_grad()
 def bound(objective: Objective, model: Denoiser, length: int | None = None) -> Float[Tensor, " M"]:
-    """E[value] of a bound for every data sequence, (n**L,) nats, without the prior's term.
+    """Compute the expected value of a bound for every data sequence, (n**L,) nats, without the prior's term.
 
-    Continuous bounds by tanh-sinh quadrature over alpha in [alpha(1), 1], good to about 1e-8 where the integrand is
-    integrable at its ends; discrete ones exactly.
+    Continuous bounds use tanh-sinh quadrature over alpha in [alpha(1), 1], accurate to about 1e-8 if the integrand is
+    integrable at its ends. Discrete bounds are exact.
 
     Raises:
         TypeError: for a bound that cannot be enumerated.
@@ -31,7 +31,7 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
         least = float(model.process.schedule.alpha(1.0))
         total = torch.zeros(len(x0), dtype=torch.float64)
         h = 1 / 16
-        for k in range(-43, 44):  # beyond, 1 - alpha has no digits left
+        for k in range(-43, 44):  # beyond these nodes 1 - alpha rounds to 0
             u = math.pi / 2 * math.sinh(k * h)
             share, weight = 1 / (1 + math.exp(-2 * u)), h * math.pi / 4 * math.cosh(k * h) / math.cosh(u) ** 2
             total += weight * (1 - least) * integrand(objective, model, least + (1 - least) * share, length)
@@ -58,7 +58,7 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
 
 @torch.no_grad()
 def integrand(objective: Objective, model: Denoiser, alpha: float, length: int | None = None) -> Float[Tensor, " M"]:
-    """The exact mean over x_t of a continuous bound's density at one alpha, for every data sequence, (n**L,)."""
+    """Compute the exact mean over x_t of a continuous bound's density at alpha, for every data sequence, (n**L,)."""
     if not isinstance(objective, Continuous):
         raise TypeError(f"integrand: {objective} is not an integral over time")
     process = model.process
@@ -76,13 +76,13 @@ def _data(model: Denoiser, length: int | None) -> tuple[Tensor, int]:
     if size is None:
         raise ValueError("length= must say how many sites; this model has no length of its own")
     tokens = model.process.data_tokens
-    pairs = (len(tokens) * model.process.states) ** size  # of a sequence and a noisy one
+    pairs = (len(tokens) * model.process.states) ** size  # of a clean and a noisy sequence
     affordable(pairs, f"bound: all pairs of data and states of {size} sites")
     return tokens[all_states(len(tokens), size)], size
 
 
 def _noise(process: Process, x0: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Every noisy state, and q_t of it for each data sequence, (M, N)."""
+    """List every noisy state, (N, L), and its probability q_t given each data sequence, (M, N)."""
     z = all_states(process.states, x0.shape[1])
     law = process.noised(x0, alpha)
     return z, torch.stack([law.log_prob(row.expand(x0.shape)).exp() for row in z], -1)

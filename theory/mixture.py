@@ -1,4 +1,4 @@
-r"""A mixture of products as data law: long-range correlation at O(K L V).
+r"""Exact predictions for a mixture of product laws: long-range correlation at O(K L V).
 
 p0(x) = sum_k w_k prod_i theta_k,i(x_i)
 O_i ~ sum_k [w_k prod_{j != i} <theta_k,j, e_j>] theta_k,i
@@ -15,14 +15,14 @@ __all__ = ["ProductMixture"]
 
 
 class ProductMixture(Oracle):
-    """A mixture of K product laws.
+    """Data law that is a mixture of K product laws.
 
     Args:
         weights: (K,) mixture weights.
         theta: (K, L, V) laws of each site in each component.
 
     Raises:
-        ValueError: if they are not laws, or shapes disagree.
+        ValueError: if weights or rows are not laws, or shapes disagree.
     """
 
     def __init__(self, weights: Float[Tensor, " K"], theta: Float[Tensor, "K L V"]) -> None:
@@ -34,12 +34,12 @@ class ProductMixture(Oracle):
         self.length, self.alphabet = theta.shape[1], theta.shape[2]
 
     def _fits(self, evidence: Tensor) -> Float[Tensor, "B K L"]:
-        """log <theta_k,i, e_i>."""
+        """Compute log <theta_k,i, e_i>."""
         return torch.einsum("kln,bln->bkl", self.theta, evidence).log()
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
         fits = self._fits(evidence)
-        # A product without its own factor, which may be 0: zeros are counted, not divided by.
+        # The product of the other sites' factors: factors may be 0, so zeros are counted instead of divided by.
         zero = fits == -torch.inf
         finite = fits.masked_fill(zero, 0.0)
         others = finite.sum(-1, keepdim=True) - finite + self.weights.log()[:, None]

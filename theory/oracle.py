@@ -1,14 +1,14 @@
-r"""Oracles: data laws whose posteriors are known, hence perfect denoisers.
+r"""Base class of oracles: data laws with known posteriors, hence exact denoisers.
 
-With e_i(v) = q_t(z_i | v) the evidence of site i, everything follows from one sum over clean sequences that leaves
-site i's evidence out,
+With e_i(v) = q_t(z_i | v) the evidence of site i, all predictions follow from one sum over clean sequences that omits
+the evidence of site i:
 
     O_i(v) ~ sum_{x: x_i = v} p0(x) prod_{j != i} e_j(x_j),      D_i(v) ~ O_i(v) e_i(v)
     c_i = O_i Q_t,      r_i(v) = c_i(v) / c_i(z_i)
 
-(~ is "up to a constant in v"). Constants of e_i in v cancel, which is how alpha = 0 is the limit alpha -> 0+.
+(~ is "up to a constant in v"). Factors of e_i that are constant in v cancel, so alpha = 0 is the limit alpha -> 0+.
 
-Oracles are total: where no data agrees with what is conditioned on, the row is uniform.
+Every row is defined: if no clean sequence agrees with the condition, the row is uniform.
 """
 
 import copy
@@ -31,10 +31,10 @@ Law = TypeVar("Law", bound="Oracle")
 
 
 class Oracle(ABC):
-    """A law of clean sequences over an alphabet 0..n-1, with exact leave-one-out posteriors.
+    """Law of clean sequences over an alphabet 0..n-1, with exact leave-one-out posteriors.
 
-    A subclass says how to sum over sequences, given a weight for every token at every site (the evidence), and how to
-    draw one from what is summed. Its tables are attributes that are tensors; ``to`` moves them.
+    A subclass sums over sequences, given a weight for every token at every site (the evidence), and draws from the
+    weighted law. Its tables are tensor attributes; ``to`` moves them.
 
     Attributes:
         alphabet: n, the number of data tokens.
@@ -46,25 +46,28 @@ class Oracle(ABC):
 
     @abstractmethod
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
-        """O up to a factor for each site, from the evidence; zero rows where no data agrees with the other sites."""
+        """Compute O from the evidence, up to a factor for each site; 0 if no data agrees with the other sites."""
 
     @abstractmethod
     def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
-        """log sum_x p0(x) prod_i e_i(x_i), natural log; -inf where no data agrees."""
+        """Compute log sum_x p0(x) prod_i e_i(x_i), natural log; -inf if no data agrees."""
 
     @abstractmethod
     def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
-        """Exact draws from the law proportional to p0(x) prod_i e_i(x_i)."""
+        """Draw exactly from the law proportional to p0(x) prod_i e_i(x_i)."""
 
-    # --- what follows from the three ----------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.alphabet} tokens, {self.length} sites)"
+
+    # --- methods that follow from the three ---------------------------------------------------------------------------
 
     def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
-        """The exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.
+        """Return the exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.
 
         Args:
             process: its data alphabet must have ``alphabet`` tokens.
-            predicts: which of the three equivalent predictions it returns; by default "denoiser" on an absorbing
-                process, where a leave-one-out is not defined at a token that is seen, and "loo" on any other.
+            predicts: which prediction it returns, "loo", "denoiser" or "ratio"; by default "denoiser" on an absorbing
+                process, where D does not determine the leave-one-out at a revealed token, and "loo" on any other.
 
         Raises:
             ValueError: if the alphabets differ.
@@ -97,23 +100,23 @@ class Oracle(ABC):
         )
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> "Oracle":
-        """The law of clean sequences for these rows: itself, unless the states show what the data is coupled to."""
+        """Return the law of clean sequences for these rows: itself, unless states hold a source coupled to the data."""
         return self
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
-        """log p_t(z) of noisy sequences, natural log."""
+        """Compute log p_t(z) of noisy sequences, natural log."""
         self._check_noisy(process, z)
         return self.log_evidence(process.marginals(t).to(self._like()).T[z])
 
     def posterior(self, process: Process, z: Int[Tensor, "B L"], t: Time, seed: int) -> Int[Tensor, "B L"]:
-        """Exact draws of x0 given noisy sequences, one for each row: p(x0 | z_t = z), jointly over the sites."""
+        """Draw x0 exactly from p(x0 | z_t = z), jointly over the sites, one draw for each noisy sequence."""
         self._check_noisy(process, z)
         seed, alpha = whole(seed, "posterior: seed", 0, LAST_SEED), process.schedule.alpha(site_time(t, *z.shape))
         evidence = process.evidence(z, alpha.expand(z.shape)).to(self._like())
         return process.data_tokens.to(z.device)[self.given(process, z).draw(evidence, seed)]
 
     def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """log p0(x) of clean sequences, natural log.
+        """Compute log p0(x) of clean sequences, natural log.
 
         Raises:
             ValueError: for another length, or ids outside the alphabet.
@@ -122,7 +125,7 @@ class Oracle(ABC):
         return self.log_evidence(torch.nn.functional.one_hot(x, self.alphabet).to(self._like()))
 
     def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
-        """Exact draws of clean sequences."""
+        """Draw clean sequences exactly from p0."""
         like, batch, seed = self._like(), whole(batch, "sample: batch", 1), whole(seed, "sample: seed", 0, LAST_SEED)
         affordable(
             batch * self.length * self.alphabet, f"sample: {batch} rows of {self.length} x {self.alphabet} weights"
@@ -130,7 +133,7 @@ class Oracle(ABC):
         return self.draw(torch.ones(batch, self.length, self.alphabet, dtype=like.dtype, device=like.device), seed)
 
     def to(self: Law, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Law:
-        """The same law with its tables on another device or in another floating dtype."""
+        """Return the same law with its tables on another device or in another floating dtype."""
         device = None if device is None else placed(device, "to: device")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"to: dtype must be a floating torch dtype, got {dtype!r}")
@@ -143,7 +146,7 @@ class Oracle(ABC):
         return other
 
     def _like(self) -> Tensor:
-        """Any of the tables, for its dtype and device."""
+        """Return one of the tables, for its dtype and device."""
         return next(v for v in vars(self).values() if isinstance(v, Tensor) and v.is_floating_point())
 
     def _check_clean(self, x: Tensor) -> None:
@@ -178,19 +181,19 @@ def _normalised(weights: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
 
 
 def scaled(message: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, " B"]]:
-    """A message with sum 1 and the sum it had; a zero message stays zero."""
+    """Return the message divided by its sum, and the sum; a zero message stays zero."""
     total = message.sum(-1)
     return message / total.masked_fill(total == 0, 1)[:, None], total
 
 
 def uniforms(length: int, batch: int, seed: int, device: torch.device) -> Float[Tensor, "L B"]:
-    """Uniforms for a seeded draw, the same on every device."""
+    """Draw uniforms from a seed, the same on every device."""
     return torch.rand(length, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
 def pick(weights: Float[Tensor, "B n"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """An index of each row with probability proportional to its weights, which are never all zero."""
+    """Choose an index of each row with probability proportional to its weights, which must not all be zero."""
     running = weights.double().cumsum(-1)
     index = (running <= u[:, None] * running[:, -1:]).sum(-1)
-    last = (weights > 0).long().cumsum(-1).argmax(-1)  # rounding must not pick a weight of 0 beyond it
+    last = (weights > 0).long().cumsum(-1).argmax(-1)  # rounding must not pick a weight of 0 after it
     return torch.minimum(index, last)

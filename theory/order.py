@@ -1,4 +1,4 @@
-r"""Convergence order: how fast the exact law of a sampler approaches its target as the grid is refined."""
+r"""Measure the convergence order: how fast a sampler's exact law approaches its target as the grid is refined."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -23,17 +23,18 @@ def order(
     target: Float[Tensor, " N"] | None = None,
     window: tuple[float, float] | None = None,
 ) -> float:
-    r"""The slope of -log TV(law, target) against log n, fitted to the last three n.
+    r"""Fit the slope of -log TV(law, target) against log n to the last three n.
 
     Args:
         steps: increasing numbers of steps, at least three.
         build: n -> a sampler with n steps.
-        target: the law to be approached; by default the oracle's own at the last time.
-        window: (t, d) measures on an interior window instead: n equal steps from the exact p_t to d, where the
-            singular rates at the ends of [0, 1] play no part. This is what a declared order means.
+        target: the target law; by default the oracle's p_t at the last time of the grid.
+        window: (t, d): measure on an interior window instead, with n equal steps from the exact p_t to d, away from
+            the singular rates at the ends of [0, 1]. A declared order refers to such a window.
 
     Raises:
-        ValueError: with fewer than three step numbers, or without a target where the model is no oracle.
+        TypeError: if ``build`` is not callable or returns no Sampler.
+        ValueError: with fewer than three step numbers, or without a target if the model is not an Enumeration's.
     """
     steps = wholes(steps, "order: steps", 1)
     if len(steps) < 3 or not all(a < b for a, b in itertools.pairwise(steps)):

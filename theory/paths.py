@@ -1,27 +1,26 @@
-r"""Every path through a program, with equal ones merged and independent ones kept apart.
+r"""Enumerate every path through a program; equal paths are merged, and independent sites are kept apart.
 
-The program runs on a batch of *prefixes of choices*. At the first choice that the prefixes do not cover, each is
-continued by every possible value, and the program starts again; when it runs through, what a prefix weighs goes to the
-state where it ended. There are two kinds of choices:
+The program runs on a batch of *prefixes of choices*. At the first choice that the prefixes do not cover, each prefix is
+extended by every possible value, and the program is restarted. When it runs through, the weight of each prefix is added
+to its final state. There are two kinds of choices:
 
-* one of a whole row (a branch, a subset of sites) multiplies the rows;
-* one of independent sites (``SiteWise``) multiplies nothing: a row then stands for a product of laws. It has a list of
+* a choice of a whole row (a branch, a subset of sites) multiplies the rows;
+* a choice of independent sites (``SiteWise``) does not: a row then stands for a product of laws. It has a list of
   weighted paths *for each site*, and the program sees the k-th path of every site in its k-th copy of the row.
 
 A row of the matrix is a sum over prefixes of Kronecker products over sites, so its cost is states x sites x paths of a
 site instead of states x (paths of a site)^sites.
 
-Why this is exact. The values of site-wise choices are ``Sited`` tensors, which torch itself tells from others: as long
-as the program brings only numbers of one site together, the law of the next choice at a site is a function of that
-site's own path, whatever the other sites do, and is found from any copy of the row that holds this path. Where sites
-meet (a count, a denoiser call at a new state, an order), the tensor that they meet in is *settled*: paths are grouped
-by the values it takes, every combination of the sites' values becomes a row, and within a row the sites are independent
-again, since they were so before and each was conditioned on a value of its own. Paths that agree on it stay together:
-that is the merging. A function that nobody listed settles its arguments, so that a program is never taken for
-independent because something was not known of it.
+Why this is exact. The values of site-wise choices are ``Sited`` tensors, a subclass that torch dispatches on. While the
+program combines only numbers of one site, the law of the next choice at a site is a function of that site's own path,
+and is read from any copy of the row that holds this path. When numbers of several sites are combined (a count, a
+denoiser call at a new state, an order), the combined tensor is *settled*: paths are grouped by its values, and every
+combination of the sites' values becomes a row. Within a row the sites are independent again, since they were so before
+and each was conditioned on its own value. Paths with the same value stay together: this is the merging. A function
+without a rule settles its arguments, so sites are never treated as independent by mistake.
 
-Few prefixes are cheaper joint: while there are no more than ``JOINT`` of them, site-wise choices multiply the rows too,
-and nothing is sited.
+For at most ``JOINT`` prefixes joint enumeration is cheaper: site-wise choices multiply the rows too, and no tensor is
+sited.
 """
 
 from typing import Any
@@ -42,31 +41,31 @@ JOINT = 1 << 14
 
 
 class TooManyPaths(ValueError):
-    """A program with more paths than were to be enumerated."""
+    """Raised for a program with more paths than the limit."""
 
 
 class TooManyJoint(BaseException):
-    """More than ``JOINT`` joint prefixes: the sites' choices are kept apart from the start."""
+    """Raised beyond ``JOINT`` joint prefixes: the enumeration is restarted with the sites kept apart."""
 
 
 class Branching(BaseException):
-    """There are more prefixes now than the program was run on. No program catches it by accident."""
+    """Raised to restart the program after its prefixes were extended; no ``except Exception`` catches it."""
 
 
 class Paths(Messenger):
-    """Prefixes of choices, and what answers the program's choices from them.
+    """Hold prefixes of choices, and give the program its choices from them (a Pyro messenger).
 
     Args:
-        weight: (begin,) of the beginnings.
+        weight: (begin,) the weights of the initial states.
         length: L.
-        most: how many rows there may be.
+        most: the maximal number of rows.
         joint: whether site-wise choices multiply the rows; TooManyJoint is raised beyond ``JOINT`` of them.
 
     Attributes:
-        start: (R,) which beginning each row came from.
-        weight: (R,) the probability of its settled choices.
-        share: (R, K, L) the probability of the k-th path of each site, given those; 0 where there are fewer.
-        grid: (R K, L) the origin of each site of the batch: copies of a row lie beside each other.
+        start: (R,) the index of the initial state of each row.
+        weight: (R,) the initial weight times the probability of the settled choices.
+        share: (R, K, L) the probability of the k-th path of each site, given those; 0 if there are fewer.
+        grid: (R K, L) the origin of each site of the batch; the copies of a row are adjacent.
     """
 
     def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int, joint: bool = False) -> None:
@@ -81,12 +80,12 @@ class Paths(Messenger):
 
     @property
     def copies(self) -> int:
-        """K."""
+        """Return K, the number of copies of a row."""
         return self.share.shape[1]
 
     @property
     def rows(self) -> int:
-        """How many rows the program runs on, R K."""
+        """Return the number of rows that the program runs on, R K."""
         return len(self.grid)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -106,15 +105,15 @@ class Paths(Messenger):
         msg["value"] = Sited.of(value, self.grid[ids], self) if name in self._sited else value
         msg["done"], msg["stop"] = True, True
 
-    # --- what makes more prefixes -------------------------------------------------------------------------------------
+    # --- extending prefixes -------------------------------------------------------------------------------------------
 
     def _widen(self, name: str, choice: SiteWise, ids: Int[Tensor, " B"]) -> None:
-        """Continue each site's paths by the values that the choice may take there."""
+        """Extend each site's paths by the values that the choice can take there."""
         log_p, value = (self._at_sites(x, ids, name) for x in choice.table())
         AT_ONCE.refuse(log_p.isnan().any(-1), f"{type(choice).__name__} has a NaN probability; {BAD_LOGITS}")
         (count, copies, length), kinds = self.share.shape, log_p.shape[-1]
         p = torch.zeros(self.rows, length, kinds, dtype=torch.float64)
-        p[..., 0] = 1  # rows of a mix that took another branch
+        p[..., 0] = 1  # rows in another branch of a mix
         p[ids] = log_p.double().exp()
         values = torch.zeros(self.rows, length, kinds, dtype=value.dtype)
         values[ids] = value
@@ -129,7 +128,7 @@ class Paths(Messenger):
         self._lay(name)
 
     def _fork(self, name: str, choice: Choice, ids: Int[Tensor, " B"]) -> None:
-        """Replace each row that made the choice by one row for each value it may take."""
+        """Replace each row that makes the choice by one row for each possible value."""
         parent, value, log_p = (self.settle(x) if isinstance(x, Sited) else x for x in choice.fork())
         self._check_children(ids[parent], value, log_p, name)
         first = ids[parent] % self.copies == 0
@@ -146,12 +145,12 @@ class Paths(Messenger):
         self._lay(name)
 
     def settle(self, values: Sited) -> Tensor:
-        """The values alone, if they are the same on all paths of a site; else rows are told apart by them."""
+        """Return plain values if all paths of each site agree; otherwise divide the rows and raise Branching."""
         bare, origin = values.bare, values.origin.flatten()
         if not bare.numel():
             return bare
         flat, length = bare.reshape(len(origin), -1), self.share.shape[2]
-        site = origin // (length * self.copies) * length + origin % length  # the site of a row, whatever the copy
+        site = origin // (length * self.copies) * length + origin % length  # site of a row, for any copy
         turn = _occurrence(origin)
         group = site + turn * (len(self.start) * length)
         other = flat[_first(group)]
@@ -161,14 +160,14 @@ class Paths(Messenger):
         mixed = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
         mixed[group[differs]] = True
         chosen = mixed[group] & (turn == turn[differs].min())
-        kind = torch.zeros(self.grid.numel(), dtype=torch.int64)  # 0 where there is no value
+        kind = torch.zeros(self.grid.numel(), dtype=torch.int64)  # 0: no value
         kind[origin[chosen]] = 1 + flat[chosen].unique(dim=0, return_inverse=True)[1]
         self._divide(kind.view(self.share.shape))
         raise Branching
 
     def _divide(self, kind: Int[Tensor, "R K L"]) -> None:
-        """One row for each combination of the kinds that the sites of a row may be of."""
-        kind = (kind[:, :, None] == kind[:, None]).double().argmax(2)  # named by the first path of each
+        """Divide each row into one row for each combination of its sites' possible kinds."""
+        kind = (kind[:, :, None] == kind[:, None]).double().argmax(2)  # a kind is named by its first path
         total = torch.zeros_like(self.share).scatter_add(1, kind, self.share)
         source, chosen = torch.arange(len(kind)), kind.new_empty(len(kind), 0)
         for site in range(kind.shape[2]):
@@ -182,7 +181,7 @@ class Paths(Messenger):
         self._lay("where sites meet")
 
     def _pack(self, share: Float[Tensor, "R J L"]) -> Int[Tensor, "R K L"]:
-        """The possible paths of each site first; where a site has fewer than another, its first one again."""
+        """Move the possible paths of each site to the front; shorter lists are padded with the site's first path."""
         alive = share > 0
         place, most = alive.cumsum(1) - 1, int(alive.sum(1).max()) if len(share) else 1
         path = alive.double().argmax(1, keepdim=True).expand(-1, max(most, 1) + 1, -1).contiguous()
@@ -193,7 +192,7 @@ class Paths(Messenger):
         return path
 
     def _keep(self, source: Int[Tensor, " R"], path: Int[Tensor, "R K L"] | None) -> None:
-        """The values of rows, and of paths of theirs."""
+        """Select the recorded values of the given rows and paths."""
         for name, old in self._values.items():
             value = old[source]
             if path is not None and name in self._sited:
@@ -213,17 +212,17 @@ class Paths(Messenger):
         if rows > self.most:
             raise TooManyPaths(f"site {name}: more than {self.most} paths; use a smaller vocabulary or length")
 
-    # --- what must be so ----------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def _at_sites(self, x: Tensor, ids: Int[Tensor, " B"], name: str) -> Tensor:
-        """A table over sites, each entry a function of its own site's path."""
+        """Return a table over sites in which each entry is a function of its own site's path."""
         if isinstance(x, Sited):
             return x.bare if torch.equal(x.origin, self.grid[ids]) else self.settle(x)
         self._check_copies(x, ids, name)
         return x
 
     def _check_copies(self, x: Tensor, ids: Int[Tensor, " B"], name: str) -> None:
-        """Copies of a row differ in the choices of sites alone; what knows of none must be the same in all."""
+        """Raise ValueError unless a plain tensor is equal in all copies of a row: they differ only in site choices."""
         if self.copies > 1:
             other = x[_first(ids // self.copies)]
             self._refuse((x != other) & ((x == x) | (other == other)), name)
@@ -242,10 +241,10 @@ class Paths(Messenger):
         if bool(wrong.any()):
             raise ValueError(f"site {name}: its law depends on other rows of the batch, or on the ids of rows")
 
-    # --- what comes out -----------------------------------------------------------------------------------------------
+    # --- results ------------------------------------------------------------------------------------------------------
 
     def add_ends(self, tokens: Int[Tensor, "B L"], matrix: Float[Tensor, "M N"], row: Int[Tensor, " begin"]) -> None:
-        """Add what each row weighs, a Kronecker product of its sites' laws, to the states where it ended."""
+        """Add each row's weight, a Kronecker product of its sites' laws, to its final states in the matrix."""
         count, copies, length = self.share.shape
         states = round(matrix.shape[1] ** (1 / length))
         if self.joint:
@@ -263,7 +262,7 @@ class Paths(Messenger):
 
 
 def _first(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """The first index with the same number."""
+    """Return, for each entry, the first index with the same number."""
     if not len(group):
         return group
     least = torch.full((int(group.max()) + 1,), len(group))
@@ -271,7 +270,7 @@ def _first(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
 
 
 def _occurrence(origin: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """How often each number came before."""
+    """Count how often each number occurred before."""
     if bool((origin[1:] > origin[:-1]).all()):
         return torch.zeros_like(origin)
     order = origin.argsort(stable=True)

@@ -1,8 +1,8 @@
-r"""The exact law of a program: every choice it could make, tried.
+r"""Compute the exact law of a program by enumerating its choices.
 
-``kernel`` runs the operator's own text with a batch of rows that stand for its choices so far (``paths``), one run a
-choice; a composition is taken apart first. A program may call the denoiser between its choices, and it never sees an
-impossible state.
+``kernel`` runs the operator's own code on a batch of rows, one for each prefix of choices (``paths``), and restarts it
+for each further choice. A composition is first divided into its parts. The program may call the denoiser between its
+choices; it never gets an impossible state.
 """
 
 import itertools
@@ -36,14 +36,14 @@ from discdiff.theory.sited import Sited
 __all__ = ["TooManyPaths", "kernel", "law"]
 
 _MOST_PATHS = 8_000_000
-_NUMBERS = 1 << 19  # of a table (states, sites, paths of a site, values) that the states begin with together
-_KEPT = 1 << 26  # bytes of a matrix: a larger one is not kept beside others
-_ROWS = 10  # a product of two N x N matrices takes as long as N / 10 of a row and a matrix: measured at N = 27 to 1296
-_TOGETHER = 1 << 19  # rows of a batch: more of them are run one part after another
+_NUMBERS = 1 << 19  # limit of a table (states, sites, paths of a site, values) for states that start together
+_KEPT = 1 << 26  # bytes: larger matrices are not cached
+_ROWS = 10  # an N x N matrix product takes as long as N / 10 row-matrix products: measured for N = 27 to 1296
+_TOGETHER = 1 << 19  # limit of rows in a batch: larger ones are divided
 
 
 class _Asked(Run):
-    """A run in which every choice is asked for, and none may be hidden."""
+    """Run in which all choices come from ``paths``; inner Pyro handlers other than trace are refused."""
 
     def __init__(self, model: Counter, paths: Paths) -> None:
         super().__init__(0, model, listen=True)
@@ -73,28 +73,28 @@ def kernel(
     whole: bool = False,
     most: int = _MOST_PATHS,
 ) -> Float[Tensor, "N N"]:
-    r"""The exact transition matrix of an operator, by enumeration of its program.
+    r"""Compute the exact transition matrix of an operator by enumerating its program.
 
     Args:
         operator: a predictor (t -> s) or a corrector (at t).
         process: the forward process; must be the model's.
-        model: the denoiser, an oracle or any other that is deterministic.
+        model: the denoiser: an oracle's or any other that is deterministic.
         t, s: the interval; a corrector takes t alone.
-        length: L, needed where the model has none of its own.
-        frozen: (L,) sites that never change and are seen at time 0.
-        whole: enumerate a composition as one program instead of multiplying its parts' matrices. Slower, equal: the
-            test of the algebra.
-        most: on how many rows of choices the program is run, all runs together, before it is given up (see ``paths``).
+        length: L, needed if the model has none of its own.
+        frozen: (L,) sites that never change and have time 0.
+        whole: enumerate a composition as one program instead of multiplying its parts' matrices. Slower, with the same
+            result: a test of the algebra.
+        most: the maximal number of rows on which the program is run, summed over all runs (see ``paths``).
 
     Returns:
         (S**L, S**L) float64, row = state before, column = state after, base-S indices with the first site slowest.
-        Rows sum to 1; where ``world.reachable`` is False they promise no more than that.
+        Rows sum to 1; rows where ``world.reachable`` is False have no other meaning.
 
     Raises:
-        TypeError: for an operator whose choices have no finite tree, or a model that is not a Denoiser.
-        ValueError: for times out of order, or processes that differ; for more states than a matrix can hold, before it
-            is tried; for a choice made under a Pyro handler inside the program, or by a law that looks at other rows.
-        TooManyPaths: a ValueError, for a program that is not done by then.
+        TypeError: for an operator with an unbounded number of choices, or a model that is not a Denoiser.
+        ValueError: for times out of order, or processes that differ; for too many states, before any enumeration; for a
+            choice under a Pyro handler inside the program, or whose law depends on other rows.
+        TooManyPaths: a ValueError, for a program that exceeds ``most``.
     """
     setting = _checked(operator, process, model, t, s, length, frozen, whole, most)
     return _kernel(operator, setting, setting.t)
@@ -104,7 +104,7 @@ def _checked(
     operator: Operator, process: Process, model: Denoiser, t: float, s: float | None, length: int | None,
     frozen: Tensor | Sequence[bool] | None, whole: bool = False, most: int = _MOST_PATHS,
 ) -> "_Setting":  # fmt: skip
-    """The arguments of ``kernel``, looked at."""
+    """Check the arguments of ``kernel``."""
     check_model(process, model, "kernel")
     check_operator(operator, "kernel")
     if not operator.enumerable:
@@ -129,16 +129,16 @@ def _checked(
 
 
 class _Distinct(Counter):
-    """Evaluates the denoiser once for each distinct state: thousands of paths pass through a few of them."""
+    """Evaluate the denoiser once for each distinct state: thousands of paths share a few states."""
 
     def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
-        if isinstance(x, Sited):  # a prediction speaks of all sites at once
+        if isinstance(x, Sited):  # a prediction depends on all sites
             x = x.ledger.settle(x)
         states, length = self.denoiser.process.states, x.shape[1]
         if bool((time == time[:1]).all()):
             unique, index = state_index(x, states).unique(return_inverse=True)
             time = time[:1].expand(len(unique), -1)
-        else:  # rows whose times are their own
+        else:  # rows with different times
             pairs = torch.cat([state_index(x, states).double()[:, None], time], -1)
             distinct, index = pairs.unique(dim=0, return_inverse=True)
             unique, time = distinct[:, 0].long(), distinct[:, 1:]
@@ -147,7 +147,7 @@ class _Distinct(Counter):
 
 @dataclass
 class _Setting:
-    """What stays the same while a composition is taken apart."""
+    """Hold what is the same for all parts of a composition."""
 
     process: Process
     model: Denoiser
@@ -161,7 +161,7 @@ class _Setting:
 
 
 def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
-    """The matrix of a part that starts at time ``now``: t before the step's predictor, s after it."""
+    """Compute the matrix of a part that starts at time ``now``: t before the step's predictor, s after it."""
     if setting.whole:
         return _enumerate(operator, setting, now)
     match operator:
@@ -180,16 +180,16 @@ def _kernel(operator: Operator, setting: _Setting, now: float) -> Tensor:
 
 
 def _staged(first: Operator, second: Operator, setting: _Setting, now: float) -> Tensor:
-    """Two stages: sum over what lies between them, which the second leaves from with the start in mind."""
+    """Compute the matrix of two stages by a sum over pairs (start, middle state): the second stage depends on both."""
     to_middle, then = _paths(first, setting, now)
     start, middle = to_middle.nonzero(as_tuple=True)
     return _paths(second, setting, then, _Beginnings(middle, start, to_middle[start, middle], (start, now)))[0]
 
 
 def _after(law: Tensor, operator: Operator, setting: _Setting, now: float) -> Tensor:
-    """A law after a part: a row times the matrices of what it is made of, which is less than their product.
+    """Compute the law after a part: a row times each of the part's matrices, cheaper than the product of the matrices.
 
-    Equal steps, matrix^n, are n products of a row and a matrix, N^2 each, or about log n of two matrices, N^3 each.
+    A power matrix^n takes n products of a row and a matrix, N^2 each, or about log n of two matrices, N^3 each.
     """
     match operator:
         case Then(left, right):
@@ -211,7 +211,7 @@ def _after(law: Tensor, operator: Operator, setting: _Setting, now: float) -> Te
 
 
 def _enumerate(operator: Operator, setting: _Setting, now: float) -> Tensor:
-    """The matrix of a program; of equal parts at one time, once."""
+    """Compute the matrix of a program, once for equal parts at the same time."""
     try:
         hash(operator)
         key: tuple[object, float] = operator, now
@@ -226,13 +226,13 @@ def _enumerate(operator: Operator, setting: _Setting, now: float) -> Tensor:
 
 
 class _Beginnings(NamedTuple):
-    """Where a program begins.
+    """Initial states of a program.
 
     Attributes:
         state: (M,) the indices of states.
-        row: (M,) the row of the matrix that what comes of each is added to.
-        weight: (M,) how much of it.
-        past: what each looks back on: (M,) states, and their time.
+        row: (M,) the row of the matrix to which each result is added.
+        weight: (M,) the weight of each state.
+        past: (M,) the states before, for operators that remember them, and their time.
     """
 
     state: Tensor
@@ -246,7 +246,7 @@ class _Beginnings(NamedTuple):
 
 
 def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings | None = None) -> tuple[Tensor, float]:
-    """The matrix from the beginnings (by default every state, in its row) to all states, and the time they are at."""
+    """Compute the matrix from the initial states (default: every state, in its row) to all states, and the end time."""
     states = all_states(setting.process.states, setting.length)
     matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
     if begin is None:
@@ -280,7 +280,7 @@ def _paths(operator: Operator, setting: _Setting, now: float, begin: _Beginnings
 
 
 def _place(setting: _Setting, states: Tensor, begin: _Beginnings, paths: Paths, now: float) -> tuple[State, At]:
-    """The state and the place in which a program is run on some paths."""
+    """Build the state and the ``At`` with which a program is run on some paths."""
     rows, start = paths.rows, paths.start.repeat_interleave(paths.copies)
     run = _Asked(_Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)), paths)
     frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
@@ -299,20 +299,20 @@ def law(
     prompt: Int[Tensor, " L"] | Sequence[int] | None = None,
     frozen: Bool[Tensor, " L"] | Sequence[bool] | None = None,
 ) -> Float[Tensor, " M"]:
-    """The exact law of a sampler's output: the initial law times the kernel of every step.
+    """Compute the exact law of a sampler's output: the initial law times the kernel of every step.
 
     Args:
-        sampler: what is judged; a ``Blockwise`` one without initial, prompt and frozen.
+        sampler: the sampler; a ``Blockwise`` one takes no initial, prompt or frozen.
         initial: (S**L,) law of the state at the first time of the grid; by default the prior, for a grid that starts
             at 1.
-        length: L, needed where the model has none of its own.
+        length: L, needed if the model has none of its own.
         prompt, frozen: (L,) an infill pattern: sites that hold the prompt and never change.
 
     Returns:
         For a grid that ends at 0, (n**L,) over data sequences; else (S**L,) over noisy states. Sums to 1.
 
     Raises:
-        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0; as ``kernel``.
+        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0; as in ``kernel``.
     """
     if isinstance(sampler, Blockwise):
         return _blockwise(sampler, length)
@@ -350,7 +350,7 @@ def law(
 
 
 def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
-    """The law of each block given every prefix, times the prefix's own; over n**L data sequences."""
+    """Multiply the law of each block given every prefix by the prefix's law; (n**L,) over data sequences."""
     model, process = sampler.inner.model, sampler.inner.process
     size = model.length if length is None else whole_number(length, "law: length", 1)
     if size is None:
@@ -376,12 +376,12 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
 
 
 def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:
-    """The law after all steps of an operator that looks back: a Markov chain of (state before, state)."""
+    """Compute the law after all steps of an operator with memory: a Markov chain of (state before, state)."""
     operator, pairs, before = sampler.operator, torch.diag(law), None
     for _, t, s in sampler.intervals():
         setting = _Setting(sampler.process, sampler.model, t, s, size, frozen, True)
         past, now = pairs.nonzero(as_tuple=True)
-        look = None if before is None else (past, before)  # on the diagonal there is no past
+        look = None if before is None else (past, before)  # in the first step there is no past
         pairs, _ = _paths(operator, setting, t, _Beginnings(now, now, pairs[past, now], look))
         before = t
     return pairs.sum(0)
@@ -390,7 +390,7 @@ def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None
 def _prior(
     process: Process, length: int, prompt: Tensor | Sequence[int] | None, frozen: Tensor | Sequence[bool] | None
 ) -> Tensor:
-    """The law a sampler starts from: the prior's own support, with the prompt put in."""
+    """Compute the law at the start of sampling: the prior, with the prompt at frozen sites."""
     _, values, log_p = process.prior(1, length).fork()
     if prompt is not None and frozen is not None:
         given, where = torch.as_tensor(prompt).expand(values.shape), torch.as_tensor(frozen, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a check found, and what all of them say together."""
+"""Record the result of each check, and collect the results in a report."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ Errors = Iterator[tuple[float, str]]
 
 
 class NotChecked(Exception):
-    """There is no way to check this here; the text says why."""
+    """Raised if a property cannot be checked here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property: its largest error (or -log10 of a p-value), what is allowed, and where it was seen.
+    """Result for one property: its largest error (or -log10 of a p-value), the tolerance, and the place.
 
     Attributes:
         name: the property.
-        error: the largest error seen; NaN where an exception came instead, or where nothing was checked.
-        allowed: what passes.
-        where: where that was; for what was not checked, why.
-        group: the kind of process, where there are several.
-        hint: what to look at if it fails.
-        checked: False where there was no way to check it. It is then neither passed nor failed.
+        error: the largest error; NaN after an exception, or if nothing was checked.
+        allowed: the largest error that passes.
+        where: the place of the largest error; if not checked, the reason.
+        group: the kind of process, if there are several.
+        hint: what to inspect if it fails.
+        checked: False if it could not be checked. It has then neither passed nor failed.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it was checked and holds."""
-        return self.checked and self.error <= self.allowed  # NaN is not
+        """Return whether it was checked and holds."""
+        return self.checked and self.error <= self.allowed  # False for NaN
 
     @property
     def failed(self) -> bool:
-        """Whether it was checked and does not hold."""
+        """Return whether it was checked and does not hold."""
         return self.checked and not self.ok
 
     @property
@@ -50,7 +50,7 @@ class Check:
 
     @property
     def full_name(self) -> str:
-        """The name, behind its group."""
+        """Return the name after its group."""
         return f"{self.group}: {self.name}" if self.group else self.name
 
     def __str__(self) -> str:
@@ -64,29 +64,29 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked of a subject, in order."""
+    """Collect the checks of one subject, in order."""
 
     subject: str
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed; ``unchecked`` says what was not looked at."""
+        """Return whether nothing failed; ``unchecked`` lists what was not checked."""
         return not self.failed
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The names of the properties that do not hold, each behind its group."""
+        """List the properties that do not hold, each after its group."""
         return tuple(check.full_name for check in self.checks if check.failed)
 
     @property
     def unchecked(self) -> tuple[str, ...]:
-        """The names of the properties that there was no way to check."""
+        """List the properties that could not be checked, each after its group."""
         return tuple(check.full_name for check in self.checks if not check.checked)
 
     @property
     def groups(self) -> dict[str, tuple[Check, ...]]:
-        """The checks of every kind of process, in order."""
+        """Return the checks of every kind of process, in order."""
         names = dict.fromkeys(check.group for check in self.checks)
         return {name: tuple(check for check in self.checks if check.group == name) for name in names}
 
@@ -96,7 +96,7 @@ class Report:
         return f"{passed} hold, {len(self.failed)} do not hold, {len(self.unchecked)} not checked"
 
     def as_json(self) -> dict[str, object]:
-        """Numbers and strings alone; an error that is no number is null."""
+        """Return the report as JSON values; a NaN or infinite error is null."""
         return {
             "subject": self.subject,
             "ok": self.ok,
@@ -106,7 +106,7 @@ class Report:
                     "process": check.group,
                     "name": check.name,
                     "mark": check.mark,
-                    "error": check.error if abs(check.error) < float("inf") else None,  # NaN neither
+                    "error": check.error if abs(check.error) < float("inf") else None,  # false for NaN too
                     "allowed": check.allowed,
                     "where": check.where,
                     "hint": check.hint if check.failed else "",
@@ -123,14 +123,14 @@ class Report:
 
 
 def run_check(name: str, allowed: float, errors: Callable[[], Errors], group: str = "", hint: str = "") -> Check:
-    """The worst of some errors and where it was; an exception on the way is a finding, not a crash.
+    """Find the largest of the errors and its place; an exception other than NotChecked counts as a failed check.
 
-    Where ``errors`` yields nothing, nothing was checked.
+    If ``errors`` yields nothing, or raises NotChecked before any error, the property is unchecked.
     """
     worst, where, seen, why = 0.0, "", False, "nothing here to check it on"
     try:
         for error, place in errors():
-            if not seen or not error <= worst:  # NaN is worst
+            if not seen or not error <= worst:  # NaN is the largest
                 worst, where, seen = error, place, True
             if worst != worst:
                 break

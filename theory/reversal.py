@@ -1,11 +1,11 @@
-r"""Time reversed exactly, on all S^L states: generators of the joint process, and the likelihood they give.
+r"""Reverse time exactly on all S^L states: generators of the joint process, and exact likelihoods.
 
     Rbar(x, y) = R(y, x) p(y) / p(x)
 
-A learned denoiser has reverse rates too, site by site; integrating its Kolmogorov equation from the prior gives the law
-of the continuous-time sampler, hence the exact likelihood of the model, for small S^L.
+A learned denoiser also gives reverse rates, site by site. Integrating its Kolmogorov equation from the prior gives the
+law of the continuous-time sampler, hence the exact likelihood of the model, for small S^L.
 
-References: Kelly (1979); Campbell et al. (2022).
+References: Kelly (1979); Campbell et al. (2022, https://arxiv.org/abs/2205.14987).
 """
 
 import math
@@ -24,14 +24,14 @@ __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_gene
 
 
 def check_joint(process: Process, length: int, where: str) -> None:
-    """Raise if ``process`` is none, or a matrix over all S**L states is beyond reach."""
+    """Raise TypeError if ``process`` is not a Process, ValueError if a matrix over all S**L states is too large."""
     if not isinstance(process, Process):
         raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
     check_size(process.states, length, where, axes=2)
 
 
 def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor, "N N"]:
-    """The forward generator of all sites per unit of sigma = -log alpha: the Kronecker sum of the sites'."""
+    """Compute the forward generator of all sites per unit of -log alpha: the Kronecker sum of the sites' generators."""
     length, alpha = whole(length, "joint_generator: length", 1), real(alpha, "joint_generator: alpha", "(0, 1]")
     check_joint(process, length, "joint_generator")
     site = process.generator(alpha)
@@ -46,7 +46,7 @@ def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor
 
 
 def reverse_generator(world: Enumeration, process: Process, t: float) -> Float[Tensor, "N N"]:
-    """Rbar per unit of sigma, from p_t alone; rows of states with p_t = 0 are 0."""
+    """Compute Rbar per unit of sigma = -log alpha from p_t; rows of states with p_t = 0 are 0."""
     p = world.marginal(process, t)
     forward = joint_generator(process, world.length, float(process.schedule.alpha(t)))
     rates = torch.where(p[:, None] > 0, forward.T * p / p[:, None], 0.0)
@@ -55,9 +55,10 @@ def reverse_generator(world: Enumeration, process: Process, t: float) -> Float[T
 
 
 def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> Float[Tensor, "N N"]:
-    """exp of the reverse generator at the middle of the step, in alpha: order 2, since all sites move together.
+    """Compute exp of the step's length times the reverse generator at its middle, both in alpha: a method of order 2.
 
-    The reference that samplers, which move sites one by one, are measured against. alpha(t) must be positive.
+    All sites move together here; samplers, which move sites independently, are compared with it. alpha(t) must be
+    positive.
     """
     from scipy.linalg import expm
 
@@ -69,10 +70,10 @@ def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> 
 
 @torch.no_grad()
 def model_generator(model: Denoiser, t: float, length: int | None = None) -> Float[Tensor, "N N"]:
-    """The reverse generator that a denoiser's predictions give, per unit of sigma: one site jumps at a time.
+    """Compute the reverse generator of a denoiser's predictions, per unit of -log alpha: one site jumps at a time.
 
     Raises:
-        ValueError: if neither the model nor ``length`` says how many sites.
+        ValueError: if neither the model nor ``length`` gives the number of sites.
     """
     check_denoiser(model, "model_generator")
     process, size = model.process, model.length if length is None else whole(length, "model_generator: length", 1)
@@ -93,15 +94,15 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
 
 
 def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1e-10) -> Float[Tensor, " M"]:
-    r"""The law at time 0 of the model's own reverse process, run in continuous time from the prior.
+    r"""Compute the law at time 0 of the model's reverse process, run in continuous time from the prior.
 
-    dp/dl = (1 - alpha) p R in the clock l = log(alpha / (1 - alpha)), where the rates are bounded; l from -25 to 25.
-    -log of it is the exact likelihood of the model as a continuous-time sampler.
+    Integrates dp/dl = (1 - alpha) p R from l = -25 to 25 with l = log(alpha / (1 - alpha)), where rates are bounded.
+    Minus its log is the exact negative log-likelihood of the model as a continuous-time sampler.
 
     Args:
         model: the denoiser; its alpha(1) is 0 or below 1e-10.
-        length: L, needed where the model has none of its own.
-        tolerance: relative and absolute, of the integrator.
+        length: L, needed if the model has none of its own.
+        tolerance: relative and absolute tolerance of the integrator.
 
     Returns:
         (n**L,) over data sequences.

@@ -1,26 +1,26 @@
-r"""The recursions of a chain over its sites, without a step of Python for every site.
+r"""Compute a chain's recursions over its sites without a Python step for every site.
 
 Messages. With a vector m_1, weights w_i for every site and a matrix A,
 
     f_i = m_i w_i / s_i,   s_i = sum(m_i w_i),   m_{i+1} = f_i A
 
-takes L steps one after another. A *blocked scan* cuts the sites into about sqrt(L) blocks of about sqrt(L) sites:
+takes L sequential steps. A *blocked scan* divides the sites into about sqrt(L) blocks of about sqrt(L) sites:
 
     1. the matrix of every block, prod_i diag(w_i) A, for all blocks at once
     2. the message at the beginning of every block, from block to block
     3. the messages inside, for all blocks at once
 
-3 sqrt(L) steps of Python instead of L, and O(L H^3) numbers computed instead of O(L H^2). What is kept beside the
-messages is one matrix for each block: O(sqrt(L) H^2), which is less than the messages where H < sqrt(L).
+This takes 3 sqrt(L) Python steps instead of L, and O(L H^3) operations instead of O(L H^2). Extra memory is one matrix
+for each block: O(sqrt(L) H^2), less than the messages if H < sqrt(L).
 
-Nothing underflows. A row of a block's matrix has a power of 2 of its own, taken out at every site, which rounds
-nothing; so a weight is lost only where it is below the smallest positive number beside the largest in its row. In the
-loop it is lost where it is below that beside the largest of all rows, so that the scan knows whatever the loop knows.
+Messages do not underflow. Each row of a block's matrix is scaled by its own power of 2 at every site, without rounding.
+So a weight is lost only if its ratio to the largest in its row is below the smallest positive number. In the loop it is
+lost if its ratio to the largest of all rows is, so the scan keeps every weight that the loop keeps.
 
-Choices. A map from the state of the site behind to the state of a site, for every site, is composed in the same way.
+Choices. Maps from the state of the next site to the state of a site are composed in the same way.
 
-Reference: Blelloch, Prefix sums and their applications (1990); Sarkka and Garcia-Fernandez (2021) for hidden Markov
-models, https://arxiv.org/abs/2102.05743.
+References: Blelloch, Prefix sums and their applications (1990); hidden Markov models (Hassan, Sarkka and
+Garcia-Fernandez, 2021, https://arxiv.org/abs/2102.05743).
 """
 
 import math
@@ -33,18 +33,18 @@ from discdiff.theory.oracle import pick
 
 __all__ = ["messages", "path"]
 
-# Measured on one core in float64, L = 1024, microseconds a site, a step for each site against blocks. A step takes 7 to
-# 10, blocks 2.1 (H = 8, B = 1), 4.3 (8, 16), 3.7 (32, 1), 7.6 (8, 32), 5.8 (32, 2); 11.5 against 9.2 at (64, 1). Below
-# 64 sites they are equal. Where gradients are wanted there is a step for each site.
+# Measured on one core in float64, L = 1024, in microseconds a site. The loop takes 7 to 10; blocks take 2.1 (H = 8,
+# B = 1), 4.3 (8, 16), 3.7 (32, 1), 7.6 (8, 32), 5.8 (32, 2), and 11.5 against the loop's 9.2 at (64, 1). Below 64 sites
+# they are equal. With gradients the loop is used.
 _SHORT = 64  # sites
 _WORK = 2048  # B H^2
-_TOGETHER = 1 << 17  # weights of maps that are looked at together: 1 MiB
+_TOGETHER = 1 << 17  # weights of maps drawn together: 1 MiB
 
 
 def messages(
     weights: Float[Tensor, "B L H"], first: Float[Tensor, " H"], matrix: Float[Tensor, "H H"]
 ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L"]]:
-    """Find m_i and s_i for every site: zero once the weights contradict the chain, s_i then the least normal number.
+    """Compute m_i and s_i for every site; once the weights contradict the chain, m_i = 0 and s_i is the least normal.
 
     Args:
         weights: w_i, not negative.
@@ -52,7 +52,7 @@ def messages(
         matrix: A, not negative; row = from, column = to.
 
     Returns:
-        (B, L, H) messages, each up to a factor, and (B, L) totals, without one if the rows of A sum to 1.
+        (B, L, H) messages and (B, L) totals: messages up to a factor each, totals exact if the rows of A sum to 1.
     """
     batch, length, size = weights.shape
     start = first.expand(batch, size)
@@ -63,7 +63,7 @@ def messages(
 
 
 def _in_order(weights: Tensor, start: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, H) messages, (B, L) totals and the (B, H) message behind the last site: one step for each site."""
+    """Compute messages (B, L, H), totals (B, L) and the message after the last site (B, H), one step for each site."""
     found, totals, least = [start], [], torch.finfo(weights.dtype).tiny
     for weight in weights.unbind(1):
         seen = found[-1] * weight
@@ -87,9 +87,9 @@ def _in_blocks(weights: Tensor, start: Tensor, matrix: Tensor, blocks: int) -> t
 
 
 def _block_matrices(weights: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, from, to) and (M, from): row h of a block's product is rows[:, h] 2^powers[:, h].
+    """Compute block products as (M, from, to) and (M, from): row h is rows[:, h] 2^powers[:, h].
 
-    The blocks come last while they grow: what is added up is then a whole line of memory and not two numbers.
+    During the product the blocks are the last axis, so that sums run over contiguous memory.
     """
     count, _, size = weights.shape
     columns = torch.eye(size).to(weights)[..., None].repeat(1, 1, count)  # (to, from, M)
@@ -102,12 +102,12 @@ def _block_matrices(weights: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
         power = torch.frexp(other.sum(0)).exponent.clamp_(min=lowest)
         torch.mul(other, torch.exp2(-power.to(other)), out=columns)
         powers += power
-    powers.masked_fill_(columns.sum(0) == 0, -torch.inf)  # from where nothing is possible
+    powers.masked_fill_(columns.sum(0) == 0, -torch.inf)  # states without a possible path
     return columns.permute(2, 1, 0).contiguous(), powers.T.contiguous()
 
 
 def _starts(start: Tensor, rows: Tensor, powers: Tensor) -> Tensor:
-    """(B C, H) the message at the beginning of every block: a vector times a matrix for each block but the last."""
+    """Compute the message at the beginning of every block, (B C, H): a vector times a matrix for all but the last."""
     least, lowest = torch.finfo(start.dtype).tiny, torch.finfo(torch.float64).min
     batch, found = len(start), [start]
     each = (x.unflatten(0, (batch, -1)).unbind(1) for x in (rows, powers))
@@ -123,16 +123,16 @@ def _starts(start: Tensor, rows: Tensor, powers: Tensor) -> Tensor:
 def path(
     filtered: Float[Tensor, "B L H"], into: Float[Tensor, "H H"], last: Int[Tensor, " B"], u: Float[Tensor, "L B"]
 ) -> Int[Tensor, "B M"]:
-    """Draw the states of L sites backwards from the one behind them, h_i ~ filtered_i(h) into(h_{i+1}, h).
+    """Draw the states of L sites backwards from the last one, h_i ~ filtered_i(h) into(h_{i+1}, h).
 
     Args:
-        filtered: weights of each site's states given what is before.
-        into: row = the state behind.
+        filtered: weights of each site's states given the sites before it.
+        into: (H, H), row = the state of the next site.
         last: h_{L+1}.
         u: a uniform for each draw.
 
     Returns:
-        (B, L + 1) states, ``last`` the last of them: the same where maps are composed as where they are not.
+        (B, L + 1) states, the last of them ``last``; they do not depend on whether maps are composed.
     """
     batch, length, size = filtered.shape
     if length < _SHORT or batch * size**2 > _WORK:
@@ -149,7 +149,7 @@ def path(
 
 
 def _composed(maps: Int[Tensor, "B L H"], last: Int[Tensor, " B"]) -> Int[Tensor, "B L"]:
-    """The state of every site, from a map for each that takes the state behind it, and the last state."""
+    """Compute every site's state from the last state and each site's map from the next state to its own."""
     batch, length, size = maps.shape
     inside = math.isqrt(length)
     blocks = -(-length // inside)

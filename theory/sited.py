@@ -1,18 +1,18 @@
-r"""Tensors that know of which site each of their numbers speaks: how independent choices are found in a program's text.
+r"""Track on which site each number of a tensor depends, to find independent choices in a running program.
 
-A ``Sited`` tensor holds numbers that depend on the choices made at *one* site of their row, and on what is settled in
-the row; ``origin`` says which row and site, one entry for each index of the leading axes. Every torch function that is
-called on one goes through a rule:
+A ``Sited`` tensor holds numbers that depend on the choices made at *one* site of their row, and on the settled choices
+of the row. ``origin`` gives the row and site, one entry for each index of the leading axes. Every torch function called
+on one follows a rule:
 
-    pointwise           numbers of the same site only are brought together            stays sited
-    data movement       the same movement of ``origin`` says whose numbers came out   stays sited, if one site each
-    trailing axes       reductions and scatters beside the site's axes                stays sited
+    pointwise           combines numbers of the same site only                        stays sited
+    data movement       ``origin`` is moved in the same way to find the new sites     stays sited, if one site each
+    trailing axes       reductions and scatters on axes after those of the sites      stays sited
     the whole batch     any, all, sum, max over everything                            a plain number
     anything else       the tensor is *settled* first, and the function gets a plain tensor
 
-To settle is to tell apart the rows in which the tensor takes different values. So a function that no rule knows costs
-rows, and never an error: what is independent by mistake cannot be. What a whole batch says is no choice of a row: a
-row's law does not depend on its company, which is in the contract of an operator.
+Settling divides the rows in which the tensor takes different values. So a function without a rule costs more rows but
+gives no wrong result: sites are never treated as independent by mistake. A result over the whole batch is not a choice
+of a row: by the contract of operators a row's law does not depend on the other rows.
 """
 
 # ruff: noqa: ANN401  (torch hands on functions of any arguments)
@@ -30,7 +30,7 @@ Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 @runtime_checkable
 class Ledger(Protocol):
-    """What knows the rows that a program runs on.
+    """Interface of the object that holds the rows on which a program runs.
 
     Attributes:
         grid: (rows, L) the origin of every site of the batch, row * L + site.
@@ -39,16 +39,16 @@ class Ledger(Protocol):
     grid: Tensor
 
     def settle(self, values: "Sited") -> Tensor:
-        """The values as a plain tensor, once they are the same on every path of a row."""
+        """Return the values as a plain tensor if they are equal on all paths of a row; otherwise divide the rows."""
         ...
 
 
 class Sited(Tensor):
-    """Numbers, each of which depends on the choices of one site.
+    """Tensor of numbers each of which depends on the choices of one site.
 
     Attributes:
         origin: the site of each index of the leading axes, row * L + site.
-        ledger: what settles it.
+        ledger: the object that settles it.
     """
 
     origin: Tensor
@@ -63,18 +63,18 @@ class Sited(Tensor):
 
     @property
     def bare(self) -> Tensor:
-        """The numbers alone."""
+        """Return the numbers as a plain tensor."""
         with torch._C.DisableTorchFunctionSubclass():
             return self.as_subclass(Tensor)
 
     def like(self, values: Tensor) -> "Sited":
-        """Other numbers of the same sites."""
+        """Attach the same origin and ledger to other numbers."""
         return Sited.of(values, self.origin, self.ledger)
 
     def chosen(self) -> tuple[Tensor, Tensor]:
-        """Where a mask is true, as an index of its flattened axes, and the sites that are there; found once."""
+        """Find where a mask is true, as indices of its flattened axes, and the sites there; cached."""
         mask = self.as_subclass(Tensor)
-        if self._chosen is None or self._chosen[0] != mask._version:  # which a write to any view of it raises
+        if self._chosen is None or self._chosen[0] != mask._version:  # a write to any view of it raises the version
             index = mask.flatten().nonzero()[:, 0]
             self._chosen = mask._version, index, self.origin.flatten()[index]
         return self._chosen[1:]
@@ -93,7 +93,7 @@ class Sited(Tensor):
 
 
 def _each(x: Any, change: Callable[[Any], Any]) -> Any:
-    """A nest of arguments with every tensor changed."""
+    """Apply ``change`` to every tensor in nested arguments."""
     if isinstance(x, tuple | list):
         made = [_each(y, change) for y in x]
         return made if isinstance(x, list) else type(x)(*made) if hasattr(x, "_fields") else tuple(made)
@@ -121,13 +121,13 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _one(args: Any, kwargs: Any) -> Sited | None:
-    """A sited argument, if all of them speak of the same sites and plain ones of none."""
+    """Return a sited argument if all sited ones have the same sites and plain ones depend on none; else None."""
     everything = _tensors(args, kwargs)
     sited = [x for x in everything if isinstance(x, Sited)]
     first = sited[0]
     if not all(_same(x.origin, first.origin) for x in sited):
         return None
-    if first.origin.ndim == 1:  # sites in a row of their own: a plain tensor must say the same of each
+    if first.origin.ndim == 1:  # a list of chosen sites: a plain tensor must hold equal entries for all
         wide = max(x.ndim for x in everything)
         for x in everything:
             if not isinstance(x, Sited) and x.ndim == wide and not bool((x == x[:1]).all()):
@@ -147,7 +147,7 @@ def _pointwise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A number of its own changes each: views of the same memory stay what they are."""
+    """Apply an in-place function of one tensor: each number changes by itself, so views stay valid."""
     if len(_tensors(args, kwargs)) > 1 or not isinstance(args[0], Sited):
         return NotImplemented
     func(args[0].as_subclass(Tensor), *args[1:], **kwargs)
@@ -160,15 +160,15 @@ def _cast(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _about(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Shapes and types, which no choice changes; or constants of such a shape."""
+    """Return shapes, types or constants of the same shape, which do not depend on choices."""
     rest = (args[1:], {key: value for key, value in kwargs.items() if key != "input"})
     return NotImplemented if any(isinstance(x, Sited) for x in _tensors(rest)) else func(*args, **kwargs)
 
 
 def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Where the numbers went is asked of a tensor that holds their sites."""
+    """Move the numbers, and move a tensor of their sites in the same way to find the new sites."""
     x, rest = args[0], args[1:]
-    if not isinstance(x, Sited):  # an index that a choice made, unless only another's shape is taken
+    if not isinstance(x, Sited):  # the sited argument is an index, or only its shape is used
         return func(*_each(args, _bare), **kwargs) if func in _TO_SHAPE else NotImplemented
     if any(isinstance(y, Sited) for y in _tensors(rest, kwargs)) and func not in _TO_SHAPE:
         return NotImplemented
@@ -184,7 +184,7 @@ def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _item(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x[index]: chosen sites, or a table that is looked up."""
+    """Index x[index]: select chosen sites, or look up a table."""
     x, index = args
     keys = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(key, Sited) for key in keys):
@@ -202,8 +202,8 @@ def _item(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     if first.dtype == torch.bool:
         lead = first.origin.shape
         if not isinstance(x, Sited) and len(lead) == x.dim() == 1 and x.dtype == torch.int64 and len(keys) == 1:
-            return x[first.as_subclass(Tensor)]  # where in the batch: numbers that find rows, and tell nothing
-        # beside chosen sites there is no batch: what is plain there has no sites
+            return x[first.as_subclass(Tensor)]  # row numbers of the batch, which depend on no choice
+        # in a list of chosen sites a plain tensor has no known sites
         known = _same(x.origin, first.origin) if isinstance(x, Sited) else len(lead) == 2
         if len(keys) > 1 or first.shape != lead or x.shape[: len(lead)] != lead or not known:
             return NotImplemented
@@ -223,7 +223,7 @@ def _nonzero(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _scattered(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x.masked_scatter(mask, source): the numbers of chosen sites at their places."""
+    """Apply x.masked_scatter(mask, source): put the numbers of chosen sites at their places."""
     x, mask, source = args
     ledger = next(y.ledger for y in args if isinstance(y, Sited))
     first = mask if isinstance(mask, Sited) else x
@@ -244,7 +244,7 @@ def _scattered(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _put(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x.index_put((mask,), values) in a row of chosen sites."""
+    """Apply x.index_put((mask,), values) in a list of chosen sites."""
     x, (mask, *more), values = args
     if more or kwargs or not isinstance(mask, Sited) or not isinstance(values, Sited) or mask.dtype != torch.bool:
         return NotImplemented
@@ -256,7 +256,7 @@ def _put(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _copied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x.index_copy(0, rows, source): some rows of the batch after a move of theirs."""
+    """Apply x.index_copy(0, rows, source): replace some rows of the batch."""
     x, axis, rows, source = args
     if axis != 0 or isinstance(rows, Sited) or not isinstance(source, Sited):
         return NotImplemented
@@ -271,7 +271,7 @@ def _axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _beside(axes: Any, x: Sited) -> bool:
-    """Whether these axes come after those of the sites."""
+    """Return whether these axes come after those of the sites."""
     chosen = axes if isinstance(axes, tuple | list) else (axes,)
     return all(type(axis) is int and axis % x.dim() >= x.origin.ndim for axis in chosen) if x.dim() else False
 
@@ -286,7 +286,7 @@ def _reduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _along(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """gather, scatter, scatter_add along an axis beside the sites'."""
+    """Apply gather, scatter or scatter_add along an axis after those of the sites."""
     one = _one(args, kwargs)
     if one is None or kwargs or not _beside(args[1], one):
         return NotImplemented
@@ -303,7 +303,7 @@ def _padded(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """stack beside the sites' axes, and cat of rows of chosen sites."""
+    """Apply stack or cat along an axis after those of the sites, or cat of lists of chosen sites."""
     parts, axis = args[0], _axes(args, kwargs) or 0
     sited = [x for x in parts if isinstance(x, Sited)]
     if func is torch.cat and axis == 0:
@@ -323,7 +323,7 @@ def _one_hot(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _named(names: str) -> set[Callable[..., Any]]:
-    """The functions and methods of torch that go by these names."""
+    """Find the functions and methods of torch with these names."""
     places = (torch, Tensor, functional, torch.special)
     found = {getattr(place, name, None) for name in names.split() for place in places}
     return {func for func in found if callable(func)}

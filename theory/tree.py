@@ -1,10 +1,12 @@
-r"""A tree as data law: every token depends on its parent's. Exact predictions by messages up and down, O(L V^2).
+r"""Exact predictions for a tree, in which each token depends on its parent's, by messages up and down in O(L V^2).
 
-    up_i(p)   = sum_v A_i(p, v) e_i(v) prod_{c child of i} up_c(v)                 what i's subtree says of its parent
-    down_i(v) = sum_p A_i(p, v) down_p(p) e_p(p) prod_{c sibling of i} up_c(p)     what the rest says of i
+    up_i(p)   = sum_v A_i(p, v) e_i(v) prod_{c child of i} up_c(v)                 from i's subtree to its parent
+    down_i(v) = sum_p A_i(p, v) down_p(p) e_p(p) prod_{c sibling of i} up_c(p)     from all other sites to i
     O_i(v)    ~ down_i(v) prod_{c child of i} up_c(v)
 
-Messages are normalised, and a product without one factor is never a quotient. Reference: Pearl (1988).
+Messages are normalised. A product without one factor is never computed as a quotient.
+
+Reference: Pearl (1988, https://doi.org/10.1016/C2009-0-27609-4).
 """
 
 from collections.abc import Sequence
@@ -20,15 +22,15 @@ __all__ = ["Tree"]
 
 
 class Tree(Oracle):
-    """p0(x) = root(x_0) prod_{i > 0} A_i(x_parent(i), x_i).
+    """Data law p0(x) = root(x_0) prod_{i > 0} A_i(x_parent(i), x_i).
 
     Args:
         parents: the parent of each site; -1 for site 0, the root, and less than i for site i.
         root: (V,) the law of the root.
-        transition: (V, V) for every edge, or (L, V, V) with one for each site (the root's is not used).
+        transition: (V, V) for every edge, or (L, V, V) with one matrix for each site (the root's is not used).
 
     Raises:
-        ValueError: if the parents are no such tree, the laws no laws, or shapes disagree.
+        ValueError: if ``parents`` is not such a tree, rows are not laws, or shapes disagree.
     """
 
     def __init__(self, parents: Sequence[int], root: Float[Tensor, " V"], transition: Float[Tensor, "*L V V"]) -> None:
@@ -51,7 +53,7 @@ class Tree(Oracle):
         self.children = [[c for c, p in enumerate(parents) if p == i] for i in range(len(parents))]
 
     def _up(self, evidence: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The message of every site to its parent, the product of its children's, and the log of the total."""
+        """Compute each site's message to its parent, the product of its children's, and the log of the total."""
         up: list[Tensor] = [evidence[:, 0]] * self.length
         below: list[Tensor] = [evidence[:, 0]] * self.length
         log_total = evidence.new_zeros(len(evidence), dtype=torch.float64)
@@ -93,8 +95,8 @@ class Tree(Oracle):
         return torch.stack(tokens, 1)
 
     def log_prob_moments(self) -> tuple[float, float]:
-        """The exact mean and variance of log p0(x) under p0, in nats and nats squared, by dynamic programming."""
-        mean = torch.zeros(self.length, self.alphabet, dtype=torch.float64)  # of a subtree's terms given its top
+        """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, in O(L V^2)."""
+        mean = torch.zeros(self.length, self.alphabet, dtype=torch.float64)  # of a subtree, given its parent
         variance = torch.zeros_like(mean)
         for i in reversed(range(self.length)):
             a = self.root[None].double() if i == 0 else self.transition[i].double()

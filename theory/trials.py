@@ -1,6 +1,6 @@
-r"""An operator tried on a small world of which all is known: what its draws and its matrices must be.
+r"""Test an operator's draws and matrices on small worlds with known laws.
 
-Each function takes the worlds of one kind of process and yields errors with the place where they were seen.
+Each function takes the cases of one kind of process and yields errors with the place where they occurred.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,28 +37,28 @@ __all__ = [
     "nearly",
 ]
 
-# every interval is a step of equal ones from 1 to 0: others' schedulers know no more
+# each interval is a step of an equal grid from 1 to 0: schedulers of other libraries support only those
 EVERYWHERE = ((1.0, 0.95), (0.95, 0.9), (0.6, 0.4), (0.1, 0.05), (0.05, 0.0), (1.0, 0.0))
 ELSEWHERE = ((0.95, 0.9), (0.4, 0.2), (0.05, 0.0))
-DRAWS = 20_000  # in the middle, 4,000 at other times
-PATHS = 2**16  # a program with more of them is not enumerated
-ROWS = 2**32  # ids of rows lie below
+DRAWS = 20_000  # in the middle of time; 4,000 elsewhere
+PATHS = 2**16  # limit: a program with more paths is not enumerated
+ROWS = 2**32  # row ids are smaller
 
 
 class Case:
-    """An operator on a process, beside a world of which all is known."""
+    """Operator on a process, with a world whose laws are known."""
 
     def __init__(self, operator: Operator, process: Process, setting: Setting, seed: int, home: bool = False) -> None:
         self.operator, self.process, self.setting, self.home, self.seed = operator, process, setting, home, seed
         self.world = world(setting)
-        # a masked process has no leave-one-out at clean sites but the oracle's own
+        # on a masked process only predicts="loo" gives a leave-one-out at clean sites
         self.model = self.world.denoiser(process, predicts="loo")
         self.known = dict[tuple[float, float], Tensor]()
         self._enumerable: bool | None = None
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...]:
-        """The steps that a predictor is tried in; a corrector at their beginnings, and at time 0."""
+        """List the steps to test a predictor in; a corrector at their first times, and with ``home`` at time 0."""
         some = EVERYWHERE if self.home else ELSEWHERE
         if self.operator.moves:
             return some
@@ -71,20 +71,20 @@ class Case:
         return f"{self}, t = {t:g}" + (f", s = {s:g}" if self.operator.moves else "")
 
     def over(self) -> Iterator[tuple[float, float, str]]:
-        """Every interval and its name; one at an end of time that the operator refuses is left out."""
+        """Yield every interval and its name, except times at 0 or 1 that a corrector refuses."""
         for t, s in self.intervals:
             if not self.refuses(t, s):
                 yield t, s, self.place(t, s)
 
     def refuses(self, t: float, s: float) -> str:
-        """What the operator says of a time at which it is not defined: at 0 or 1 it may be, and nowhere else."""
+        """Return the message with which a corrector refuses a time, "" if it does not; only 0 or 1 may be refused."""
         if self.operator.moves or 0 < t < 1:
             return ""
         try:
             self.run(self.starts(t, 16), t, s)
         except ValueError as error:
             return str(error)
-        except Exception:  # its own, which a check will report
+        except Exception:  # an error of the operator, reported by a check
             return ""
         return ""
 
@@ -96,7 +96,7 @@ class Case:
 
     @property
     def is_enumerable(self) -> bool:
-        """Whether its matrices are within reach."""
+        """Return whether its matrices can be enumerated."""
         if self._enumerable is None:
             self._enumerable = self.operator.enumerable
             try:
@@ -104,27 +104,27 @@ class Case:
                     self.matrix(t, s)
             except TooManyPaths:
                 self._enumerable = False
-            except Exception:  # its own, which a check will report
+            except Exception:  # an error of the operator, reported by a check
                 pass
         return self._enumerable
 
     def run(
         self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
     ) -> tuple[Tensor, Counter]:
-        """One application to given states, as a sampler would make it."""
+        """Apply the operator once to given states, as a sampler does."""
         counter = Counter(self.model, first_row, torch.zeros(len(tokens), dtype=torch.int64))
         rows = torch.arange(first_row, first_row + len(tokens))
         at = At(self.process, Run(self.seed, counter), t, s, step=1)
         return self.operator(State(tokens, t, rows, fixed), at).tokens, counter
 
     def starts(self, t: float, count: int) -> Tensor:
-        """States drawn from p_t."""
+        """Draw states from p_t."""
         p = self.world.marginal(self.process, t)
         drawn = torch.multinomial(p, count, replacement=True, generator=torch.Generator().manual_seed(self.seed + 2))
         return all_states(self.process.states, self.setting.length)[drawn]
 
     def ends(self, x: Tensor, t: float, s: float) -> Tensor:
-        """States after a step from given ones, half of them in rows with the last ids."""
+        """Apply a step to given states, half of them in rows with the largest ids."""
         half = len(x) // 2
         return torch.cat([self.run(x[:half], t, s)[0], self.run(x[half:], t, s, first_row=ROWS - len(x) + half)[0]])
 
@@ -133,7 +133,7 @@ class Case:
 
 
 def enumerable(cases: Sequence[Case]) -> Iterator[Case]:
-    """Those whose matrices are known.
+    """Yield the cases whose matrices can be enumerated.
 
     Raises:
         NotChecked: if there are none.
@@ -151,7 +151,7 @@ def enumerable(cases: Sequence[Case]) -> Iterator[Case]:
 
 
 def keyed(cases: Sequence[Case]) -> Errors:
-    """A row's tokens depend on its id and on nothing else of the batch, for small ids and the largest."""
+    """Check that a row's tokens depend on its id and not on the rest of the batch, for small ids and the largest."""
     for case in cases:
         for t, s, where in case.over():
             x = case.starts(t, 64)
@@ -163,20 +163,20 @@ def keyed(cases: Sequence[Case]) -> Errors:
 
 
 def alone(cases: Sequence[Case]) -> Errors:
-    """Rows whose ids are far apart do not draw the same: an id that is cut or rounded does."""
+    """Check that rows with distant ids draw differently; truncated or rounded ids would draw the same."""
     for case in cases[:1]:
         for t, s, where in case.over():
             x = case.starts(t, 1).expand(128, -1).contiguous()
             here = case.run(x, t, s)[0]
             if int((here != here.mode(0).values).any(-1).sum()) < 32:
-                continue  # not random enough here to be told apart
+                continue  # too little randomness here to compare
             for bit in (7, 16, 24, 31):
                 there = case.run(x, t, s, first_row=1 << bit)[0]
                 yield float(torch.equal(here, there)), f"rows from 0 and from 2^{bit} draw the same, {where}"
 
 
 def frozen(cases: Sequence[Case]) -> Errors:
-    """Whichever sites a row has frozen, none or all of them."""
+    """Check that frozen sites stay, with any number of them in a row, from none to all."""
     for case in cases:
         for t, s, where in case.over():
             x = case.starts(t, 256)
@@ -190,9 +190,9 @@ def frozen(cases: Sequence[Case]) -> Errors:
 
 
 def calls(cases: Sequence[Case]) -> Errors:
-    """A row makes no more calls than declared on average (fewer where one is not needed).
+    """Check that a row makes on average no more calls than declared; it may make fewer.
 
-    The batch makes no fewer, but at times at which there is nothing to do.
+    Check also that the batch makes as many as declared at some time at least.
     """
     for case in cases:
         declared, most = case.operator.nfe or 0.0, 0
@@ -216,7 +216,7 @@ def laws(cases: Sequence[Case]) -> Errors:
 
 
 def draws(cases: Sequence[Case]) -> Errors:
-    """From a few states each: where states end that began in p_t would not tell a corrector from nothing."""
+    """Compare draws with the matrix from a few initial states: from p_t a corrector would look like the identity."""
     for case in enumerable(cases):
         size = case.process.states
         for t, s, where in case.over():
@@ -230,9 +230,9 @@ def draws(cases: Sequence[Case]) -> Errors:
 
 
 def ends_right(cases: Sequence[Case]) -> Errors:
-    """From exact p_t, of which draws are made, to p_s (of a corrector, to p_t).
+    """Check by draws that exact p_t is carried to p_s (by a corrector, to p_t).
 
-    Inside (0, 1), where an order is declared: at its ends rates may be infinite, and the step another.
+    Predictors are tested inside (0, 1), to which their order refers: at the ends rates may be infinite.
     """
     for case in cases:
         for t, s, where in case.over():
@@ -245,7 +245,7 @@ def ends_right(cases: Sequence[Case]) -> Errors:
 
 
 def improbable(seen: Tensor, expected: Tensor) -> float:
-    """-log10 of the p-value of a chi-square test of counts, cells of fewer than 5 expected draws put together."""
+    """Compute -log10 of the p-value of a chi-square test of counts; cells with fewer than 5 expected are pooled."""
     if float(seen[expected <= 1e-9 * float(expected.sum())].sum()) > 0:
         return float("inf")
     rare = expected < 5
@@ -253,7 +253,7 @@ def improbable(seen: Tensor, expected: Tensor) -> float:
     keep = both[1] > 0
     if int(keep.sum()) < 2:
         return 0.0
-    from scipy.stats import chisquare  # imported where it is used: scipy takes half a second
+    from scipy.stats import chisquare  # imported here, because scipy takes half a second
 
     p = chisquare(both[0][keep].numpy(), both[1][keep].numpy(), sum_check=False).pvalue
     return float(-np.log10(max(p, 1e-300)))
@@ -263,7 +263,7 @@ def improbable(seen: Tensor, expected: Tensor) -> float:
 
 
 def moves(cases: Sequence[Case]) -> Errors:
-    """At some time; at others there may be nothing to do."""
+    """Yield the least share of states that stay, over all times: at some time the corrector must move."""
     for case in cases:
         stayed = {}
         for t, s, where in case.over():
@@ -281,9 +281,9 @@ def keeps(cases: Sequence[Case]) -> Errors:
 
 
 def nearly(cases: Sequence[Case]) -> Errors:
-    """TV of p_t K from p_t, as a share of .1 or, if that is more, of the TV of independent sites with p_t's marginals.
+    """Yield TV(p_t K, p_t) / max(.1, TV(q, p_t)), with q the product of p_t's marginals.
 
-    On three sites and more: on two, a corrector of two sites leaves nothing to look at.
+    Cases of at least three sites are used: with two, a corrector of two sites redraws the whole sequence.
     """
     for case in enumerable([case for case in cases if case.setting.length > 2]):
         sites = all_states(case.process.states, case.setting.length)
@@ -296,5 +296,5 @@ def nearly(cases: Sequence[Case]) -> Errors:
 
 
 def keeps_by_draws(cases: Sequence[Case]) -> Errors:
-    """Where there is no matrix."""
+    """Check by draws that p_t is preserved, in cases without a matrix."""
     yield from ends_right([case for case in cases if not case.is_enumerable])

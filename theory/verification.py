@@ -1,10 +1,9 @@
-r"""Whether an operator is what it says it is: every declaration against the exact law of its own program.
+r"""Check an operator's declarations against the exact law of its own program.
 
-``check_operator(op)`` runs an operator of anyone's on small worlds with everything known, for every kind of process
-that it accepts, by enumeration of its program where that has an end and by chi-square where it has not. A kind is
-built anew at several vocabularies, lengths and clocks, and tried in the first step, early, in the middle, late and in
-the step to 0: a declaration that holds in one corner may be wrong in another. What there is no way to check is said to
-be unchecked, and is not counted as passed.
+``check_operator(op)`` runs any operator on small worlds with known laws, for every kind of process that it accepts. Its
+program is enumerated if it is finite; otherwise draws are tested by chi-square. Each kind is built for several
+vocabularies, lengths and clocks, and tested in the first step, early, in the middle, late and in the step to 0, because
+a declaration may hold in one case and fail in another. What cannot be checked is reported as unchecked, not as passed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,18 +38,19 @@ def check_operator(
     """Check an operator's declarations against the exact law of its program, on small worlds.
 
     Args:
-        operator: yours.
-        processes: kinds of processes, by names ("uniform") or examples (``Uniform(3, Linear())``); each is built anew
-            for every vocabulary and clock. By default the usual ones that it accepts, or else those of pairs.
-        seed: of what is drawn.
+        operator: the operator to check.
+        processes: kinds of processes, by name ("uniform") or example (``Uniform(3, Linear())``); each is built for
+            every vocabulary and clock. By default the usual kinds that the operator accepts, or else those of pairs.
+        seed: of the draws.
         strict: raise if a check fails.
 
     Returns:
-        The report, grouped by kinds; ``print`` it, or look at ``ok``, ``failed`` and ``unchecked``.
+        The report, grouped by kinds; ``print`` it, or read ``ok``, ``failed`` and ``unchecked``.
 
     Raises:
-        AssertionError: with ``strict``, listing what failed.
-        TypeError, ValueError: for what is no operator, is accepted by no process, or an unknown kind.
+        AssertionError: with ``strict``, listing the failed checks.
+        TypeError, ValueError: if ``operator`` is not an operator or accepts none of the processes, or for an unknown
+            kind.
     """
     _check_composition(operator, "check_operator")
     offered = kinds(USUAL if processes is None else processes, "check_operator")
@@ -76,7 +76,7 @@ def check_operator(
 def _accepted(
     operator: Operator, offered: Sequence[Kind], seed: int
 ) -> tuple[list[tuple[Kind, list[Case]]], list[str]]:
-    """The kinds that an operator accepts in some setting, with those settings, and what it says of the others."""
+    """List the kinds that an operator accepts with their cases, and the messages of refusal for the others."""
     accepted, refused = [], []
     for one in offered:
         cases: list[Case] = []
@@ -99,7 +99,7 @@ def _accepted(
 
 
 def _coarse(operator: Operator, one: Kind, cases: Sequence[Case]) -> Case:
-    """The world in which an order is measured."""
+    """Choose the case in which an order is measured."""
     process = one.at(COARSE)
     try:
         if process is not None:
@@ -111,7 +111,7 @@ def _coarse(operator: Operator, one: Kind, cases: Sequence[Case]) -> Case:
 
 
 def _left_out(operator: Operator, one: Kind, cases: Sequence[Case]) -> Iterator[Check]:
-    """The settings and times that the operator refuses, and the settings that a kind does not come in."""
+    """Yield as unchecked the settings and times that the operator refuses, and settings that a kind cannot have."""
 
     def unchecked(name: str, why: str) -> Check:
         return Check(name, float("nan"), 0.0, why, one.name, checked=False)
@@ -171,7 +171,7 @@ def _of_predictor(operator: Operator, cases: Sequence[Case], coarse: Case) -> It
     hint = "the step to s = 0, which must reveal every site"
     yield _Property("the step to 0 ends on data", 0.0, convergence.on_data, hint)
     if not operator.order:
-        return  # None and 0 promise nothing
+        return  # orders None and 0 declare nothing to check
     if operator.order == float("inf"):
         hint = "the rates, and the events after a jump"
         yield _Property("ends in p_s (-log10 p)", 6.0, trials.ends_right, hint)
