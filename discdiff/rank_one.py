@@ -89,7 +89,7 @@ class RankOne(Process):
             return _odds(share, alpha)
         a = torch.as_tensor(alpha, dtype=torch.float64)
         mass = self.anchored(a)
-        own = torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)
+        own = _odds(share, a, mass)
         # at alpha = 0 the anchor holds all the mass and the rest is 0/0; its limit is infinite where pi > 0
         own = own.where(own == own, torch.inf)
         return own + torch.where(x == anchor, mass / a, 0.0)
@@ -391,9 +391,9 @@ class Masked(RankOne):
         return f"Masked({self.vocab_size}, {self.schedule}{mask})"
 
 
-def _odds(share: Float[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-    """Return h for states with these shares of pi, without an anchor."""
-    if isinstance(alpha, Tensor):
-        a = alpha.double()
-        return torch.where(share > 0, share * ((1 - a).clamp(min=0) / a), 0.0)
-    return share * (max(1 - alpha, 0.0) / alpha) if alpha > 0 else torch.where(share > 0, torch.inf, share)
+def _odds(share: Float[Tensor, "*N"], alpha: Survival, mass: float | Tensor = 0.0) -> Float[Tensor, "*N"]:
+    """Return pi (1 - alpha - m) / alpha, the part of h that is not on the anchor; 0 where the share of pi is 0."""
+    if not isinstance(alpha, Tensor) and not isinstance(mass, Tensor) and alpha > 0:  # finite, and no tensor to make
+        return share * (max(1 - alpha - mass, 0.0) / alpha)
+    a = torch.as_tensor(alpha, dtype=torch.float64)
+    return torch.where(share > 0, share * ((1 - a - mass).clamp(min=0) / a), 0.0)

@@ -190,7 +190,7 @@ class Sampler:
             run.finish(tokens, rows, self.process, self.operator)
         else:
             run.check_faults()
-        if bool(beyond):  # the small dtype of the path could not hold a token, so it is not a state
+        if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
         frame, rows_nfe = self.model.frame, counter.nfe_rows
         return Samples(tokens, counter.nfe, rows_nfe, seed, path, run.log_prob, counter.queries, frame)

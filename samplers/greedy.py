@@ -26,6 +26,6 @@ class Greedy(Predictor):
         where = hidden(state, at) if at.process.absorbing else state.free
         if not bool(where.any()):
             return state.at(state.tokens, at.s)
-        best = believed_at(at.predict(state), where).best().clamp(min=0)  # a GPU goes on to the end: with an id
+        best = believed_at(at.predict(state), where).best().clamp(min=0)  # a GPU run goes on after a bad row
         tokens = at.process.column(state.tokens).masked_scatter(where, best)
         return state.at(torch.where(where, at.process.place(tokens, state.tokens), state.tokens), at.s)
