@@ -3,35 +3,67 @@
 Process -> Denoiser -> Prediction -> Operator -> Sampler -> Samples
 """
 
-from discdiff import bridge, grid, losses, samplers, theory
-from discdiff.adapters.generation import generate
-from discdiff.adapters.loading import load
-from discdiff.blockwise import BlockSamples, Blockwise
-from discdiff.budget import predictor_corrector
-from discdiff.cascade import Cascade
-from discdiff.conditions import Alphabets, conditional, conditioned, marginal
-from discdiff.convention import Convention, Loaded
-from discdiff.denoiser import Denoiser
-from discdiff.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
-from discdiff.general import General, Ordinal, TimeVarying
-from discdiff.handlers import At, alone, choose
-from discdiff.hybrid import Hybrid
-from discdiff.interpolant import AbsorbingUniform, Interpolant
-from discdiff.kernels import dispatch as kernels
-from discdiff.operator import Corrector, Operator, Predictor, mix, when
-from discdiff.prediction import Prediction
-from discdiff.probe import probe
-from discdiff.process import Process
-from discdiff.program import program
-from discdiff.quantise import features, quantised
-from discdiff.rank_one import Marginal, Masked, RankOne, Uniform
-from discdiff.sampler import Sampler
-from discdiff.samples import Samples
-from discdiff.schedule import Cosine, Geometric, Linear, LogLinear, PerSite, Polynomial, Schedule, Sigmoid
-from discdiff.state import State
-from discdiff.truncation import Truncation
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from discdiff import kernels, losses, samplers
+from discdiff.denoiser import Alphabets, Denoiser, conditional, conditioned, marginal
+from discdiff.kernels import dispatch
+from discdiff.operator import At, Corrector, Operator, Predictor, State, alone, choose, mix, when
+from discdiff.prediction import Prediction, Truncation, bridge
+from discdiff.process import (
+    AbsorbingUniform,
+    Cosine,
+    General,
+    Geometric,
+    Hybrid,
+    Interpolant,
+    Linear,
+    LogLinear,
+    Marginal,
+    Masked,
+    Ordinal,
+    PerSite,
+    Polynomial,
+    Process,
+    RankOne,
+    Schedule,
+    Sigmoid,
+    TimeVarying,
+    Uniform,
+    grid,
+)
+from discdiff.sampling import BlockSamples, Blockwise, Cascade, Sampler, Samples, predictor_corrector, program
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from discdiff import theory
+    from discdiff.adapters.convention import Convention, Loaded
+    from discdiff.adapters.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
+    from discdiff.adapters.generation import generate
+    from discdiff.adapters.loading import load
+    from discdiff.adapters.probing import probe
+    from discdiff.adapters.quantize import features, quantised
+
+# kernels/ has no __init__.py of its own: as a folder on the path it would hide a package that transformers imports.
+for _name in dispatch.__all__:
+    setattr(kernels, _name, getattr(dispatch, _name))
+
+# What is above the sampler is imported when it is used: theory takes scipy, adapters read files.
+_LAZY = {
+    "Convention": "adapters.convention",
+    "Loaded": "adapters.convention",
+    "cycle_residual": "adapters.diagnose",
+    "features": "adapters.quantize",
+    "generate": "adapters.generation",
+    "load": "adapters.loading",
+    "loo_sensitivity": "adapters.diagnose",
+    "probe": "adapters.probing",
+    "quantised": "adapters.quantize",
+    "sensitivity_curve": "adapters.diagnose",
+}
+_LAZY_ROOMS = ("adapters", "demo", "theory")
 
 __all__ = [
     "AbsorbingUniform",
@@ -98,3 +130,15 @@ __all__ = [
 def __dir__() -> list[str]:
     """List the names for tab completion."""
     return sorted(__all__)
+
+
+def __getattr__(name: str) -> object:
+    """Import what is above the sampler, when it is first used."""
+    if name in _LAZY:
+        value = getattr(import_module(f"discdiff.{_LAZY[name]}"), name)
+    elif name in _LAZY_ROOMS:
+        value = import_module(f"discdiff.{name}")
+    else:
+        raise AttributeError(f"module 'discdiff' has no attribute {name!r}")
+    globals()[name] = value
+    return value

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from discdiff import bench, bench_check, bench_goals
+from discdiff.command import bench, bench_check, bench_goals
 
 HERE = Path(__file__).parent
 OURS = ["masked step", "uniform step", "dense pass: read and draw all rows"]

@@ -22,9 +22,8 @@ import torch
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.block_losses import BlockMixture
-from discdiff.losses import Estimate
-from discdiff.models import load_trained
+from discdiff.adapters.own import load_trained
+from discdiff.losses import BlockMixture, Estimate
 
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "tests")]

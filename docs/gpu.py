@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 import discdiff as dd
-from discdiff import bench
 from discdiff import samplers as S
+from discdiff.command import bench
 from discdiff.denoiser import Counter
-from discdiff.handlers import At, Run
 from discdiff.kernels import dispatch as kernels
 from discdiff.kernels.rows import LinearHead, Rows
+from discdiff.operator import At, Run
 
 Figures = dict[str, Any]
 

@@ -25,7 +25,7 @@ from discdiff import samplers as S
 from discdiff.prediction import Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("discdiff", "theory", "samplers", "kernels", "adapters")
+ROOMS = ("discdiff", "theory", "samplers", "kernels")
 SWITCH = re.compile(r"isinstance\([^()]*(?:\([^()]*\)[^()]*)*\)")
 
 

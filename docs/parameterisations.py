@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 import discdiff as dd
-from discdiff import losses
 from discdiff import samplers as S
-from discdiff.models import load_trained
+from discdiff.adapters.own import load_trained
+from discdiff.losses import base as losses
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "parameterisations"))

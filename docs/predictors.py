@@ -45,8 +45,8 @@ COMMON: dict[str, Sampler] = {
     "ThetaTrapezoidal(0.33)": (S.ThetaTrapezoidal(1 / 3), 2),
     "Multistep": (S.Multistep(), 1),
     "SplitLeap": (S.SplitLeap(), 2),
-    "ancestral_gibbs(1)": (S.ancestral_gibbs(1), 2),
-    "ancestral_gibbs(3)": (S.ancestral_gibbs(3), 4),
+    "Ancestral >> Gibbs": (S.Ancestral() >> S.Gibbs(), 2),
+    "Ancestral >> Gibbs ** 3": (S.Ancestral() >> S.Gibbs() ** 3, 4),
     "Adaptive(0.3)": (S.Adaptive(0.3), None),
 }
 SAMPLERS: dict[str, dict[str, Sampler]] = {
@@ -223,7 +223,7 @@ def jobs() -> list[tuple[Callable[..., Row], tuple[str, str, str]]]:
             found += [(long, (family, name, coupling)) for name in SAMPLERS[family]]
     for family in ("uniform", "masked"):
         found += [(peers, (family, name, "strong")) for name in PEERS[family]]
-        mine = ["Ancestral", "SplitLeap", "ancestral_gibbs(1)", "ancestral_gibbs(3)"]
+        mine = ["Ancestral", "SplitLeap", "Ancestral >> Gibbs", "Ancestral >> Gibbs ** 3"]
         found += [
             (ours, (family, name, "strong")) for name in [*mine, *(["Unmask, spread"] if family == "masked" else [])]
         ]
@@ -379,7 +379,7 @@ def pictures(rows: list[Row]) -> None:
             "ThetaTrapezoidal(0.5)",
             "Multistep",
             "SplitLeap",
-            "ancestral_gibbs(1)",
+            "Ancestral >> Gibbs",
             "ReMDM, cap 0.1",
             "Unmask, entropy",
             "Unmask, spread",
@@ -391,8 +391,8 @@ def pictures(rows: list[Row]) -> None:
             "ThetaTrapezoidal(0.5)",
             "Multistep",
             "SplitLeap",
-            "ancestral_gibbs(1)",
-            "ancestral_gibbs(3)",
+            "Ancestral >> Gibbs",
+            "Ancestral >> Gibbs ** 3",
         ],
     }
     names = list(dict.fromkeys(name for family in shown.values() for name in family))

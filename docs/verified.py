@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from discdiff import verify
-from discdiff.cli import parse_operator
-from discdiff.theory.kinds import KINDS
+from discdiff.command import verify
+from discdiff.command.cli import parse_operator
+from discdiff.theory.catalogue import KINDS
 
 PAGE = Path(__file__).with_suffix(".md")
 # ruff: noqa: E501, RUF001

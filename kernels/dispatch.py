@@ -13,7 +13,7 @@ from torch import Tensor
 from discdiff.checks import real, shown, whole
 from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum_exp
-from discdiff.kernels.philox import BLOCKS, TAGS, philox, rounds
+from discdiff.kernels.philox_words import BLOCKS, TAGS, philox, rounds
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 

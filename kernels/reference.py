@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from discdiff.kernels.gradients import graft, log, log_sum_exp
-from discdiff.kernels.philox import COIN, GROUP, WITHIN, counter, philox, uniform53
+from discdiff.kernels.philox_words import COIN, GROUP, WITHIN, counter, philox, uniform53
 
 __all__ = [
     "GROUP_SIZE", "Race", "Reading", "contest", "draw", "group_size", "group_words", "gumbel32", "race", "read",

@@ -2,7 +2,6 @@
 
 from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
-from discdiff.samplers.ancestral_gibbs import ancestral_gibbs
 from discdiff.samplers.any_order import AnyOrder
 from discdiff.samplers.arpc import ARPC
 from discdiff.samplers.coloured import Coloured
@@ -35,7 +34,6 @@ __all__ = [
     "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "Greedy", "InformedGibbs", "KLStable", "LocallyBalanced",
     "MaximalCoupling", "Multistep", "ReMDM", "Remask", "Renoising", "SplitLeap", "TauForwardBackward", "TauLeaping",
     "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
-    "ancestral_gibbs",
 ]  # fmt: skip
 
 

@@ -23,15 +23,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.checks import real
-from discdiff.handlers import At
-from discdiff.operator import Predictor
+from discdiff.operator import At, Predictor, State
 from discdiff.prediction import Prediction
-from discdiff.process import Process
-from discdiff.rank_one import RankOne
+from discdiff.process import Process, RankOne
+from discdiff.samplers._choosing import compare
+from discdiff.samplers._leap import own_probability
 from discdiff.samplers.ancestral import given, reverse_tokens
-from discdiff.samplers.choosing import compare
-from discdiff.samplers.leap import own_probability
-from discdiff.state import State
 
 __all__ = ["Adaptive"]
 

@@ -20,15 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.distributions import Coins, Tokens
-from discdiff.handlers import At, choose
+from discdiff.choices import Coins, Tokens
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import Predictor
+from discdiff.operator import At, Predictor, State, choose
 from discdiff.prediction import Prediction
-from discdiff.process import Survival
-from discdiff.rank_one import Masked, RankOne
-from discdiff.samplers.redraw import fused_step, redraw
-from discdiff.state import State
+from discdiff.process import Masked, RankOne, Survival
+from discdiff.samplers._redraw import fused_step, redraw
 
 __all__ = ["Ancestral", "given", "reverse_step", "reverse_tokens"]
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from discdiff.handlers import At
-from discdiff.operator import Predictor
+from discdiff.operator import At, Predictor, State
 from discdiff.process import Process
-from discdiff.samplers.choosing import Select, check_mask, quota
+from discdiff.samplers._choosing import Select, check_mask, quota
 from discdiff.samplers.unmask import Unmask, reveal
-from discdiff.state import State
 
 __all__ = ["AnyOrder"]
 

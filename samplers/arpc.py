@@ -27,15 +27,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discdiff.checks import real, whole
-from discdiff.distributions import Coins
-from discdiff.events import Ranking
-from discdiff.handlers import At, choose
-from discdiff.operator import Operator, Predictor, when
+from discdiff.choices import Coins, Ranking
+from discdiff.operator import At, Operator, Predictor, State, choose, when
 from discdiff.prediction import Prediction
-from discdiff.rank_one import RankOne
+from discdiff.process import RankOne
+from discdiff.samplers._choosing import best, compare, kl_rows
 from discdiff.samplers.ancestral import Ancestral, reverse_step
-from discdiff.samplers.choosing import best, compare, kl_rows
-from discdiff.state import State
 
 __all__ = ["ARPC", "Guided"]
 

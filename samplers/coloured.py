@@ -15,14 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from discdiff.checks import real, whole
-from discdiff.distributions import Coins
-from discdiff.events import Subset
-from discdiff.handlers import At, choose
-from discdiff.operator import Corrector, Invariance
-from discdiff.rest import Reads
-from discdiff.samplers.conditional import spread
-from discdiff.samplers.redraw import redraw
-from discdiff.state import State
+from discdiff.choices import Coins, Subset
+from discdiff.operator import At, Corrector, Invariance, Reads, State, choose
+from discdiff.samplers._conditional import spread
+from discdiff.samplers._redraw import redraw
 
 __all__ = ["Coloured"]
 

@@ -23,9 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real
-from discdiff.process import Process, Survival
-from discdiff.rank_one import Exit, Masked, RankOne
-from discdiff.samplers.leap import Leap
+from discdiff.process import Exit, Masked, Process, RankOne, Survival
+from discdiff.samplers._leap import Leap
 
 __all__ = ["DFM"]
 

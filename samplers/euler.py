@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from discdiff.samplers.leap import Leap
+from discdiff.samplers._leap import Leap
 
 __all__ = ["Euler"]
 

@@ -16,14 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from discdiff.events import Subset, Waiting
-from discdiff.handlers import At, choose
-from discdiff.operator import Predictor
-from discdiff.process import Process
-from discdiff.rank_one import Masked
+from discdiff.choices import Subset, Waiting
+from discdiff.operator import At, Predictor, State, choose
+from discdiff.process import Masked, Process
+from discdiff.samplers._choosing import check_masked, draw_at, hidden
 from discdiff.samplers.ancestral import Ancestral
-from discdiff.samplers.choosing import check_masked, draw_at, hidden
-from discdiff.state import State
 
 __all__ = ["FirstHitting"]
 

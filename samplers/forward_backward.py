@@ -17,17 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real, whole
-from discdiff.distributions import Coins, Tokens
-from discdiff.events import Subset
-from discdiff.handlers import At, choose
+from discdiff.choices import Coins, Sites, Subset, Tokens
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import Corrector, Invariance, Operator, check_operator
-from discdiff.process import Process
-from discdiff.rank_one import RankOne
+from discdiff.operator import At, Corrector, Invariance, Operator, State, check_operator, choose
+from discdiff.process import Process, RankOne
+from discdiff.samplers._conditional import spread
 from discdiff.samplers.ancestral import Ancestral, reverse_tokens
-from discdiff.samplers.conditional import spread
-from discdiff.sites import Sites
-from discdiff.state import State
 
 __all__ = ["Cycle", "ForwardBackward", "TauForwardBackward"]
 

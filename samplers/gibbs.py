@@ -18,11 +18,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from discdiff.checks import whole
-from discdiff.events import Subset
-from discdiff.handlers import At, choose
-from discdiff.operator import Corrector, Invariance
-from discdiff.samplers.redraw import redraw
-from discdiff.state import State
+from discdiff.choices import Subset
+from discdiff.operator import At, Corrector, Invariance, State, choose
+from discdiff.samplers._redraw import redraw
 
 __all__ = ["Gibbs"]
 

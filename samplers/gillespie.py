@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.handlers import At
+from discdiff.operator import At, State
 from discdiff.prediction import Prediction
-from discdiff.rank_one import RankOne
-from discdiff.samplers.jumps import Jumps, look, pick_site
-from discdiff.samplers.leap import jump, own_probability
-from discdiff.state import State
+from discdiff.process import RankOne
+from discdiff.samplers._jumps import Jumps, look, pick_site
+from discdiff.samplers._leap import jump, own_probability
 
 __all__ = ["Gillespie"]
 

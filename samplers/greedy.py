@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from discdiff.handlers import At
-from discdiff.operator import Predictor
-from discdiff.samplers.choosing import believed_at, hidden
-from discdiff.state import State
+from discdiff.operator import At, Predictor, State
+from discdiff.samplers._choosing import believed_at, hidden
 
 __all__ = ["Greedy"]
 

@@ -21,14 +21,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discdiff.checks import decided, real, whole
-from discdiff.distributions import Coins
-from discdiff.events import Ranking
-from discdiff.handlers import At, choose
-from discdiff.operator import Corrector, Invariance
+from discdiff.choices import Coins, Ranking
+from discdiff.operator import At, Corrector, Invariance, State, choose
 from discdiff.prediction import Prediction
-from discdiff.samplers.conditional import balanced_at, conditional_at, spread
-from discdiff.samplers.redraw import redraw
-from discdiff.state import State
+from discdiff.samplers._conditional import balanced_at, conditional_at, spread
+from discdiff.samplers._redraw import redraw
 
 __all__ = ["InformedGibbs"]
 

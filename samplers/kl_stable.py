@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from discdiff.checks import real
-from discdiff.handlers import At
-from discdiff.operator import Predictor
+from discdiff.operator import At, Predictor, State
 from discdiff.process import Process
-from discdiff.samplers.choosing import believed_at, best, check_mask, compare, confidence, draw_at, hidden, kl_rows
-from discdiff.state import State
+from discdiff.samplers._choosing import believed_at, best, check_mask, compare, confidence, draw_at, hidden, kl_rows
 
 __all__ = ["KLStable"]
 

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from discdiff.checks import real
-from discdiff.distributions import Coins, Tokens
-from discdiff.events import Ranking
-from discdiff.handlers import At, choose
-from discdiff.operator import Corrector, Invariance
-from discdiff.samplers.conditional import Balance, balanced_at, check_balance, spread
-from discdiff.state import State
+from discdiff.choices import Coins, Ranking, Tokens
+from discdiff.operator import At, Corrector, Invariance, State, choose
+from discdiff.samplers._conditional import Balance, balanced_at, check_balance, spread
 
 __all__ = ["LocallyBalanced", "TauLocallyBalanced"]
 

@@ -14,19 +14,16 @@ from dataclasses import dataclass
 
 import torch
 
-from discdiff.distributions import Coins, Tokens
-from discdiff.handlers import At, choose
-from discdiff.operator import Predictor
-from discdiff.process import Process
-from discdiff.rank_one import RankOne
-from discdiff.state import State
+from discdiff.choices import Coins, Tokens
+from discdiff.operator import At, Predictor, State, choose
+from discdiff.process import Process, RankOne
 
 __all__ = ["MaximalCoupling"]
 
 
 @dataclass(frozen=True)
 class MaximalCoupling(Predictor):
-    """Draw from ``discdiff.bridge.MaximalCoupling`` averaged over the denoiser; at most one call a step, order 1."""
+    """Draw from ``dd.bridge.MaximalCoupling`` averaged over the denoiser; at most one call a step, order 1."""
 
     order = 1.0
 

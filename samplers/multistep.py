@@ -18,12 +18,10 @@ Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022, https:
 
 from dataclasses import dataclass, replace
 
-from discdiff.handlers import At
-from discdiff.operator import Predictor
+from discdiff.operator import At, Predictor, State
+from discdiff.samplers._extrapolated import combined_leap
 from discdiff.samplers.ancestral import Ancestral
-from discdiff.samplers.extrapolated import combined_leap
 from discdiff.samplers.tau_leaping import TauLeaping
-from discdiff.state import State
 
 __all__ = ["Multistep"]
 

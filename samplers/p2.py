@@ -18,12 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real
-from discdiff.handlers import At
-from discdiff.operator import Predictor
+from discdiff.operator import At, Predictor, Reads, State
 from discdiff.process import Process
-from discdiff.rest import Reads
-from discdiff.samplers.choosing import best, check_mask, draw_at, hidden, quota
-from discdiff.state import State
+from discdiff.samplers._choosing import best, check_mask, draw_at, hidden, quota
 
 __all__ = ["P2"]
 

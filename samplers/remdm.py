@@ -18,14 +18,10 @@ from typing import Literal, get_args
 import torch
 
 from discdiff.checks import decided, real, whole
-from discdiff.distributions import Coins
-from discdiff.events import Subset
-from discdiff.handlers import At, choose
-from discdiff.operator import Corrector, Invariance, Predictor
+from discdiff.choices import Coins, Subset
+from discdiff.operator import At, Corrector, Invariance, Predictor, Reads, State, choose
 from discdiff.process import Process
-from discdiff.rest import Reads
-from discdiff.samplers.choosing import check_masked, draw_at, hidden
-from discdiff.state import State
+from discdiff.samplers._choosing import check_masked, draw_at, hidden
 
 __all__ = ["ReMDM", "Remask"]
 

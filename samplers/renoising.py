@@ -18,14 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from discdiff.distributions import PointMixture
-from discdiff.handlers import At, choose
-from discdiff.interpolant import AbsorbingUniform
-from discdiff.operator import Predictor
-from discdiff.process import Process
-from discdiff.rank_one import Uniform
-from discdiff.samplers.choosing import draw_at, hidden
-from discdiff.state import State
+from discdiff.choices import PointMixture
+from discdiff.operator import At, Predictor, State, choose
+from discdiff.process import AbsorbingUniform, Process, Uniform
+from discdiff.samplers._choosing import draw_at, hidden
 
 __all__ = ["Renoising"]
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from discdiff.events import Subset
-from discdiff.handlers import At, choose
-from discdiff.operator import Predictor, Staged
-from discdiff.rank_one import RankOne
+from discdiff.choices import Subset
+from discdiff.operator import At, Predictor, Staged, State, choose
+from discdiff.process import RankOne
+from discdiff.samplers._extrapolated import share
 from discdiff.samplers.ancestral import Ancestral, reverse_step
-from discdiff.samplers.extrapolated import share
-from discdiff.state import State
 
 __all__ = ["SplitLeap"]
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discdiff.samplers.leap import Leap
+from discdiff.samplers._leap import Leap
 
 __all__ = ["TauLeaping"]
 

@@ -15,12 +15,10 @@ https://doi.org/10.1063/1.3609119); Anderson and Koyama (2012, https://arxiv.org
 from dataclasses import dataclass, replace
 
 from discdiff.checks import real
-from discdiff.handlers import At
-from discdiff.operator import Predictor, Staged
+from discdiff.operator import At, Predictor, Staged, State
+from discdiff.samplers._extrapolated import combined_leap, share
 from discdiff.samplers.ancestral import Ancestral
-from discdiff.samplers.extrapolated import combined_leap, share
 from discdiff.samplers.tau_leaping import TauLeaping
-from discdiff.state import State
 
 __all__ = ["ThetaRK2", "ThetaTrapezoidal"]
 

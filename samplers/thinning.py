@@ -16,13 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.distributions import Coins
-from discdiff.handlers import At, choose
+from discdiff.choices import Coins
+from discdiff.operator import At, State, choose
 from discdiff.prediction import Prediction
-from discdiff.rank_one import RankOne
-from discdiff.samplers.jumps import Jumps, look, pick_site
-from discdiff.samplers.leap import jump
-from discdiff.state import State
+from discdiff.process import RankOne
+from discdiff.samplers._jumps import Jumps, look, pick_site
+from discdiff.samplers._leap import jump
 
 __all__ = ["Thinning"]
 

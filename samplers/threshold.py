@@ -11,8 +11,8 @@ from torch import Tensor
 
 from discdiff.checks import real
 from discdiff.prediction import Prediction
-from discdiff.samplers.choosing import best, confidence
-from discdiff.samplers.sure import Sure
+from discdiff.samplers._choosing import best, confidence
+from discdiff.samplers._sure import Sure
 
 __all__ = ["Threshold"]
 

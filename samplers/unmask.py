@@ -16,11 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.checks import decided, real, whole
-from discdiff.events import Ranking, Subset
-from discdiff.handlers import At, choose
-from discdiff.operator import Predictor
+from discdiff.choices import Ranking, Subset
+from discdiff.operator import At, Predictor, State, choose
 from discdiff.process import Process
-from discdiff.samplers.choosing import (
+from discdiff.samplers._choosing import (
     Select,
     believed_at,
     best,
@@ -31,7 +30,6 @@ from discdiff.samplers.choosing import (
     hidden,
     quota,
 )
-from discdiff.state import State
 
 __all__ = ["Unmask", "reveal"]
 

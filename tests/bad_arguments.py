@@ -28,12 +28,14 @@ from bad_numbers import (
 )  # fmt: skip
 
 import discdiff as dd
-from discdiff import grid, kernels, losses
+from discdiff import kernels
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.block_losses import BlockMixture, Blocks
-from discdiff.cli import main, parse_operator
-from discdiff.data import ASSETS
+from discdiff.command.cli import main, parse_operator
+from discdiff.demo.data import ASSETS
+from discdiff.losses import BlockMixture, Blocks
+from discdiff.losses import base as losses
+from discdiff.process import grid
 
 Rows = list[tuple[str, Callable[[], object], str]]
 HUGE = 10**13

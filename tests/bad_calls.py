@@ -24,7 +24,7 @@ from bad_arguments import BAD_LOGITS, COMMAND, FILES, KERNELS, LAWS, MODELS, OPE
 from bad_numbers import NO_REAL, NO_WHOLE, REAL, RIGHT, WHOLE
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = {ROOT / name for name in ("discdiff", "samplers", "theory", "kernels", "adapters")}
+ROOMS = {ROOT / name for name in ("discdiff", "samplers", "theory", "kernels")}
 OURS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError)
 SECONDS = 5
 
@@ -59,7 +59,7 @@ def raised_by_us(error: BaseException) -> bool:
         return False
     code = last.tb_frame.f_code
     operation = dis.opname[code.co_code[last.tb_lasti]]
-    return Path(code.co_filename).resolve().parent in ROOMS and operation in ("RAISE_VARARGS", "RERAISE")
+    return bool(ROOMS & {*Path(code.co_filename).resolve().parents}) and operation in ("RAISE_VARARGS", "RERAISE")
 
 
 def judged(case: Bad) -> tuple[str, str]:

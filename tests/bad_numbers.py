@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 import discdiff as dd
-from discdiff import grid, kernels, losses
+from discdiff import kernels
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.block_losses import BlockMixture, Blocks
+from discdiff.losses import BlockMixture, Blocks
+from discdiff.losses import base as losses
+from discdiff.process import grid
 
 # --- what is called -------------------------------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ if not torch.cuda.is_available():
 _ROOT = Path(__file__).parent.parent
 jaxtyping.install_import_hook(
     [
-        ".".join(("discdiff", *([] if folder == "discdiff" else [folder]), file.stem))
-        for folder in ("discdiff", "theory", "samplers", "kernels", "adapters")
-        for file in (_ROOT / folder).glob("*.py")
+        ".".join(("discdiff", *file.relative_to(_ROOT / "discdiff").with_suffix("").parts))
+        for folder in (_ROOT / "discdiff", *(_ROOT / "discdiff").iterdir())
+        for file in folder.glob("*.py")
         if file.stem != "__init__" and not file.stem.startswith("triton_")
     ],
     "beartype.beartype",

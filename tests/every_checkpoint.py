@@ -11,7 +11,7 @@ import test_md4 as md4
 import torch
 
 import discdiff as dd
-from discdiff.data import ASSETS
+from discdiff.demo.data import ASSETS
 from discdiff.denoiser import Denoiser
 
 Writer = Callable[[Path], Path]

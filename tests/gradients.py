@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.denoiser import Counter
-from discdiff.handlers import Run
+from discdiff.operator import Run
+from discdiff.process import Schedule
 from discdiff.samplers.informed_gibbs import Rule
-from discdiff.schedule import Schedule
 
 __all__ = ["CLOCKS", "OPERATORS", "PREDICTS", "PROCESSES", "Outcome", "count", "derivatives", "examine", "rows"]
 
@@ -67,7 +67,7 @@ OPERATORS: dict[str, list[dd.Operator]] = {
     "Threshold": [S.Threshold(0.6)],
     "Uniformization": [S.Uniformization()],
     "Unmask": [S.Unmask(), S.Unmask("margin", noise=0.5), S.Unmask("max_prob", noise=0.5), S.Unmask(draw_first=True)],
-    "ancestral_gibbs": [S.ancestral_gibbs(2)],
+    "Ancestral >> Gibbs": [S.Ancestral() >> S.Gibbs() ** 2],
 }  # fmt: skip
 
 PI = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
@@ -116,7 +116,7 @@ def _fixed(learned: nn.ParameterDict) -> dd.Schedule:
 
 def _function(learned: nn.ParameterDict) -> dd.Schedule:
     bend = learned["bend"] = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
-    return dd.schedule.as_schedule(lambda t: 1 - 0.99 * t ** bend.exp())
+    return dd.process.as_schedule(lambda t: 1 - 0.99 * t ** bend.exp())
 
 
 def _formula(learned: nn.ParameterDict) -> dd.Schedule:

@@ -62,7 +62,7 @@ CORRECTORS: list[dd.Operator] = [
 
 STEPS: list[dd.Operator] = [
     *PREDICTORS,
-    S.ancestral_gibbs(),
+    S.Ancestral() >> S.Gibbs(),
     *(S.Ancestral() >> corrector for corrector in CORRECTORS),
 ]
 

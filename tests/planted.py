@@ -11,9 +11,9 @@ from torch import Tensor
 
 import discdiff as dd
 from discdiff import samplers as S
-from discdiff.distributions import Branch, Choice, PointMixture
-from discdiff.handlers import At
-from discdiff.rank_one import Exit
+from discdiff.choices import Branch, Choice, PointMixture
+from discdiff.operator import At
+from discdiff.process import Exit
 
 __all__ = ["OPERATORS", "PROCESSES", "Cyclic", "NotMonotone", "NotNormalised", "Reset"]
 

@@ -10,10 +10,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 import discdiff as dd
+from discdiff.choices import Choice
 from discdiff.denoiser import Counter
-from discdiff.distributions import Choice
-from discdiff.handlers import Run, listening
-from discdiff.theory.enumeration import all_states, state_index
+from discdiff.operator import Run, listening
+from discdiff.theory.world import all_states, state_index
 
 
 class _Fork(Exception):

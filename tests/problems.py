@@ -13,7 +13,7 @@ from torch import Tensor
 
 import discdiff as dd
 from discdiff import theory as T
-from discdiff.transformer import Transformer
+from discdiff.demo.transformer import Transformer
 
 V = L = 3
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import discdiff as dd
-from discdiff import verify
-from discdiff.cli import parse_operator
+from discdiff.command import verify
+from discdiff.command.cli import parse_operator
 
 __all__ = ["FILE", "SETTINGS", "recorded"]
 

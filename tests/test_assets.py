@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = [ROOT / "discdiff" / "assets", ROOT / "docs"]
+FOLDERS = [ROOT / "discdiff" / "demo" / "assets", ROOT / "docs"]
 
 
 def listed(folder: Path) -> dict[str, str]:

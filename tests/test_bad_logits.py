@@ -13,8 +13,8 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.handlers import At
 from discdiff.kernels import dispatch as kernels
+from discdiff.operator import At
 
 pytestmark = pytest.mark.usefixtures("as_user")
 
@@ -173,7 +173,7 @@ def test_a_planner_is_looked_at() -> None:
 
 def test_weights_of_sites_are_looked_at() -> None:
     weight = torch.zeros(2, 3).index_fill(1, torch.tensor([1]), torch.nan)
-    ranking = dd.events.Ranking(weight, torch.ones(2, dtype=torch.int64))
+    ranking = dd.choices.Ranking(weight, torch.ones(2, dtype=torch.int64))
     for use in (ranking.sample, ranking.fork):
         with pytest.raises(ValueError, match="row 0, position 1: a weight to choose a site by is NaN"):
             use()

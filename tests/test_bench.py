@@ -12,9 +12,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from scipy import stats
 
 import discdiff as dd
-from discdiff import bench, bench_check, bench_goals, bench_steps
 from discdiff import samplers as S
-from discdiff.cli import main
+from discdiff.command import bench, bench_check, bench_goals, bench_steps
+from discdiff.command.cli import main
+from discdiff.samplers.expression import parse_operator
 
 SMALL = bench.Problem(2, 8, 600, share=1 / 8)
 OURS = ["masked step", "uniform step", "dense pass: read all rows", "dense pass: read and draw all rows"]
@@ -133,7 +134,7 @@ def test_every_shipped_operator_takes_a_small_step(tiny: Mapping[str, bench_step
         assert bench_steps.reference(name) in tiny
     shown = {name.rsplit(", ", 1)[0] for name in tiny}
     assert shown == {*bench_steps.operators(), "plain step"}
-    classes = {type(dd.cli.parse_operator(text)).__name__ for text in shown - {"plain step"}}
+    classes = {type(parse_operator(text)).__name__ for text in shown - {"plain step"}}
     assert {name for name in S.__all__ if isinstance(getattr(S, name), type)} <= classes
 
 

@@ -9,8 +9,9 @@ from problems import block_network, strong
 from torch import Tensor
 
 import discdiff as dd
-from discdiff import block_losses, losses
-from discdiff.transformer import Transformer
+from discdiff.demo.transformer import Transformer
+from discdiff.losses import base as losses
+from discdiff.losses import blocks as block_losses
 
 pytestmark = pytest.mark.usefixtures("as_user")
 MASKED, UNIFORM, PAIRS = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear()), dd.AbsorbingUniform(3, dd.Linear())

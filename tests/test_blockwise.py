@@ -9,14 +9,16 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 import discdiff as dd
-from discdiff import block_losses, kernels, losses
+from discdiff import kernels
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.bench import Meter
-from discdiff.context import Shown
-from discdiff.handlers import stream
+from discdiff.command.bench import Meter
+from discdiff.demo.transformer import Transformer
+from discdiff.denoiser import Shown
 from discdiff.kernels.dispatch import TAGS
-from discdiff.transformer import Transformer
+from discdiff.losses import base as losses
+from discdiff.losses import blocks as block_losses
+from discdiff.operator import stream
 
 pytestmark = pytest.mark.usefixtures("as_user")
 MASKED, UNIFORM = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())

@@ -13,13 +13,24 @@ from torch import Tensor
 
 import discdiff as dd
 from discdiff.adapters.torch_draws import Uniforms
-from discdiff.choice import Choice, Key, Repeated
+from discdiff.choices import (
+    Branch,
+    Choice,
+    Coins,
+    Key,
+    Noise,
+    Other,
+    PointMixture,
+    Ranking,
+    Repeated,
+    Sites,
+    Subset,
+    Tokens,
+    Waiting,
+)
 from discdiff.denoiser import Counter
-from discdiff.distributions import Branch, Coins, Noise, Other, PointMixture, Tokens
-from discdiff.events import Ranking, Subset, Waiting
-from discdiff.handlers import Run
-from discdiff.interpolant import SourcePairs
-from discdiff.sites import Sites
+from discdiff.operator import Run
+from discdiff.process.interpolant import SourcePairs
 
 PI = torch.tensor([0.5, 0.0, 0.2, 0.3], dtype=torch.float64)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from discdiff import losses
 from discdiff import samplers as S
-from discdiff.block_losses import Blocks
-from discdiff.cli import main, picture
-from discdiff.data import ASSETS, Vocabulary, digits, text, text_from_topics
-from discdiff.expression import parse_operator
-from discdiff.models import Card, build, load_trained, save_trained
+from discdiff.adapters.own import load_trained
+from discdiff.command.cli import main, picture
+from discdiff.demo.data import ASSETS, Vocabulary, digits, text, text_from_topics
+from discdiff.demo.models import Card, build, save_trained
+from discdiff.losses import Blocks
+from discdiff.losses import base as losses
+from discdiff.samplers.expression import parse_operator
 
 
 @pytest.mark.parametrize("process", ["masked", "uniform"])

@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.conditions import Alphabets, conditional, conditioned, marginal
+from discdiff.denoiser import Alphabets, conditional, conditioned, marginal
 
 WORLD = strong()
 PROCESSES = [dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())]

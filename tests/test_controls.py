@@ -10,7 +10,7 @@ from problems import families, irreversible, mislabelled, states, strong
 
 import discdiff as dd
 from discdiff import theory as T
-from discdiff.bridge import posterior_rates
+from discdiff.prediction import posterior_rates
 
 NOISY = families(3)[1:4]  # Uniform, Marginal, Hybrid: the leave-one-out and the denoiser differ
 

@@ -215,9 +215,8 @@ def test_a_choice_by_what_sees_the_token_is_caught() -> None:
 
     class Seeing(S.Coloured):
         def __call__(self, state: dd.State, at: dd.At) -> dd.State:
-            from discdiff.distributions import Coins
-            from discdiff.events import Subset
-            from discdiff.samplers.redraw import redraw
+            from discdiff.choices import Coins, Subset
+            from discdiff.samplers._redraw import redraw
 
             some = dd.choose("site", Subset(state.free, 1), state, at)
             said = at.predict(state)

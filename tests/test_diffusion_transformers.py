@@ -13,9 +13,9 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.adapters import load
+from discdiff.adapters.convention import Loaded
 from discdiff.adapters.dit import DiffusionTransformer
-from discdiff.context import Cached
-from discdiff.convention import Loaded
+from discdiff.denoiser import Cached
 
 ROWS, WIDTH, HEADS, DEPTH, CLOCK = 13, 16, 2, 2, 8
 X = torch.tensor([[0, 12, 3, 5, 12, 1], [7, 7, 12, 2, 0, 12]])
@@ -344,7 +344,7 @@ def test_a_run_of_sedds_trainer_gives_its_average(tmp_path: Path) -> None:
     for path in (run, run / "checkpoints-meta" / "checkpoint.pth"):
         model = load(path, quiet=True)
         assert (model.convention.family, model.convention.weights) == ("SEDD", "ema")
-        assert model.process == dd.Masked(12, dd.schedule.Geometric(0.001, 20.0))
+        assert model.process == dd.Masked(12, dd.Geometric(0.001, 20.0))
     own = written_out({name: 2 * part for name, part in w.items()}, X, SIGMA, everyone)
     own = own - (SIGMA.double().expm1().log() + math.log(ROWS - 1))[:, None, None]
     said = model.network(X, SIGMA)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from discdiff import verify
-from discdiff.theory.kinds import KINDS
+from discdiff.command import verify
+from discdiff.theory.catalogue import KINDS
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.adapters.flow import Kappa, flow_process
+from discdiff.adapters.flow_matching import Kappa, flow_process
 from discdiff.checks import real, whole
 
 with warnings.catch_warnings():
@@ -242,7 +242,7 @@ def test_help_comes_within_two_seconds() -> None:
     """Of every command, in processor time, the best of some tries: other processes may hold a machine up."""
     code = (
         "import contextlib, io, sys, time\n"
-        "from discdiff.cli import main\n"
+        "from discdiff.command.cli import main\n"
         "commands = ['', 'sample', 'sample text', 'sample digits', 'sensitivity', 'bench', 'verify', 'list']\n"
         "for words in commands:\n"
         "    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"

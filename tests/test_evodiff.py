@@ -11,7 +11,7 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.adapters import load
-from discdiff.adapters.bytenet import ByteNet, bytenet
+from discdiff.adapters.byte_net import ByteNet, bytenet
 from discdiff.adapters.evodiff import ALPHABET, Squared, Tabulated, blosum, blosum_rates, uniform
 from discdiff.adapters.settings import Settings
 

@@ -10,10 +10,10 @@ from problems import dirichlet, families, irreversible, mislabelled, pairs, stat
 from scipy import stats
 
 import discdiff as dd
-from discdiff import losses
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.theory.enumeration import state_index
+from discdiff.losses import base as losses
+from discdiff.theory.world import state_index
 
 ALL = [*[(p, 3) for p in families(3)], *[(p, 2) for p in pairs(2)]]
 

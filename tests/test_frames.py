@@ -10,11 +10,11 @@ from checkpoints import MASK, NATIVE, V, folder, native
 from framed import END, START, Network, convention
 
 import discdiff as dd
-from discdiff import losses
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.adapters import load
 from discdiff.adapters.frame import UNFRAMED
+from discdiff.losses import base as losses
 
 FRAMED = ["BERT", "ESM-2", "ModernBERT", "RoBERTa"]
 OPERATORS = [

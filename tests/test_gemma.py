@@ -12,7 +12,7 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff.adapters import load
 from discdiff.adapters.gemma import Canvas
-from discdiff.context import Cached
+from discdiff.denoiser import Cached
 
 transformers = pytest.importorskip("transformers", minversion="5.11")
 V, BEGIN = 40, 2

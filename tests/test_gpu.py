@@ -14,7 +14,7 @@ import discdiff as dd
 from discdiff import kernels
 from discdiff import samplers as S
 from discdiff.denoiser import Counter
-from discdiff.handlers import At, Run
+from discdiff.operator import At, Run
 
 REHEARSE = os.environ.get("REHEARSE") == "1"
 GPU = "cpu" if REHEARSE else "cuda"

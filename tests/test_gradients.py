@@ -8,9 +8,9 @@ from problems import turning
 
 import discdiff as dd
 from discdiff import samplers as S
-from discdiff.handlers import At
 from discdiff.kernels import dispatch as kernels
 from discdiff.kernels.reference import Reading
+from discdiff.operator import At
 
 UNIFORM = ("Uniform", "loo", "fixed")
 
@@ -56,7 +56,7 @@ def test_a_detached_clock_is_caught(operator: dd.Operator, monkeypatch: pytest.M
 
 
 def test_a_time_that_follows_a_learned_clock_is_more_than_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discdiff.schedule.Moment.of", classmethod(lambda cls, tensor: float(tensor.detach())))
+    monkeypatch.setattr("discdiff.process.schedule.Moment.of", classmethod(lambda cls, tensor: float(tensor.detach())))
     assert examine(S.ThetaTrapezoidal(), "Uniform", "denoiser", "learned function").kind == "wrong"
 
 

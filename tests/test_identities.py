@@ -19,7 +19,8 @@ from strategies import any_process, generators, inner_intervals, intervals, laws
 
 import discdiff as dd
 from discdiff import theory as T
-from discdiff.bridge import (
+from discdiff.choices import Choice
+from discdiff.prediction import (
     Between,
     Exact,
     MaximalCoupling,
@@ -30,8 +31,7 @@ from discdiff.bridge import (
     mixture,
     posterior_rates,
 )
-from discdiff.distributions import Choice
-from discdiff.theory.enumeration import all_states, state_index
+from discdiff.theory.world import all_states, state_index
 
 TIMES = st.sampled_from([0.95, 0.6, 0.3, 0.1])
 

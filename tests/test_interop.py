@@ -14,11 +14,11 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.adapters.flow import Kappa, OperatorSolver, flow_denoiser, flow_process
+from discdiff.adapters.flow_matching import Kappa, OperatorSolver, flow_denoiser, flow_process
 from discdiff.adapters.from_diffusers import SchedulerCorrection, SchedulerStep
 from discdiff.adapters.torch_draws import Answered
 from discdiff.denoiser import Counter
-from discdiff.handlers import At, Run
+from discdiff.operator import At, Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -225,7 +225,7 @@ def test_a_flow_model_has_the_law_of_the_same_denoiser(masked: bool, power: floa
     path, source, model = flow(masked, power)
     process = flow_process(path, source)
     assert type(process) is type(MASKED if masked else UNIFORM)
-    clock = dd.schedule.FromFunction(lambda t: (1 - t) ** power)
+    clock = dd.process.FromFunction(lambda t: (1 - t) ** power)
     own: dd.Process = (MASKED if masked else UNIFORM).with_schedule(clock)
     exact = T.law(dd.Sampler(own, weak().denoiser(own), S.Ancestral(), steps=4))
 

@@ -15,10 +15,9 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.distributions import Coins, Tokens
-from discdiff.events import Subset
+from discdiff.choices import Coins, Subset, Tokens
+from discdiff.theory import exact as theory_program
 from discdiff.theory import paths as theory_paths
-from discdiff.theory import program as theory_program
 
 SHIPPED: list[dd.Operator] = [getattr(S, name)() for name in S.__all__]
 OTHERS: list[dd.Operator] = [

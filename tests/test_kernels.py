@@ -15,7 +15,7 @@ from scipy import stats
 
 from discdiff import kernels
 from discdiff.kernels import chunked, native, reference
-from discdiff.kernels import philox as philox_module
+from discdiff.kernels import philox_words as philox_module
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 needs_compiler = pytest.mark.skipif(not native.available(), reason="there is no C compiler")

@@ -11,7 +11,7 @@ from pyro import poutine
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.handlers import listening
+from discdiff.operator import listening
 
 UNIFORM = dd.Uniform(3, dd.Linear())
 MODEL = weak().denoiser(UNIFORM, predicts="loo")

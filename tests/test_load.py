@@ -13,8 +13,8 @@ from checkpoints import MASK, NATIVE, V, Written
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.adapters import FAMILIES, Files, load
-from discdiff.data import ASSETS
-from discdiff.models import load_trained
+from discdiff.adapters.own import load_trained
+from discdiff.demo.data import ASSETS
 
 Writer = Callable[[Path], Written]
 

@@ -12,8 +12,8 @@ from scipy import stats
 from strategies import any_process, worlds
 
 import discdiff as dd
-from discdiff import losses
 from discdiff import theory as T
+from discdiff.losses import base as losses
 
 
 def correlated(vocab_size: int = 3, length: int = 2) -> T.Enumeration:
@@ -187,8 +187,8 @@ def test_training_finds_the_leave_one_out(objective: losses.Objective) -> None:
         return logits[x.flip(1), torch.arange(2)]
 
     model = dd.Denoiser(fn, process, predicts="loo", time=None)
-    z = T.enumeration.all_states(process.states, 2)
-    x0 = T.enumeration.all_states(2, 2)
+    z = T.world.all_states(process.states, 2)
+    x0 = T.world.all_states(2, 2)
     weights = torch.stack([process.noised(x0, a).log_prob(row.expand(4, 2)).exp() for row in z], -1) * world.p0[:, None]
 
     def loss() -> torch.Tensor:

@@ -10,6 +10,7 @@ from strategies import intervals, processes, worlds
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.samplers._redraw import redraw
 
 P, C, D = S.Ancestral(), S.Gibbs(), S.Gibbs(sites=2)
 
@@ -139,7 +140,7 @@ class Twice(dd.Corrector):
     """A user's operator that draws one name twice in a slot."""
 
     def __call__(self, state: dd.State, at: dd.At) -> dd.State:
-        coins = dd.distributions.Coins(torch.full(state.tokens.shape, 0.5).double())
+        coins = dd.choices.Coins(torch.full(state.tokens.shape, 0.5).double())
         dd.choose("coin", coins, state, at)
         dd.choose("coin", coins, state, at)
         return state
@@ -149,7 +150,7 @@ class OneCoin(dd.Corrector):
     """A user's operator whose law has the wrong batch shape."""
 
     def __call__(self, state: dd.State, at: dd.At) -> dd.State:
-        dd.choose("coin", dd.distributions.Coins(torch.full((1, state.tokens.shape[1]), 0.5).double()), state, at)
+        dd.choose("coin", dd.choices.Coins(torch.full((1, state.tokens.shape[1]), 0.5).double()), state, at)
         return state
 
 
@@ -182,7 +183,7 @@ def test_a_denoiser_in_the_loos_place_is_refused_by_the_type() -> None:
     class PlugIn(dd.Predictor):
         def __call__(self, state: dd.State, at: dd.At) -> dd.State:
             everywhere = torch.ones_like(state.frozen if state.frozen is not None else state.free)
-            return S.redraw.redraw(state.at(state.tokens, at.s), everywhere, at.predict(state).denoiser, 0.5, at)
+            return redraw(state.at(state.tokens, at.s), everywhere, at.predict(state).denoiser, 0.5, at)
 
     with pytest.raises(TypeError, match=r"redraw takes a Prediction.*got Tensor|Expected type: .*Prediction"):
         dd.Sampler(process, world.denoiser(process), PlugIn(), steps=2).sample(3, seed=0)

@@ -21,7 +21,7 @@ def ours(family: str, nfe: int) -> dict[str, float]:
     world, process = strong(), PROCESSES[family]
     model = world.denoiser(process, predicts="loo")
     found = {}
-    for operator, cost in ((S.Ancestral(), 1), (S.ancestral_gibbs(1), 2), (S.ancestral_gibbs(3), 4)):
+    for operator, cost in ((S.Ancestral(), 1), (S.Ancestral() >> S.Gibbs(), 2), (S.Ancestral() >> S.Gibbs() ** 3, 4)):
         law = T.law(dd.Sampler(process, model, operator, steps=nfe // cost))
         found[repr(operator)] = float(((law - world.p0) ** 2 / world.p0).sum())
     return found

@@ -9,7 +9,7 @@ from problems import named
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.theory import conformance
+from discdiff.theory import judge_process as conformance
 from discdiff.theory.report import run_check
 
 pytestmark = pytest.mark.usefixtures("as_user")  # many matrices

@@ -14,7 +14,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.bridge import MaximalCoupling, ReMDM, add_flux, direct_rates, mixture, posterior_rates
+from discdiff.prediction import MaximalCoupling, ReMDM, add_flux, direct_rates, mixture, posterior_rates
 
 # Enumerations call operators thousands of times; shapes are checked by the tests that sample.
 pytestmark = pytest.mark.usefixtures("as_user")
@@ -138,7 +138,7 @@ def test_bridges_averaged_over_the_denoiser(process: dd.Process) -> None:
 @pytest.mark.parametrize("eta", [0.0, 2.0])
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=repr)
 def test_dfm_is_flow_matching_with_a_flux(process: dd.Process, eta: float) -> None:
-    """A short step is I + d G, with G the pinned rates of ``discdiff.bridge`` averaged over the denoiser."""
+    """A short step is I + d G, with G the pinned rates of ``dd.bridge`` averaged over the denoiser."""
     world, alpha, d = strong(), 0.4, 1e-6
     model, z = world.denoiser(process, predicts="loo"), states(process.states, 3)
     belief = model(z, 1 - alpha).denoiser.exp()
@@ -255,7 +255,7 @@ def test_the_joint_midpoint_has_order_two(process: dd.Process) -> None:
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=repr)
 def test_gibbs_moves_lift_the_order_of_ancestral_steps_to_two(process: dd.Process) -> None:
     """On three sites, from short steps on; the declared order is a lower bound."""
-    op = S.ancestral_gibbs(1)
+    op = S.Ancestral() >> S.Gibbs()
     assert op.order == 1.0
     assert op.nfe == 2.0
     short = (0.5, 0.2)
@@ -265,7 +265,7 @@ def test_gibbs_moves_lift_the_order_of_ancestral_steps_to_two(process: dd.Proces
 
 @pytest.mark.parametrize(
     ("process", "operators"),
-    [(MASKED, [S.SplitLeap(), S.ancestral_gibbs(1)]), (UNIFORM, [S.SplitLeap(), S.ancestral_gibbs(1)])],
+    [(MASKED, [S.SplitLeap(), S.Ancestral() >> S.Gibbs()]), (UNIFORM, [S.SplitLeap(), S.Ancestral() >> S.Gibbs()])],
     ids=repr,
 )
 def test_half_the_calls_of_ancestral_suffice(process: dd.Process, operators: list[dd.Operator]) -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 from strategies import intervals, processes
 
 import discdiff as dd
-from discdiff.distributions import PointMixture
+from discdiff.choices import PointMixture
 
 
 @given(processes(vocab_size=3), intervals())

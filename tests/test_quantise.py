@@ -13,10 +13,10 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.adapters import load
-from discdiff.context import Cached
-from discdiff.data import ASSETS
-from discdiff.models import load_trained
-from discdiff.quantise import Int8Linear, Remembered, features, quantised
+from discdiff.adapters.own import load_trained
+from discdiff.adapters.quantize import Int8Linear, Remembered, features, quantised
+from discdiff.demo.data import ASSETS
+from discdiff.denoiser import Cached
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import pytest
 from recorded import FILE, SETTINGS, recorded
 
-from discdiff import handlers
+from discdiff.operator import run as handlers
 
 KNOWN: dict[str, str] = json.loads(FILE.read_text())
 

@@ -7,8 +7,8 @@ import discdiff as dd
 from discdiff import adapters
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.conditions import Among
-from discdiff.distributions import Branch
+from discdiff.choices import Branch
+from discdiff.denoiser import Among
 
 
 class Nudge(dd.Corrector):

@@ -11,9 +11,9 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.denoiser import Counter
-from discdiff.handlers import Run
 from discdiff.kernels.rows import Rows, Step
-from discdiff.theory.enumeration import state_index
+from discdiff.operator import Run
+from discdiff.theory.world import state_index
 
 OPERATORS = [S.Ancestral(), S.Ancestral() >> S.Gibbs(), dd.mix({S.Ancestral(): 0.5, S.Gibbs(2) >> S.Ancestral(): 0.5})]
 

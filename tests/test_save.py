@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import discdiff as dd
 from discdiff import samplers as S
+from discdiff.adapters.convention import Convention
 from discdiff.adapters.evodiff import Tabulated, blosum
 from discdiff.adapters.record import clock_of, convention_of, described, recorded
 from discdiff.adapters.settings import Refused, Settings
-from discdiff.convention import Convention
-from discdiff.schedule import FromFunction
+from discdiff.process import FromFunction
 
 X = torch.randint(0, 6, (2, 5), generator=torch.Generator().manual_seed(3))
 
@@ -211,7 +211,7 @@ def test_a_failure_leaves_what_was_there(fails: str, tmp_path: Path, monkeypatch
     def full(*arguments: object, **named: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(f"discdiff.adapters.save.{fails}", full)
+    monkeypatch.setattr(f"discdiff.adapters.saving.{fails}", full)
     with pytest.raises(OSError, match="no space left"):
         dd.load(EVERY["MDLM"](tmp_path / "mdlm"), quiet=True).save(folder, overwrite=True)
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before

@@ -13,7 +13,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import theory as T
 from discdiff.theory import scan
-from discdiff.theory.oracle import pick
+from discdiff.theory.oracles import pick
 
 SHARES = (0.0, 0.0, 1e-3, 0.25, 0.5, 1.0)  # of which transitions are made
 SEEN = (0.0, 1e-100, 1e-50, 1e-3, 0.5, 1.0)  # weights of a site

@@ -62,7 +62,7 @@ def through_pipeline(
 
 @pytest.mark.parametrize("operator", ["ancestral", "remdm(eta=0.3)", "euler"])
 def test_a_pipeline_gives_the_tokens_of_our_sampler(operator: str) -> None:
-    from discdiff.cli import parse_operator
+    from discdiff.command.cli import parse_operator
 
     ours = dd.Sampler(MASKED, model(MASKED), parse_operator(operator), steps=STEPS)
     prompt = torch.tensor([[1, 4], [2, 0], [3, 3]])

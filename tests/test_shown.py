@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 import discdiff as dd
-from discdiff import context
 from discdiff import samplers as S
-from discdiff.bench import Meter
-from discdiff.context import Shown
+from discdiff.command.bench import Meter
+from discdiff.denoiser import Shown, context
 
 MASKED = dd.Masked(3, dd.Linear())
 PROMPTS = [[1, 2, 0], [], [2] * 9, [0] * 12]

@@ -9,9 +9,9 @@ from problems import dirichlet, families, states, strong
 from scipy.stats import chisquare
 
 import discdiff as dd
-from discdiff import grid
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.process import grid
 
 MASKED, UNIFORM = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())
 PAIRS = dd.AbsorbingUniform(2, dd.Linear())

@@ -14,10 +14,10 @@ from strategies import processes, worlds
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.choices import Coins
 from discdiff.denoiser import Counter
-from discdiff.distributions import Coins
-from discdiff.handlers import Run
-from discdiff.theory.enumeration import all_states, state_index
+from discdiff.operator import Run
+from discdiff.theory.world import all_states, state_index
 
 
 def pyros_kernel(operator: dd.Operator, process: dd.Process, model: dd.Denoiser, t: float, s: float) -> torch.Tensor:

@@ -10,9 +10,11 @@ from problems import chain
 from torch import Tensor
 
 import discdiff as dd
-from discdiff import losses, train
-from discdiff.data import examples
-from discdiff.models import Card, load_trained, save_trained
+from discdiff.adapters.own import load_trained
+from discdiff.demo import training as train
+from discdiff.demo.data import examples
+from discdiff.demo.models import Card, save_trained
+from discdiff.losses import base as losses
 
 pytestmark = pytest.mark.usefixtures("as_user")
 V, L = 4, 12

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import discdiff as dd
 from discdiff import samplers as S
-from discdiff.bench import Meter
-from discdiff.samples import narrowest
-from discdiff.state import State
+from discdiff.command.bench import Meter
+from discdiff.operator import State
+from discdiff.sampling import narrowest
 
 
 def sampler(vocab: int = 3, steps: int = 5) -> dd.Sampler:
@@ -122,5 +122,5 @@ def test_there_is_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     more = 48 * 4 * 1024
     assert abs(peak(64) - peak(16) - more) < more / 50
-    monkeypatch.setattr("discdiff.sampler.narrowest", lambda low, high: torch.int64)
+    monkeypatch.setattr("discdiff.sampling.sampler.narrowest", lambda low, high: torch.int64)
     assert peak(64) - peak(16) > 7 * more

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from discdiff.models import Card, build, load_trained, save_trained
-from discdiff.transformer import Transformer
+from discdiff.adapters.own import load_trained
+from discdiff.demo.models import Card, build, save_trained
+from discdiff.demo.transformer import Transformer
 
 V, L = 7, 24
 

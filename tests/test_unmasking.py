@@ -12,8 +12,7 @@ from scipy.stats import chisquare, kstest
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.distributions import Key, Noise, Other
-from discdiff.events import Ranking, Subset, Waiting
+from discdiff.choices import Key, Noise, Other, Ranking, Subset, Waiting
 
 PROCESS = dd.Masked(3, dd.Linear())
 SELECT = ["random", "max_prob", "entropy", "margin", "left_to_right", "spread"]

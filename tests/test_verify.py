@@ -10,10 +10,10 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.cli import main, parse_operator
+from discdiff.command.cli import main, parse_operator
+from discdiff.command.verify import SHIPPED, shipped
 from discdiff.plugins import plugged
-from discdiff.theory.kinds import KINDS, kinds
-from discdiff.verify import SHIPPED, shipped
+from discdiff.theory.catalogue import KINDS, kinds
 
 pytestmark = pytest.mark.usefixtures("as_user")  # many matrices
 
@@ -205,7 +205,7 @@ def test_every_shipped_operator_is_in_the_list() -> None:
 def test_without_a_name_the_command_verifies_what_is_shipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("discdiff.verify.shipped", lambda *args: shipped(*args, only=["greedy", "renoising"]))
+    monkeypatch.setattr("discdiff.command.verify.shipped", lambda *args: shipped(*args, only=["greedy", "renoising"]))
     assert main(["verify", "--process", "masked", "--process", "absorbing_uniform"]) == 0
     said = capsys.readouterr().out
     assert "greedy" in said

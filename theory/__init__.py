@@ -5,18 +5,19 @@ No formula of an operator is repeated here: its exact law comes from an enumerat
 
 from discdiff.theory import fit
 from discdiff.theory.chain import HMM, ConstrainedChain, MarkovChain
-from discdiff.theory.conformance import check_process
 from discdiff.theory.divergence import entropy, kl, tv
-from discdiff.theory.enumeration import Coupling, Enumeration
+from discdiff.theory.end_law import law
+from discdiff.theory.exact import kernel
+from discdiff.theory.judge_operator import check_operator
+from discdiff.theory.judge_process import check_process
 from discdiff.theory.likelihood import bound, integrand
 from discdiff.theory.mixture import ProductMixture
-from discdiff.theory.oracle import Oracle
-from discdiff.theory.order import order
-from discdiff.theory.program import kernel, law
+from discdiff.theory.oracles import Oracle
 from discdiff.theory.report import Check, Report
 from discdiff.theory.reversal import joint_generator, joint_midpoint, model_generator, reverse_generator, reverse_law
+from discdiff.theory.slope import order
 from discdiff.theory.tree import Tree
-from discdiff.theory.verification import check_operator
+from discdiff.theory.world import Coupling, Enumeration
 
 __all__ = [
     "HMM",

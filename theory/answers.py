@@ -7,9 +7,7 @@ the rates and probabilities with which the reverse process leaves a state. Each 
 import torch
 from torch import Tensor
 
-from discdiff.interpolant import Interpolant
-from discdiff.process import Process
-from discdiff.rank_one import RankOne
+from discdiff.process import Interpolant, Process, RankOne
 from discdiff.theory.dense import beliefs, far, gathered, given, instants, pairs, rows
 from discdiff.theory.report import Errors, NotChecked
 

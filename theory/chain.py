@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import affordable, array, shown, token_ids, whole, wholes
-from discdiff.theory.oracle import Oracle, check_rows, pick, uniforms
+from discdiff.theory.oracles import Oracle, check_rows, pick, uniforms
 from discdiff.theory.scan import messages, path
 
 __all__ = ["HMM", "ConstrainedChain", "MarkovChain"]

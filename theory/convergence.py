@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from discdiff.denoiser import Counter
-from discdiff.handlers import At, Run
-from discdiff.sampler import Sampler
-from discdiff.state import State
+from discdiff.operator import At, Run, State
+from discdiff.sampling import Sampler
 from discdiff.theory.divergence import tv
-from discdiff.theory.enumeration import state_index
-from discdiff.theory.order import order
 from discdiff.theory.report import Errors, NotChecked
+from discdiff.theory.slope import order
 from discdiff.theory.trials import Case, enumerable
+from discdiff.theory.world import state_index
 
 __all__ = ["end_order", "last_step", "measured_order", "on_data", "step_order"]
 

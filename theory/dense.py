@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from discdiff.distributions import Choice
-from discdiff.interpolant import Interpolant
-from discdiff.process import Process
+from discdiff.choices import Choice
+from discdiff.process import Interpolant, Process
 
 __all__ = ["ALPHAS", "beliefs", "far", "gathered", "given", "instants", "pairs", "rows", "spread"]
 

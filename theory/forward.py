@@ -8,8 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from discdiff.process import Process
-from discdiff.schedule import Polynomial
+from discdiff.process import Polynomial, Process
 from discdiff.theory.dense import far, instants, pairs, rows, spread
 from discdiff.theory.report import Errors, NotChecked
 

@@ -10,7 +10,7 @@ from discdiff.checks import affordable, whole
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.losses import AnyOrder, Continuous, DiscreteBound, Objective
 from discdiff.process import Process
-from discdiff.theory.enumeration import all_states
+from discdiff.theory.world import all_states
 
 __all__ = ["bound", "integrand"]
 

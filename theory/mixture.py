@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import array
-from discdiff.theory.oracle import Oracle, check_rows, pick, uniforms
+from discdiff.theory.oracles import Oracle, check_rows, pick, uniforms
 
 __all__ = ["ProductMixture"]
 

@@ -30,10 +30,9 @@ from jaxtyping import Bool, Float, Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from discdiff.distributions import Choice, SiteWise
-from discdiff.faults import AT_ONCE, BAD_LOGITS
-from discdiff.theory.enumeration import state_index
+from discdiff.choices import AT_ONCE, BAD_LOGITS, Choice, SiteWise
 from discdiff.theory.sited import Sited
+from discdiff.theory.world import state_index
 
 __all__ = ["JOINT", "Branching", "Paths", "TooManyJoint", "TooManyPaths"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from discdiff.checks import real, whole
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.process import Process
-from discdiff.theory.enumeration import Enumeration, all_states, check_size, law_of_data, law_of_prior, state_index
+from discdiff.theory.world import Enumeration, all_states, check_size, law_of_data, law_of_prior, state_index
 
 __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_generator", "reverse_law"]
 

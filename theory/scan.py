@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.theory.oracle import pick
+from discdiff.theory.oracles import pick
 
 __all__ = ["messages", "path"]
 

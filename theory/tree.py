@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import array, wholes
-from discdiff.theory.oracle import Oracle, check_rows, pick, scaled, uniforms
+from discdiff.theory.oracles import Oracle, check_rows, pick, scaled, uniforms
 
 __all__ = ["Tree"]
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from discdiff.denoiser import Counter
-from discdiff.handlers import At, Run
-from discdiff.operator import Operator
+from discdiff.operator import At, Operator, Run, State
 from discdiff.process import Process
-from discdiff.state import State
+from discdiff.theory.catalogue import Setting, world
 from discdiff.theory.divergence import tv
-from discdiff.theory.enumeration import all_states, state_index
-from discdiff.theory.kinds import Setting, world
-from discdiff.theory.program import TooManyPaths, kernel
+from discdiff.theory.exact import TooManyPaths, kernel
 from discdiff.theory.report import Errors, NotChecked
+from discdiff.theory.world import all_states, state_index
 
 __all__ = [
     "Case",

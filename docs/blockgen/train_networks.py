@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
-from discdiff import block_losses, losses, train
-from discdiff.data import ASSETS
+from discdiff.demo import training as train
+from discdiff.demo.data import ASSETS
+from discdiff.demo.models import Card, save_trained
 from discdiff.losses import Objective
-from discdiff.models import Card, save_trained
+from discdiff.losses import base as losses
+from discdiff.losses import blocks as block_losses
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "parameterisations"))

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from discdiff import losses, train
 from discdiff import theory as T
-from discdiff.data import GREY_LEVELS, digits, text
-from discdiff.models import Card, save_trained
+from discdiff.demo import training as train
+from discdiff.demo.data import GREY_LEVELS, digits, text
+from discdiff.demo.models import Card, save_trained
+from discdiff.losses import base as losses
 
 WEIGHTS = Path(__file__).parent
 DATA = ("chain", "digits", "text")

@@ -1,0 +1,238 @@
+r"""Discrete flow matching: its probability denoisers as ours, and our operators behind its solver's interface.
+
+Its mixture path replaces noise by data with probability kappa(tau), tau from 0 (noise) to 1 (data), and its model gives
+the posterior p(x1 | x_tau) at every site. So, with t = 1 - tau,
+
+    alpha(t) = kappa(1 - t),    D = p(x1 | x_tau),    pi = the source law
+
+and the process is ``Masked`` for a source of a single token, ``Uniform`` or ``Marginal`` for others. The package
+flow_matching is not imported: paths, schedulers and models are recognised by their methods.
+
+Reference: Discrete Flow Matching (Gat et al., 2024, https://arxiv.org/abs/2407.15595).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.checks import array, check_law, real, whole
+from discdiff.denoiser import Denoiser
+from discdiff.operator import Operator
+from discdiff.process import Marginal, Masked, Process, Schedule, Uniform
+from discdiff.sampling import Sampler
+
+__all__ = ["Kappa", "OperatorSolver", "flow_denoiser", "flow_process"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kappa(Schedule):
+    """alpha(t) = kappa(1 - t). Two are equal if their schedulers have the same class and contents.
+
+    Args:
+        scheduler: a convex scheduler: scheduler(tau) returns ``alpha_t`` (which is kappa), ``sigma_t`` = 1 - kappa and
+            ``d_alpha_t``, and it has ``kappa_inverse``.
+
+    Raises:
+        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa (a Gaussian path's scheduler).
+    """
+
+    scheduler: Any
+
+    def __post_init__(self) -> None:
+        tau = torch.linspace(0, 1, 101, dtype=torch.float64)
+        said = self.scheduler(tau)
+        convex = torch.allclose(said.alpha_t + said.sigma_t, torch.ones_like(tau))
+        if not convex or float(said.alpha_t[-1]) != 1 or bool((said.alpha_t.diff() <= 0).any()):
+            raise ValueError(
+                f"Kappa: needs a convex scheduler, kappa rising to 1 and sigma = 1 - kappa, got {self.scheduler!r}"
+            )
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.scheduler(1 - t).alpha_t
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        return -self.scheduler(1 - t).d_alpha_t
+
+    def _time(self, alpha: Tensor) -> Tensor:
+        return (1 - self.scheduler.kappa_inverse(alpha)).clamp(0.0, 1.0)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Kappa) or type(self.scheduler) is not type(other.scheduler):
+            return NotImplemented if not isinstance(other, Kappa) else False
+        ours, theirs = _held(self.scheduler), _held(other.scheduler)
+        return self.scheduler is other.scheduler or (
+            ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in ours)
+        )
+
+    def __hash__(self) -> int:
+        return hash(type(self.scheduler))
+
+    def __repr__(self) -> str:
+        return f"Kappa({type(self.scheduler).__name__})"
+
+
+def _held(scheduler: object) -> dict[str, object]:
+    """Return the contents of a scheduler by name: the numbers that define it."""
+    return dict(getattr(scheduler, "__dict__", {}))
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one is other or bool(one == other)
+
+
+def flow_process(path: Any, source: Float[Tensor, " V"]) -> Process:  # noqa: ANN401
+    """Return the process that a mixture path reverses.
+
+    Args:
+        path: a path with a convex ``scheduler``.
+        source: (V,) law of a noise token; if it is a single token, this is the mask, one of the V.
+
+    Raises:
+        ValueError: if the source is not a law, or the scheduler is not convex.
+    """
+    law, clock = check_law(source, "flow_process: source"), Kappa(path.scheduler)
+    if bool((law == 1).any()):
+        return Masked(len(law), clock, mask_id=int(law.argmax()))
+    if torch.allclose(law, law.mean()):
+        return Uniform(len(law), clock)
+    return Marginal(law, clock)
+
+
+def flow_denoiser(
+    model: Callable[..., Tensor],
+    process: Process,
+    *,
+    logits: bool = False,
+    extras: Mapping[str, object] | None = None,
+    length: int | None = None,
+) -> Denoiser:
+    """Make a denoiser of a flow-matching model.
+
+    Args:
+        model: called as model(x=x, t=tau, **extras) with tau (B,); returns (B, L, V) posterior probabilities of x1. It
+            gets one time a row, so infill is exact on masked sources only.
+        process: from ``flow_process``.
+        logits: whether it returns logits, as a network trained by cross-entropy does, instead of probabilities.
+        extras: further arguments of the model, the same for the whole batch.
+        length: the sequence length, if the model accepts only one.
+    """
+    told = dict(extras or {})
+
+    def fn(x: Tensor, time: Tensor | None) -> Tensor:
+        assert time is not None
+        said = model(x=x, t=1 - time, **told)
+        return said if logits else said.log()
+
+    return Denoiser(fn, process, "denoiser", scalar_time=True, length=length)
+
+
+class OperatorSolver:
+    """An operator with the interface of flow_matching's ``MixtureDiscreteEulerSolver``.
+
+    Args:
+        model: returns posterior probabilities, as for ``flow_denoiser``.
+        path: a mixture path.
+        vocabulary_size: V, a mask included.
+        source_distribution_p: (V,) the law of a noise token; required here, because it determines the process.
+        operator: one step, such as ``Ancestral()``. ``DFM()`` on a masked source has the Euler solver's law.
+
+    Raises:
+        TypeError, ValueError: for an operator that is not a predictor, or a source that is not a law on V tokens.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        path: Any,  # noqa: ANN401
+        vocabulary_size: int,
+        source_distribution_p: Float[Tensor, " V"],
+        *,
+        operator: Operator,
+    ) -> None:
+        vocabulary_size = whole(vocabulary_size, "OperatorSolver: vocabulary_size", 1)
+        source_distribution_p = array(source_distribution_p, "OperatorSolver: source_distribution_p")
+        if tuple(source_distribution_p.shape) != (vocabulary_size,):
+            raise ValueError(
+                f"OperatorSolver: source_distribution_p must be ({vocabulary_size},), "
+                f"got {tuple(source_distribution_p.shape)}"
+            )
+        self.model, self.operator = model, operator
+        self.process = flow_process(path, source_distribution_p)
+        self.sampler(step_size=0.5)  # raises at once if the operator is invalid
+
+    def sampler(
+        self,
+        step_size: float | None,
+        time_grid: Float[Tensor, " N"] | None = None,
+        extras: Mapping[str, object] | None = None,
+        length: int | None = None,
+    ) -> Sampler:
+        """Return the sampler that ``sample`` runs, for ``T.law``, and for its ``repr``, which describes the run.
+
+        Raises:
+            ValueError: for times that do not increase within [0, 1], or step sizes that are not positive.
+        """
+        grid = [0.0, 1.0] if time_grid is None else [float(tau) for tau in time_grid]
+        if step_size is not None:
+            step_size = real(step_size, "OperatorSolver: step_size", "(0, inf)")
+            first, last = grid[0], grid[-1]
+            count = math.ceil((last - first) / step_size - 1e-9)
+            grid = [*(first + step_size * n for n in range(count)), last]
+        model = flow_denoiser(self.model, self.process, extras=extras, length=length)
+        return Sampler(self.process, model, self.operator, grid=[1 - tau for tau in grid])
+
+    def sample(
+        self,
+        x_init: Int[Tensor, "B L"],
+        step_size: float | None,
+        div_free: float = 0.0,
+        dtype_categorical: torch.dtype = torch.float32,
+        time_grid: Float[Tensor, " N"] | None = None,
+        return_intermediates: bool = False,
+        verbose: bool = False,
+        *,
+        seed: int | None = None,
+        **model_extras: object,
+    ) -> Int[Tensor, "*N B L"]:
+        """Return tokens (B, L) at the end of the time grid, equal to ``sampler(...).sample(initial=x_init)``.
+
+        Args:
+            x_init: (B, L) tokens at the first time.
+            step_size: equal steps, the last one shorter; or None to use the time grid as it is.
+            div_free: must be 0: stochasticity belongs to the operator (``DFM(eta)``, ``ReMDM``, a corrector after it).
+            dtype_categorical: ignored; draws are as exact as the model's output.
+            time_grid: increasing times tau in [0, 1]; [0, 1] by default. Unlike with the Euler solver, a run that ends
+                before 1 ends at the noise of that time.
+            return_intermediates: return (N, B, L), the states at the times of ``time_grid``, or nearest to them.
+            verbose: show a progress bar on standard error.
+            seed: the key of the randomness; drawn from torch's global generator if None.
+            model_extras: further arguments of the model.
+
+        Raises:
+            ValueError: for tokens or times out of range, or a divergence-free term.
+        """
+        if div_free != 0:
+            raise ValueError("OperatorSolver: div_free must be 0; give a stochastic operator, such as DFM(eta=1.0)")
+        batch, length = x_init.shape
+        sampler = self.sampler(step_size, time_grid, model_extras)
+        out = sampler.sample(
+            batch,
+            length,
+            seed=seed,
+            initial=x_init,
+            record=return_intermediates,
+            progress=verbose,
+            device=x_init.device,
+        )
+        if out.trajectory is None:
+            return out.tokens
+        wanted = torch.tensor([0.0, 1.0]) if time_grid is None else time_grid.cpu()
+        at = (1 - torch.tensor(sampler.grid)[None] - wanted[:, None]).abs().argmin(-1)
+        return out.trajectory[at.to(out.trajectory.device)]

@@ -1,0 +1,253 @@
+"""``load``: make a ``Denoiser`` from a path or a hub repository, with the convention of its family."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from discdiff.adapters.averages import Which
+from discdiff.adapters.convention import Convention, Loaded
+from discdiff.adapters.files import Files
+from discdiff.adapters.hub import Hub
+from discdiff.adapters.nearest import unknown
+from discdiff.adapters.settings import Refused
+from discdiff.checks import decided, listing, placed, shown, whole
+from discdiff.plugins import plugged
+from discdiff.process import Schedule
+
+__all__ = ["Asked", "Family", "load"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The user's choices, None where the files decide; ``ignore`` names foreign settings to ignore."""
+
+    mask_id: int | None = None
+    schedule: Schedule | None = None
+    block: int | None = None
+    mask_source: str = "given"
+    ignore: tuple[str, ...] = ()
+    weights: Which | None = None
+    network: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of checkpoint.
+
+    Attributes:
+        name: its name.
+        about: a description in one line, with the authors.
+        recognises: whether files are of this kind; it reads configurations and the names of weights only.
+        build: makes the network with its weights, and its convention.
+        kinds: its values of ``model_type`` in config.json, if it is recognised by them.
+    """
+
+    name: str
+    about: str
+    recognises: Callable[[Files], bool]
+    build: Callable[[Files, Asked], tuple[nn.Module, Convention]]
+    kinds: tuple[str, ...] = ()
+
+
+def load(
+    source: str | Path,
+    *,
+    family: str | None = None,
+    mask_id: int | None = None,
+    schedule: Schedule | None = None,
+    block: int | None = None,
+    network: nn.Module | None = None,
+    file: str | None = None,
+    weights: Which | None = None,
+    ignore: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    families: Sequence[Family] | None = None,
+    quiet: bool = False,
+) -> Loaded:
+    """Make a denoiser from files: recognise the family, infer its convention and print it on standard error.
+
+    No code from the files runs: configurations are read as JSON, weights as safetensors, arrays, or torch files in
+    which everything but the weights is inert. Of several files of weights in a folder it takes the usual name, else
+    ``last``, else that of the most steps. An adapter as PEFT saves it is merged into its base.
+
+    Args:
+        source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name" of a repository on the
+            hub, with a folder after it if needed. JSON, text and weights are fetched from it, and no code.
+        family: its name, if the files do not determine it (``discdiff list`` shows all).
+        mask_id: the mask's id, if the files disagree or have none.
+        schedule: the schedule for sampling; the family's own by default.
+        block: the block size of a network of blocks, if its files do not have it.
+        network: your own network, which gets the weights of a folder that ``save`` wrote of it.
+        file: the name of the file of weights in the folder, or of a folder in it such as "checkpoint-500".
+        weights: "raw" for the weights as trained, "ema" for their average, which is the default if the files have
+            both.
+        ignore: keys of the configuration, unknown to every family here, that are to be ignored.
+        dtype: the dtype to convert the weights to; unchanged by default.
+        dtype: what the weights are converted to; as they are by default.
+        device: where to put the network.
+        revision: a branch, a tag or a commit of a repository on the hub.
+        token: for a private repository on the hub.
+        cache_dir: the folder for files fetched from the hub.
+        families: the families to try; by default those of the package and of installed plug-ins.
+        quiet: print nothing.
+
+    Returns:
+        The denoiser in evaluation mode, with ``convention`` and ``network``. To correct a wrong inference use
+        ``dataclasses.replace(model.convention, shift=True).denoiser(model.network)``; ``probe`` finds what is wrong.
+
+    Raises:
+        FileNotFoundError: if there is nothing there.
+        TypeError: for an argument of another type.
+        ValueError: if no family recognises the files, or they are damaged, too large, do not fit the family's network,
+            are quantised, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
+        ImportError: if a needed package is missing.
+    """
+    asked = _asked(mask_id, schedule, block, ignore, weights, network)
+    hub = _hub(source, revision, token, cache_dir, file)
+    device = placed(device, "load: device")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"load: dtype must be a torch.dtype of real numbers, got {shown(dtype)}")
+    decided(quiet, "load: quiet")
+    known = tuple(families) if families is not None else every_family()
+    found = ""
+    try:
+        files = Files(hub.found(source), file, weights, hub)
+        chosen = _chosen(files, known, family)
+        found = f" (family {chosen.name})"
+        if network is not None and chosen.name != "saved":
+            raise Refused("this is no folder that save wrote, so network= is not to be given")
+        made, convention = chosen.build(files, asked)
+        averaged = chosen.name != "saved" and files.averaged  # the record of a saved model states what its weights are
+        convention = replace(convention, files=files.chosen, weights="ema" if averaged else convention.weights)
+        if weights == "ema" and convention.weights != "ema":
+            raise Refused(f"{files.chosen} holds no averages of its weights, and weights='ema' asks for them")
+    except Refused as error:
+        raise ValueError(f"load: {source}{found}: {error}") from error
+    made = made.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    keep_settings(made, chosen.name, files.config, asked.ignore)
+    model = convention.denoiser(made)
+    if not quiet:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"{source}: {chosen.about}", markup=False)
+        for name, value in convention.lines().items():
+            console.print(f"  {name + ':':<16}{value}", markup=False)
+    return model
+
+
+def _asked(
+    mask_id: object,
+    schedule: Schedule | None,
+    block: object,
+    ignore: object,
+    weights: Which | None,
+    network: nn.Module | None,
+) -> Asked:
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"load: schedule must be a Schedule, got {shown(schedule)}")
+    if weights not in (None, "raw", "ema"):
+        raise ValueError(f"load: weights must be 'raw', 'ema' or None, got {shown(weights)}")
+    keys = listing(ignore, "load: ignore")
+    if not all(isinstance(key, str) for key in keys):
+        raise TypeError(f"load: ignore must hold names of settings, got {shown(keys)}")
+    if network is not None and not isinstance(network, nn.Module):
+        raise TypeError(f"load: network must be a module, got {shown(network)}")
+    return Asked(
+        None if mask_id is None else whole(mask_id, "load: mask_id", 0),
+        schedule,
+        None if block is None else whole(block, "load: block", 1),
+        ignore=tuple(keys),
+        weights=weights,
+        network=network,
+    )
+
+
+def _hub(source: object, revision: object, token: object, cache_dir: object, file: object) -> Hub:
+    if not isinstance(source, str | Path):
+        raise TypeError(f"load: source must be a path or an id of the hub, got {shown(source)}")
+    for name, value in {"revision": revision, "token": token, "file": file}.items():
+        if value is not None and not isinstance(value, str):
+            said = "" if name == "token" else f", got {shown(value)}"
+            raise TypeError(f"load: {name} must be a string{said}")
+    if cache_dir is not None and not isinstance(cache_dir, str | Path):
+        raise TypeError(f"load: cache_dir must be a path, got {shown(cache_dir)}")
+    return Hub(revision, token, cache_dir, file)  # type: ignore[arg-type]
+
+
+def every_family() -> tuple[Family, ...]:
+    """Return our families, then those of installed packages (entry points of the group ``discdiff.families``)."""
+    from discdiff.adapters import FAMILIES  # imported here, as it imports every family, and those this module
+
+    found, _ = plugged("families")
+    wrong = [name for name, one in found.items() if not isinstance(one, Family)]
+    if wrong:
+        raise TypeError(f"load: the entry point group 'discdiff.families' must hold Family objects; {wrong} are none")
+    return (*FAMILIES, *(one for one in found.values() if isinstance(one, Family)))
+
+
+def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
+    names = [one.name for one in known]
+    if name is not None:
+        if name not in names:
+            raise ValueError(f"load: there is no family {shown(name)}; known: {', '.join(names)}")
+        return known[names.index(name)]
+    fitting = [one for one in known if one.recognises(files)]
+    fitting = [one for one in fitting if one.name == "saved"] or fitting  # our own record precedes config.json
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise Refused(f"{' and '.join(one.name for one in fitting)} recognise it; pass family= one of them")
+    raise unknown(files, {one.name: one.kinds for one in known})
+
+
+def keep_settings(network: nn.Module, family: str, settings: Mapping[str, object], ignore: tuple[str, ...]) -> None:
+    """Store on a network the settings that a family builds it from, unless stored already; ``save`` writes them."""
+    network.__dict__.setdefault("foreign_settings", (family, dict(settings), ignore))
+
+
+def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None = None) -> None:
+    """Put all weights into a network, converted to the dtype of its parameters.
+
+    A network built on the meta device, ``with torch.device("meta"): network = ...``, gets the weights in place of its
+    own, so that wrong sizes are reported before memory is used. A buffer that is not saved must be made outside of it.
+
+    Args:
+        network: its names and shapes are compared with those of the weights.
+        weights: by name.
+        files: their source, for the error.
+
+    Raises:
+        Refused: if some are missing, left over, or of another shape or kind; names them.
+    """
+    own = network.state_dict()
+    both = sorted(own.keys() & weights.keys())
+    wrong = {
+        "missing": sorted(own.keys() - weights.keys()),
+        "left over": sorted(weights.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} in place of {tuple(own[name].shape)}"
+            for name in both
+            if weights[name].shape != own[name].shape
+        ],
+        "of another kind": [
+            f"{name} {weights[name].dtype} in place of {own[name].dtype}"
+            for name in both
+            if weights[name].is_floating_point() != own[name].is_floating_point()
+        ],
+    }
+    told = [f"{len(names)} {kind}, such as {', '.join(names[:3])}" for kind, names in wrong.items() if names]
+    if told:
+        where = f"{files.chosen}: " if files is not None else ""
+        raise Refused(f"{where}the weights do not fit a {type(network).__name__}: {'; '.join(told)}")
+    unmade = any(tensor.is_meta for tensor in own.values())
+    network.load_state_dict({name: weights[name].to(own[name].dtype) for name in both}, assign=unmade)
+    lost = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if lost:
+        raise RuntimeError(f"fit: the buffers {', '.join(lost)} are not saved; make them outside the meta device")

@@ -1,0 +1,224 @@
+"""Test whether a checkpoint's convention is right, with the network and a few sequences of its data.
+
+A network predicts hidden tokens best if it is called as it was trained. So every test reads the same network in the
+declared way and in others, on the same noise, and compares -log D of the hidden tokens in nats.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.adapters.diagnose import sensitivity_curve
+from discdiff.checks import LAST_SEED, whole
+from discdiff.denoiser import Denoiser, TimeArgument, check_denoiser
+from discdiff.process import noise, noised
+
+__all__ = ["Finding", "Findings", "probe"]
+
+ALPHA = 0.5
+NOISY = 0.2  # a noise level at which t, sigma and alpha differ much
+_ERRORS, _NATS = 3.0, 0.02  # a difference counts if it exceeds so many standard errors and nats a token
+_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one test: "right", "wrong", or "unknown" if it could not be made."""
+
+    name: Literal["shift", "mask id", "time", "predicts"]
+    verdict: Literal["right", "wrong", "unknown"]
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}: {self.said}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results of ``probe``, a line each."""
+
+    found: tuple[Finding, ...]
+
+    @property
+    def wrong(self) -> tuple[Finding, ...]:
+        """The tests that contradict the convention."""
+        return tuple(finding for finding in self.found if finding.verdict == "wrong")
+
+    def __getitem__(self, name: str) -> Finding:
+        return next(finding for finding in self.found if finding.name == name)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.found))
+
+
+@torch.no_grad()
+def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) -> Findings:
+    r"""Test the declared convention of a denoiser against its outputs.
+
+    * **shift**: the nats of hidden tokens, -log D(x0_i | x_t), with the logits read one position left and right.
+    * **mask id**: the same with the mask replaced by other ids, first those that no data holds.
+    * **time**: whether the output changes with time at all; and the same nats with the other time arguments.
+    * **predicts**: on processes whose tokens can be noise, whether the output depends on the token at its own site, by
+      ``sensitivity_curve``: a denoiser does, a leave-one-out does not.
+
+    Args:
+        model: the denoiser with its declared convention.
+        x0: (B, L), at least two rows of real data; more rows give smaller errors. Without it only "time" is tested.
+        seed: the seed of the noise.
+
+    Returns:
+        A finding for each. It is "wrong" if another reading is better by 3 standard errors over the rows and .02 nats
+        a token.
+
+    Raises:
+        ValueError: for tokens out of range, or fewer than two rows.
+    """
+    check_denoiser(model, "probe")
+    seed = whole(seed, "probe: seed", 0, LAST_SEED)
+    if x0 is None:
+        return Findings(tuple(_without_data(model, seed)))
+    model.check_data(x0, "x0")
+    if len(x0) < 2:
+        raise ValueError("probe: needs at least 2 rows of data, to tell a difference from chance")
+    case = _noised(model, x0, ALPHA, seed)
+    return Findings((_shift(case), _mask(case), _time(_noised(model, x0, NOISY, seed)), _predicts(case, seed)))
+
+
+def _noised(model: Denoiser, x0: Int[Tensor, "B L"], alpha: float, seed: int) -> "_Case":
+    at = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
+    x = noised(model.process, x0, at, seed)
+    return _Case(model, x0, x, torch.full((1, 1), at, dtype=torch.float64, device=x.device))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Data, its noised version, and the time."""
+
+    model: Denoiser
+    x0: Int[Tensor, "B L"]
+    x: Int[Tensor, "B L"]
+    t: Float[Tensor, "1 1"]
+
+    def nats(self, model: Denoiser | None = None, shown: Tensor | None = None, moved: int = 0) -> Float[Tensor, " B"]:
+        """Return the mean of -log D(x0_i | x) over a row's hidden tokens, with the logits read ``moved`` to the right.
+
+        The model gets the states ``shown`` if given.
+        """
+        model = model or self.model
+        out = model.output(self.x if shown is None else shown, self.t)
+        out = replace(out, source=out.source.roll(-moved, 1)) if moved else out
+        cost = -model.interpret(out, self.x, self.t).denoiser.gather(-1, self.x0[..., None])[..., 0].double()
+        process = self.model.process
+        hidden = torch.ones_like(self.x, dtype=torch.bool)
+        if process.absorbing and process.mask_id is not None:
+            hidden = self.x.eq(process.mask_id)
+        hidden[:, [0, -1]] = False  # a moved reading has no logits beyond the ends
+        cost = torch.where(hidden, cost.clamp(max=50.0), 0.0)  # a probability of 0 costs 50 nats, not infinity
+        return cost.sum(-1) / hidden.sum(-1).clamp(min=1)
+
+    def best(self, readings: dict[str, Callable[[], Tensor]]) -> tuple[str | None, str]:
+        """Return the reading that is clearly better than the declared one, or None; and the nats of all."""
+        own = self.nats()
+        told, better = [f"as declared {float(own.mean()):.3f} nats"], {}
+        for name, cost in readings.items():
+            gain = own - cost()
+            told.append(f"{name} {float((own - gain).mean()):.3f}")
+            error = float(gain.std()) / len(gain) ** 0.5
+            if float(gain.mean()) > max(_ERRORS * error, _NATS):
+                better[name] = float(gain.mean())
+        return max(better, key=lambda name: better[name]) if better else None, ", ".join(told)
+
+
+def _shift(case: _Case) -> Finding:
+    readings = {
+        "read one place to the left": lambda: case.nats(moved=-1),
+        "one to the right": lambda: case.nats(moved=1),
+    }
+    if case.x.shape[1] < 4:
+        return Finding("shift", "unknown", "sequences of at least 4 tokens are needed")
+    better, told = case.best(readings)
+    if better is None:
+        return Finding("shift", "right", told)
+    return Finding("shift", "wrong", f"{better} is better; the declared shift={case.model.shift} is off by one: {told}")
+
+
+def _mask(case: _Case) -> Finding:
+    process = case.model.process
+    mask = process.mask_id
+    if mask is None:
+        return Finding("mask id", "unknown", "the process has none")
+    held = set(case.x0.unique().tolist())
+    others = sorted(set(range(process.states)) - {mask}, key=lambda v: (v in held, abs(v - mask)))
+    candidates = list(dict.fromkeys([*case.model.suppress[:2], *others]))[:_CANDIDATES]
+
+    def hidden_by(v: int) -> Callable[[], Tensor]:
+        return lambda: case.nats(shown=case.x.masked_fill(case.x.eq(mask), v))
+
+    better, told = case.best({f"hidden by {v}": hidden_by(v) for v in candidates})
+    if better is None:
+        return Finding("mask id", "right", told)
+    return Finding(
+        "mask id",
+        "wrong",
+        f"what is {better} costs less than by {mask}: that is the mask, and it is predicted like data: {told}",
+    )
+
+
+def _time(case: _Case) -> Finding:
+    model = case.model
+    if model.time is None:
+        return Finding("time", "unknown", "none is declared")
+    if _ignores_time(model, case.x):
+        return Finding("time", "wrong", f"the output does not change with time, though time={model.time!r}; pass None")
+
+    def told(argument: TimeArgument) -> Callable[[], Tensor]:
+        other = copy.copy(model)
+        other.time = argument
+        return lambda: case.nats(other)
+
+    names: tuple[TimeArgument, ...] = ("t", "sigma", "alpha")
+    better, nats = case.best({f"time={name!r}": told(name) for name in names if name != model.time})
+    return Finding("time", "right" if better is None else "wrong", nats if better is None else f"{better}: {nats}")
+
+
+def _ignores_time(model: Denoiser, x: Int[Tensor, "B L"]) -> bool:
+    early, late = (model.output(x, torch.full((1, 1), t, dtype=torch.float64)).logits().double() for t in (0.2, 0.8))
+    finite = early.isfinite() & late.isfinite()
+    return float((early - late)[finite].abs().max()) <= 1e-6 * float(early[finite].abs().max())
+
+
+def _predicts(case: _Case, seed: int) -> Finding:
+    model = case.model
+    if model.process.absorbing or len(model.process.data_tokens) < 2:
+        return Finding("predicts", "unknown", "hidden tokens say nothing; on them denoiser and leave-one-out agree")
+    if model.predicts == "ratio":
+        return Finding("predicts", "unknown", "a ratio has one reading only; see cycle_residual")
+    curves = sensitivity_curve(model, case.x0, [0.3, 0.5, 0.7], seed)
+    means = {name: float(curve[:, 0].mean()) for name, curve in curves.items()}
+    error = sum(float((curve[:, 1] ** 2).sum()) / len(curve) ** 2 for curve in curves.values()) ** 0.5
+    other: Literal["loo", "denoiser"] = "loo" if model.predicts == "denoiser" else "denoiser"
+    gain = means[model.predicts] - means[other]
+    told = ", ".join(f"read as {name} {mean:.3f}" for name, mean in means.items())
+    if gain > _ERRORS * error:
+        return Finding("predicts", "wrong", f"it is a {other!r}; change of the LOO with its own token: {told}")
+    verdict: Literal["right", "unknown"] = "right" if -gain > _ERRORS * error else "unknown"
+    return Finding("predicts", verdict, f"change of the LOO with its own token: {told}")
+
+
+def _without_data(model: Denoiser, seed: int) -> Iterator[Finding]:
+    length = model.length or 16
+    x = noise(model.process, 2, length, seed)
+    left: tuple[Literal["shift", "mask id", "predicts"], ...] = ("shift", "mask id", "predicts")
+    needs = "pass a few rows of its data, probe(model, x0)"
+    if model.time is None:
+        yield Finding("time", "unknown", "none is declared")
+    elif _ignores_time(model, x):
+        yield Finding("time", "wrong", f"the output does not change with time, though time={model.time!r}; pass None")
+    else:
+        yield Finding("time", "unknown", f"the output changes with time; whether in the right way: {needs}")
+    yield from (Finding(name, "unknown", needs) for name in left)

@@ -1,0 +1,217 @@
+"""Base class of all random choices: a Pyro distribution over a batch of rows with keyed randomness."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NoReturn
+
+import torch
+from jaxtyping import Float, Int
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from discdiff.choices.faults import Watch
+from discdiff.kernels import dispatch as kernels
+
+__all__ = ["Choice", "Key", "Repeated"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of keyed randomness: the value of a choice depends on its law and its key alone."""
+
+    seed: int
+    rows: Int[Tensor, " B"]  # row ids; a row keeps its id in every sub-batch
+    step: int = 0  # step and slot, packed (``Run.key``)
+    tag: int = 0
+    # On a GPU a bad row sets a flag here. Raising at once would synchronise the device at every draw.
+    faults: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def fresh(cls, batch: int, device: torch.device) -> "Key":
+        """Make a key from torch's global generator, for draws outside a sampler."""
+        return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
+
+    @property
+    def watch(self) -> Watch:
+        """The ``Watch`` that reports rows without a valid law."""
+        return Watch(self.rows, self.faults)
+
+    def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        """Return two float64 uniforms for each position of each row."""
+        positions = torch.arange(length, device=self.rows.device)
+        return kernels.uniforms(
+            seed=self.seed, rows=self.rows[:, None], positions=positions, step=self.step, tag=self.tag
+        )
+
+
+class _Possible(constraints.Constraint):
+    """The constraint that a value has positive probability under a choice."""
+
+    is_discrete = True
+
+    def __init__(self, choice: "Choice") -> None:
+        self.choice, self.event_dim = choice, len(choice.event_shape)
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return self.choice.log_prob(value) > -torch.inf
+
+
+class Choice(TorchDistribution):
+    """A law with one value a row. Subclasses define ``_draw``, ``_log_prob`` and ``fork``.
+
+    The only batch axis is that of the rows, whose ids key the randomness; it can be neither removed nor extended.
+    ``_log_prob`` gets values of the shape (*sample, B, *event), with whole numbers as int64.
+
+    Attributes:
+        kind: the dtype of values.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_enumerate_support = True
+    kind: ClassVar[torch.dtype] = torch.int64
+
+    def __init__(self, batch: int, event: tuple[int, ...], device: torch.device) -> None:
+        super().__init__(torch.Size([batch]), torch.Size(event), validate_args=False)
+        self.key: Key | None = None
+        self.device = device
+
+    @abstractmethod
+    def _draw(self, key: Key) -> Tensor: ...
+
+    @abstractmethod
+    def _log_prob(self, value: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
+        """Return every possible value of every row: (its row, value, log-probability); impossible ones left out."""
+
+    def __repr__(self) -> str:
+        event = f", event {tuple(self.event_shape)}" if self.event_shape else ""
+        return f"{type(self).__name__}({self.batch_shape[0]} rows{event})"
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw with the attached key. Several samples, or a draw without a key, use keys from torch's generator."""
+        batch = self.batch_shape[0]
+        if not sample_shape:
+            return self._draw(self.key or Key.fresh(batch, self.device))
+        count = math.prod(sample_shape)
+        draws = torch.stack([self._draw(Key.fresh(batch, self.device)) for _ in range(max(count, 1))])
+        return draws[:count].reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Float[Tensor, "*sample B"]:
+        """Return the log-probability of values, -inf where one is impossible.
+
+        Args:
+            value: (*sample, B, *event); B may be 1 or absent if all rows have the same value. For a choice of one row,
+                any number of values.
+
+        Raises:
+            ValueError: for another event shape, or another number of rows.
+        """
+        shape, events = self.batch_shape + self.event_shape, len(self.event_shape)
+        rows = value.shape[-1 - events] if value.ndim > events else 1
+        if rows != 1 and self.batch_shape == (1,):
+            return self.log_prob(value.unsqueeze(-1 - events)).squeeze(-1)
+        if value.shape[value.ndim - events :] != self.event_shape or rows not in (1, self.batch_shape[0]):
+            raise ValueError(
+                f"{type(self).__name__}: a value must have the shape {tuple(shape)}, rows and event, or more such "
+                f"before it; got {tuple(value.shape)}"
+            )
+        value = value.expand(torch.broadcast_shapes(value.shape, shape))
+        if self.kind.is_floating_point:
+            return self._log_prob(value.double())
+        if not value.is_floating_point():
+            return self._log_prob(value.long())
+        whole = value == value.trunc()
+        log_p = self._log_prob(value.where(whole, 0.0).long())
+        return log_p.where(whole.flatten(value.ndim - events).all(-1) if events else whole, -torch.inf)
+
+    def entropy(self) -> Float[Tensor, " B"]:
+        """Return the entropy of each row in nats, by a sum over all possible values."""
+        parent, _, log_p = self.fork()
+        return log_p.new_zeros(self.batch_shape).index_add(0, parent, -log_p.exp() * log_p)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """The set of possible values, as a constraint."""
+        return _Possible(self)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Return every value that is possible in some row, (M, B, *event); (M, 1, *event) if not expanded.
+
+        If the rows differ in their possible values, ``log_prob`` gives -inf where a value is impossible.
+        """
+        values = self.fork()[1]
+        values = (values if self.batch_shape == (1,) else values.unique(dim=0))[:, None]
+        return values.expand(-1, *self.batch_shape, *self.event_shape) if expand else values
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Choice":
+        """Expand the choice of one row to many rows, each with its own randomness.
+
+        Raises:
+            ValueError: for any other expansion, as there is only one batch axis.
+        """
+        if tuple(batch_shape) == tuple(self.batch_shape):
+            return self
+        if self.batch_shape == (1,) and len(batch_shape) == 1 and batch_shape[0] > 0:
+            return Repeated(self, batch_shape[0])
+        raise ValueError(
+            f"{type(self).__name__}: one row can be expanded to (B,) rows; batch shape {tuple(self.batch_shape)} "
+            f"cannot become {tuple(batch_shape)}"
+        )
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
+        """Return itself for 0 axes; refuse others."""
+        return self if reinterpreted_batch_ndims == 0 else self._refuse("to_event")
+
+    def independent(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
+        """Same as ``to_event``."""
+        return self.to_event(reinterpreted_batch_ndims)
+
+    def mask(self, mask: bool | Tensor) -> "Choice":
+        """Return itself for True; refuse other masks."""
+        return self if mask is True else self._refuse("mask")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}.{what}: would no longer be a choice of rows, so its randomness could not be keyed; "
+            "put a handler such as pyro.poutine.mask, or a pyro.plate, around the run instead"
+        )
+
+
+class Repeated(Choice):
+    """The law of one row, repeated for B rows, each with its own randomness.
+
+    Args:
+        one: the choice, of one row.
+        batch: B.
+    """
+
+    def __init__(self, one: Choice, batch: int) -> None:
+        super().__init__(batch, tuple(one.event_shape), one.device)
+        self.one, self.kind, self.has_enumerate_support = one, one.kind, one.has_enumerate_support  # type: ignore[misc]
+
+    def _draw(self, key: Key) -> Tensor:
+        rows = (Key(key.seed, row, key.step, key.tag, key.faults) for row in key.rows[:, None])
+        return torch.cat([self.one._draw(row) for row in rows])
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        return self.one._log_prob(value.unsqueeze(-1 - len(self.event_shape))).squeeze(-1)
+
+    def fork(self) -> tuple[Tensor, Tensor, Tensor]:
+        _, value, log_p = self.one.fork()
+        batch, events = self.batch_shape[0], [1] * len(self.event_shape)
+        parent = torch.arange(batch, device=self.device).repeat_interleave(len(value))
+        return parent, value.repeat(batch, *events), log_p.repeat(batch)
+
+    def entropy(self) -> Float[Tensor, " B"]:
+        return self.one.entropy().expand(self.batch_shape)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.one.support if self.kind.is_floating_point else _Possible(self)

@@ -1,0 +1,1 @@
+"""The command ``discdiff`` and its benchmarks."""

@@ -1,0 +1,97 @@
+"""``discdiff bench``: what a step costs, what is promised of it, and whether it has become slower."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from discdiff.checks import affordable, placed, whole
+from discdiff.command import bench, bench_check, bench_goals
+
+__all__ = ["add_arguments", "run"]
+
+_WIDTH = 120  # of tables in a file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--goals",
+        action="store_true",
+        help="instead of one step: steps at small sizes beside plain torch's and other packages', their "
+        "growth, the reading pass, and each promise with its bound; some minutes",
+    )
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="instead: exit 1 and name the case where a step is over twice as slow, against a plain step of the same "
+        "run, as is stored; half a minute; needs a C compiler",
+    )
+    one = parser.add_argument_group("one step, without --goals and --check")
+    one.add_argument("--batch", type=int, default=8, help="sequences")
+    one.add_argument("--length", type=int, default=256, help="sites of a sequence")
+    one.add_argument("--vocab", type=int, default=50257, help="tokens")
+    one.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the logits")
+    one.add_argument("--device", default="cpu", help="where, for instance cuda")
+    one.add_argument("--peers", action="store_true", help="also other packages' steps (pip install 'discdiff[bench]')")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each case is timed")
+    parser.add_argument("--json", type=Path, default=None, help="file for the figures")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what is found; 1 if a step has become slower than is stored, else 0."""
+    for name in ("batch", "length", "vocab", "rounds"):
+        whole(getattr(arguments, name), f"--{name}", 1)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    slower: list[bench_check.Slower] = []
+    figures: dict[str, object]
+    if arguments.check:
+        _say(console)
+        if bench.machine()["row pass"] != "native":
+            console.print("no C compiler: nothing is compared, the stored ratios are of compiled code", soft_wrap=True)
+            return 0
+        slower, ratios = bench_check.check(arguments.rounds)
+        figures = {"machine": bench.machine(), "ratios": ratios}
+        for one in slower:
+            console.print(f"slower: {one}", highlight=False, soft_wrap=True)
+        console.print(f"{len(ratios)} ratios, {len(slower)} over twice the stored one", highlight=False)
+    elif arguments.goals:
+        aside = Console(stderr=True, style="dim", highlight=False)
+        figures = bench_goals.figures(arguments.rounds, aside.print)
+        _say(console)
+        for table in bench_goals.tables(figures):
+            _show(console, table)
+    else:
+        figures = _one_step(arguments, console)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 1 if slower else 0
+
+
+def _one_step(arguments: argparse.Namespace, console: Console) -> dict[str, object]:
+    placed(arguments.device, "--device")
+    affordable(arguments.batch * arguments.length * arguments.vocab, "bench: logits of this size")
+    problem = bench.Problem(
+        arguments.batch, arguments.length, arguments.vocab, dtype=arguments.dtype, device=arguments.device
+    )
+    results = bench.measure(bench.cases(problem, problem.logits(), peers=arguments.peers), arguments.rounds)
+    rows = [(r.name, f"{r.milliseconds:.1f}", f"{r.reads:.2f}", f"{r.peak_mib:.1f}") for r in results]
+    _say(console)
+    _show(console, bench_goals.Tabled("", ["case", "ms", "reads of the logits", "MiB allocated"], rows))
+    return bench.report(problem, results)
+
+
+def _say(console: Console) -> None:
+    console.print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()), highlight=False)
+
+
+def _show(console: Console, table: bench_goals.Tabled) -> None:
+    shown = Table(*table.header, title=table.title or None, title_justify="left")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)

@@ -1,0 +1,143 @@
+r"""Train the examples' denoisers: ``python -m discdiff.demo.training digits masked`` and so on, four in all.
+
+Any bound of ``discdiff.losses`` is a loss (``bound``). The examples use another one, which serves both processes: the
+cross-entropy of the denoiser that the prediction implies,
+
+    E_{t, x0, x_t}  -1/L sum_i log D_t(x0_i | x_t).
+
+On a masked process the network is the denoiser. On a uniform one it is the leave-one-out denoiser and ``Prediction``
+adds the token's own evidence, a known scalar, before the loss; minimising a proper score of D over O finds O, since
+D and O determine each other. The network then never spends capacity on copying its input.
+"""
+
+import argparse
+import copy
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.demo.data import _TEXT, ASSETS, GREY_LEVELS, examples, text, text_from_topics
+from discdiff.demo.models import Card, build, save_trained
+from discdiff.denoiser import Denoiser
+from discdiff.losses import Objective
+
+__all__ = ["Trained", "bound", "cross_entropy", "main", "train"]
+
+Batches = Callable[[torch.Generator], Int[Tensor, "B L"]]
+Loss = Callable[[Denoiser, Int[Tensor, "B L"], torch.Generator], Float[Tensor, ""]]
+
+
+def bound(objective: Objective) -> Loss:
+    """Make a loss of a likelihood bound, in nats a token."""
+    return lambda model, x0, generator: objective(model, x0).mean() / x0.shape[1]
+
+
+def cross_entropy(
+    model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator, prompts: bool = True
+) -> Float[Tensor, ""]:
+    """Return the loss of the module docstring on one batch; alpha is uniform, stratified over the batch.
+
+    With ``prompts``, half of the rows have some clean sites, so that the model learns to use a prompt.
+    """
+    size = len(x0)
+    alpha = ((torch.rand((), generator=generator) + torch.arange(size) / size) % 1).double()
+    t = model.process.schedule.time(alpha)
+    assert isinstance(t, Tensor)
+    time = torch.where(_given(x0, generator), 0.0, t[:, None]) if prompts else t[:, None].expand(x0.shape)
+    x_t = model.process.marginal(x0, time).sample()
+    return -model(x_t, time).denoiser.gather(-1, x0[..., None]).mean()
+
+
+def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "B L"]:
+    """Choose the sites of a clean prompt: a prefix in a quarter of the rows, scattered sites in another quarter."""
+    size, length = x0.shape
+    kind, share = torch.rand(2, size, 1, generator=generator)
+    prefix = torch.arange(length) < share * length
+    scattered = torch.rand(size, length, generator=generator) < share
+    return torch.where(kind < 0.25, prefix, (kind < 0.5) & scattered)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with an exponential moving average of its weights, and the training curve: (step, smoothed loss)."""
+
+    network: torch.nn.Module
+    curve: list[tuple[int, float]]
+
+
+def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate: float = 2e-3) -> Trained:
+    """Train a network with AdamW and a cosine learning-rate schedule.
+
+    Args:
+        card: the network and the process.
+        batches: draws a batch of data with a generator.
+        loss: ``cross_entropy``, ``bound(UniformNELBO())`` or another function of (model, x0, generator).
+        steps: the number of batches.
+        seed: the seed of weights, data and noise.
+        rate: the highest learning rate.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network, model = build(card)
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
+    cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=rate * 0.02)
+    start, running, curve = time.perf_counter(), 0.0, []
+    for step in range(1, steps + 1):
+        value = loss(model, batches(generator), generator)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        (warm if step < 100 else cool).step()
+        decay = min(0.998, step / (step + 10))
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        running = value.item() if step == 1 else 0.98 * running + 0.02 * value.item()
+        if step % 100 == 0:
+            curve.append((step, round(running, 5)))
+            print(f"step {step}/{steps}  loss {running:.4f}  {time.perf_counter() - start:.0f} s", flush=True)
+    return Trained(average, curve)
+
+
+def main() -> None:
+    """Train one of the four models and write its weights beside the data."""
+    parser = argparse.ArgumentParser(prog="python -m discdiff.demo.training", description=__doc__)
+    parser.add_argument("data", choices=["digits", "text", "text-file"], help="text-file writes the text itself")
+    parser.add_argument("process", choices=["masked", "uniform"], nargs="?", default="masked")
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    ASSETS.mkdir(exist_ok=True)
+    if arguments.data == "text-file":
+        _TEXT.write_text(text_from_topics(), encoding="ascii")
+        return
+    on_digits = arguments.data == "digits"
+    size = 64 if on_digits else 32
+    masked = arguments.process == "masked"
+    card = Card(
+        shape="image" if on_digits else "sequence",
+        process=arguments.process,
+        vocab_size=GREY_LEVELS if on_digits else len(text()[1]),
+        length=64 if on_digits else 128,
+        width=64 if on_digits else 128,
+        depth=6 if on_digits else 8,
+        predicts="denoiser" if masked else "loo",
+        time=None if masked else "alpha",
+    )
+    steps = arguments.steps or (6000 if on_digits else 3500)
+    trained = train(card, functools.partial(examples, arguments.data, size), cross_entropy, steps, arguments.seed)
+    path = ASSETS / f"{arguments.data}-{arguments.process}.safetensors"
+    save_trained(path, trained.network, card)
+    print(f"{path}: {sum(p.numel() for p in trained.network.parameters())} weights")
+
+
+if __name__ == "__main__":
+    main()

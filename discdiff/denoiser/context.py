@@ -1,0 +1,361 @@
+"""Extra inputs of a denoiser: the clean tokens before a block, cached or evaluated again, or a condition.
+
+A network with a cache of clean tokens has ``prefill``, ``extend`` and ``evaluate`` (``Cached``); then a call evaluates
+the block alone. Any other network evaluates the whole prefix again in every call.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.prediction import unshifted
+from discdiff.process import Process
+
+if TYPE_CHECKING:
+    from discdiff.denoiser.base import Denoiser
+
+__all__ = ["Along", "AtOnce", "Behind", "Cached", "Context", "Growing", "Kept", "RowCache", "Shown", "clean_states"]
+
+
+C = TypeVar("C", bound="RowCache")
+
+
+def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Return tokens as states of time 0. A source token is set to another token, so that no site is hidden."""
+    return process.place(tokens, (tokens + 1) % process.vocab_size)
+
+
+@runtime_checkable
+class RowCache(Protocol):
+    """A network's cache of the clean tokens of a batch."""
+
+    def select(self: C, rows: Int[Tensor, " R"]) -> C:
+        """Return the cache of some rows, which may repeat."""
+        ...
+
+
+@runtime_checkable
+class Cached(Protocol[C]):
+    """A network with a cache. If it also has ``score(cache, x)``, this gives p(. | prefix, x_{<i}) in one call."""
+
+    def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> C:
+        """Cache the first ``length`` tokens of each row; the cache will hold at most ``capacity`` tokens."""
+        ...
+
+    def extend(self, cache: C, tokens: Int[Tensor, "B n"]) -> None:
+        """Append a clean block of states to the prefix."""
+        ...
+
+    def evaluate(self, cache: C, x: Int[Tensor, "B n"], time: Float[Tensor, "B *n"] | None) -> Tensor:
+        """Return the network's output for a noisy block after the prefix, (B, n, V)."""
+        ...
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """A network that evaluates all blocks of given sequences in one pass, each after the clean blocks before it."""
+
+    def blocks_at_once(
+        self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None, block: int
+    ) -> Tensor:
+        """Return the network's output for noisy blocks x, each after the clean blocks of x0 before it, (B, L, V)."""
+        ...
+
+
+class Context(ABC):
+    """Clean prefixes, or another extra input, of a batch of rows.
+
+    Attributes:
+        rows: (B,) ids of the rows; a single row serves any id.
+    """
+
+    rows: Int[Tensor, " B"]
+
+    @abstractmethod
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        """Return the output of the denoiser's function for the block x of these rows, at times t."""
+
+    @abstractmethod
+    def queries(self, width: int, rows: Tensor) -> int:
+        """Return the number of tokens that the network evaluates in a call for a block of this width."""
+
+    def places(self, rows: Tensor) -> Int[Tensor, " R"]:
+        """Return the index of these rows in the batch."""
+        return torch.zeros_like(rows) if len(self.rows) == 1 else torch.searchsorted(self.rows, rows)
+
+
+class Growing(Context):
+    """Prefixes that grow while a sequence is generated.
+
+    Attributes:
+        length: (B,) the number of clean tokens of each.
+    """
+
+    length: Int[Tensor, " B"]
+
+    @abstractmethod
+    def extend(self, tokens: Int[Tensor, "B n"]) -> None:
+        """Append a clean block of states to the prefix."""
+
+    @abstractmethod
+    def select(self, index: Int[Tensor, " R"]) -> "Growing":
+        """Return the context of some rows, by their index in the batch."""
+
+
+class Shown(Growing):
+    """A prefix that the network evaluates in every call, at time 0; sites after the block, if any, have time 1.
+
+    Rows with prefixes of equal length are evaluated together, as a network without a cache has no padding. A call for
+    all rows copies the block alone; the prefix is copied once a block.
+
+    Args:
+        rows: (B,) ids of the rows; a single row serves any id.
+        length: (B,) the number of valid tokens of each prefix.
+        tokens: (B, P) the prefixes, as states.
+        future: (B, L) noise for the sites after the block, for a network that takes only whole sequences; or None.
+    """
+
+    def __init__(
+        self,
+        rows: Int[Tensor, " B"],
+        length: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B P"],
+        future: Int[Tensor, "B L"] | None = None,
+    ) -> None:
+        self.rows, self.length, self.future = rows, length, future
+        self._aligned: list[_Aligned] = []
+        for count in length.unique().tolist():
+            place = (length == count).nonzero()[:, 0]
+            self._aligned.append(_Aligned(place, tokens[place, :count], None if future is None else future[place]))
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        time, found = t.expand(x.shape), None
+        if len(self._aligned) == 1 and torch.equal(rows, self.rows):
+            return self._aligned[0].logits(model, x, time, self._aligned[0].place)
+        place = self.places(rows)
+        for part in self._aligned:
+            which = (self.length[place] == part.length).nonzero()[:, 0]
+            if len(which):
+                out = part.logits(model, x[which], time[which], place[which])
+                found = out.new_empty(len(x), *out.shape[1:]) if found is None else found
+                found[which] = out
+        assert found is not None
+        return found
+
+    def extend(self, tokens: Int[Tensor, "B n"]) -> None:
+        for part in self._aligned:
+            part.extend(tokens[part.place])
+        self.length = self.length + tokens.shape[1]
+
+    def select(self, index: Int[Tensor, " R"]) -> "Shown":
+        tokens = self.rows.new_zeros(len(self.rows), max(part.length for part in self._aligned))
+        for part in self._aligned:
+            tokens[part.place, : part.length] = part.prefix
+        future = None if self.future is None else self.future[index]
+        return Shown(self.rows[index], self.length[index], tokens[index], future)
+
+    def queries(self, width: int, rows: Tensor) -> int:
+        if self.future is not None:
+            return self.future.shape[1] * len(rows)
+        return int(self.length[self.places(rows)].sum()) + width * len(rows)
+
+
+class _Aligned:
+    """Rows with prefixes of equal length: prefix, block and future in one tensor, reused in all calls of a block.
+
+    The network gets a copy made by ``_when_written``. So an input that the function or a gradient keeps never changes,
+    and an in-place edit by the function has no effect here.
+
+    Args:
+        place: (A,) the index of the rows in the batch, in order.
+        prefix: (A, P) clean states.
+        future: (A, L), or None.
+    """
+
+    def __init__(self, place: Int[Tensor, " A"], prefix: Int[Tensor, "A P"], future: Int[Tensor, "A L"] | None) -> None:
+        self.place, self.length, self.future = place, prefix.shape[1], future
+        self._tokens = prefix if future is None else torch.cat([prefix, future[:, prefix.shape[1] :]], 1)
+        self._width = 0  # of the block after the prefix
+        self._time: Tensor | None = None
+        self._timed: Denoiser | None = None  # the denoiser that made self._time
+
+    @property
+    def prefix(self) -> Int[Tensor, "A P"]:
+        """The clean states."""
+        return self._tokens[:, : self.length]
+
+    def extend(self, clean: Int[Tensor, "A n"]) -> None:
+        """Append a clean block to the prefix."""
+        self._put(clean)
+        if self.future is not None and self._timed is not None and self._time is not None and self._time.ndim == 2:
+            now = self._timed.time_argument(clean.new_zeros(len(clean), 2, dtype=torch.float64))
+            assert now is not None
+            self._time = self._time.detach()  # with a learned schedule every call makes its own
+            self._time[:, self.length : self.length + self._width] = now.detach()[:, :1]
+        self.length, self._width = self.length + clean.shape[1], 0
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
+        """Return the function's output for the block x of the rows at ``place``; for all rows only x is copied."""
+        if torch.equal(place, self.place):
+            self._put(x)
+            z, kept = self._tokens, self._time if _same_clock(model, self._timed) else None
+        else:
+            z, kept = self._beside(x, torch.searchsorted(self.place, place)), None
+        time = self._times(model, t, kept)
+        if z is self._tokens:
+            self._time, self._timed = time, model
+        begin, end = self.length, self.length + x.shape[1]
+        out = model.fn(_when_written(z), None if time is None else _when_written(time))
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.ndim != 3 or out.shape[:2] != z.shape:
+            raise (ValueError if isinstance(out, Tensor) else TypeError)(
+                f"Denoiser: fn was shown {z.shape[0]} rows of {z.shape[1]} sites and must return logits (or hidden "
+                f"states, for a head) of shape ({z.shape[0]}, {z.shape[1]}, _), got {got}"
+            )
+        if model.shift:
+            return out[:, begin - 1 : end - 1].clone() if begin else unshifted(out[:, :end])
+        return out[:, begin:end].clone()  # so that the rest can be freed
+
+    def _put(self, x: Int[Tensor, "A n"]) -> None:
+        begin, n = self.length, x.shape[1]
+        if self.future is None and self._width != n:
+            self._tokens, self._timed = self._beside(x), None
+        else:
+            if self.future is not None and self._width > n:
+                self._tokens[:, begin + n :], self._timed = self.future[:, begin + n :], None
+            self._tokens[:, begin : begin + n] = x
+        self._width = n
+
+    def _beside(self, x: Int[Tensor, "R n"], which: Tensor | slice = slice(None)) -> Int[Tensor, "R W"]:
+        after = [] if self.future is None else [self.future[which, self.length + x.shape[1] :]]
+        return torch.cat([self.prefix[which], x, *after], 1)
+
+    def _times(self, model: "Denoiser", t: Float[Tensor, "R n"], kept: Tensor | None) -> Tensor | None:
+        """Return the function's time argument of all sites; only the block's part of ``kept`` is rewritten."""
+        begin, n = self.length, t.shape[1]
+        if kept is not None and kept.ndim == 2 and not kept.requires_grad:
+            own = model.time_argument(t)
+            if own is not None and not own.requires_grad:
+                kept[:, begin : begin + n] = own.view(len(t), n)
+                return kept
+        rest = 0 if self.future is None else self.future.shape[1] - begin - n
+        before, after = t.new_zeros(len(t), min(begin, 1)), t.new_ones(len(t), min(rest, 1))
+        time = model.time_argument(torch.cat([before, t, after], 1))
+        if time is None or time.ndim == 1:  # one time a row
+            return time
+        first, own, last = time.split([before.shape[1], n, after.shape[1]], 1)
+        return torch.cat([first.expand(-1, begin), own, last.expand(-1, rest)], 1)
+
+
+def _same_clock(one: "Denoiser", other: "Denoiser | None") -> bool:
+    """Whether both denoisers make the same time argument."""
+    if other is None or one.process.schedule is not other.process.schedule:
+        return False
+    return all(
+        getattr(one, name) is getattr(other, name) for name in ("time", "time_dtype", "scalar_time", "own_schedule")
+    )
+
+
+def _when_written(x: Tensor) -> Tensor:
+    """Copy x; where torch has lazy copies, the data is copied only when one of both is written to."""
+    lazy = getattr(torch, "_lazy_clone", None)
+    return lazy(x) if lazy is not None and x.device.type in ("cpu", "cuda") else x.clone()
+
+
+@dataclass
+class Kept(Growing, Generic[C]):
+    """A prefix in the network's cache.
+
+    Attributes:
+        network: has ``prefill``, ``extend``, ``evaluate``, and possibly ``score``.
+        cache: the network's cache.
+        pending: tokens a row that the next call evaluates together with the block.
+    """
+
+    rows: Int[Tensor, " B"]
+    length: Int[Tensor, " B"]
+    network: Cached[C]
+    cache: C
+    pending: int = 0
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        time = model.time_argument(t.expand(len(x), -1))
+        return self.network.evaluate(self._of(rows), x.clone(), None if time is None else time.clone())
+
+    def score(self, x: Int[Tensor, "R n"], rows: Tensor) -> Tensor:
+        """Call the network's ``score``."""
+        return self.network.score(self._of(rows), x.clone())  # type: ignore[attr-defined]
+
+    def _of(self, rows: Tensor) -> C:
+        place = self.places(rows)
+        if torch.equal(place, torch.arange(len(self.rows), device=place.device)):
+            self.pending = 0  # this call adds them to the cache
+            return self.cache
+        return self.cache.select(place)
+
+    def extend(self, tokens: Int[Tensor, "B n"]) -> None:
+        self.network.extend(self.cache, tokens)
+        self.length, self.pending = self.length + tokens.shape[1], self.pending + tokens.shape[1]
+
+    def select(self, index: Int[Tensor, " R"]) -> "Kept[C]":
+        return replace(self, rows=self.rows[index], length=self.length[index], cache=self.cache.select(index))
+
+    def queries(self, width: int, rows: Tensor) -> int:
+        return (self.pending + width) * len(rows)
+
+
+@dataclass
+class Behind(Context):
+    """All blocks of given sequences at once, each after the clean blocks before it, for likelihoods and training.
+
+    A network that has ``blocks_at_once(x0, x, time, block)`` takes one pass; any other evaluates each block with its
+    prefix.
+
+    Attributes:
+        tokens: (B, L) the clean sequences, as states.
+        block: the block size.
+        future: as in ``Shown``.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    block: int
+    future: Int[Tensor, "B L"] | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.tokens), device=self.tokens.device)
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        time = t.expand(x.shape)
+        if isinstance(model.fn, AtOnce):
+            return model.fn.blocks_at_once(self.tokens, x, model.time_argument(time), self.block)
+        parts, shown = [], Shown(self.rows, torch.zeros_like(self.rows), self.tokens[:, :0], self.future)
+        for begin in range(0, x.shape[1], self.block):
+            here = slice(begin, begin + self.block)
+            parts.append(shown.logits(model, x[:, here], time[:, here], self.rows))
+            shown.extend(self.tokens[:, here])
+        return torch.cat(parts, 1)
+
+    def queries(self, width: int, rows: Tensor) -> int:
+        return 2 * width * len(rows)
+
+
+@dataclass
+class Along(Context):
+    """No prefix, but a condition for every row as third argument of the function: fn(x, time, condition).
+
+    Attributes:
+        condition: (B, ...), one entry a row.
+    """
+
+    rows: Int[Tensor, " B"]
+    condition: Tensor
+
+    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        return model.fn(x, model.time_argument(t.expand(len(x), -1)), self.condition[self.places(rows)])  # type: ignore[call-arg]
+
+    def queries(self, width: int, rows: Tensor) -> int:
+        return width * len(rows)

@@ -1,0 +1,214 @@
+r"""Bridges q(x_s | x_t, x0) that keep the marginals of the forward process; the exact posterior is one of many.
+
+A sampler can use a law q(x_s | x_t, x0) if
+
+    sum_{x_t} q_t(x_t | x0) q(x_s | x_t, x0) = q_s(x_s | x0)
+
+This leaves a free parameter: how much of the step is noised again (``ReMDM``), or how much of x_t is kept
+(``MaximalCoupling``, ``Between``). Only ``Exact`` is the bridge of the forward Markov process. In continuous time any
+flux with detailed balance may be added to the reverse rates (``add_flux``).
+
+``mixture`` averages any bridge over the denoiser of a prediction. For the exact bridge this equals the plug-in of the
+leave-one-out, ``Prediction.reverse_rows``.
+
+References: ReMDM (Wang et al., 2025, https://arxiv.org/abs/2503.00307); Uniform Diffusion Models Revisited (2026,
+https://arxiv.org/abs/2605.22765); DDIM-like families (Song et al., 2021, https://arxiv.org/abs/2010.02502); discrete
+flow matching (Campbell et al., 2024, https://arxiv.org/abs/2402.04997; Gat et al., 2024,
+https://arxiv.org/abs/2407.15595).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.checks import real
+from discdiff.choices import BAD_LOGITS, Choice
+from discdiff.prediction.base import Prediction
+from discdiff.process import Masked, Process, RankOne, Survival, Time
+
+__all__ = [
+    "Between",
+    "Bridge",
+    "Exact",
+    "MaximalCoupling",
+    "ReMDM",
+    "add_flux",
+    "direct_rates",
+    "minimal_rates",
+    "mixture",
+    "posterior_rates",
+]
+
+
+class Bridge(ABC):
+    """A law of x_s given x_t and x0 that keeps the marginals of a process."""
+
+    @abstractmethod
+    def law(
+        self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival
+    ) -> Choice:
+        """Return q(x_s | x_t, x0), batch shape (B,), event shape (L,)."""
+
+    def __call__(self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
+        """Return the law between two times, s <= t.
+
+        Raises:
+            ValueError: for invalid states, data or times, or a process that the bridge does not support.
+        """
+        return self.law(process, x_t, x0, *process.pinned(x_t, x0, t, s))
+
+
+@dataclass(frozen=True)
+class Exact(Bridge):
+    """The posterior by Bayes' rule, q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)."""
+
+    def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
+        return process.posterior(x_t, x0, alpha_t, alpha_s)
+
+
+@dataclass(frozen=True)
+class Between(Bridge):
+    r"""A mixture: the exact posterior with probability ``weight``, else the maximal coupling
+
+        x_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else x_s = x_t
+
+    The coupling keeps x_t as often as the marginals allow. It needs a rank-one process with a constant noise law.
+
+    Args:
+        weight: the weight of the exact posterior, in [0, 1].
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", real(self.weight, "Between: weight", "[0, 1]"))
+
+    def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
+        # the share of an anchor changes with time, unless the anchor is all the noise
+        if not isinstance(process, RankOne) or not (process.anchor(x_t) is None or process.absorbing):
+            raise ValueError(f"{type(self).__name__} needs a rank-one process with one noise law, got {process}")
+        a_t, a_s = process.sitewise(alpha_t, x_t), process.sitewise(alpha_s, x_t)
+        clean = process.place(x0, x_t)
+        jump = (1 - self.weight) * torch.where(a_t < 1, (a_s - a_t) / (1 - a_t), 0.0)
+        exact = process.posterior(x_t, x0, alpha_t, alpha_s)
+        points = [*exact.points, x_t, clean]
+        weights = [self.weight * w for w in exact.weights] + [1 - self.weight - jump, jump]
+        return exact.like(points, weights)
+
+
+@dataclass(frozen=True)
+class MaximalCoupling(Between):
+    """``Between`` with weight 0: x0 or x_t, never fresh noise.
+
+    Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
+    """
+
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReMDM(Bridge):
+    r"""Masked processes with remasking (Wang et al., 2025, https://arxiv.org/abs/2503.00307):
+
+        revealed:  mask again with probability sigma
+        masked:    reveal x0 with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)
+
+    It keeps the marginals for 0 <= sigma <= min(1, (1 - alpha_s) / alpha_t).
+
+    Args:
+        sigma: the probability of remasking a revealed token in a step.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", real(self.sigma, "ReMDM: sigma", "[0, 1]"))
+
+    def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
+        if not isinstance(process, Masked):
+            raise ValueError(f"ReMDM applies to a Masked process, got {process}")
+        a_t, a_s = process.sitewise(alpha_t, x_t), process.sitewise(alpha_s, x_t)
+        if bool((self.sigma * a_t > 1 - a_s + 1e-12).any()):
+            most = float(((1 - a_s) / a_t).min())
+            raise ValueError(f"ReMDM: sigma = {self.sigma} exceeds (1 - alpha_s) / alpha_t = {most:.6g} in this step")
+        masked = x_t == process.mask_id
+        reveal = torch.where(a_t < 1, (a_s - (1 - self.sigma) * a_t) / (1 - a_t), 0.0).clamp(0.0, 1.0)
+        exact = process.posterior(x_t, x0, alpha_t, alpha_s)  # refuses impossible pairs
+        return exact.like([x0], [torch.where(masked, reveal, 1 - self.sigma)])
+
+
+def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[Tensor, "B L C"]:
+    """Return log sum_v D(v) q(x_s | x_t, v) at every site over its columns. Dense, for small V.
+
+    With ``Exact`` it is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out.
+    """
+    process, x = prediction.process, prediction.x
+    d = prediction.denoiser.double().exp()
+    prediction.watch.refuse(d.isnan().any(-1), BAD_LOGITS)
+    total = torch.zeros(*x.shape, process.columns, dtype=torch.float64, device=x.device)
+    for v in process.data_tokens.tolist():
+        share = d[..., v]
+        possible = share > 0  # a token with D = 0 is replaced by a possible one, with weight 0
+        token = torch.where(possible, v, d.argmax(-1))
+        rows = bridge.law(process, x, token, prediction.alpha, alpha_s).table()[0].exp()
+        total = total + torch.where(possible, share, 0.0)[..., None] * rows
+    return total.log()
+
+
+# --- rates, per unit of alpha, towards data; row = from, column = to; all generate d q / d alpha ---------------------
+
+
+def _pinned(process: Process, x0: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return q_t(. | x0) and its derivative in alpha, (S,), from the forward equation dq/dalpha = -q Q / alpha."""
+    q = process.transition(alpha, 1.0)[x0]
+    return q, -(q @ process.generator(alpha)) / alpha
+
+
+def _as_generator(rates: Tensor) -> Tensor:
+    rates = rates.clone().fill_diagonal_(0)
+    return rates - torch.diag(rates.sum(-1))
+
+
+def posterior_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S"]:
+    """Rates of the reversed process given x0: Q(y, x) q(y) / q(x) / alpha; 0 in rows of states with q = 0."""
+    q, _ = _pinned(process, x0, alpha)
+    rates = process.generator(alpha).T * q / alpha
+    return _as_generator(torch.where(q[:, None] > 0, rates / q[:, None], 0.0))
+
+
+def minimal_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S"]:
+    """(q'(y) - q'(x))_+ / (Z q(x)), Z the number of states with q > 0: no pair of states has jumps both ways.
+
+    Reference: Campbell et al., 2024, https://arxiv.org/abs/2402.04997.
+    """
+    q, slope = _pinned(process, x0, alpha)
+    reached = q > 0
+    rates = (slope - slope[:, None]).clamp(min=0) * reached / reached.sum()
+    return _as_generator(torch.where(reached[:, None], rates / q[:, None], 0.0))
+
+
+def direct_rates(process: RankOne, x0: int, alpha: float) -> Float[Tensor, "S S"]:
+    """Every state jumps to x0 at rate 1 / (1 - alpha), as in flow matching's mixture path.
+
+    Reference: Gat et al., 2024, https://arxiv.org/abs/2407.15595.
+    """
+    rates = torch.zeros(process.states, process.states, dtype=torch.float64)
+    rates[:, x0] = 1 / (1 - alpha)
+    return _as_generator(rates)
+
+
+def add_flux(
+    rates: Float[Tensor, "S S"], q: Float[Tensor, " S"], flux: Float[Tensor, "S S"], eta: float
+) -> Float[Tensor, "S S"]:
+    """rates + eta flux(x, y) / q(x): any symmetric flux keeps the marginals; eta is the stochasticity.
+
+    Raises:
+        ValueError: if the flux is not symmetric, is negative, or is positive where q is 0.
+    """
+    flux = flux.clone().fill_diagonal_(0)
+    if not torch.allclose(flux, flux.T, rtol=0, atol=1e-14) or bool((flux < 0).any()) or bool((flux[q == 0] > 0).any()):
+        raise ValueError("add_flux: the flux must be symmetric, not negative, and 0 wherever q is 0")
+    return rates + eta * _as_generator(torch.where(q[:, None] > 0, flux / q[:, None], 0.0))

@@ -1,0 +1,77 @@
+r"""Compute the one-site conditional c = O Q_t and balanced rates from it, for informed and locally balanced correctors.
+
+    c_i(v | z) = p_t(z_i = v | z_{-i}) = alpha O_i(v) + (1 - alpha) pi(v),        r_i(v | z) = c_i(v) / c_i(z_i)
+
+r is the concrete score: p_t of the sequence with site i at v, over p_t of the sequence. A rate g(r) with
+g(r) = r g(1 / r) is in detailed balance with p_t. The rows are computed and read in chunks, never all at once.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from discdiff.choices import Sites
+from discdiff.kernels import dispatch as kernels
+from discdiff.prediction import Prediction
+
+__all__ = ["Balance", "balanced_at", "check_balance", "conditional_at", "spread"]
+
+Balance = Literal["barker", "sqrt", "min", "max"]
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """Compute log(1 / (1 + exp(-x))) of float64 to 1e-13; torch's own function takes twice as long."""
+    x = x.clamp(max=700)  # beyond 700 the result is 0, and exp(x) would overflow
+    return x - (1 + x.exp()).log()
+
+
+# log g as a function of log r
+LOG_RATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "barker": _log_sigmoid,  # r / (1 + r)
+    "sqrt": lambda log_r: log_r / 2,
+    "min": lambda log_r: log_r.clamp(max=0),
+    "max": lambda log_r: torch.where(log_r == -torch.inf, -torch.inf, log_r.clamp(min=0)),
+}
+
+
+def check_balance(balance: str, where: str) -> None:
+    """Raise ValueError for an unknown balancing function."""
+    if balance not in get_args(Balance):
+        raise ValueError(f"{where}: balance must be one of {', '.join(map(repr, get_args(Balance)))}, got {balance!r}")
+
+
+def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
+    """Give log c at the chosen sites as rows that are computed when they are read.
+
+    Raises:
+        ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
+    """
+    process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where]
+    loo = prediction.loo_at(where).rows
+
+    def rows(n: Tensor) -> Tensor:
+        return process.conditional(kernels.log_softmax(loo.dense(n).double()), x[n], alpha[n])
+
+    return Sites.computed(where, rows, process.columns, watch=prediction.watch)
+
+
+def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
+    """Give log g(r) at the chosen sites, or log r without a ``balance``; unread, -inf at each site's own state."""
+    process, x = prediction.process, prediction.x[where]
+    conditional, rate = conditional_at(prediction, where).rows, LOG_RATE[balance] if balance else torch.nn.Identity()
+
+    def rows(n: Tensor) -> Tensor:
+        log_c, own = conditional.dense(n), process.column(x[n])[:, None]
+        log_own = log_c.gather(-1, own)  # -inf if no data agrees with the other sites: any move is allowed
+        log_r = log_c - torch.where(log_own > -torch.inf, log_own, 0.0)
+        return rate(log_r).scatter(-1, own, -torch.inf)
+
+    return Sites.computed(where, rows, process.columns, watch=prediction.watch, empty=True)
+
+
+def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
+    """Put N values at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
+    return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())

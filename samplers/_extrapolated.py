@@ -1,0 +1,79 @@
+r"""Step with rates that combine two predictions, for the methods of higher order.
+
+    R = ( a R_1 + b R_0 )_+,      a + b = 1
+
+with R_1 the rates at one state and time and R_0 those at another. b is negative if a method extrapolates. Negative
+rates are clipped to 0, and where that happens the order is lost. Both are rates of "set site i to v", so they are also
+defined at a site that has moved in between.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discdiff.choices import Coins, Sites, Tokens
+from discdiff.kernels import dispatch as kernels
+from discdiff.operator import At, State, choose
+from discdiff.prediction import Prediction
+from discdiff.process import Moment, RankOne
+
+__all__ = ["combined_leap", "share"]
+
+
+def combined_leap(
+    state: State,
+    late: Prediction,
+    early: Prediction,
+    a: Float[Tensor, "B L"],
+    length: Float[Tensor, "B L"],
+    at: At,
+) -> State:
+    """Jump from ``state`` with frozen rates (a R_late + (1 - a) R_early)_+ and P(r) = 1 - exp(-r).
+
+    Args:
+        state: the state at the start.
+        late, early: the two predictions.
+        a: the weight of ``late``, (B, L).
+        length: of the step, in alpha, (B, L).
+        at: the process, run and address of the operator.
+    """
+    process, x = at.process, state.tokens
+    b, free = 1 - a, state.free
+    if isinstance(process, RankOne):
+        most = sum(
+            weight.clamp(min=0) * process.exit(said.x, said.alpha, 0.0).total
+            for weight, said in ((a, late), (b, early))
+        )
+        bound = -torch.expm1(-length * most).where(free, 0.0)
+        where = choose("where", Coins(bound), state, at)
+    else:
+        bound, where = torch.ones_like(length), free
+    one, other, own = late.rates_at(where), early.rates_at(where), process.column(x[where])
+    weight, back = a[where], b[where]
+
+    def rates(n: Tensor) -> Tensor:
+        total = weight[n][:, None] * one.rows.dense(n).exp() + back[n][:, None] * other.rows.dense(n).exp()
+        return kernels.log(total.scatter(-1, own[n][:, None], 0.0).clamp(min=0))
+
+    sites = Sites.computed(where, rates, process.columns, watch=late.watch, empty=True)
+    total = torch.zeros_like(length).masked_scatter(where, sites.known().log_sum_exp.exp())
+    accept = torch.where(where, -torch.expm1(-length * total) / bound.where(where, 1.0), 0.0).clamp(max=1.0)  # rounding
+    where = choose("accept", Coins(accept), state, at)
+    token = choose("state", Tokens(sites.narrow(where), process.column(x)), state, at)
+    return state.at(torch.where(where, process.place(token, x), x), at.s)
+
+
+def share(at: At, now: float, state: State, part: float) -> tuple[float, Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Find the time that lies ``part`` of the way from ``now`` to s in alpha, and the lengths before and after it.
+
+    Both lengths are in alpha, (B, L). If every position has a clock of its own, ``part`` is measured in time.
+    """
+    process, schedule = at.process, at.process.schedule
+    start, end = at.alpha(now), at.alpha(at.s)
+    if schedule.sites is None:
+        then = start + part * (end - start)
+        time = Moment.of(schedule.time(then)) if isinstance(then, Tensor) else float(schedule.time(then))
+    else:
+        time = now + part * (at.s - now)
+    begin, middle, finish = (process.sitewise(alpha, state.tokens) for alpha in (start, at.alpha(time), end))
+    return time, middle - begin, finish - middle

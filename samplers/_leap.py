@@ -1,0 +1,100 @@
+r"""Take steps with frozen rates, in which each site jumps independently of the others or stays.
+
+The reverse rates at time t, per unit of alpha and frozen for the step, are
+
+    R(z -> v) = Q(v, z) c(v) / (alpha c(z)),      c = O Q_t
+
+In a step of length d = alpha_s - alpha_t a site with total rate R jumps with probability P(d R), to v with probability
+R(z -> v) / R. The clock is alpha, so the laws depend on time through alpha alone; on the linear schedule 1 - alpha is
+time. On rank-one processes sites are proposed with a bound on R that needs no logits. A proposed site jumps with a
+probability that needs the prediction at its own token only, and only a jump to data reads the whole row.
+"""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.choices import Coins, Tokens
+from discdiff.operator import At, Predictor, State, choose
+from discdiff.prediction import Prediction
+from discdiff.process import Exit, Masked, RankOne, Survival
+from discdiff.samplers.ancestral import Ancestral
+
+__all__ = ["Leap", "jump", "own_probability"]
+
+
+class Leap(Predictor):
+    """Step with frozen rates; a subclass gives the probability of a jump. The step to time 0 is ancestral."""
+
+    @abstractmethod
+    def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """Return P(r), the probability that a site jumps, with r = rate times length of the step."""
+
+    def bound(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """Bound ``probability`` for this rate and all below it."""
+        return self.probability(rate)
+
+    def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
+        """Compute exit rates from O(z) at each site's own token; by default those of the reverse process."""
+        return process.exit(x, alpha, own)
+
+    def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
+        """Bound the rates of ``exit`` for every O(z); on a masked process z determines them, and the bound is exact."""
+        return process.exit(x, alpha, 0.0)
+
+    def __call__(self, state: State, at: At) -> State:
+        if at.s == 0:
+            return Ancestral()(state, at)
+        alpha_t, prediction = at.alpha(state.t), at.predict(state)
+        length = at.process.sitewise(at.alpha(at.s), state.tokens) - at.process.sitewise(alpha_t, state.tokens)
+        if isinstance(at.process, RankOne):
+            most = self.most(at.process, state.tokens, alpha_t)
+            known = isinstance(at.process, Masked)  # the rate at a mask or a token needs no prediction
+            bound = (self.probability if known else self.bound)(_times(length, most.total)).where(state.free, 0.0)
+            where = choose("where", Coins(bound), state, at)
+            exit = most
+            if not known:
+                exit = self.exit(at.process, state.tokens, alpha_t, own_probability(prediction, where))
+                accept = self.probability(_times(length, exit.total)) / bound.where(where, 1.0)
+                accept = torch.where(where, accept, 0.0).clamp(max=1.0)
+                where = choose("accept", Coins(accept), state, at)
+            return jump(state.at(state.tokens, at.s), where, exit, prediction, at)
+        sites = prediction.rates_at(state.free)
+        total = torch.zeros_like(length).masked_scatter(state.free, sites.known().log_sum_exp.exp())
+        where = choose("where", Coins(self.probability(_times(length, total))), state, at)
+        return state.at(choose("state", Tokens(sites.narrow(where), state.tokens), state, at), at.s)
+
+
+def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Multiply the rate by the length of the step; an infinite rate stays infinite and gets no gradient."""
+    endless = rate == torch.inf
+    return torch.where(endless, torch.inf, length * rate.where(~endless, 1.0))
+
+
+def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Read O(z) at the chosen sites, 0 at others and at masks; float64.
+
+    It is 1 if the model predicts D and z excludes all other tokens: then D(z) = 1 for every O, which is undetermined.
+    """
+    process, x = prediction.process, prediction.x
+    token = where & (process.column(x) < process.vocab_size)
+    if process.mask_id is not None:
+        token = token & (x != process.mask_id)
+    sure = torch.zeros_like(token)
+    if prediction.predicts == "denoiser":
+        sure = token & process.settled(x, prediction.alpha)
+    if not bool(token.any()):
+        return torch.zeros_like(prediction.alpha)
+    return torch.where(token, prediction.log_own(token & ~sure).exp(), 0.0)
+
+
+def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, prediction: Prediction, at: At) -> State:
+    """Move the chosen sites to other states with the law given by ``exit``; choices "data", "token", "noise"."""
+    process, x = at.process, state.tokens
+    assert isinstance(process, RankOne)
+    data = choose("data", Coins(torch.where(where, exit.data, 0.0)), state, at)
+    tokens = choose("token", Tokens(prediction.others_at(data), process.column(x)), state, at)
+    noise = choose("noise", process.elsewhere(x, where & ~data, exit.anchored), state, at)
+    return state.at(torch.where(data, process.place(tokens, x), noise))

@@ -1,0 +1,35 @@
+"""Base class of unmasking rules in which the prediction, not the schedule, decides how many masks to reveal."""
+
+from abc import abstractmethod
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from discdiff.operator import At, Predictor, State
+from discdiff.prediction import Prediction
+from discdiff.process import Process
+from discdiff.samplers._choosing import check_mask, draw_at, hidden
+
+__all__ = ["Sure"]
+
+
+class Sure(Predictor):
+    """Reveal the masks that a subclass picks; the step that ends at time 0 reveals all that are left.
+
+    One denoiser call a step, none if no mask is left.
+    """
+
+    @abstractmethod
+    def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
+        """Return the masks to reveal, at least one in each row that has any."""
+
+    def check(self, process: Process) -> None:
+        check_mask(self, process)
+
+    def __call__(self, state: State, at: At) -> State:
+        masks = hidden(state, at)
+        if not bool(masks.any()):
+            return state.at(state.tokens, at.s)
+        prediction = at.predict(state)
+        where = self.pick(masks, prediction) if at.s > 0 else masks
+        return state.at(draw_at(where, prediction, state, at), at.s)

@@ -1,0 +1,118 @@
+"""Compute the exact law of a sampler's output: the initial law times the matrix of every step.
+
+An operator that remembers its last step is a Markov chain of pairs (state before, state). A blockwise sampler's law is
+the law of each block given every prefix, times the prefix's law.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discdiff.checks import shown
+from discdiff.checks import whole as whole_number
+from discdiff.denoiser import Shown, clean_states
+from discdiff.sampling import Blockwise, Sampler
+from discdiff.theory.exact import Beginnings, Setting, after, checked, run_paths
+from discdiff.theory.world import all_states, check_size, law_of_data, law_of_prior
+
+__all__ = ["law"]
+
+
+@torch.no_grad()
+def law(
+    sampler: Sampler | Blockwise,
+    initial: Float[Tensor, " N"] | None = None,
+    *,
+    length: int | None = None,
+    prompt: Int[Tensor, " L"] | Sequence[int] | None = None,
+    frozen: Bool[Tensor, " L"] | Sequence[bool] | None = None,
+) -> Float[Tensor, " M"]:
+    """Compute the exact law of a sampler's output: the initial law times the kernel of every step.
+
+    Args:
+        sampler: the sampler; a ``Blockwise`` one takes no initial, prompt or frozen.
+        initial: (S**L,) law of the state at the first time of the grid; by default the prior, for a grid that starts
+            at 1.
+        length: L, needed if the model has none of its own.
+        prompt, frozen: (L,) an infill pattern: sites that hold the prompt and never change.
+
+    Returns:
+        For a grid that ends at 0, (n**L,) over data sequences; else (S**L,) over noisy states. Sums to 1.
+
+    Raises:
+        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0; as in ``kernel``.
+    """
+    if isinstance(sampler, Blockwise):
+        return _blockwise(sampler, length)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"law: sampler must be a Sampler or a Blockwise, got {shown(sampler)}")
+    process, model = sampler.process, sampler.model
+    size = model.length if length is None else whole_number(length, "law: length", 1)
+    if size is None:
+        raise ValueError("law: length= must say how many sites; this model has no length of its own")
+    check_size(process.states, size, "law", axes=2)
+    if (prompt is None) != (frozen is None) or any(x is not None and len(x) != size for x in (prompt, frozen)):
+        raise ValueError(f"law: prompt= and frozen= go together, both of length {size}")
+    if initial is None:
+        if sampler.grid[0] != 1:
+            raise ValueError(f"law: the grid starts at t = {sampler.grid[0]}; give initial=, the law there")
+        initial = law_of_prior(process, size, prompt, frozen)
+    current = torch.as_tensor(initial, dtype=torch.float64)
+    if current.shape != (process.states**size,):
+        raise ValueError(
+            f"law: initial must have shape ({process.states**size},) = (S**L,), got {tuple(current.shape)}"
+        )
+    if sampler.operator.remembers:
+        current = _with_memory(sampler, current, size, None if frozen is None else torch.as_tensor(frozen))
+    else:
+        for _, t, s in sampler.intervals():
+            setting = checked(sampler.operator, process, model, t, s, size, frozen)
+            current = after(current, sampler.operator, setting, t)
+    if sampler.grid[-1] > 0:
+        return current
+    on_data = law_of_data(process, current, size)
+    left = float(current.sum() - on_data.sum())
+    if abs(left) > 1e-9:
+        raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {sampler.operator} leaves masks")
+    return on_data
+
+
+def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
+    """Multiply the law of each block given every prefix by the prefix's law; (n**L,) over data sequences."""
+    model, process = sampler.inner.model, sampler.inner.process
+    size = model.length if length is None else whole_number(length, "law: length", 1)
+    if size is None:
+        raise ValueError("law: length= must say how many sites; this model has no length of its own")
+    check_size(len(process.data_tokens), size, "law")
+    for sites in {b - a for sizes in sampler.sizes for a, b in itertools.pairwise(sampler.edges(size, sizes))}:
+        check_size(process.states, sites, f"law of a block of {sites} sites", axes=2)
+    tokens, total = process.data_tokens, []
+    future = process.prior(1, sampler.window or size).sample() if sampler.future else None
+    for sizes, weight in zip(sampler.sizes, sampler.weights, strict=True):
+        so_far, edges = torch.tensor([weight], dtype=torch.float64), sampler.edges(size, sizes)
+        room = size if sampler.window is None else sampler.window - max(b - a for a, b in itertools.pairwise(edges))
+        for begin, end in itertools.pairwise(edges):
+            inner, onwards = sampler.sampler(end - begin), []
+            for prefix in tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]:
+                clean = clean_states(process, prefix[None, max(0, begin - room) :])
+                shown = Shown(torch.zeros(1, dtype=torch.int64), torch.tensor([clean.shape[1]]), clean, future)
+                block = Sampler(process, model.given(shown), inner.operator, grid=inner.grid)
+                onwards.append(law(block, length=end - begin))
+            so_far = (so_far[:, None] * torch.stack(onwards)).flatten()
+        total.append(so_far)
+    return torch.stack(total).sum(0)
+
+
+def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:
+    """Compute the law after all steps of an operator with memory: a Markov chain of (state before, state)."""
+    operator, pairs, before = sampler.operator, torch.diag(law), None
+    for _, t, s in sampler.intervals():
+        setting = Setting(sampler.process, sampler.model, t, s, size, frozen, True)
+        past, now = pairs.nonzero(as_tuple=True)
+        look = None if before is None else (past, before)  # in the first step there is no past
+        pairs, _ = run_paths(operator, setting, t, Beginnings(now, now, pairs[past, now], look))
+        before = t
+    return pairs.sum(0)

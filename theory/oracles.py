@@ -1,0 +1,198 @@
+r"""Base class of oracles: data laws with known posteriors, hence exact denoisers.
+
+With e_i(v) = q_t(z_i | v) the evidence of site i, all predictions follow from one sum over clean sequences that omits
+the evidence of site i:
+
+    O_i(v) ~ sum_{x: x_i = v} p0(x) prod_{j != i} e_j(x_j),      D_i(v) ~ O_i(v) e_i(v)
+    c_i = O_i Q_t,      r_i(v) = c_i(v) / c_i(z_i)
+
+(~ is "up to a constant in v"). Factors of e_i that are constant in v cancel, so alpha = 0 is the limit alpha -> 0+.
+
+Every row is defined: if no clean sequence agrees with the condition, the row is uniform.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.checks import LAST_SEED, affordable, placed, shown, whole
+from discdiff.denoiser import Denoiser
+from discdiff.prediction import Predicts, check_predicts
+from discdiff.process import Process, Time, site_time
+
+__all__ = ["Oracle", "check_rows", "pick", "scaled", "uniforms"]
+
+Law = TypeVar("Law", bound="Oracle")
+
+
+class Oracle(ABC):
+    """Law of clean sequences over an alphabet 0..n-1, with exact leave-one-out posteriors.
+
+    A subclass sums over sequences, given a weight for every token at every site (the evidence), and draws from the
+    weighted law. Its tables are tensor attributes; ``to`` moves them.
+
+    Attributes:
+        alphabet: n, the number of data tokens.
+        length: L.
+    """
+
+    alphabet: int
+    length: int
+
+    @abstractmethod
+    def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+        """Compute O from the evidence, up to a factor for each site; 0 if no data agrees with the other sites."""
+
+    @abstractmethod
+    def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        """Compute log sum_x p0(x) prod_i e_i(x_i), natural log; -inf if no data agrees."""
+
+    @abstractmethod
+    def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
+        """Draw exactly from the law proportional to p0(x) prod_i e_i(x_i)."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.alphabet} tokens, {self.length} sites)"
+
+    # --- methods that follow from the three ---------------------------------------------------------------------------
+
+    def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
+        """Return the exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.
+
+        Args:
+            process: its data alphabet must have ``alphabet`` tokens.
+            predicts: which prediction it returns, "loo", "denoiser" or "ratio"; by default "denoiser" on an absorbing
+                process, where D does not determine the leave-one-out at a revealed token, and "loo" on any other.
+
+        Raises:
+            ValueError: if the alphabets differ.
+        """
+        self._check(process)
+        if predicts is None:
+            predicts = "denoiser" if process.absorbing else "loo"
+        check_predicts(predicts)
+        tokens = process.data_tokens
+
+        def exact(x: Int[Tensor, "B L"], alpha: Tensor | None) -> Float[Tensor, "B L W"]:
+            assert alpha is not None  # Denoiser passes it, because time="alpha"
+            if x.shape[1] != self.length:
+                raise ValueError(f"this law is over sequences of length {self.length}, got length {x.shape[1]}")
+            site_alpha = (alpha if alpha.ndim == 2 else alpha[:, None]).expand(x.shape)
+            evidence = process.evidence(x, site_alpha).to(self._like())
+            loo = self.given(process, x).leave_one_out(evidence)
+            weights = _normalised(loo * evidence if predicts == "denoiser" else loo)
+            columns = tokens.to(x.device).expand(*x.shape, -1)
+            log_p = weights.new_full((*x.shape, process.vocab_size), -torch.inf).scatter(-1, columns, weights.log())
+            if predicts != "ratio":
+                return log_p
+            rows = process.conditional(log_p.flatten(0, 1).double(), x.flatten(), site_alpha.flatten())
+            log_c = rows.unflatten(0, tuple(x.shape))
+            own = log_c.gather(-1, process.column(x)[..., None])
+            return torch.where(own > -torch.inf, log_c - own, 0.0).to(weights)
+
+        return Denoiser(
+            exact, process, predicts, time="alpha", length=self.length, time_dtype=torch.float64, oracle=self
+        )
+
+    def given(self, process: Process, x: Int[Tensor, "B L"]) -> "Oracle":
+        """Return the law of clean sequences for these rows: itself, unless states hold a source coupled to the data."""
+        return self
+
+    def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
+        """Compute log p_t(z) of noisy sequences, natural log."""
+        self._check_noisy(process, z)
+        return self.log_evidence(process.marginals(t).to(self._like()).T[z])
+
+    def posterior(self, process: Process, z: Int[Tensor, "B L"], t: Time, seed: int) -> Int[Tensor, "B L"]:
+        """Draw x0 exactly from p(x0 | z_t = z), jointly over the sites, one draw for each noisy sequence."""
+        self._check_noisy(process, z)
+        seed, alpha = whole(seed, "posterior: seed", 0, LAST_SEED), process.schedule.alpha(site_time(t, *z.shape))
+        evidence = process.evidence(z, alpha.expand(z.shape)).to(self._like())
+        return process.data_tokens.to(z.device)[self.given(process, z).draw(evidence, seed)]
+
+    def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        """Compute log p0(x) of clean sequences, natural log.
+
+        Raises:
+            ValueError: for another length, or ids outside the alphabet.
+        """
+        self._check_clean(x)
+        return self.log_evidence(torch.nn.functional.one_hot(x, self.alphabet).to(self._like()))
+
+    def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
+        """Draw clean sequences exactly from p0."""
+        like, batch, seed = self._like(), whole(batch, "sample: batch", 1), whole(seed, "sample: seed", 0, LAST_SEED)
+        affordable(
+            batch * self.length * self.alphabet, f"sample: {batch} rows of {self.length} x {self.alphabet} weights"
+        )
+        return self.draw(torch.ones(batch, self.length, self.alphabet, dtype=like.dtype, device=like.device), seed)
+
+    def to(self: Law, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Law:
+        """Return the same law with its tables on another device or in another floating dtype."""
+        device = None if device is None else placed(device, "to: device")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"to: dtype must be a floating torch dtype, got {dtype!r}")
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(other, name, value.to(device, dtype if value.is_floating_point() else None))
+            elif isinstance(value, Oracle):
+                setattr(other, name, value.to(device, dtype))
+        return other
+
+    def _like(self) -> Tensor:
+        """Return one of the tables, for its dtype and device."""
+        return next(v for v in vars(self).values() if isinstance(v, Tensor) and v.is_floating_point())
+
+    def _check_clean(self, x: Tensor) -> None:
+        good = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2 and x.shape[1] == self.length
+        if not good or bool(((x < 0) | (x >= self.alphabet)).any()):
+            got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
+            raise ValueError(f"x must be (B, {self.length}) int64 tokens in 0..{self.alphabet - 1}, got {got}")
+
+    def _check_noisy(self, process: Process, z: Tensor) -> None:
+        self._check(process)
+        process.check_states(z, "z")
+        if z.shape[1] != self.length:
+            raise ValueError(f"z: this law is over sequences of length {self.length}, got length {z.shape[1]}")
+
+    def _check(self, process: Process) -> None:
+        if not isinstance(process, Process):
+            raise TypeError(f"oracle: process must be a Process such as Masked(V, Linear()), got {shown(process)}")
+        if len(process.data_tokens) != self.alphabet:
+            raise ValueError(f"{process} has {len(process.data_tokens)} data tokens, the law has {self.alphabet}")
+
+
+def check_rows(**laws: Tensor) -> None:
+    """Raise ValueError unless each tensor holds probabilities that sum to 1 along its last axis, naming it."""
+    for name, rows in laws.items():
+        if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
+            raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
+
+
+def _normalised(weights: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights / total, 1 / weights.shape[-1])
+
+
+def scaled(message: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, " B"]]:
+    """Return the message divided by its sum, and the sum; a zero message stays zero."""
+    total = message.sum(-1)
+    return message / total.masked_fill(total == 0, 1)[:, None], total
+
+
+def uniforms(length: int, batch: int, seed: int, device: torch.device) -> Float[Tensor, "L B"]:
+    """Draw uniforms from a seed, the same on every device."""
+    return torch.rand(length, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+
+
+def pick(weights: Float[Tensor, "B n"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Choose an index of each row with probability proportional to its weights, which must not all be zero."""
+    running = weights.double().cumsum(-1)
+    index = (running <= u[:, None] * running[:, -1:]).sum(-1)
+    last = (weights > 0).long().cumsum(-1).argmax(-1)  # rounding must not pick a weight of 0 after it
+    return torch.minimum(index, last)
