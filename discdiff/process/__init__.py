@@ -1,13 +1,8 @@
 """Forward processes q_t(x_t | x_0): schedules, time grids, and the laws of noise."""
 
 from discdiff.process import grid
-from discdiff.process.base import (
-    LARGEST,
-    Process,
-    Survival,
-    refuse_impossible,
-    survival,
-)
+from discdiff.process.base import LARGEST, Process
+from discdiff.process.constant import Marginal, Masked, Uniform
 from discdiff.process.general import (
     General,
     Ordinal,
@@ -32,13 +27,7 @@ from discdiff.process.interpolant import (
     Interpolant,
 )
 from discdiff.process.noising import noise, noised
-from discdiff.process.rank_one import (
-    Exit,
-    Marginal,
-    Masked,
-    RankOne,
-    Uniform,
-)
+from discdiff.process.rank_one import Exit, RankOne
 from discdiff.process.schedule import (
     Cosine,
     FromFunction,
@@ -55,6 +44,7 @@ from discdiff.process.schedule import (
     learned,
     site_time,
 )
+from discdiff.process.survivals import Survival, refuse_impossible, survival
 
 __all__ = [
     "LARGEST",

@@ -17,7 +17,7 @@ References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; the convers
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,12 +27,15 @@ from discdiff.checks import affordable, check_ids, check_tokens, real, whole
 from discdiff.choices import Choice, Sites, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.process.schedule import Schedule, Time, as_schedule, site_time
+from discdiff.process.survivals import Survival, refuse_impossible
 
-__all__ = ["LARGEST", "Process", "Survival", "refuse_impossible", "survival"]
+if TYPE_CHECKING:
+    from discdiff.process.interpolant import Interpolant
+    from discdiff.process.rank_one import RankOne
+
+__all__ = ["LARGEST", "Process"]
 
 LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
-
-Survival = float | Float[Tensor, "..."]
 
 
 class Process(ABC):
@@ -76,6 +79,28 @@ class Process(ABC):
     @abstractmethod
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> Choice:
         """Return the law at alpha = 0. Batch shape (B,), event shape (L,)."""
+
+    # --- what it offers beyond that -----------------------------------------------------------------------------------
+
+    @property
+    def rank_one(self) -> "RankOne | None":
+        """The process itself if it has the closed forms of rank one, else None."""
+        return None
+
+    @property
+    def pairs(self) -> "Interpolant | None":
+        """The process itself if its states are pairs of a token and a source token, else None."""
+        return None
+
+    @property
+    def one_noise_law(self) -> bool:
+        """Whether it has rank one and the law of fresh noise does not change with time."""
+        return False
+
+    @property
+    def masks(self) -> bool:
+        """Whether all noise is the mask. At a mask z the ratio is then alpha O / c(z) for every token."""
+        return self.absorbing and self.mask_id is not None
 
     # --- laws ---------------------------------------------------------------------------------------------------------
 
@@ -166,11 +191,6 @@ class Process(ABC):
         """Map a column to the state that has it; the frozen part of the state is that of x."""
         return column
 
-    @property
-    def masks(self) -> bool:
-        """Whether all noise is the mask. At a mask z the ratio is then alpha O / c(z) for every token."""
-        return self.absorbing and self.mask_id is not None
-
     def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """Return the state that carries no information on the token, on an absorbing process."""
         raise ValueError(f"{self} has no state that hides a token")
@@ -222,10 +242,7 @@ class Process(ABC):
         start, a_t, a_u = x[where], self.sitewise(alpha_t, x)[where], self.sitewise(alpha_u, x)[where]
 
         def rows(n: Tensor) -> Tensor:
-            one = torch.zeros(len(n), self.states, dtype=torch.float64, device=x.device).scatter(
-                -1, start[n][:, None], 1.0
-            )
-            return kernels.log(self.propagate(one, a_u[n], a_t[n]).clamp(min=0))
+            return kernels.log(self.propagate(self._one_hot(start[n]), a_u[n], a_t[n]).clamp(min=0))
 
         return Tokens(Sites.computed(where, rows, self.states), x)
 
@@ -381,19 +398,3 @@ class Process(ABC):
         if self.mask_id is not None:
             wrong, accepted = wrong | (x == self.mask_id), accepted + f" without the mask {self.mask_id}"
         check_ids(x, name, accepted, wrong)
-
-
-def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) -> None:
-    """Raise ValueError, naming the site, where x_t cannot come from x0."""
-    if bool(impossible.any()):
-        row, site = impossible.nonzero()[0].tolist()
-        raise ValueError(
-            f"bridge: row {row}, position {site}: "
-            f"x_t = {int(x_t[row, site])} cannot come from x0 = {int(x0[row, site])}"
-        )
-
-
-def survival(alpha_t: Survival, alpha_s: Survival) -> Tensor:
-    """Return alpha_{t|s} = alpha_t / alpha_s, or 1 where both are 0: nothing moves between two times of pure noise."""
-    a_t, a_s = torch.as_tensor(alpha_t, dtype=torch.float64), torch.as_tensor(alpha_s, dtype=torch.float64)
-    return torch.where(a_s > 0, a_t / a_s.clamp(min=torch.finfo(torch.float64).tiny), 1.0)

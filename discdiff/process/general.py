@@ -26,8 +26,9 @@ from torch import Tensor
 from discdiff.checks import affordable, array, extent, real, shown, whole
 from discdiff.choices import PointMixture
 from discdiff.kernels import dispatch as kernels
-from discdiff.process.base import Process, Survival
+from discdiff.process.base import Process
 from discdiff.process.schedule import Schedule
+from discdiff.process.survivals import Survival
 
 __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
 

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from discdiff.checks import affordable, check_law, extent
 from discdiff.choices import Choice, Key, SiteWise
-from discdiff.process.base import Process, Survival, survival
+from discdiff.process.base import Process
 from discdiff.process.hybrid import Blend
 from discdiff.process.rank_one import RankOne
 from discdiff.process.schedule import Schedule, site_time
+from discdiff.process.survivals import Survival, survival
 
 __all__ = ["AbsorbingUniform", "Interpolant"]
 
@@ -65,6 +66,10 @@ class Interpolant(RankOne):
         self.absorbing = self._blend.p_uniform == 0
 
     # --- pairs --------------------------------------------------------------------------------------------------------
+
+    @property
+    def pairs(self) -> "Interpolant":
+        return self
 
     @property
     def states(self) -> int:

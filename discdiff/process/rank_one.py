@@ -17,21 +17,20 @@ al., 2025, https://arxiv.org/abs/2503.04482); DiGress (Vignac et al., 2023, http
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import check_law, extent, whole
+from discdiff.checks import extent
 from discdiff.choices import Noise, Other, PointMixture
 from discdiff.kernels import dispatch as kernels
-from discdiff.process.base import Process, Survival, refuse_impossible, survival
-from discdiff.process.schedule import Schedule
+from discdiff.process.base import Process
+from discdiff.process.survivals import Survival, refuse_impossible, survival
 
-__all__ = ["Exit", "Marginal", "Masked", "RankOne", "Uniform"]
+__all__ = ["Exit", "RankOne"]
 
 
 class Exit(NamedTuple):
@@ -55,6 +54,14 @@ class RankOne(Process):
     @abstractmethod
     def pi(self) -> Float[Tensor, " C"]:
         """The constant part of the noise law over columns, float64."""
+
+    @property
+    def rank_one(self) -> "RankOne":
+        return self
+
+    @property
+    def one_noise_law(self) -> bool:
+        return self.absorbing or self.anchor(torch.zeros(1, 1, dtype=torch.int64)) is None
 
     @property
     def states(self) -> int:
@@ -305,90 +312,6 @@ class RankOne(Process):
         if anchor is not None:
             rate[anchor] += share
         return rate - torch.eye(self.states, dtype=torch.float64)
-
-
-class Uniform(RankOne):
-    """Noise is a uniform token: pi = 1/V, S = V (D3PM-uniform, Austin et al., 2021; UDLM, Schiff et al., 2025).
-
-    Args:
-        vocab_size: V.
-        schedule: the noise schedule.
-    """
-
-    @property
-    def pi(self) -> Float[Tensor, " S"]:
-        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64)
-
-
-class Marginal(RankOne):
-    """Noise is a token of a given law, such as the data's marginal law (DiGress, Vignac et al., 2023); S = V.
-
-    Args:
-        pi: (V,) the noise law. A token with pi = 0 is never noise, so it determines the clean token.
-        schedule: the noise schedule.
-
-    Raises:
-        ValueError: if ``pi`` is not a law.
-    """
-
-    def __init__(self, pi: Float[Tensor, " V"], schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
-        self._pi = check_law(pi, "Marginal: pi")
-        super().__init__(len(self._pi), schedule)
-
-    @property
-    def pi(self) -> Float[Tensor, " S"]:
-        return self._pi
-
-    def with_schedule(self, schedule: Schedule) -> "Marginal":
-        return Marginal(self._pi, schedule)
-
-    def _identity(self) -> tuple[object, ...]:
-        return tuple(self._pi.tolist()), self.schedule
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{p:.3g}" for p in self._pi[:4].tolist()) + (", ..." if len(self._pi) > 4 else "")
-        return f"Marginal([{shown}], {self.schedule})"
-
-
-class Masked(RankOne):
-    """Noise is the mask: pi = delta_m. D3PM-absorbing (Austin et al., 2021), MDLM (Sahoo et al., 2024); links above.
-
-    Args:
-        vocab_size: V, the number of columns of a prediction.
-        schedule: the noise schedule.
-        mask_id: the mask's id. By default V, one state more than tokens (S = V + 1). An id below V takes one of
-            the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored.
-    """
-
-    absorbing = True
-
-    def __init__(
-        self,
-        vocab_size: SupportsIndex,
-        schedule: Schedule | Callable[[Tensor], Tensor],
-        mask_id: SupportsIndex | None = None,
-    ) -> None:
-        super().__init__(vocab_size, schedule)
-        size = self.vocab_size
-        self.mask_id: int = size if mask_id is None else whole(mask_id, "Masked: mask_id", 0, size)
-        if self.mask_id < size == 1:
-            raise ValueError(f"Masked: mask_id must lie in 0..{size} and leave a data token, got {mask_id}")
-
-    @property
-    def pi(self) -> Float[Tensor, " S"]:
-        pi = torch.zeros(max(self.vocab_size, self.mask_id + 1), dtype=torch.float64)
-        pi[self.mask_id] = 1
-        return pi
-
-    def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        return torch.full_like(x, self.mask_id)
-
-    def with_schedule(self, schedule: Schedule) -> "Masked":
-        return Masked(self.vocab_size, schedule, self.mask_id)
-
-    def __repr__(self) -> str:
-        mask = "" if self.mask_id == self.vocab_size else f", mask_id={self.mask_id}"
-        return f"Masked({self.vocab_size}, {self.schedule}{mask})"
 
 
 def _odds(share: Float[Tensor, "*N"], alpha: Survival, mass: float | Tensor = 0.0) -> Float[Tensor, "*N"]:

@@ -1,0 +1,103 @@
+"""Processes of rank one whose noise has one constant law: a uniform token, a token of a given law, or the mask.
+
+References: D3PM (Austin et al., 2021, https://arxiv.org/abs/2107.03006); MDLM (Sahoo et al., 2024,
+https://arxiv.org/abs/2406.07524); UDLM (Schiff et al., 2025, https://arxiv.org/abs/2412.10193); DiGress (Vignac et al.,
+2023, https://arxiv.org/abs/2209.14734).
+"""
+
+from collections.abc import Callable
+from typing import SupportsIndex
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.checks import check_law, whole
+from discdiff.process.rank_one import RankOne
+from discdiff.process.schedule import Schedule
+
+__all__ = ["Marginal", "Masked", "Uniform"]
+
+
+class Uniform(RankOne):
+    """Noise is a uniform token: pi = 1/V, S = V (D3PM-uniform, Austin et al., 2021; UDLM, Schiff et al., 2025).
+
+    Args:
+        vocab_size: V.
+        schedule: the noise schedule.
+    """
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        return torch.full((self.vocab_size,), 1 / self.vocab_size, dtype=torch.float64)
+
+
+class Marginal(RankOne):
+    """Noise is a token of a given law, such as the data's marginal law (DiGress, Vignac et al., 2023); S = V.
+
+    Args:
+        pi: (V,) the noise law. A token with pi = 0 is never noise, so it determines the clean token.
+        schedule: the noise schedule.
+
+    Raises:
+        ValueError: if ``pi`` is not a law.
+    """
+
+    def __init__(self, pi: Float[Tensor, " V"], schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
+        self._pi = check_law(pi, "Marginal: pi")
+        super().__init__(len(self._pi), schedule)
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        return self._pi
+
+    def with_schedule(self, schedule: Schedule) -> "Marginal":
+        return Marginal(self._pi, schedule)
+
+    def _identity(self) -> tuple[object, ...]:
+        return tuple(self._pi.tolist()), self.schedule
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{p:.3g}" for p in self._pi[:4].tolist()) + (", ..." if len(self._pi) > 4 else "")
+        return f"Marginal([{shown}], {self.schedule})"
+
+
+class Masked(RankOne):
+    """Noise is the mask: pi = delta_m. D3PM-absorbing (Austin et al., 2021), MDLM (Sahoo et al., 2024); links above.
+
+    Args:
+        vocab_size: V, the number of columns of a prediction.
+        schedule: the noise schedule.
+        mask_id: the mask's id. By default V, one state more than tokens (S = V + 1). An id below V takes one of
+            the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored.
+    """
+
+    absorbing = True
+
+    def __init__(
+        self,
+        vocab_size: SupportsIndex,
+        schedule: Schedule | Callable[[Tensor], Tensor],
+        mask_id: SupportsIndex | None = None,
+    ) -> None:
+        super().__init__(vocab_size, schedule)
+        size = self.vocab_size
+        self.mask_id: int = size if mask_id is None else whole(mask_id, "Masked: mask_id", 0, size)
+        if self.mask_id < size == 1:
+            raise ValueError(f"Masked: mask_id must lie in 0..{size} and leave a data token, got {mask_id}")
+
+    @property
+    def pi(self) -> Float[Tensor, " S"]:
+        pi = torch.zeros(max(self.vocab_size, self.mask_id + 1), dtype=torch.float64)
+        pi[self.mask_id] = 1
+        return pi
+
+    def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        return torch.full_like(x, self.mask_id)
+
+    def with_schedule(self, schedule: Schedule) -> "Masked":
+        return Masked(self.vocab_size, schedule, self.mask_id)
+
+    def __repr__(self) -> str:
+        mask = "" if self.mask_id == self.vocab_size else f", mask_id={self.mask_id}"
+        return f"Masked({self.vocab_size}, {self.schedule}{mask})"
