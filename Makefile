@@ -24,7 +24,7 @@ test-all: .venv/test
 # Before a commit: linter, types and the quick tests of every part, in two minutes.
 QUICK := assets bad_logits bench block_causal block_losses certain chain choices controls diffusion_transformers \
 	dit doors errors evodiff fairseq files fit frames fuzz gemma generation gibbs head layout levels \
-	library listening load md4 operator oracles prediction probe process program purity quantise recorded \
+	library listening load md4 operator oracles prediction probe process program purity int8 recorded \
 	reprs rest save scan schedule schedulers shown trajectory transformer unmasking
 check: lint
 	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(addprefix tests/test_,$(addsuffix .py,$(QUICK)))

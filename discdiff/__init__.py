@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from discdiff import kernels, losses, samplers
+from discdiff.choices import Coins, PointMixture, Ranking, Subset, Tokens
 from discdiff.denoiser import Alphabets, Denoiser, conditional, conditioned, marginal
 from discdiff.kernels import dispatch
 from discdiff.operator import At, Corrector, Operator, Predictor, State, alone, choose, mix, when
@@ -33,18 +34,18 @@ from discdiff.process import (
     Uniform,
     grid,
 )
-from discdiff.sampling import BlockSamples, Blockwise, Cascade, Sampler, Samples, predictor_corrector, program
+from discdiff.sampling import Blockwise, Cascade, Sampler, Samples, predictor_corrector, program
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from discdiff import theory
-    from discdiff.adapters.convention import Convention, Loaded
-    from discdiff.adapters.diagnose import cycle_residual, loo_sensitivity, sensitivity_curve
+    from discdiff.adapters import diagnostics
+    from discdiff.adapters.convention import Convention
     from discdiff.adapters.generation import generate
+    from discdiff.adapters.int8 import quantize
     from discdiff.adapters.loading import load
     from discdiff.adapters.probing import probe
-    from discdiff.adapters.quantize import features, quantised
 
 # kernels/ has no __init__.py of its own: as a folder on the path it would hide a package that transformers imports.
 for _name in dispatch.__all__:
@@ -53,25 +54,20 @@ for _name in dispatch.__all__:
 # What is above the sampler is imported when it is used: theory takes scipy, adapters read files.
 _LAZY = {
     "Convention": "adapters.convention",
-    "Loaded": "adapters.convention",
-    "cycle_residual": "adapters.diagnose",
-    "features": "adapters.quantize",
     "generate": "adapters.generation",
     "load": "adapters.loading",
-    "loo_sensitivity": "adapters.diagnose",
     "probe": "adapters.probing",
-    "quantised": "adapters.quantize",
-    "sensitivity_curve": "adapters.diagnose",
+    "quantize": "adapters.int8",
 }
-_LAZY_ROOMS = ("adapters", "demo", "theory")
+_LAZY_ROOMS = {"adapters": "adapters", "demo": "demo", "diagnostics": "adapters.diagnostics", "theory": "theory"}
 
 __all__ = [
     "AbsorbingUniform",
     "Alphabets",
     "At",
-    "BlockSamples",
     "Blockwise",
     "Cascade",
+    "Coins",
     "Convention",
     "Corrector",
     "Cosine",
@@ -81,24 +77,27 @@ __all__ = [
     "Hybrid",
     "Interpolant",
     "Linear",
-    "Loaded",
     "LogLinear",
     "Marginal",
     "Masked",
     "Operator",
     "Ordinal",
     "PerSite",
+    "PointMixture",
     "Polynomial",
     "Prediction",
     "Predictor",
     "Process",
     "RankOne",
+    "Ranking",
     "Sampler",
     "Samples",
     "Schedule",
     "Sigmoid",
     "State",
+    "Subset",
     "TimeVarying",
+    "Tokens",
     "Truncation",
     "Uniform",
     "alone",
@@ -106,22 +105,19 @@ __all__ = [
     "choose",
     "conditional",
     "conditioned",
-    "cycle_residual",
-    "features",
+    "diagnostics",
     "generate",
     "grid",
     "kernels",
     "load",
-    "loo_sensitivity",
     "losses",
     "marginal",
     "mix",
     "predictor_corrector",
     "probe",
     "program",
-    "quantised",
+    "quantize",
     "samplers",
-    "sensitivity_curve",
     "theory",
     "when",
 ]
@@ -137,7 +133,7 @@ def __getattr__(name: str) -> object:
     if name in _LAZY:
         value = getattr(import_module(f"discdiff.{_LAZY[name]}"), name)
     elif name in _LAZY_ROOMS:
-        value = import_module(f"discdiff.{name}")
+        value = import_module(f"discdiff.{_LAZY_ROOMS[name]}")
     else:
         raise AttributeError(f"module 'discdiff' has no attribute {name!r}")
     globals()[name] = value

@@ -125,7 +125,7 @@ def judge_networks(data: str) -> dict[str, object]:
         value = (estimate.value + chain().log_prob(x0) if data == "chain" else estimate.value) / x0.shape[1]
         bounds[kind] = [float(value.mean()), float(value.std() / len(value) ** 0.5)]
     for kind in ("loo", "denoiser"):
-        curves = dd.sensitivity_curve(denoiser(data, kind), x0, ALPHAS)
+        curves = dd.diagnostics.sensitivity_curve(denoiser(data, kind), x0, ALPHAS)
         looks[kind] = {read: curve.tolist() for read, curve in curves.items()}
     return {"data": data, "reference": reference, "bounds": bounds, "sensitivity": looks}
 

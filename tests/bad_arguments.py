@@ -31,6 +31,7 @@ import discdiff as dd
 from discdiff import kernels
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.adapters import diagnostics
 from discdiff.command.cli import main, parse_operator
 from discdiff.demo.data import ASSETS
 from discdiff.losses import BlockMixture, Blocks
@@ -87,15 +88,15 @@ MODELS = [
     *each("probe: model", lambda m: dd.probe(m, ZEROS), NOT_MODELS, "model must be"),
     *each("T.kernel: model", lambda m: T.kernel(S.Gibbs(), UNIFORM, m, 0.5), NOT_MODELS, "model must be"),
     *each("loss: model", lambda m: losses.ScoreEntropy()(m, ZEROS), NOT_MODELS, "model must be"),
-    *each("quantised: model", dd.quantised, NOT_MODELS, "model must be"),
+    *each("quantize: model", dd.quantize, NOT_MODELS, "model must be"),
     *each("conditioned: model", lambda m: dd.conditioned(m, ZEROS), NOT_MODELS, "model must be"),
     *each("Cascade: first", lambda m: dd.Cascade(m, sampler()), NOT_MODELS, "Cascade: takes a Sampler"),
     *each("T.law: sampler", T.law, NOT_MODELS, "sampler must be"),
-    *each("loo_sensitivity: model", lambda m: dd.loo_sensitivity(m, ZEROS, 0.5), NOT_MODELS, "model must be"),
-    *each("cycle_residual: model", lambda m: dd.cycle_residual(m, ZEROS, 0.5), NOT_MODELS, "model must be"),
+    *each("loo_sensitivity: model", lambda m: diagnostics.loo_sensitivity(m, ZEROS, 0.5), NOT_MODELS, "model must be"),
+    *each("cycle_residual: model", lambda m: diagnostics.cycle_residual(m, ZEROS, 0.5), NOT_MODELS, "model must be"),
     *each("reverse_law: model", lambda m: T.reverse_law(m, 2), NOT_MODELS, "model must be"),
     *each("marginal: model", lambda m: dd.marginal(m, torch.ones(3).bool()), NOT_MODELS, "model must be"),
-    *each("features: model", lambda m: dd.features(m, ZEROS, [0.5], []), NOT_MODELS, "model must be"),
+    *each("features: model", lambda m: diagnostics.features(m, ZEROS, [0.5], []), NOT_MODELS, "model must be"),
 ]
 
 TYPES = [
@@ -343,16 +344,20 @@ SHAPES = [
     ("Alphabets: nothing", lambda: dd.Alphabets(OF_MASKS, torch.zeros(3, 3).bool()), "may hold no token"),
     ("Alphabets: model", lambda: dd.Alphabets("model", torch.ones(3, 3).bool()), "model must be"),
     ("suppress outside", lambda: dd.Denoiser(lambda x, t: x, UNIFORM, "loo", suppress=[5]), "suppress"),
-    ("quantised: no module", lambda: dd.quantised(PLAIN), "nn.Module"),
-    ("features: no module", lambda: dd.features(PLAIN, ZEROS, [0.5], ["x"]), "nn.Module"),
-    ("loo_sensitivity: masked", lambda: dd.loo_sensitivity(OF_MASKS, ZEROS, 0.5), "needs a process"),
-    ("loo_sensitivity: x of floats", lambda: dd.loo_sensitivity(PLAIN, ZEROS.float(), 0.5), "x must be"),
-    ("loo_sensitivity: x a list", lambda: dd.loo_sensitivity(PLAIN, [[0]], 0.5), "x must be"),
-    ("sensitivity_curve: none", lambda: dd.sensitivity_curve(PLAIN, ZEROS, []), "alphas must lie"),
-    ("sensitivity_curve: one row", lambda: dd.sensitivity_curve(PLAIN, ZEROS[:1], [0.5]), "at least 2 rows"),
-    ("sensitivity_curve: a number", lambda: dd.sensitivity_curve(PLAIN, ZEROS, 0.5), "alphas must"),
-    ("cycle_residual: one site", lambda: dd.cycle_residual(PLAIN, ZEROS[:, :1], 0.5), "site"),
-    ("cycle_residual: x a list", lambda: dd.cycle_residual(PLAIN, [[0, 1]], 0.5), "x must be"),
+    ("quantize: no module", lambda: dd.quantize(PLAIN), "nn.Module"),
+    ("features: no module", lambda: diagnostics.features(PLAIN, ZEROS, [0.5], ["x"]), "nn.Module"),
+    ("loo_sensitivity: masked", lambda: diagnostics.loo_sensitivity(OF_MASKS, ZEROS, 0.5), "needs a process"),
+    ("loo_sensitivity: x of floats", lambda: diagnostics.loo_sensitivity(PLAIN, ZEROS.float(), 0.5), "x must be"),
+    ("loo_sensitivity: x a list", lambda: diagnostics.loo_sensitivity(PLAIN, [[0]], 0.5), "x must be"),
+    ("sensitivity_curve: none", lambda: diagnostics.sensitivity_curve(PLAIN, ZEROS, []), "alphas must lie"),
+    (
+        "sensitivity_curve: one row",
+        lambda: diagnostics.sensitivity_curve(PLAIN, ZEROS[:1], [0.5]),
+        "at least 2 rows",
+    ),
+    ("sensitivity_curve: a number", lambda: diagnostics.sensitivity_curve(PLAIN, ZEROS, 0.5), "alphas must"),
+    ("cycle_residual: one site", lambda: diagnostics.cycle_residual(PLAIN, ZEROS[:, :1], 0.5), "site"),
+    ("cycle_residual: x a list", lambda: diagnostics.cycle_residual(PLAIN, [[0, 1]], 0.5), "x must be"),
     ("probe: one row", lambda: dd.probe(PLAIN, ZEROS[:1]), "at least 2 rows"),
     ("probe: out of range", lambda: dd.probe(PLAIN, ZEROS + 9), "x0: row 0"),
     ("probe: a list", lambda: dd.probe(PLAIN, [[0]]), "x0 must be"),

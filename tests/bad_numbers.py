@@ -143,12 +143,12 @@ WHOLE: dict[str, tuple[Callable[..., object], str]] = {
     ),
     "kernels.threshold: top_k": (lambda n: kernels.threshold(LOGITS, top_k=n), "top_k"),
     "probe: seed": (lambda n: dd.probe(PLAIN, ZEROS, seed=n), "seed"),
-    "quantised: levels": (
-        lambda n: dd.quantised(dd.Denoiser(torch.nn.Linear(2, 2), UNIFORM, "loo"), levels=n), "levels",
+    "quantize: levels": (
+        lambda n: dd.quantize(dd.Denoiser(torch.nn.Linear(2, 2), UNIFORM, "loo"), levels=n), "levels",
     ),
     "marginal: seed": (lambda n: dd.marginal(OF_MASKS, torch.tensor([True, False]), n), "seed"),
-    "loo_sensitivity: seed": (lambda n: dd.loo_sensitivity(PLAIN, ZEROS, 0.5, n), "seed"),
-    "cycle_residual: seed": (lambda n: dd.cycle_residual(PLAIN, ZEROS, 0.5, n), "seed"),
+    "loo_sensitivity: seed": (lambda n: dd.diagnostics.loo_sensitivity(PLAIN, ZEROS, 0.5, n), "seed"),
+    "cycle_residual: seed": (lambda n: dd.diagnostics.cycle_residual(PLAIN, ZEROS, 0.5, n), "seed"),
     "T.Enumeration: vocab_size": (lambda n: T.Enumeration(torch.ones(9) / 9, vocab_size=n, length=2), "vocab_size"),
     "T.Enumeration: length": (lambda n: T.Enumeration(torch.ones(9) / 9, vocab_size=3, length=n), "length"),
     "T.MarkovChain: length": (lambda n: T.MarkovChain(torch.ones(2) / 2, torch.ones(2, 2) / 2, length=n), "length"),
@@ -171,7 +171,7 @@ WHOLE: dict[str, tuple[Callable[..., object], str]] = {
 # A whole number that is right, where 2 is not.
 RIGHT = {"kernels.race: first_column": 1024, "predictor_corrector: nfe": 8, "T.Enumeration: vocab_size": 3,
          "General: mask_id": 1, "Masked: mask_id": 3, "T.Tree: parents": 0, "T.order: steps": 2,
-         "quantised: levels": None, "estimate: draws": 3,
+         "quantize: levels": None, "estimate: draws": 3,
          "T.reverse_law: length": None, "T.kernel: most": 1000}  # fmt: skip
 
 NO_REAL: dict[str, object] = {
@@ -239,6 +239,6 @@ REAL: dict[str, tuple[Callable[..., object], str]] = {
     "Enumeration.reachable: t": (lambda v: WORLD.reachable(UNIFORM, v), r"\bt\b"),
     "log_marginal: t": (lambda v: CHAIN.log_marginal(UNIFORM, ZEROS, v), r"\bt\b"),
     "posterior: t": (lambda v: CHAIN.posterior(UNIFORM, ZEROS, v, 0), r"\bt\b"),
-    "loo_sensitivity: t": (lambda v: dd.loo_sensitivity(PLAIN, ZEROS, v), r"\bt\b"),
-    "sensitivity_curve: alphas": (lambda v: dd.sensitivity_curve(PLAIN, ZEROS, [v]), "alpha"),
+    "loo_sensitivity: t": (lambda v: dd.diagnostics.loo_sensitivity(PLAIN, ZEROS, v), r"\bt\b"),
+    "sensitivity_curve: alphas": (lambda v: dd.diagnostics.sensitivity_curve(PLAIN, ZEROS, [v]), "alpha"),
 }

@@ -34,7 +34,7 @@ def cases() -> list[Case]:
     """All of them; the same at every call."""
     makers = (_bytes, _archives, _tensors, _headers, _pickles, _arrays, _settings, _tokenizers, _indices, _texts)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of nested and of quantised tensors
+        warnings.simplefilter("ignore")  # torch's, of nested and of quantized tensors
         found = [case for make in (*makers, _yaml, _places) for case in make()]
     assert len({case.name for case in found}) == len(found)
     return found

@@ -34,7 +34,7 @@ READ = (
 def keys() -> list[str]:
     """Keys of configurations that transformers reads: of 4.57.6 and 5.23.0 as a list, of the installed from its source.
 
-    They are those of the modules that load models and dispatch attention, kernels, parallelism and quantisation, and of
+    They are those of the modules that load models and dispatch attention, kernels, parallelism and quantization, and of
     the configuration classes that are used here. The family and the mask's id are read by ``load`` itself.
     """
     root = Path(transformers.__file__).parent

@@ -40,11 +40,11 @@ def folder(docs: ModuleType) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> dd.Loaded:
+def model(folder: Path) -> dd.adapters.Loaded:
     return load(folder, quiet=True)
 
 
-def test_its_convention_is_what_its_authors_say(model: dd.Loaded) -> None:
+def test_its_convention_is_what_its_authors_say(model: dd.adapters.Loaded) -> None:
     said = model.convention
     assert (said.family, said.frame, said.longest) == ("BERT", (2, 3), 510)
     assert model.process == dd.Masked(25, dd.Linear(), mask_id=4)
@@ -56,7 +56,7 @@ def test_its_convention_is_what_its_authors_say(model: dd.Loaded) -> None:
     assert named == "its tokens are named by ../vocab.txt"
 
 
-def test_logits_are_those_of_its_own_class(model: dd.Loaded, folder: Path) -> None:
+def test_logits_are_those_of_its_own_class(model: dd.adapters.Loaded, folder: Path) -> None:
     """The class in its package, whose forward is theirs; transformers 5 wants an attribute that it does not set."""
     from antiberty.model.AntiBERTy import AntiBERTy
     from transformers import BertConfig
@@ -76,14 +76,14 @@ def test_logits_are_those_of_its_own_class(model: dd.Loaded, folder: Path) -> No
     assert float(theirs.std()) > 1
 
 
-def test_the_probe_finds_nothing_against_it(model: dd.Loaded, docs: ModuleType) -> None:
+def test_the_probe_finds_nothing_against_it(model: dd.adapters.Loaded, docs: ModuleType) -> None:
     rows = [row for row in docs.known()["PDB, light"] if len(row) == 107]
     found = dd.probe(model, torch.tensor([docs.tokens(row) for row in rows[:10]]))
     assert found.wrong == (), str(found)
     assert found["shift"].verdict == found["mask id"].verdict == "right"
 
 
-def test_domains_from_masks_alone_are_domains(model: dd.Loaded, docs: ModuleType) -> None:
+def test_domains_from_masks_alone_are_domains(model: dd.adapters.Loaded, docs: ModuleType) -> None:
     """Two of them here; the page has two hundred."""
     said = model.guided(dd.Truncation(temperature=0.8))
     sampler = dd.Sampler(model.process, said, S.Unmask(select="entropy"), steps=40)
@@ -93,7 +93,7 @@ def test_domains_from_masks_alone_are_domains(model: dd.Loaded, docs: ModuleType
     assert out.framed()[:, [0, -1]].tolist() == [[2, 3]] * 2
 
 
-def test_the_third_loop_of_a_given_domain_is_filled(model: dd.Loaded, docs: ModuleType) -> None:
+def test_the_third_loop_of_a_given_domain_is_filled(model: dd.adapters.Loaded, docs: ModuleType) -> None:
     """Between the residues around it, which stay."""
     before, loop, behind = HEAVY, 9, "WGQGTLVTVSS"
     where = [False] * (len(before) + loop + len(behind))

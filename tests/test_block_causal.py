@@ -17,7 +17,7 @@ L, BLOCK = 16, 4
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> dd.Loaded:
+def model(tmp_path_factory: pytest.TempPathFactory) -> dd.adapters.Loaded:
     return load(checkpoints.llada2(tmp_path_factory.mktemp("llada2") / "hub").folder, quiet=True)
 
 
@@ -25,7 +25,7 @@ def tokens(seed: int, *shape: int) -> Tensor:
     return torch.randint(4, 36, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_all_blocks_in_one_pass_are_the_blocks_one_by_one(model: dd.Loaded) -> None:
+def test_all_blocks_in_one_pass_are_the_blocks_one_by_one(model: dd.adapters.Loaded) -> None:
     net, x0, x = model.network, tokens(0, 2, L), tokens(1, 2, L)
     assert isinstance(net, BlockCausal)
     whole = net.blocks_at_once(x0, x, None, BLOCK)
@@ -36,7 +36,7 @@ def test_all_blocks_in_one_pass_are_the_blocks_one_by_one(model: dd.Loaded) -> N
     assert float((whole - net(x)).abs().max()) > 1e-2  # behind noisy ones, the planted fault
 
 
-def test_ragged_prefixes_say_what_each_says_alone(model: dd.Loaded) -> None:
+def test_ragged_prefixes_say_what_each_says_alone(model: dd.adapters.Loaded) -> None:
     net, shown, length = model.network, tokens(2, 3, 8), torch.tensor([8, 4, 0])
     assert isinstance(net, BlockCausal)
     noisy, block, after = tokens(3, 3, BLOCK), tokens(4, 3, BLOCK), tokens(5, 3, BLOCK)
@@ -58,7 +58,7 @@ def test_ragged_prefixes_say_what_each_says_alone(model: dd.Loaded) -> None:
     assert float((net.evaluate(forgotten, noisy, None)[1] - alone(1, noisy)).abs().max()) > 1e-3
 
 
-def test_generation_is_the_same_with_and_without_what_is_kept(model: dd.Loaded) -> None:
+def test_generation_is_the_same_with_and_without_what_is_kept(model: dd.adapters.Loaded) -> None:
     prompts = [[5, 6, 7, 8, 9], [5], [4, 4, 4, 4]]
     shown = model.calling(lambda x, time: model.fn(x, time))
     kept, again = (

@@ -108,7 +108,7 @@ def run(seed: int = 0, **options: object) -> dd.Samples:
     return dd.Sampler(MASKED, model, S.Ancestral(), steps=3).sample(4, seed=seed, **options)  # type: ignore[arg-type]
 
 
-def blocks(seed: int = 0) -> dd.BlockSamples:
+def blocks(seed: int = 0) -> dd.sampling.BlockSamples:
     model = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, 3), MASKED, "denoiser")
     return dd.Blockwise(MASKED, model, S.Ancestral(), block=2, steps=2).sample(3, 4, seed=seed, stop=1, record=True)
 
@@ -144,7 +144,7 @@ def test_samples_are_kept_in_files(tmp_path: Path) -> None:
         assert again.seed == out.seed
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"3.safetensors is no safetensors file of samples"):
-        dd.BlockSamples.load(path)
+        dd.sampling.BlockSamples.load(path)
 
 
 @pytest.mark.usefixtures("as_user")

@@ -12,6 +12,7 @@ from scipy import stats
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.adapters import diagnostics
 from discdiff.losses import base as losses
 from discdiff.theory.world import state_index
 
@@ -215,12 +216,14 @@ def test_exact_predictions_pass_the_diagnostics(process: dd.Process) -> None:
     world = strong()
     z = states(process.states, 3)
     loo = world.denoiser(process, predicts="loo")
-    assert float(dd.loo_sensitivity(loo, z, 0.5).max()) < 1e-12
-    cycles = dd.cycle_residual(world.denoiser(process, predicts="ratio"), z, 0.5)
+    assert float(diagnostics.loo_sensitivity(loo, z, 0.5).max()) < 1e-12
+    cycles = diagnostics.cycle_residual(world.denoiser(process, predicts="ratio"), z, 0.5)
     assert float(torch.stack([cycles.there_and_back, cycles.square]).abs().max()) < 1e-10
     wrong = mislabelled(world, process)
-    assert float(dd.loo_sensitivity(wrong, z, 0.5).mean()) > 0.05, "a denoiser looks at its own token"
-    assert float(dd.cycle_residual(wrong, z, 0.5).square.abs().max()) > 0.01, "and its ratios are those of no law"
+    assert float(diagnostics.loo_sensitivity(wrong, z, 0.5).mean()) > 0.05, "a denoiser looks at its own token"
+    assert float(diagnostics.cycle_residual(wrong, z, 0.5).square.abs().max()) > 0.01, (
+        "and its ratios are those of no law"
+    )
 
 
 @pytest.mark.parametrize("true", ["loo", "denoiser"])
@@ -234,7 +237,7 @@ def test_the_sensitivity_shows_what_a_network_learned(true: str, declared: str) 
         return said.loo if true == "loo" else said.denoiser
 
     model = dd.Denoiser(network, process, predicts=declared, time="alpha", time_dtype=torch.float64)
-    curves = dd.sensitivity_curve(model, world.sample(200, seed=0), [0.2, 0.5, 0.8], seed=1)
+    curves = diagnostics.sensitivity_curve(model, world.sample(200, seed=0), [0.2, 0.5, 0.8], seed=1)
     assert float(curves[true].max()) < 1e-12
     (other,) = set(curves) - {true}
     mean, error = curves[other].T
@@ -245,15 +248,15 @@ def test_the_sensitivity_shows_what_a_network_learned(true: str, declared: str) 
 def test_diagnostics_say_what_they_need() -> None:
     exact = strong().denoiser(dd.Uniform(3, dd.Linear()))
     with pytest.raises(ValueError, match=r"alphas must lie in \(0, 1\)"):
-        dd.sensitivity_curve(exact, torch.zeros(2, 3, dtype=torch.int64), [0.5, 1.0])
+        diagnostics.sensitivity_curve(exact, torch.zeros(2, 3, dtype=torch.int64), [0.5, 1.0])
     with pytest.raises(ValueError, match="at least 2 rows"):
-        dd.sensitivity_curve(exact, torch.zeros(1, 3, dtype=torch.int64), [0.5])
+        diagnostics.sensitivity_curve(exact, torch.zeros(1, 3, dtype=torch.int64), [0.5])
     masked = strong().denoiser(dd.Masked(3, dd.Linear()))
     with pytest.raises(ValueError, match="tokens can be noise"):
-        dd.loo_sensitivity(masked, torch.zeros(1, 3, dtype=torch.int64), 0.5)
+        diagnostics.loo_sensitivity(masked, torch.zeros(1, 3, dtype=torch.int64), 0.5)
     uniform = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, 3), dd.Uniform(3, dd.Linear()), "ratio")
     with pytest.raises(ValueError, match="two sites"):
-        dd.cycle_residual(uniform, torch.zeros(1, 1, dtype=torch.int64), 0.5)
+        diagnostics.cycle_residual(uniform, torch.zeros(1, 1, dtype=torch.int64), 0.5)
 
 
 # --- large sparse generators -----------------------------------------------------------------------------------------

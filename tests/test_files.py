@@ -203,7 +203,7 @@ class _Subclass(Tensor):
     pass
 
 
-def _quantised() -> Tensor:
+def _quantized() -> Tensor:
     return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
 
 
@@ -217,7 +217,7 @@ def _quantised() -> Tensor:
             "a must hold real or whole numbers, got a strided tensor on cpu of",
         ),
         (lambda: torch.ones(2).to(torch.uint16), "a must hold real or whole numbers, got a .* of torch.uint16"),
-        (lambda: torch.zeros(2, dtype=torch.float8_e4m3fn), r"quantised \(torch.float8_e4m3fn, by a\)"),
+        (lambda: torch.zeros(2, dtype=torch.float8_e4m3fn), r"quantized \(torch.float8_e4m3fn, by a\)"),
         (lambda: torch.ones(1).expand(2**20, 2**20), "its tensors have more numbers than 16 times the file"),
         (lambda: bytearray(b"abc"), r"holds bytes of any number \(builtins.bytearray\)"),
     ],
@@ -229,9 +229,9 @@ def test_tensors_of_odd_kinds_are_refused(make: Callable[[], Any], message: str,
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_quantised_tensors_and_subclasses_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="holds quantised tensors"):
-        _ = Files(_saved({"a": _quantised()}, tmp_path / "a.pt")).weights
+def test_quantized_tensors_and_subclasses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="holds quantized tensors"):
+        _ = Files(_saved({"a": _quantized()}, tmp_path / "a.pt")).weights
     odd = torch.ones(2).as_subclass(_Subclass)
     odd.more = 1
     with pytest.raises(Refused, match=r"cannot be read as a file of torch.save"):
@@ -732,7 +732,7 @@ def test_a_mask_id_is_found_wherever_it_is_said(tmp_path: Path) -> None:
         Files(where).mask_id(None, None)
 
 
-# --- quantised weights ------------------------------------------------------------------------------------------------
+# --- quantized weights ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -744,17 +744,17 @@ def test_a_mask_id_is_found_wherever_it_is_said(tmp_path: Path) -> None:
         ("layers.0.q_proj.SCB", "bitsandbytes"),
     ],
 )
-def test_quantised_weights_are_refused_by_their_method(name: str, method: str, tmp_path: Path) -> None:
+def test_quantized_weights_are_refused_by_their_method(name: str, method: str, tmp_path: Path) -> None:
     where = folder(tmp_path, state() | {name: torch.zeros(2)})
     with pytest.raises(
-        ValueError, match=rf"the weights are quantised \({method}, by {name}\); load those that are not, or"
+        ValueError, match=rf"the weights are quantized \({method}, by {name}\); load those that are not, or"
     ):
         load(where, quiet=True)
 
 
 def test_a_configuration_that_says_so_is_believed(tmp_path: Path) -> None:
     where = folder(tmp_path, config=CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
-    with pytest.raises(ValueError, match=r"quantised \(gptq, by config.json, quantization_config\); load those"):
+    with pytest.raises(ValueError, match=r"quantized \(gptq, by config.json, quantization_config\); load those"):
         load(where, quiet=True)
     assert load(folder(tmp_path, config=CONFIG | {"quantization_config": None}), quiet=True).convention.family == "MDLM"
 

@@ -33,7 +33,7 @@ OPERATORS = [
 
 
 @pytest.fixture
-def model() -> dd.Loaded:
+def model() -> dd.adapters.Loaded:
     return convention().denoiser(Network())
 
 
@@ -42,7 +42,9 @@ def by_hand(network: Network) -> dd.Denoiser:
     return dd.Denoiser(lambda x, _: network(x), dd.Masked(7, dd.Linear()), "denoiser", time=None, suppress=(START, END))
 
 
-def test_the_network_is_shown_the_ends_and_its_logits_are_those_of_the_inner_sites(model: dd.Loaded) -> None:
+def test_the_network_is_shown_the_ends_and_its_logits_are_those_of_the_inner_sites(
+    model: dd.adapters.Loaded,
+) -> None:
     x = torch.tensor([[7, 1, 7], [2, 7, 7]])
     said = model(x, 0.5).denoiser
     (shown,) = model.network.shown
@@ -54,7 +56,7 @@ def test_the_network_is_shown_the_ends_and_its_logits_are_those_of_the_inner_sit
     assert model.convention.lines()["frame"] == "5 before and 6 behind every sequence"
 
 
-def test_called_by_itself_it_takes_sequences_that_hold_both_ends(model: dd.Loaded) -> None:
+def test_called_by_itself_it_takes_sequences_that_hold_both_ends(model: dd.adapters.Loaded) -> None:
     """As its tokenizer gives them; nothing is put around them twice, and every site is spoken of."""
     whole = torch.tensor([[START, 7, 1, END], [START, 2, 7, END]])
     said = model.output(whole, torch.full((1, 1), 0.5, dtype=torch.float64)).source
@@ -66,7 +68,7 @@ def test_called_by_itself_it_takes_sequences_that_hold_both_ends(model: dd.Loade
     assert model.network.shown[-1].shape == (2, 6)
 
 
-def test_samples_are_those_of_the_ends_frozen_by_hand(model: dd.Loaded) -> None:
+def test_samples_are_those_of_the_ends_frozen_by_hand(model: dd.adapters.Loaded) -> None:
     """The exact law of what is sampled between the ends is the law of the longer sequence whose ends are given."""
     ours = T.law(dd.Sampler(model.process, model, S.Ancestral(), steps=2), length=2)
     whole = by_hand(model.network)
@@ -76,7 +78,7 @@ def test_samples_are_those_of_the_ends_frozen_by_hand(model: dd.Loaded) -> None:
     assert float(ours.view(7, 7)[[START, END]].sum() + ours.view(7, 7)[:, [START, END]].sum()) == 0
 
 
-def test_samples_know_their_ends(model: dd.Loaded, tmp_path: Path) -> None:
+def test_samples_know_their_ends(model: dd.adapters.Loaded, tmp_path: Path) -> None:
     out = dd.Sampler(model.process, model, S.Ancestral(), steps=3).sample(4, 3, seed=0)
     assert out.tokens.shape == (4, 3)
     assert bool((out.tokens < START).all())
@@ -92,7 +94,7 @@ def test_samples_know_their_ends(model: dd.Loaded, tmp_path: Path) -> None:
         dd.Sampler(bare.process, bare, S.Ancestral(), steps=3).sample(4, 3, seed=0).framed()
 
 
-def test_conditions_and_wrappers_are_framed_where_sequences_are_whole(model: dd.Loaded) -> None:
+def test_conditions_and_wrappers_are_framed_where_sequences_are_whole(model: dd.adapters.Loaded) -> None:
     allowed = torch.ones(3, 7, dtype=torch.bool)
     kept = dd.Alphabets.of(model, allowed)
     assert kept.frame == model.frame == model.guided(dd.Truncation(top_p=0.9)).frame == (START, END)
@@ -138,7 +140,7 @@ ENDS = {
 
 @pytest.mark.parametrize("door", list(ENDS))
 @pytest.mark.usefixtures("as_user")
-def test_tokens_that_hold_the_ends_are_refused_with_what_to_do(door: str, model: dd.Loaded) -> None:
+def test_tokens_that_hold_the_ends_are_refused_with_what_to_do(door: str, model: dd.adapters.Loaded) -> None:
     sampler = dd.Sampler(model.process, model, S.Ancestral(), steps=2)
     said = (
         r"row \d (begins with the start token, 5|ends with the end token, 6); leave both ends out, they are put around"
@@ -147,7 +149,7 @@ def test_tokens_that_hold_the_ends_are_refused_with_what_to_do(door: str, model:
         ENDS[door](sampler)
 
 
-def test_an_end_inside_is_a_token_like_others(model: dd.Loaded) -> None:
+def test_an_end_inside_is_a_token_like_others(model: dd.adapters.Loaded) -> None:
     """Pairs of sentences hold the end token twice, and a prompt may stop behind the first."""
     sampler = dd.Sampler(model.process, model, S.Ancestral(), steps=2)
     assert sampler.sample(1, 4, seed=0, prompt=[1, END]).tokens[0, :2].tolist() == [1, END]

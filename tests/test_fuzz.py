@@ -135,7 +135,7 @@ def imports_what_lies_there(path: Path) -> dd.Denoiser:
     raise ValueError("load: it is refused, too late")
 
 
-def changed(model: dd.Loaded, change: Callable[[nn.Module], None]) -> dd.Loaded:
+def changed(model: dd.adapters.Loaded, change: Callable[[nn.Module], None]) -> dd.adapters.Loaded:
     with torch.no_grad():
         change(model.network)
     return model

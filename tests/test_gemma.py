@@ -53,7 +53,7 @@ def test_its_configuration_chooses_nothing(written: tuple[Path, nn.Module], tmp_
     config, x = json.loads((folder / "config.json").read_text()), tokens(1, 3, 4)
     shutil.copy(folder / "model.safetensors", tmp_path)
 
-    def load_with(**more: object) -> dd.Loaded:
+    def load_with(**more: object) -> dd.adapters.Loaded:
         (tmp_path / "config.json").write_text(json.dumps(config | more))
         return load(tmp_path, quiet=True)
 

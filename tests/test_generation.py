@@ -21,7 +21,7 @@ MASK = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> dd.Loaded:
+def model(tmp_path: Path) -> dd.adapters.Loaded:
     return load(checkpoints.llada(tmp_path / "llada").folder, quiet=True)
 
 
@@ -31,7 +31,7 @@ def alone(maker: dd.Sampler | dd.Blockwise, row: int, new: int) -> Tensor:
     return maker.sample(1, len(prompt) + new, seed=3, first_row=row, prompt=prompt[None]).tokens[0, len(prompt) :]
 
 
-def test_rows_are_those_of_the_sampler_whatever_stands_beside_them(model: dd.Loaded) -> None:
+def test_rows_are_those_of_the_sampler_whatever_stands_beside_them(model: dd.adapters.Loaded) -> None:
     out = dd.generate(model, PROMPTS, MASK, max_new_tokens=6, steps=3, seed=3)
     assert torch.equal(out[:, :5], PROMPTS)
     for row in range(5):
@@ -43,7 +43,7 @@ def test_rows_are_those_of_the_sampler_whatever_stands_beside_them(model: dd.Loa
     assert not torch.equal(out, other)
 
 
-def test_blocks_are_those_of_blockwise(model: dd.Loaded) -> None:
+def test_blocks_are_those_of_blockwise(model: dd.adapters.Loaded) -> None:
     """Semi-autoregressive, from where the prompt ends; the sites after a block are shown as noise."""
     out = dd.generate(model, PROMPTS[2:3], max_new_tokens=6, block_length=4, seed=3)
     maker = dd.Blockwise(model.process, model, S.Ancestral(), block=[5, 4], steps=4, future=True)
@@ -72,7 +72,7 @@ def test_rows_end_where_they_say_so() -> None:
 
 
 @pytest.mark.usefixtures("as_user")
-def test_what_cannot_be_is_refused(model: dd.Loaded) -> None:
+def test_what_cannot_be_is_refused(model: dd.adapters.Loaded) -> None:
     with pytest.raises(ValueError, match="padded on the left"):
         dd.generate(model, PROMPTS, MASK.flip(1), max_new_tokens=2)
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
@@ -182,11 +182,11 @@ def test_ids_and_masks_come_in_any_form(given: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def framed() -> dd.Loaded:
+def framed() -> dd.adapters.Loaded:
     return convention().denoiser(Network())
 
 
-def test_prompts_between_the_ends_come_back_between_them(framed: dd.Loaded) -> None:
+def test_prompts_between_the_ends_come_back_between_them(framed: dd.adapters.Loaded) -> None:
     """The end moves behind the new tokens; padding before the start stays where it is."""
     asked = torch.tensor([[0, 5, 1, 6], [0, 5, 2, 6], [5, 1, 2, 6], [0, 0, 5, 6]])
     mask = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
@@ -205,7 +205,7 @@ def test_prompts_between_the_ends_come_back_between_them(framed: dd.Loaded) -> N
     assert torch.equal(bare, out[:2, 2:-1])  # without the ends they come back without them
 
 
-def test_rows_of_a_model_with_ends_end_before_its_end(framed: dd.Loaded) -> None:
+def test_rows_of_a_model_with_ends_end_before_its_end(framed: dd.adapters.Loaded) -> None:
     asked = torch.tensor([[5, 6]]).expand(60, 2)
     out = dd.generate(framed, asked, max_new_tokens=4, steps=4, seed=0, eos_token_id=[3, 6], pad_token_id=0)
     free = dd.generate(framed, asked, max_new_tokens=4, steps=4, seed=0)
@@ -224,7 +224,9 @@ def test_rows_of_a_model_with_ends_end_before_its_end(framed: dd.Loaded) -> None
         ([[5]], "row 0 does not end so"),
     ],
 )
-def test_prompts_with_some_of_the_ends_are_refused(asked: list[list[int]], message: str, framed: dd.Loaded) -> None:
+def test_prompts_with_some_of_the_ends_are_refused(
+    asked: list[list[int]], message: str, framed: dd.adapters.Loaded
+) -> None:
     said = f"every prompt must stand between the start token 5 and the end token 6, .* or none may; {message}"
     with pytest.raises(ValueError, match=said):
         dd.generate(framed, asked, max_new_tokens=2, seed=0)

@@ -19,7 +19,7 @@ from discdiff.demo.data import ASSETS
 Writer = Callable[[Path], Written]
 
 
-def own_logits(written: Written, model: dd.Loaded, x: torch.Tensor) -> torch.Tensor:
+def own_logits(written: Written, model: dd.adapters.Loaded, x: torch.Tensor) -> torch.Tensor:
     """What the network itself says; between the ends where it was trained so, and not of the ends."""
     frame = model.convention.frame
     if frame is None:
@@ -204,7 +204,9 @@ X = torch.tensor([[6, 7, MASK, 9, 5, 8]])
 HALF = torch.full((1, 1), 0.5, dtype=torch.float64)
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], **config: object) -> dd.Loaded:
+def rewritten(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], **config: object
+) -> dd.adapters.Loaded:
     """The checkpoint with other weights and settings, loaded."""
     files = Files(folder)
     weights, said = dict(files.weights), dict(files.config) | config

@@ -32,7 +32,7 @@ def said(model: dd.Denoiser, seed: int = 0) -> Tensor:
 
 
 def convention(model: dd.Denoiser) -> Convention:
-    assert isinstance(model, dd.Loaded)
+    assert isinstance(model, dd.adapters.Loaded)
     return replace(model.convention, **({"files": ""} if hasattr(model.convention, "files") else {}))
 
 
@@ -146,7 +146,7 @@ def learned_clock() -> dd.PerSite:
     [
         (lambda m: m.guided(dd.Truncation(top_k=2)), "its guides cannot be written"),
         (lambda m: m.calling(lambda x, time: m.fn(x, time)), "is no module"),
-        (lambda m: dd.quantised(m), r"other parts than its class makes \(.*quantised network"),
+        (lambda m: dd.quantize(m), r"other parts than its class makes \(.*quantized network"),
         (lambda m: m.with_schedule(learned_clock()), "log_power of PerSite, cannot be written: it is to be learned"),
         (lambda m: m.with_schedule(FromFunction(lambda t: 1 - t)), "function of FromFunction, cannot be .*<lambda>"),
         (lambda m: dd.Denoiser(m.fn, Odd(7, dd.Linear()), "loo"), r"process cannot be written: Odd\(7.*known kinds"),
@@ -171,10 +171,10 @@ def test_what_cannot_be_written_is_named_before_anything_is(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quantised_network_of_transformers_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_network_of_transformers_is_refused(tmp_path: Path) -> None:
     model = dd.load(EVERY["LLaDA2"](tmp_path / "read"), quiet=True)
     with pytest.raises(ValueError, match="other parts than its class makes"):
-        dd.quantised(model).save(tmp_path / "saved")
+        dd.quantize(model).save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 

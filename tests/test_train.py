@@ -61,7 +61,7 @@ def test_sensitivity_tells_what_a_loss_taught() -> None:
     for kind, (right, wrong) in enumerate((("loo", "denoiser"), ("denoiser", "loo"))):
         result, card = trained(kind)
         model = dd.Denoiser(result.network, dd.Uniform(V, dd.Linear()), card.predicts, time="alpha")
-        curves = dd.sensitivity_curve(model, x0, [0.3, 0.6])
+        curves = dd.diagnostics.sensitivity_curve(model, x0, [0.3, 0.6])
         assert (curves[right][:, 0] * 2 < curves[wrong][:, 0]).all()
 
 

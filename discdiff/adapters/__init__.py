@@ -1,5 +1,6 @@
 """Checkpoints and packages of other authors as this package's types: one module for each kind of file or package."""
 
+from discdiff.adapters.convention import Convention, Loaded
 from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from discdiff.adapters.evodiff import EVODIFF
 from discdiff.adapters.fairseq import FAIRSEQ
@@ -13,7 +14,7 @@ from discdiff.adapters.saving import SAVED
 
 FAMILIES: tuple[Family, ...] = (*DIFFUSION_TRANSFORMERS, *NATIVE, GEMMA, FAIRSEQ, *EVODIFF, MD4, OWN, SAVED)
 
-__all__ = ["FAMILIES", "Asked", "Family", "Files", "load"]
+__all__ = ["FAMILIES", "Asked", "Convention", "Family", "Files", "Loaded", "load"]
 
 
 def __dir__() -> list[str]:

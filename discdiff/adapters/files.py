@@ -14,7 +14,7 @@ from discdiff.adapters.averages import Which, weights_of
 from discdiff.adapters.documents import is_there, json_table, yaml_table
 from discdiff.adapters.hub import Hub, folder_or_file
 from discdiff.adapters.low_rank import is_adapter, merged
-from discdiff.adapters.quantised import check_settings, check_tensors
+from discdiff.adapters.quantized import check_settings, check_tensors
 from discdiff.adapters.settings import Refused, Settings
 from discdiff.adapters.tokenizer import Tokenizer, word_list
 from discdiff.adapters.weights import ADAPTERS, beside, inside, named_parts, newest_folder, parts, weights_in

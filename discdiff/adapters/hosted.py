@@ -2,7 +2,7 @@
 
 Transformers' own checkpoint reading is not used. The class is built on the meta device, compared with the weights by
 name and shape, and built again with memory for its tables of positions only; then the weights are inserted. So a
-configuration on disk can name no hub repository, no kernel and no quantisation.
+configuration on disk can name no hub repository, no kernel and no quantization.
 """
 
 import re

@@ -22,7 +22,7 @@ _PICKLE = 2**25  # most bytes pickled beside the numbers
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of torch.save before 1.6
 _DEPTH, _PARTS = 64, 2**16  # limits for a configuration made plain
 _ODD = {
-    "torch._utils._rebuild_qtensor": "quantised tensors",
+    "torch._utils._rebuild_qtensor": "quantized tensors",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
     "torch._utils._rebuild_meta_tensor_no_storage": "tensors without numbers",
     "torch._utils._rebuild_nested_tensor": "nested tensors",

@@ -107,7 +107,7 @@ def load(
         FileNotFoundError: if there is nothing there.
         TypeError: for an argument of another type.
         ValueError: if no family recognises the files, or they are damaged, too large, do not fit the family's network,
-            are quantised, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
+            are quantized, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
         ImportError: if a needed package is missing.
     """
     asked = _asked(mask_id, schedule, block, ignore, weights, network)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.adapters.diagnose import sensitivity_curve
+from discdiff.adapters.diagnostics import sensitivity_curve
 from discdiff.checks import LAST_SEED, whole
 from discdiff.denoiser import Denoiser, TimeArgument, check_denoiser
 from discdiff.process import noise, noised

@@ -202,8 +202,8 @@ def _same(network: nn.Module, built: dict[str, Tensor], held: dict[str, Tensor])
 
 def _changed(network: nn.Module, what: str) -> ValueError:
     return ValueError(
-        f"save: this {type(network).__name__} has other parts than its class makes ({what}); a quantised network is "
-        "saved before it is quantised"
+        f"save: this {type(network).__name__} has other parts than its class makes ({what}); a quantized network is "
+        "saved before it is quantized"
     )
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from discdiff import samplers
-from discdiff.adapters.diagnose import sensitivity_curve
+from discdiff.adapters.diagnostics import sensitivity_curve
 from discdiff.adapters.loading import every_family
 from discdiff.adapters.own import load_trained
 from discdiff.checks import LAST_SEED, affordable, whole

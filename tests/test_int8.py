@@ -13,8 +13,9 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.adapters import load
+from discdiff.adapters.diagnostics import features
+from discdiff.adapters.int8 import Int8Linear, Remembered, quantize
 from discdiff.adapters.own import load_trained
-from discdiff.adapters.quantize import Int8Linear, Remembered, features, quantised
 from discdiff.demo.data import ASSETS
 from discdiff.denoiser import Cached
 
@@ -32,10 +33,10 @@ def test_int8_changes_the_law_little_and_the_time_features_are_what_must_stay(mo
     float_law, p0 = law(model), WORLD.p0
     own = T.kl(p0, float_law)
     assert own < 0.1  # it has learned something: the product of marginals is at .3
-    int8 = T.kl(float_law, law(quantised(model)))
-    everything = T.kl(float_law, law(quantised(model, whole=lambda name: False)))
-    coarse = T.kl(float_law, law(quantised(model, levels=7)))
-    coarse_time = T.kl(float_law, law(quantised(model, whole=lambda name: "time" not in name, levels=7)))
+    int8 = T.kl(float_law, law(quantize(model)))
+    everything = T.kl(float_law, law(quantize(model, whole=lambda name: False)))
+    coarse = T.kl(float_law, law(quantize(model, levels=7)))
+    coarse_time = T.kl(float_law, law(quantize(model, whole=lambda name: "time" not in name, levels=7)))
     assert everything >= int8 * 0.1
     assert int8 < 1e-3
     assert int8 < 0.1 * own
@@ -56,7 +57,7 @@ def test_rows_of_weights_are_within_half_a_step() -> None:
 
 
 def test_what_is_said_of_a_time_is_remembered_exactly(model: dd.Denoiser) -> None:
-    small = quantised(model)
+    small = quantize(model)
     assert isinstance(small.fn, nn.Module)
     clock = small.fn.get_submodule("time")
     assert isinstance(clock, Remembered)
@@ -71,13 +72,13 @@ def test_what_is_said_of_a_time_is_remembered_exactly(model: dd.Denoiser) -> Non
 
 
 @pytest.mark.parametrize("name", ["text-blocks-masked", "text-blocks-uniform", "digits-uniform"])
-def test_the_examples_can_be_quantised(name: str) -> None:
+def test_the_examples_can_be_quantized(name: str) -> None:
     model = load_trained(ASSETS / f"{name}.safetensors")
     if name == "digits-uniform":  # a network of convolutions has its only linear layers in the time and the head
-        with pytest.raises(ValueError, match="may be quantised"):
-            quantised(model, whole=lambda name: True)
+        with pytest.raises(ValueError, match="may be quantized"):
+            quantize(model, whole=lambda name: True)
         return
-    small = quantised(model)
+    small = quantize(model)
     x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
     if model.process.mask_id is not None:
         x[:, ::2] = model.process.mask_id
@@ -103,18 +104,18 @@ def test_hidden_features_are_those_of_the_call(model: dd.Denoiser) -> None:
         features(model, x0, [0.0], ["out"])
 
 
-def test_what_cannot_be_quantised_is_refused() -> None:
+def test_what_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(TypeError, match=r"must be an nn\.Module"):
-        quantised(WORLD.denoiser(UNIFORM))
+        quantize(WORLD.denoiser(UNIFORM))
     with pytest.raises(ValueError, match=r"levels must lie in 1\.\.127"):
-        quantised(dd.Denoiser(Small(), UNIFORM, "loo"), levels=200)
+        quantize(dd.Denoiser(Small(), UNIFORM, "loo"), levels=200)
 
 
-def test_checkpoints_can_be_quantised_and_looked_into(tmp_path: Path) -> None:
+def test_checkpoints_can_be_quantized_and_looked_into(tmp_path: Path) -> None:
     """Under their modules' own names; layers of transformers that give tuples give their hidden states."""
     model = load(checkpoints.llada2(tmp_path / "hub").folder, quiet=True)
-    small = quantised(model)
-    assert isinstance(small, dd.Loaded)
+    small = quantize(model)
+    assert isinstance(small, dd.adapters.Loaded)
     layers = [part for part in small.network.modules() if isinstance(part, Int8Linear)]
     assert layers
     assert not any(isinstance(part, Int8Linear) for part in model.network.modules())

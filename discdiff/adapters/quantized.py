@@ -19,7 +19,7 @@ _NAMES = {
 
 
 def check_settings(config: Settings) -> None:
-    """Refuse quantised weights by their configuration.
+    """Refuse quantized weights by their configuration.
 
     Raises:
         Refused: naming the method and a remedy.
@@ -32,7 +32,7 @@ def check_settings(config: Settings) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse quantised weights by their names and dtypes.
+    """Refuse quantized weights by their names and dtypes.
 
     Raises:
         Refused: as in ``check_settings``.
@@ -47,6 +47,6 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def _refused(how: str, where: str) -> Refused:
     return Refused(
-        f"{where}: the weights are quantised ({how}); load those that are not, or dequantise them, for instance by "
+        f"{where}: the weights are quantized ({how}); load those that are not, or dequantize them, for instance by "
         "transformers' model.dequantize(), and save that"
     )

@@ -1,4 +1,4 @@
-r"""Tests of a checkpoint's predictions that need no knowledge of the data's law.
+r"""Tests of a checkpoint's predictions that need no knowledge of the data's law, and its activations by noise level.
 
 An exact prediction passes both. A leave-one-out prediction must not depend on the token that it leaves out. Concrete
 scores must be ratios of one law, so their logarithms sum to 0 around every closed path.
@@ -8,19 +8,20 @@ conservativity (Horvat and Pfister, 2024, https://arxiv.org/abs/2402.03845).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from discdiff.adapters.convention import Called
 from discdiff.checks import LAST_SEED, listing, real, whole
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.prediction import Predicts
 from discdiff.process import noised
 
-__all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "sensitivity_curve"]
+__all__ = ["Cycles", "cycle_residual", "features", "loo_sensitivity", "sensitivity_curve"]
 
 
 @torch.no_grad()
@@ -129,9 +130,71 @@ def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int =
     return Cycles(there + back, square)
 
 
+@torch.no_grad()
+def features(
+    model: Denoiser, x0: Int[Tensor, "B L"], alphas: Sequence[float], modules: Sequence[str], seed: int = 0
+) -> dict[str, Tensor]:
+    """Return the outputs of chosen modules of a denoiser on data at several noise levels.
+
+    Args:
+        model: a denoiser whose function is an ``nn.Module``.
+        x0: (B, L) data.
+        alphas: survival probabilities in (0, 1].
+        modules: names of modules, as in ``named_modules``; each must return a tensor, or a tuple that begins with one.
+        seed: the seed of the noise.
+
+    Returns:
+        For each module its output, (A, ...) with a level for each alpha.
+
+    Raises:
+        TypeError: if the function is not a module, or a module returns no tensor.
+        ValueError: for unknown names, or survival probabilities out of range.
+    """
+    check_denoiser(model, "features")
+    if not isinstance(model.fn, nn.Module):
+        raise TypeError(f"features: the denoiser's function must be an nn.Module, got {type(model.fn).__name__}")
+    known = dict((model.fn.network if isinstance(model.fn, Called) else model.fn).named_modules())
+    missing = [name for name in modules if name not in known]
+    if missing:
+        raise ValueError(f"features: there is no module {missing[0]!r}; some there are: {', '.join(list(known)[1:9])}")
+    alphas = [real(alpha, "features: alphas", "(0, 1]") for alpha in listing(alphas, "features: alphas")]
+    if not alphas:
+        raise ValueError("features: alphas must lie in (0, 1], got none")
+    found: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+    def listener(name: str) -> Callable[[nn.Module, object, object], None]:
+        def listen(module: nn.Module, arguments: object, out: object) -> None:
+            out = out[0] if isinstance(out, tuple) else out  # layers of transformers return hidden states first
+            if not isinstance(out, Tensor):
+                raise TypeError(f"features: {name} gives a {type(out).__name__}, not a tensor")
+            found[name].append(out.detach())
+
+        return listen
+
+    hooks = [known[name].register_forward_hook(listener(name)) for name in modules]
+    try:
+        for alpha in alphas:
+            t = float(model.process.schedule.time(torch.tensor(alpha, dtype=torch.float64)))
+            x = noised(model.process, x0, t, seed)
+            before = {name: len(parts) for name, parts in found.items()}
+            model(x, t)
+            for name, parts in found.items():
+                if len(parts) != before[name] + 1:
+                    raise ValueError(f"features: {name} runs {len(parts) - before[name]} times a call, not once")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.stack(parts) for name, parts in found.items()}
+
+
 def _others(model: Denoiser, token: Int[Tensor, "B 1"], generator: torch.Generator) -> Int[Tensor, "B 1"]:
     """Return a random data token different from the given one."""
     data = model.process.data_tokens
     step = torch.randint(1, len(data), token.shape, generator=generator).to(token.device)
     rank = (data.to(token.device) == token[..., None]).long().argmax(-1)
     return data.to(token.device)[(rank + step) % len(data)]
+
+
+def __dir__() -> list[str]:
+    """List the names for tab completion."""
+    return sorted(__all__)

@@ -1,6 +1,6 @@
 """What int8 weights change in the law of a sampler, exactly: the table of docs/checkpoints.md.
 
-python docs/quantised.py     # half a minute
+python docs/quantized.py     # half a minute
 """
 
 import re
@@ -35,10 +35,10 @@ def table(model: dd.Denoiser) -> str:
     """KL from the data and from the float network's law, per number of steps."""
     assert isinstance(model.fn, nn.Module)
     changed = {
-        "int8": dd.quantised(model),
-        "time features too": dd.quantised(model, whole=lambda name: False),
-        "4 bits, time whole": dd.quantised(model, levels=7),
-        "4 bits, time alone": dd.quantised(model, whole=lambda name: "time" not in name, levels=7),
+        "int8": dd.quantize(model),
+        "time features too": dd.quantize(model, whole=lambda name: False),
+        "4 bits, time whole": dd.quantize(model, levels=7),
+        "4 bits, time alone": dd.quantize(model, whole=lambda name: "time" not in name, levels=7),
         "time to an eighth": model.calling(Coarse(model.fn, 8)),
     }
     lines = [f"| steps | KL(p0, float) | KL(p0, int8) | {' | '.join(f'KL(float, {name})' for name in changed)} |"]
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     page, found = Path(__file__).parent / "checkpoints.md", table(trained(6000))
     print(found)
-    text = re.sub(r"(?<=<!-- quantised -->\n).*?(?=\n<!-- end -->)", lambda _: found, page.read_text(), flags=re.S)
+    text = re.sub(r"(?<=<!-- quantized -->\n).*?(?=\n<!-- end -->)", lambda _: found, page.read_text(), flags=re.S)
     page.write_text(text)
 
 
