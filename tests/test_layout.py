@@ -34,7 +34,7 @@ STAIRS = {
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process denoiser operator samplers sampling theory demo adapters",
-    "discdiff": "kernels process prediction denoiser operator losses samplers sampling theory adapters",
+    "discdiff": "kernels choices process prediction denoiser operator losses samplers sampling theory adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
 UP = {("denoiser", "adapters")}  # Denoiser.save is a method of what is saved; it imports the writer when it is called
