@@ -24,7 +24,11 @@ __all__ = ["Cycles", "cycle_residual", "loo_sensitivity", "noise", "noised", "se
 
 
 def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int[Tensor, "B L"]:
-    """Noise data to time t for measurements; torch's global generator is left unchanged."""
+    """Noise data (B, L) to time t for measurements; torch's global generator is left unchanged.
+
+    Raises:
+        TypeError, ValueError: for a seed that is not a whole number of 64 bits.
+    """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -32,7 +36,11 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
 
 
 def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "B L"]:
-    """Draw from the prior for measurements; torch's global generator is left unchanged."""
+    """Draw (B, L) from the prior for measurements; torch's global generator is left unchanged.
+
+    Raises:
+        TypeError, ValueError: for a seed that is not a whole number of 64 bits.
+    """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,8 +51,8 @@ def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "
 def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Float[Tensor, " B"]:
     """Measure how much the LOO of a site changes if that site's token is replaced: total variation, (B,), in [0, 1].
 
-    In each row one random site gets another random token. The result is 0 for an exact leave-one-out. It is far from 0
-    for a network that was trained by cross-entropy and declared "loo" by mistake.
+    In each row of x (B, L) one random site gets another random token. The result is 0 for an exact leave-one-out. It is
+    far from 0 for a network that was trained by cross-entropy and declared "loo" by mistake.
 
     Raises:
         ValueError: on an absorbing process, where noise is never a token, or with a single token.
@@ -114,10 +122,12 @@ class Cycles:
 
 @torch.no_grad()
 def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Cycles:
-    r"""Test whether a learned ratio is conservative, on one random pair of sites (i, j) and tokens (v, w) a row:
+    r"""Test whether a learned ratio is conservative, on a random pair of sites (i, j) and tokens (v, w) in each row:
 
         there and back   log r_i(v | z) + log r_i(z_i | z^{i<-v})
         square           log r_i(v | z) + log r_j(w | z^{i<-v}) - log r_j(w | z) - log r_i(v | z^{j<-w})
+
+    Shapes: x (B, L).
 
     Raises:
         ValueError: for a single site or token, or where the model does not determine the ratio.
