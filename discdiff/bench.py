@@ -224,7 +224,6 @@ def textbook_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) 
     """The step as it is usually written: the uniform posterior with x0 summed out, and a race.
 
     Reference: Austin et al., 2021, https://arxiv.org/abs/2107.03006.
-
     """
     vocab, survival = logits.shape[-1], alpha_t / alpha_s
     x0 = logits.softmax(-1)

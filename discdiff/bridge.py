@@ -91,7 +91,7 @@ class Between(Bridge):
         weight: the weight of the exact posterior, in [0, 1].
 
     Raises:
-        TypeError, ValueError: for another weight; in use, for a process without one noise law of rank one.
+        TypeError, ValueError: for another weight; in use, for a process that is not rank-one with one noise law.
     """
 
     weight: float

@@ -25,7 +25,7 @@ C = TypeVar("C", bound="RowCache")
 
 
 def clean_states(process: "Process", tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Return tokens (B, L) as states of time 0, a source token set to another token, so that no site is hidden."""
+    """Return tokens (B, L) as states of time 0; a source token becomes another token, so that no site is hidden."""
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 

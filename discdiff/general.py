@@ -160,7 +160,7 @@ class General(Process):
         return o
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
-        """Return the rates into the state of each site, (B, L, S), one for every other state."""
+        """Return the rates Q(v, x_i) from every state v into the state of each site, (B, L, S); ignore v = x_i."""
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:

@@ -1,6 +1,6 @@
 r"""Forward processes: a continuous-time Markov chain on one site, applied to every site independently.
 
-Everything follows from q_{t|s} on the S states of a site; O is the leave-one-out prediction and D the denoiser:
+Everything follows from the transition matrix q_{t|s} on S states. O is the leave-one-out prediction, D the denoiser:
 
     q_t(z | x)       = q_{t|0}(z | x)
     q(x_s | x_t, x0) = q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)
@@ -38,7 +38,7 @@ class Process(ABC):
     """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
 
     Shapes: states and tokens (B, L), laws of sites (B, L, n) or (B, L, C); at N sites rows (N, V), (N, C) or (N, S),
-    states and survivals (N,); data tokens (n,); dense matrices (S, S), (n, S). A time is a float, (B,) or (B, L).
+    states and float64 survivals (N,); data tokens (n,); matrices (S, S), (n, S). A time is a float, (B,) or (B, L).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
@@ -236,7 +236,7 @@ class Process(ABC):
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """Return inflows Q(v, x_i) per unit of sigma = -log alpha; ignore v = x_i; raises ValueError as ``unmix``."""
+        """Return rates Q(v, x_i) into x_i per unit of -log alpha; ignore v = x_i; raises ValueError as ``unmix``."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
         return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
@@ -308,7 +308,7 @@ class Process(ABC):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """Return rows @ q_{t|s}, for laws, or q_{t|s} @ rows if ``backward``; raises ValueError for a learned clock."""
+        """Return laws @ q_{t|s}, or q_{t|s} @ functions if ``backward``; raises ValueError for a learned clock."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)

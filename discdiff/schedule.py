@@ -225,7 +225,7 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """Logistic curve of steepness k in (0, 60], else raises ValueError, cut and scaled to run from 1 to 0.
+    """Logistic curve of steepness k, cut and scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
 
     Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
     """

@@ -21,9 +21,6 @@ ELSEWHERE = {
 CITED = r"([A-Za-z][\w-]*)(?: et al\.)?(?:,| \(|, \() ?(19\d\d|20[0-2]\d)\b(?:, (https?://[^\s,;)]*[^\s,;).]))?"
 
 
-# --- the rules: each yields what is wrong with a unit -----------------------------------------------------------------
-
-
 def sentence(library: Library, unit: Unit) -> Iterator[str]:
     """The docstring's first line is one sentence: it begins with a capital and ends with a period, or a colon.
 

@@ -43,7 +43,7 @@ LEAST = 1e-15  # limits at alpha = 0 are tested with the oracles
 
 
 def evidence(process: Process) -> Errors:
-    """Check q_t(x | v) of every token, up to a factor for each state; small ones count less."""
+    """Check q_t(x | v) of every token v up to a factor a state; states that are nearly impossible count less."""
     x = torch.arange(process.states)[:, None]
     for t, where in instants(process, LEAST):
         q = process.marginals(t).T
