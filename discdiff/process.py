@@ -308,7 +308,7 @@ class Process(ABC):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """Return laws @ q_{t|s}, or q_{t|s} @ functions if ``backward``; raises ValueError for a learned clock."""
+        """Return rows @ q_{t|s} (laws) or, ``backward``, q_{t|s} @ rows (functions); raises ValueError as ``unmix``."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)
