@@ -59,14 +59,22 @@ def wholes(values: object, name: str, least: int | None = None, most: int | None
 
 
 def listing(values: object, name: str) -> list[Any]:
-    """Return a sequence or an array of one axis as a list."""
+    """Return a sequence or an array of one axis as a list.
+
+    Raises:
+        TypeError: for a string, a value that cannot be iterated, or an array of more axes.
+    """
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} must be a sequence, got {shown(values)}")
     return list(values)
 
 
 def several(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
-    """Return one whole number, or several, as a tuple."""
+    """Return one whole number, or several, as a tuple.
+
+    Raises:
+        TypeError, ValueError: as in ``whole`` and ``wholes``.
+    """
     if isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0:
         return wholes(values, name, least, most)
     return (whole(values, name, least, most),)
@@ -120,7 +128,11 @@ def decided(value: object, name: str) -> bool:
 
 
 def seeded(seed: object, name: str) -> int:
-    """Return a 64-bit seed: the given one, or for None one from torch's global generator."""
+    """Return a 64-bit seed: the given one, or for None one from torch's global generator.
+
+    Raises:
+        TypeError, ValueError: for another value than None or a whole number of 64 bits.
+    """
     return int(torch.randint(2**62, ())) if seed is None else whole(seed, name, 0, LAST_SEED)
 
 
@@ -229,7 +241,7 @@ def _float(value: object) -> float | None:
 
 
 def check_law(law: object, name: str) -> Float[Tensor, " N"]:
-    """Return a law as float64, normalised to sum 1 up to rounding.
+    """Return a law (N,) as float64, normalised to sum 1 up to rounding.
 
     Raises:
         ValueError: if it is not a vector of probabilities.

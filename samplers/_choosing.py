@@ -58,12 +58,15 @@ def check_mask(operator: Operator, process: Process) -> None:
 
 
 def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:
-    """Find the free sites that hold their mask; with noise tokens, also clean tokens equal to the noise token."""
+    """Find the free sites of (B, L) that hold their mask, or a clean token equal to their noise token."""
     return state.free & (state.tokens == at.process.hide(state.tokens))
 
 
 def believed_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
-    """Select D at the chosen hidden sites, unread; a revealed token is drawn from it. At a true mask D = O."""
+    """Select D at the chosen hidden sites of (B, L), unread; a revealed token is drawn from it.
+
+    At a true mask D = O.
+    """
     return (prediction.loo_at if isinstance(prediction.process, Masked) else prediction.denoiser_at)(where)
 
 
@@ -75,14 +78,14 @@ def draw_at(where: Bool[Tensor, "B L"], prediction: Prediction, state: State, at
 
 
 def quota(state: State, at: At) -> Int[Tensor, " B"]:
-    """Count the masks of each row to reveal so that the expected number, 1 - alpha_s of the free sites, is left."""
+    """Count the masks of each row to reveal, (B,), so that 1 - alpha_s of the free sites are left on average."""
     free = state.free.sum(-1)
     share = 1 - at.process.sitewise(at.alpha(at.s), state.tokens).mean(-1)
     return (hidden(state, at).sum(-1) - (free * share + 0.5).floor().to(free)).clamp(min=0)
 
 
 def confidence(select: Select, where: Bool[Tensor, "B L"], predict: Callable[[], Prediction]) -> Float[Tensor, "B L"]:
-    """Score each chosen site; sites with larger scores are revealed first; -inf elsewhere.
+    """Score each chosen site of (B, L); sites with larger scores are revealed first; -inf elsewhere.
 
     "max_prob": log of the largest probability. "entropy": minus the entropy. "margin": log of the largest minus the
     second largest probability. These three read the prediction. "left_to_right": by position. "spread": by the reversed
@@ -108,21 +111,24 @@ def confidence(select: Select, where: Bool[Tensor, "B L"], predict: Callable[[],
 
 
 def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
-    """Choose the ``count`` largest scores of each row, or all above -inf if fewer; ties go to the lowest position."""
+    """Choose the ``count`` (B,) largest scores of each row of (B, L), or all above -inf if fewer.
+
+    Ties go to the lowest position.
+    """
     order = score.argsort(dim=-1, descending=True, stable=True)
     chosen = torch.arange(score.shape[1], device=score.device) < count[:, None]
     return torch.zeros_like(chosen).scatter(-1, order, chosen) & (score > -torch.inf)
 
 
 def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " N"]:
-    """Compute a divergence of log-probabilities between two predictions at the same sites, row by row, in chunks."""
+    """Compute a divergence of log-probabilities between two predictions at the same N sites, (N,), in chunks."""
     size = max(1, (1 << 16) // one.rows.width)
     parts = [divergence(one.log_probs(n, size), other.log_probs(n, size)) for n in range(0, len(one.rows), size)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=one.where.device)
 
 
 def kl_rows(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """Compute KL(p || q) of each row, for ``compare``."""
+    """Compute KL(p || q) of each row of (N, V), (N,), for ``compare``."""
     apart = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
     ruled_out = apart == torch.inf  # by q alone: the divergence is the constant +inf, without a gradient
     return (log_p.exp() * apart.masked_fill(ruled_out, 0.0)).masked_fill(ruled_out, torch.inf).sum(-1)

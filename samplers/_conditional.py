@@ -44,7 +44,7 @@ def check_balance(balance: str, where: str) -> None:
 
 
 def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
-    """Give log c at the chosen sites as rows that are computed when they are read.
+    """Give log c at the chosen sites of (B, L) as rows that are computed when they are read.
 
     Raises:
         ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
@@ -59,7 +59,7 @@ def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
 
 
 def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
-    """Give log g(r) at the chosen sites, or log r without a ``balance``; unread, -inf at each site's own state."""
+    """Give log g(r) at the chosen sites of (B, L), or log r without a ``balance``; unread, -inf at the site's state."""
     process, x = prediction.process, prediction.x[where]
     conditional, rate = conditional_at(prediction, where).rows, LOG_RATE[balance] if balance else torch.nn.Identity()
 
@@ -73,5 +73,5 @@ def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Bal
 
 
 def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
-    """Put N values at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
+    """Put N values (N,) at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
     return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())

@@ -26,7 +26,10 @@ __all__ = ["Jumps", "leaves", "look", "pick_site"]
 
 
 class Jumps(Predictor):
-    """Simulate the reverse process event by event. A subclass gives the rates of events and what an event does."""
+    """Simulate the reverse process event by event; a subclass gives the rates of events and what an event does.
+
+    Shapes: tokens and rates (B, L), alpha of each row (B, 1).
+    """
 
     enumerable = False
 
@@ -80,12 +83,12 @@ class Jumps(Predictor):
 
 
 def leaves(process: RankOne, state: State, alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
-    """Find the sites that can leave their state: on a masked process, the masks."""
+    """Find the sites of (B, L) that can leave their state at alpha (B, 1): on a masked process, the masks."""
     return state.free & (process.inflow(state.tokens, alpha)[..., 0] > 0)
 
 
 def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], at: At) -> tuple[Prediction, Exit]:
-    """Predict every row at its own time, and compute the exit rates of the chosen sites per unit of alpha."""
+    """Predict each row at its alpha (B, 1), and compute exit rates per unit of alpha at the chosen sites of (B, L)."""
     assert isinstance(at.process, RankOne)
     said = at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0)))
     own = own_probability(said, where & leaves(at.process, state, alpha))
@@ -93,5 +96,5 @@ def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], 
 
 
 def pick_site(rates: Float[Tensor, "B L"], state: State, at: At) -> torch.Tensor:
-    """Draw one site of each row with probability proportional to its rate; return a mask; choice "site"."""
+    """Draw one site of each row with probability proportional to its rate (B, L); return a mask; choice "site"."""
     return choose("site", Ranking(kernels.log(rates), torch.ones_like(state.rows)), state, at) >= 0

@@ -26,7 +26,10 @@ __all__ = ["Leap", "jump", "own_probability"]
 
 
 class Leap(Predictor):
-    """Step with frozen rates; a subclass gives the probability of a jump. The step to time 0 is ancestral."""
+    """Step with frozen rates; a subclass gives the probability of a jump, and the step to time 0 is ancestral.
+
+    Shapes: tokens, rates and probabilities (B, L).
+    """
 
     @abstractmethod
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -74,7 +77,7 @@ def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Te
 
 
 def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Read O(z) at the chosen sites, 0 at others and at masks; float64.
+    """Read O(z) at the chosen sites of (B, L), 0 at others and at masks; float64.
 
     It is 1 if the model predicts D and z excludes all other tokens: then D(z) = 1 for every O, which is undetermined.
     """
@@ -91,7 +94,7 @@ def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float
 
 
 def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, prediction: Prediction, at: At) -> State:
-    """Move the chosen sites to other states with the law given by ``exit``; choices "data", "token", "noise"."""
+    """Move the chosen sites of (B, L) to other states by the law of ``exit``; choices "data", "token", "noise"."""
     process, x = at.process, state.tokens
     assert isinstance(process, RankOne)
     data = choose("data", Coins(torch.where(where, exit.data, 0.0)), state, at)

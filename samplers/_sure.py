@@ -17,6 +17,8 @@ class Sure(Predictor):
     """Reveal the masks that a subclass picks; the step that ends at time 0 reveals all that are left.
 
     One denoiser call a step, none if no mask is left.
+
+    Shapes: masks (B, L).
     """
 
     @abstractmethod

@@ -64,7 +64,7 @@ def reverse_tokens(
     alpha_s: Survival,
     predict: Callable[[], Prediction],
 ) -> Int[Tensor, "B L"]:
-    """Draw the chosen sites from their reverse marginals between survivals alpha_t and alpha_s.
+    """Draw the chosen sites of (B, L) from their reverse marginals between survivals alpha_t and alpha_s.
 
     Choices "where", "accept", "data", "token", "noise" on rank-one processes, "state" on others. On a rank-one process
     ``predict`` is not called if no site is proposed, except in a fused step on a GPU.

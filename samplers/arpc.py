@@ -136,7 +136,11 @@ _DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Guided:
-    """Hold in step i of equal steps, from 0, if i >= warmup and (i - warmup) % period = 0; never in the last."""
+    """Hold in step i of equal steps, from 0, if i >= warmup and (i - warmup) % period = 0; never in the last.
+
+    Raises:
+        ValueError: in a call, at a time at which none of the equal steps begins.
+    """
 
     steps: int
     warmup: int

@@ -16,7 +16,7 @@ __all__ = ["Euler"]
 
 @dataclass(frozen=True)
 class Euler(Leap):
-    """Leap with P(r) = min(r, 1); one denoiser call a step, order 1. On masked processes it equals ``Ancestral``."""
+    """Leap with P(r) = min(r, 1); one denoiser call a step, order 1; equals ``Ancestral`` on masked processes."""
 
     order = 1.0
 

@@ -18,7 +18,7 @@ __all__ = ["Greedy"]
 
 @dataclass(frozen=True)
 class Greedy(Predictor):
-    """Set clean tokens in one step; one denoiser call, none if no site is hidden. Ties go to the lowest id."""
+    """Set clean tokens in one step; one denoiser call, none if no site is hidden; ties go to the lowest id."""
 
     def __call__(self, state: State, at: At) -> State:
         where = hidden(state, at) if at.process.absorbing else state.free

@@ -6,8 +6,8 @@ Such rates are in detailed balance with p_t. ``LocallyBalanced`` proposes one ju
 accepts it with probability min(1, Z(z) / Z(z')), which preserves p_t exactly. ``TauLocallyBalanced`` lets all sites
 jump independently for a length h of the jump process's time, with frozen rates: its bias is O(h).
 
-References: Zanella (2020, https://arxiv.org/abs/1711.07424); Sun et al. (2022); Zhao et al. (2024,
-https://arxiv.org/abs/2407.21243).
+References: Zanella (2020, https://arxiv.org/abs/1711.07424); Sun et al. (2022, https://arxiv.org/abs/2206.14897); Zhao
+et al. (2024, https://arxiv.org/abs/2407.21243).
 """
 
 from dataclasses import dataclass

@@ -67,6 +67,7 @@ class Uniformization(Jumps):
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
+        """Return the tokens after an event that may change nothing; raises ValueError if a rate exceeds the bound."""
         said, exit = look(state, alpha, state.free, at)
         true, bound = (1 - alpha) * exit.total.where(state.free, 0.0), rates.sum(-1)
         total = true.sum(-1)

@@ -70,7 +70,7 @@ class Unmask(Predictor):
 
 
 def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State:
-    """Reveal ``count`` masks of each row at the state's time; choices "order" (random or with noise) and "token"."""
+    """Reveal ``count`` (B,) masks a row at the state's time; choices "order" (random or with noise) and "token"."""
     if not bool((count > 0).any()):
         return state
     masks, prediction = hidden(state, at), at.predict(state)

@@ -41,6 +41,7 @@ LEAST = 1e-15  # limits at alpha = 0 are tested with the oracles
 
 
 def evidence(process: Process) -> Errors:
+    """Check q_t(x | v) of every token v up to a factor a state; states that are nearly impossible count less."""
     x = torch.arange(process.states)[:, None]
     for t, where in instants(process, LEAST):
         q = process.marginals(t).T
@@ -51,6 +52,7 @@ def evidence(process: Process) -> Errors:
 
 
 def conditional(process: Process) -> Errors:
+    """Check c = O Q_t against the transition matrix."""
     for t, where in instants(process, LEAST):
         log_o, o, x, alpha = beliefs(process, t)
         said = process.conditional(log_o, x, alpha).exp()
@@ -66,6 +68,7 @@ def unmix(process: Process) -> Errors:
 
 
 def observe(process: Process) -> Errors:
+    """Check D ~ O(v) q_t(x | v) wherever the state is not revealed; states that are nearly impossible count less."""
     for t, where in instants(process, LEAST):
         log_o, o, x, alpha = beliefs(process, t)
         open_ = ~process.revealed(x, alpha)
@@ -77,6 +80,11 @@ def observe(process: Process) -> Errors:
 
 
 def forget(process: Process) -> Errors:
+    """Check O from D wherever no state settles the token.
+
+    Raises:
+        NotChecked: if every state settles its token.
+    """
     found = False
     for t, where in instants(process, LEAST):
         log_o, _, x, alpha = beliefs(process, t)
@@ -103,6 +111,7 @@ def own_weight(process: Process) -> Errors:
 
 
 def plug_in(process: Process) -> Errors:
+    """Check q(x_s | x) with O in place of x0 against Bayes' rule."""
     for t, s, where in pairs(process):
         if float(process.schedule.alpha(t)) == 0:
             continue
@@ -122,6 +131,7 @@ def _reverse(process: Process, o: Tensor, x: Tensor, t: float, s: float) -> Tens
 
 
 def settled(process: Process) -> Errors:
+    """Check which states have q_t(x | v) = 0 for some token v."""
     for t, where in instants(process, LEAST):
         x = (process.marginals(t).sum(0) > 0).nonzero()[:, 0]
         alpha = torch.full((len(x),), process.schedule.alpha(t), dtype=torch.float64)
@@ -130,6 +140,7 @@ def settled(process: Process) -> Errors:
 
 
 def revealed(process: Process) -> Errors:
+    """Check that states called revealed determine their token; on an absorbing process, that all such are called so."""
     for t, where in instants(process, LEAST):
         q = process.marginals(t)
         x = (q.sum(0) > 0).nonzero()[:, 0]
@@ -146,6 +157,7 @@ def revealed(process: Process) -> Errors:
 
 
 def columns(process: Process) -> Errors:
+    """Check that ``column`` and ``place`` are inverse to each other."""
     x = torch.arange(process.states)
     yield float((process.place(process.column(x), x) != x).sum()), "place(column(x), x) is x"
     for c in range(process.columns):
@@ -210,6 +222,7 @@ def renoise(process: Process) -> Errors:
 
 
 def noised_further(process: Process) -> Errors:
+    """Check the law of the forward process from t to a later u at chosen sites; the others keep their state."""
     pair, where = _both(torch.arange(process.states))
     for u, t, place in pairs(process):
         alpha_t, alpha_u = float(process.schedule.alpha(t)), float(process.schedule.alpha(u))
@@ -232,6 +245,7 @@ def posterior_where(process: Process) -> Errors:
 
 
 def inflow(process: Process) -> Errors:
+    """Check the rates into each state against the generator."""
     x = torch.arange(process.states)
     for t, where in instants(process, LEAST):
         alpha = process.schedule.alpha(t)
@@ -288,6 +302,7 @@ def candidates(process: Process) -> Errors:
 
 
 def propagates(process: Process) -> Errors:
+    """Check rows times q_{t|s}, and q_{t|s} times rows, with a pair of times for each row."""
     generator = torch.Generator().manual_seed(5)
     found = [(t, s) for t, s, _ in pairs(process)]
     start = torch.rand(len(found), process.states, generator=generator, dtype=torch.float64)

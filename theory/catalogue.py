@@ -172,7 +172,11 @@ def kind(of: str | Process, where: str = "kind") -> Kind:
 
 
 def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
-    """Return the kinds of several names or examples, with distinct names."""
+    """Return the kinds of several names or examples, with distinct names.
+
+    Raises:
+        TypeError: for a single kind instead of a list.
+    """
     if isinstance(of, str | Process):
         raise TypeError(f"{where}: processes= is a list of kinds, got {of!r}")
     found = [kind(one, where) for one in of]

@@ -170,7 +170,7 @@ class ConstrainedChain(HMM):
         start: the state before the first token.
 
     Raises:
-        ValueError: for moves out of range, or if no sequence of this length is accepted.
+        TypeError, ValueError: for moves out of range, or if no sequence of this length is accepted.
     """
 
     def __init__(

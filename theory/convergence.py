@@ -100,7 +100,11 @@ def last_step(cases: Sequence[Case]) -> Errors:
 
 
 def measured_order(cases: Sequence[Case]) -> Errors:
-    """Yield the shortfall of the slope of the end law's chi-square distance from p_d, minus three standard errors."""
+    """Yield the shortfall of the slope of the end law's chi-square distance from p_d, minus three standard errors.
+
+    Raises:
+        NotChecked: if the distances are too small to be resolved by draws.
+    """
     case = cases[0]
     target = case.world.marginal(case.process, WINDOW[1])
     logs, errors = [], []

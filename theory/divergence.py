@@ -10,7 +10,7 @@ _FAR = 1e-6  # tolerance of a law's sum: it may have been float32
 
 
 def kl(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
-    """Compute KL(p || q) = sum p log(p / q) in nats; infinite if q = 0 where p > 0.
+    """Compute KL(p || q) = sum p log(p / q) of two laws (N,) in nats; infinite if q = 0 where p > 0.
 
     Raises:
         ValueError: if one of them is not a law, or their shapes differ.
@@ -21,7 +21,7 @@ def kl(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
 
 
 def tv(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
-    """Compute the total variation sum |p - q| / 2, in [0, 1].
+    """Compute the total variation sum |p - q| / 2 of two laws (N,), in [0, 1].
 
     Raises:
         ValueError: if one of them is not a law, or their shapes differ.
@@ -31,7 +31,7 @@ def tv(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
 
 
 def entropy(p: Float[Tensor, " N"]) -> float:
-    """Compute the entropy -sum p log p in nats.
+    """Compute the entropy -sum p log p of a law (N,) in nats.
 
     Raises:
         ValueError: if ``p`` is not a law.

@@ -34,16 +34,16 @@ def law(
 
     Args:
         sampler: the sampler; a ``Blockwise`` one takes no initial, prompt or frozen.
-        initial: (S**L,) law of the state at the first time of the grid; by default the prior, for a grid that starts
-            at 1.
+        initial: (N,) law of the N = S**L states at the first time of the grid; by default the prior, for a grid that
+            starts at 1.
         length: L, needed if the model has none of its own.
         prompt, frozen: (L,) an infill pattern: sites that hold the prompt and never change.
 
     Returns:
-        For a grid that ends at 0, (n**L,) over data sequences; else (S**L,) over noisy states. Sums to 1.
+        (M,), over the n**L data sequences for a grid that ends at 0, else over the S**L noisy states. Sums to 1.
 
     Raises:
-        ValueError: for a partial grid without ``initial``, or if mass is left on masks at time 0; as in ``kernel``.
+        TypeError, ValueError: for a partial grid without ``initial``, or mass left on masks at time 0; as ``kernel``.
     """
     if isinstance(sampler, Blockwise):
         return _blockwise(sampler, length)

@@ -95,7 +95,7 @@ def kernel(
         most: the maximal number of rows on which the program is run, summed over all runs (see ``paths``).
 
     Returns:
-        (S**L, S**L) float64, row = state before, column = state after, base-S indices with the first site slowest.
+        (N, N) float64, N = S**L, row = state before, column = state after, base-S indices with the first site slowest.
         Rows sum to 1; rows where ``world.reachable`` is False have no other meaning.
 
     Raises:
@@ -112,7 +112,7 @@ def checked(
     operator: Operator, process: Process, model: Denoiser, t: float, s: float | None, length: int | None,
     frozen: Tensor | Sequence[bool] | None, whole: bool = False, most: int = _MOST_PATHS,
 ) -> "Setting":  # fmt: skip
-    """Check the arguments of ``kernel``."""
+    """Check the arguments of ``kernel``; raises TypeError or ValueError as it does."""
     check_model(process, model, "kernel")
     check_operator(operator, "kernel")
     if not operator.enumerable:
@@ -249,6 +249,7 @@ class Beginnings(NamedTuple):
     past: tuple[Tensor, float] | None = None
 
     def part(self, here: slice) -> "Beginnings":
+        """Return those of a slice."""
         past = None if self.past is None else (self.past[0][here], self.past[1])
         return Beginnings(self.state[here], self.row[here], self.weight[here], past)
 
@@ -256,7 +257,11 @@ class Beginnings(NamedTuple):
 def run_paths(
     operator: Operator, setting: Setting, now: float, begin: Beginnings | None = None
 ) -> tuple[Tensor, float]:
-    """Compute the matrix from the initial states (default: every state, in its row) to all states, and the end time."""
+    """Compute the matrix from the initial states (default: every state, in its row) to all states, and the end time.
+
+    Raises:
+        TooManyPaths: a ValueError, for more than ``setting.most`` rows.
+    """
     states = all_states(setting.process.states, setting.length)
     matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
     if begin is None:

@@ -38,7 +38,7 @@ class Fit:
 def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     """Test the mean of log p0(x) against its exact mean and variance under p0 (two-sided z-test).
 
-    The statistic is (mean - expected) sqrt(B / variance). A sequence of probability 0 gives p = 0.
+    The sample is (B, L), the statistic (mean - expected) sqrt(B / variance). A sequence of probability 0 gives p = 0.
 
     Raises:
         ValueError: for a law whose log-probability is not a sum along the sequence (``log_prob_moments``).
@@ -59,9 +59,9 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
 def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     """Test transition counts given the row totals by chi-square; V (V - 1) degrees of freedom if all are possible.
 
-    Given how often each token is left, the counts of a row are asymptotically multinomial, although neighbouring pairs
-    overlap (Billingsley, 1961). Cells of a row with fewer than 5 expected are pooled. An impossible transition gives
-    p = 0.
+    The sample is (B, L). Given how often each token is left, the counts of a row are asymptotically multinomial,
+    although neighbouring pairs overlap (Billingsley, 1961). Cells of a row with fewer than 5 expected are pooled. An
+    impossible transition gives p = 0.
     """
     from scipy import stats
 
@@ -87,7 +87,7 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
     """Test by Kolmogorov-Smirnov that a scalar of the sequences has the same law in both samples.
 
     Args:
-        x, y: two samples.
+        x, y: two samples, (B, L) and (C, L).
         statistic: (N, L) sequences -> (N,) numbers, such as ``law.log_prob``.
     """
     from scipy import stats
@@ -99,8 +99,9 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
 def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int = 999, seed: int = 0) -> Fit:
     """Test two samples by the energy distance E 2 d(X, Y) - d(X, X') - d(Y, Y') under the Hamming distance d.
 
-    The law need not be known. The p-value is (1 + k) / (1 + permutations) with k the number of permutations as extreme:
-    it is exact and at least 1 / (1 + permutations). Memory is quadratic in the number of sequences.
+    The samples are (B, L) and (C, L). The law need not be known. The p-value is (1 + k) / (1 + permutations) with k the
+    number of permutations as extreme: it is exact and at least 1 / (1 + permutations). Memory is quadratic in the
+    number of sequences.
 
     Raises:
         ValueError: for samples of different length.

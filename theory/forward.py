@@ -40,10 +40,12 @@ def _grid() -> Tensor:
 
 
 def starts_at_one(process: Process) -> Errors:
+    """Check alpha(0) = 1."""
     yield abs(process.schedule.alpha(0.0) - 1), "t = 0"
 
 
 def falls(process: Process) -> Errors:
+    """Check that alpha does not increase and stays in [0, 1]."""
     t = _grid()
     alpha = process.schedule.alpha(t)
     for k in range(len(t) - 1):
@@ -55,6 +57,7 @@ def falls(process: Process) -> Errors:
 
 
 def derivative(process: Process) -> Errors:
+    """Check the derivative of alpha against a difference quotient."""
     t, h = _grid()[2:-2], 1e-5
     alpha = process.schedule.alpha
     measured = (alpha(t + h) - alpha(t - h)) / (2 * h)
@@ -63,6 +66,7 @@ def derivative(process: Process) -> Errors:
 
 
 def inverse(process: Process) -> Errors:
+    """Check that ``time`` gives back a time with the same alpha."""
     for t in (1.0, 0.9, 0.5, 0.1, 0.02):
         alpha = process.schedule.alpha(t)
         yield abs(process.schedule.alpha(process.schedule.time(alpha)) - alpha), f"t = {t}"
@@ -84,6 +88,7 @@ def other_clock(process: Process) -> Errors:
 
 
 def rows_are_laws(process: Process) -> Errors:
+    """Check that the rows of q_{t|s} are laws: they sum to 1 and no entry is negative."""
     for t, s, where in pairs(process):
         kernel = process.kernel(t, s)
         yield far(kernel.sum(-1), torch.ones(())), f"a row does not sum to 1 at {where}"
@@ -91,16 +96,19 @@ def rows_are_laws(process: Process) -> Errors:
 
 
 def identity(process: Process) -> Errors:
+    """Check that q_{t|t} is the identity."""
     for t, where in instants(process):
         yield far(process.kernel(t, t), torch.eye(process.states).double()), where
 
 
 def chapman_kolmogorov(process: Process) -> Errors:
+    """Check q_{s|0} q_{t|s} = q_{t|0}."""
     for t, s, where in pairs(process):
         yield far(process.kernel(s) @ process.kernel(t, s), process.kernel(t)), where
 
 
 def generator_rows(process: Process) -> Errors:
+    """Check that the generator's rows sum to 0 and that no rate is negative."""
     for t, where in instants(process, 1e-15):
         rates = process.generator(process.schedule.alpha(t))
         yield far(rates.sum(-1), torch.zeros(())), f"a row does not sum to 0 at {where}"
@@ -109,6 +117,7 @@ def generator_rows(process: Process) -> Errors:
 
 
 def kolmogorov(process: Process) -> Errors:
+    """Check the forward equation in sigma = -log alpha, dq_t / dsigma = q_t Q, by a difference quotient."""
     end = float(process.schedule.alpha(1.0))
     for t, where in instants(process, max(1e-15, end * 1.001), 0.999):
         alpha, h = process.schedule.alpha(t), 1e-5
@@ -128,6 +137,11 @@ def rate(process: Process) -> Errors:
 
 
 def prior(process: Process) -> Errors:
+    """Check that the prior is q_t at alpha = 0, independent for two sites.
+
+    Raises:
+        NotChecked: if alpha does not reach 0.
+    """
     if process.schedule.alpha(1.0) != 0:
         raise NotChecked(f"alpha(1) = {process.schedule.alpha(1.0):g}: the prior is no law of the kernel")
     end = process.marginals(1.0)
@@ -138,6 +152,7 @@ def prior(process: Process) -> Errors:
 
 
 def marginal(process: Process) -> Errors:
+    """Check the law q_t(. | x0) of a site against the transition matrix."""
     x0 = process.data_tokens[:, None]
     for t, where in instants(process):
         yield far(rows(process.marginal(x0, t), process.states), process.marginals(t)), where
@@ -156,6 +171,7 @@ def _bridge_rows(process: Process, t: float, s: float) -> tuple[Tensor, Tensor, 
 
 
 def bridge_is_law(process: Process) -> Errors:
+    """Check that the bridge's probabilities sum to 1 and none is negative."""
     for t, s, where in pairs(process):
         found = _bridge_rows(process, t, s)[3]
         yield far(found.sum(-1), torch.ones(())), where
@@ -173,6 +189,7 @@ def bridge_is_bayes(process: Process) -> Errors:
 
 
 def bridge_keeps(process: Process) -> Errors:
+    """Check that the bridge from x_t ~ q_t gives q_s."""
     for t, s, where in pairs(process):
         x0, _, q, found = _bridge_rows(process, t, s)
         for rank, v in enumerate(process.data_tokens.tolist()):
@@ -181,7 +198,11 @@ def bridge_keeps(process: Process) -> Errors:
 
 
 def bridge_refuses(process: Process) -> Errors:
-    """Check that a state which cannot come from x0 raises ValueError."""
+    """Check that a state which cannot come from x0 raises ValueError.
+
+    Raises:
+        NotChecked: if every state can come from every token.
+    """
     found = False
     for t, where in instants(process, 1e-15):  # at alpha = 0 every state can come from every token, in the limit
         x0, x_t = (process.marginals(t) == 0).nonzero(as_tuple=True)

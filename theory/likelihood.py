@@ -17,7 +17,7 @@ __all__ = ["bound", "integrand"]
 
 @torch.no_grad()
 def bound(objective: Objective, model: Denoiser, length: int | None = None) -> Float[Tensor, " M"]:
-    """Compute the expected value of a bound for every data sequence, (n**L,) nats, without the prior's term.
+    """Compute the expected value of a bound for every data sequence, (M,) nats with M = n**L, without the prior's term.
 
     Continuous bounds use tanh-sinh quadrature over alpha in [alpha(1), 1], accurate to about 1e-8 if the integrand is
     integrable at its ends. Discrete bounds are exact.
@@ -58,7 +58,12 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
 
 @torch.no_grad()
 def integrand(objective: Objective, model: Denoiser, alpha: float, length: int | None = None) -> Float[Tensor, " M"]:
-    """Compute the exact mean over x_t of a continuous bound's density at alpha, for every data sequence, (n**L,)."""
+    """Compute the exact mean over x_t of a continuous bound's density at alpha, for the M data sequences, (M,).
+
+    Raises:
+        TypeError: for a bound that is not an integral over time.
+        ValueError: without a length.
+    """
     if not isinstance(objective, Continuous):
         raise TypeError(f"integrand: {objective} is not an integral over time")
     process = model.process

@@ -35,6 +35,8 @@ class Oracle(ABC):
     A subclass sums over sequences, given a weight for every token at every site (the evidence), and draws from the
     weighted law. Its tables are tensor attributes; ``to`` moves them.
 
+    Shapes: evidence and O (B, L, n), sequences (B, L), log-probabilities (B,).
+
     Attributes:
         alphabet: n, the number of data tokens.
         length: L.
@@ -69,7 +71,7 @@ class Oracle(ABC):
                 process, where D does not determine the leave-one-out at a revealed token, and "loo" on any other.
 
         Raises:
-            ValueError: if the alphabets differ.
+            TypeError, ValueError: if it is no process, or the alphabets differ.
         """
         self._check(process)
         if predicts is None:
@@ -103,12 +105,20 @@ class Oracle(ABC):
         return self
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
-        """Compute log p_t(z) of noisy sequences, natural log."""
+        """Compute log p_t(z) of noisy sequences, natural log.
+
+        Raises:
+            TypeError, ValueError: for a process of another alphabet, or states or a time out of range.
+        """
         self._check_noisy(process, z)
         return self.log_evidence(process.marginals(t).to(self._like()).T[z])
 
     def posterior(self, process: Process, z: Int[Tensor, "B L"], t: Time, seed: int) -> Int[Tensor, "B L"]:
-        """Draw x0 exactly from p(x0 | z_t = z), jointly over the sites, one draw for each noisy sequence."""
+        """Draw x0 exactly from p(x0 | z_t = z), jointly over the sites, one draw for each noisy sequence.
+
+        Raises:
+            TypeError, ValueError: for states, a time or a seed out of range.
+        """
         self._check_noisy(process, z)
         seed, alpha = whole(seed, "posterior: seed", 0, LAST_SEED), process.schedule.alpha(site_time(t, *z.shape))
         evidence = process.evidence(z, alpha.expand(z.shape)).to(self._like())
@@ -124,7 +134,11 @@ class Oracle(ABC):
         return self.log_evidence(torch.nn.functional.one_hot(x, self.alphabet).to(self._like()))
 
     def sample(self, batch: int, seed: int) -> Int[Tensor, "B L"]:
-        """Draw clean sequences exactly from p0."""
+        """Draw clean sequences exactly from p0.
+
+        Raises:
+            TypeError, ValueError: for a batch or seed out of range, or more rows than memory holds.
+        """
         like, batch, seed = self._like(), whole(batch, "sample: batch", 1), whole(seed, "sample: seed", 0, LAST_SEED)
         affordable(
             batch * self.length * self.alphabet, f"sample: {batch} rows of {self.length} x {self.alphabet} weights"
@@ -132,7 +146,11 @@ class Oracle(ABC):
         return self.draw(torch.ones(batch, self.length, self.alphabet, dtype=like.dtype, device=like.device), seed)
 
     def to(self: Law, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Law:
-        """Return the same law with its tables on another device or in another floating dtype."""
+        """Return the same law with its tables on another device or in another floating dtype.
+
+        Raises:
+            TypeError, ValueError: for a dtype that is not floating, or a device that this machine does not have.
+        """
         device = None if device is None else placed(device, "to: device")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"to: dtype must be a floating torch dtype, got {dtype!r}")
@@ -180,18 +198,21 @@ def _normalised(weights: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
 
 
 def scaled(message: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, " B"]]:
-    """Return the message divided by its sum, and the sum; a zero message stays zero."""
+    """Return the message (B, n) divided by its sum (B,), and the sum; a zero message stays zero."""
     total = message.sum(-1)
     return message / total.masked_fill(total == 0, 1)[:, None], total
 
 
 def uniforms(length: int, batch: int, seed: int, device: torch.device) -> Float[Tensor, "L B"]:
-    """Draw uniforms from a seed, the same on every device."""
+    """Draw uniforms (L, B) from a seed, the same on every device."""
     return torch.rand(length, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
 def pick(weights: Float[Tensor, "B n"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Choose an index of each row with probability proportional to its weights, which must not all be zero."""
+    """Choose an index in each row of (B, n) with probability proportional to its weights, by uniforms (B,).
+
+    The weights of a row must not all be zero.
+    """
     running = weights.double().cumsum(-1)
     index = (running <= u[:, None] * running[:, -1:]).sum(-1)
     last = (weights > 0).long().cumsum(-1).argmax(-1)  # rounding must not pick a weight of 0 after it

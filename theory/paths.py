@@ -65,6 +65,9 @@ class Paths(Messenger):
         weight: (R,) the initial weight times the probability of the settled choices.
         share: (R, K, L) the probability of the k-th path of each site, given those; 0 if there are fewer.
         grid: (R K, L) the origin of each site of the batch; the copies of a row are adjacent.
+
+    Raises:
+        TooManyPaths, TooManyJoint, ValueError: in a run, as ``settle`` and ``add_ends``.
     """
 
     def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int, joint: bool = False) -> None:
@@ -144,7 +147,12 @@ class Paths(Messenger):
         self._lay(name)
 
     def settle(self, values: Sited) -> Tensor:
-        """Return plain values if all paths of each site agree; otherwise divide the rows and raise Branching."""
+        """Return plain values if all paths of each site agree; otherwise divide the rows.
+
+        Raises:
+            Branching: if they did not agree.
+            TooManyPaths, TooManyJoint: for more rows than are allowed.
+        """
         bare, origin = values.bare, values.origin.flatten()
         if not bare.numel():
             return bare
@@ -243,7 +251,13 @@ class Paths(Messenger):
     # --- results ------------------------------------------------------------------------------------------------------
 
     def add_ends(self, tokens: Int[Tensor, "B L"], matrix: Float[Tensor, "M N"], row: Int[Tensor, " begin"]) -> None:
-        """Add each row's weight, a Kronecker product of its sites' laws, to its final states in the matrix."""
+        """Add each row's weight, a Kronecker product of its sites' laws, to its final states in the matrix.
+
+        Shapes: tokens (B, L), the matrix (M, N).
+
+        Raises:
+            ValueError: for a choice whose law depends on other rows of the batch.
+        """
         count, copies, length = self.share.shape
         states = round(matrix.shape[1] ** (1 / length))
         if self.joint:

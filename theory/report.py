@@ -46,6 +46,7 @@ class Check:
 
     @property
     def mark(self) -> str:
+        """The word for the result: ok, FAIL or not checked."""
         return "ok" if self.ok else "FAIL" if self.failed else "not checked"
 
     @property
@@ -92,6 +93,7 @@ class Report:
 
     @property
     def summary(self) -> str:
+        """The numbers of properties that hold, that do not hold and that were not checked."""
         passed = sum(check.ok for check in self.checks)
         return f"{passed} hold, {len(self.failed)} do not hold, {len(self.unchecked)} not checked"
 

@@ -5,7 +5,8 @@ r"""Reverse time exactly on all S^L states: generators of the joint process, and
 A learned denoiser also gives reverse rates, site by site. Integrating its Kolmogorov equation from the prior gives the
 law of the continuous-time sampler, hence the exact likelihood of the model, for small S^L.
 
-References: Kelly (1979); Campbell et al. (2022, https://arxiv.org/abs/2205.14987).
+References: Kelly (1979, http://www.statslab.cam.ac.uk/~frank/BOOKS/kelly_book.html); Campbell et al. (2022,
+https://arxiv.org/abs/2205.14987).
 """
 
 import math
@@ -31,7 +32,13 @@ def check_joint(process: Process, length: int, where: str) -> None:
 
 
 def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor, "N N"]:
-    """Compute the forward generator of all sites per unit of -log alpha: the Kronecker sum of the sites' generators."""
+    """Compute the forward generator of all sites per unit of -log alpha: the Kronecker sum of the sites' generators.
+
+    The result is (N, N) with N = S**L, in the order of ``all_states``.
+
+    Raises:
+        TypeError, ValueError: for a length below 1, or alpha outside (0, 1].
+    """
     length, alpha = whole(length, "joint_generator: length", 1), real(alpha, "joint_generator: alpha", "(0, 1]")
     check_joint(process, length, "joint_generator")
     site = process.generator(alpha)
@@ -46,7 +53,10 @@ def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor
 
 
 def reverse_generator(world: Enumeration, process: Process, t: float) -> Float[Tensor, "N N"]:
-    """Compute Rbar per unit of sigma = -log alpha from p_t; rows of states with p_t = 0 are 0."""
+    """Compute Rbar per unit of sigma = -log alpha from p_t; rows of states with p_t = 0 are 0.
+
+    The result is (N, N) with N = S**L, in the order of ``all_states``.
+    """
     p = world.marginal(process, t)
     forward = joint_generator(process, world.length, float(process.schedule.alpha(t)))
     rates = torch.where(p[:, None] > 0, forward.T * p / p[:, None], 0.0)
@@ -59,6 +69,8 @@ def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> 
 
     All sites move together here; samplers, which move sites independently, are compared with it. alpha(t) must be
     positive.
+
+    The result is (N, N) with N = S**L, in the order of ``all_states``.
     """
     from scipy.linalg import expm
 
@@ -71,6 +83,8 @@ def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> 
 @torch.no_grad()
 def model_generator(model: Denoiser, t: float, length: int | None = None) -> Float[Tensor, "N N"]:
     """Compute the reverse generator of a denoiser's predictions, per unit of -log alpha: one site jumps at a time.
+
+    The result is (N, N) with N = S**L, in the order of ``all_states``.
 
     Raises:
         ValueError: if neither the model nor ``length`` gives the number of sites.
@@ -105,7 +119,7 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
         tolerance: relative and absolute tolerance of the integrator.
 
     Returns:
-        (n**L,) over data sequences.
+        (M,) over the M = n**L data sequences.
 
     Raises:
         ValueError: without a length, or for a schedule that ends above 1e-10.

@@ -19,8 +19,9 @@ lost if its ratio to the largest of all rows is, so the scan keeps every weight 
 
 Choices. Maps from the state of the next site to the state of a site are composed in the same way.
 
-References: Blelloch, Prefix sums and their applications (1990); hidden Markov models (Hassan, Sarkka and
-Garcia-Fernandez, 2021, https://arxiv.org/abs/2102.05743).
+References: prefix sums (Blelloch, 1990,
+http://www.cs.cmu.edu/afs/cs.cmu.edu/project/scandal/public/papers/CMU-CS-90-190.html); hidden Markov models (Hassan,
+Sarkka and Garcia-Fernandez, 2021, https://arxiv.org/abs/2102.05743).
 """
 
 import math
@@ -48,8 +49,8 @@ def messages(
 
     Args:
         weights: w_i, not negative.
-        first: m_1, not negative.
-        matrix: A, not negative; row = from, column = to.
+        first: (H,) m_1, not negative.
+        matrix: (H, H) A, not negative; row = from, column = to.
 
     Returns:
         (B, L, H) messages and (B, L) totals: messages up to a factor each, totals exact if the rows of A sum to 1.
@@ -126,13 +127,13 @@ def path(
     """Draw the states of L sites backwards from the last one, h_i ~ filtered_i(h) into(h_{i+1}, h).
 
     Args:
-        filtered: weights of each site's states given the sites before it.
+        filtered: (B, L, H) weights of each site's states given the sites before it.
         into: (H, H), row = the state of the next site.
-        last: h_{L+1}.
-        u: a uniform for each draw.
+        last: (B,) h_{L+1}.
+        u: (L, B) a uniform for each draw.
 
     Returns:
-        (B, L + 1) states, the last of them ``last``; they do not depend on whether maps are composed.
+        (B, M) states, M = L + 1, the last of them ``last``; they do not depend on whether maps are composed.
     """
     batch, length, size = filtered.shape
     if length < _SHORT or batch * size**2 > _WORK:

@@ -57,6 +57,7 @@ class Sited(Tensor):
 
     @classmethod
     def of(cls, values: Tensor, origin: Tensor, ledger: Ledger) -> "Sited":
+        """Make a sited tensor that shares the memory of ``values``."""
         made: Sited = values.as_subclass(cls)
         made.origin, made.ledger = origin, ledger
         return made

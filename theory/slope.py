@@ -28,7 +28,7 @@ def order(
     Args:
         steps: increasing numbers of steps, at least three.
         build: n -> a sampler with n steps.
-        target: the target law; by default the oracle's p_t at the last time of the grid.
+        target: (N,) the target law; by default the oracle's p_t at the last time of the grid.
         window: (t, d): measure on an interior window instead, with n equal steps from the exact p_t to d, away from
             the singular rates at the ends of [0, 1]. A declared order refers to such a window.
 

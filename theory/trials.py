@@ -66,6 +66,7 @@ class Case:
         return f"V = {self.setting.vocab_size}, L = {self.setting.length}, {self.process.schedule}"
 
     def place(self, t: float, s: float) -> str:
+        """Return the name of an interval, for a report."""
         return f"{self}, t = {t:g}" + (f", s = {s:g}" if self.operator.moves else "")
 
     def over(self) -> Iterator[tuple[float, float, str]]:
@@ -87,6 +88,7 @@ class Case:
         return ""
 
     def matrix(self, t: float, s: float) -> Tensor:
+        """Return the exact matrix of a step, computed once."""
         if (t, s) not in self.known:
             end = s if self.operator.moves else None
             self.known[t, s] = kernel(self.operator, self.process, self.model, t, end, most=PATHS)
@@ -127,6 +129,7 @@ class Case:
         return torch.cat([self.run(x[:half], t, s)[0], self.run(x[half:], t, s, first_row=ROWS - len(x) + half)[0]])
 
     def draws_at(self, t: float) -> int:
+        """Return how many draws a statistical check at a time makes."""
         return DRAWS if self.home and 0.1 < t < 0.9 else DRAWS // 5
 
 
@@ -206,6 +209,7 @@ def calls(cases: Sequence[Case]) -> Errors:
 
 
 def laws(cases: Sequence[Case]) -> Errors:
+    """Check that the rows of the exact matrix are laws: they sum to 1 and no entry is negative."""
     for case in enumerable(cases):
         for t, s, where in case.over():
             k = case.matrix(t, s)
@@ -272,6 +276,7 @@ def moves(cases: Sequence[Case]) -> Errors:
 
 
 def keeps(cases: Sequence[Case]) -> Errors:
+    """Yield TV(p_t K, p_t), which is 0 if a corrector's matrix K preserves p_t."""
     for case in enumerable(cases):
         for t, s, where in case.over():
             p = case.world.marginal(case.process, t)

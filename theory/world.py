@@ -42,7 +42,7 @@ def _told(size: int) -> str:
 
 
 def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
-    """List every sequence over 0..states-1, first site slowest: row i holds the digits of i in base ``states``.
+    """List every sequence over 0..states-1, (N, L), first site slowest: row i holds the base-``states`` digits of i.
 
     Raises:
         ValueError: for too many sequences (``check_size``).
@@ -52,12 +52,15 @@ def all_states(states: int, length: int) -> Int[Tensor, "N L"]:
 
 
 def state_index(tokens: Int[Tensor, "*B L"], states: int) -> Int[Tensor, "*B"]:
-    """Return the row of ``all_states`` that holds each sequence."""
+    """Return the row of ``all_states`` that holds each sequence of (*B, L)."""
     return (tokens * states ** torch.arange(tokens.shape[-1] - 1, -1, -1)).sum(-1)
 
 
 def law_of_data(process: Process, law: Float[Tensor, " N"], length: int) -> Float[Tensor, " M"]:
-    """Restrict a law over the S**L states at time 0 to the n**L data sequences; mass on other states is left out."""
+    """Restrict a law (N,) over the S**L states at time 0 to the n**L data sequences, (M,).
+
+    Mass on other states is left out.
+    """
     rank = torch.full((max(process.columns, process.vocab_size),), -1)  # index of each column among the data tokens
     rank[process.data_tokens] = torch.arange(len(process.data_tokens))
     digits = rank[process.column(all_states(process.states, length))]
@@ -72,7 +75,7 @@ def law_of_prior(
     prompt: Tensor | Sequence[int] | None = None,
     frozen: Tensor | Sequence[bool] | None = None,
 ) -> Float[Tensor, " N"]:
-    """Compute the law at the start of sampling, (S**L,): the prior, with the prompt (L,) at frozen sites."""
+    """Compute the prior over the N = S**L states, (N,), with the prompt (L,) at frozen sites."""
     check_size(process.states, length, f"the prior of {process}")
     _, values, log_p = process.prior(1, length).fork()
     if prompt is not None and frozen is not None:
@@ -91,6 +94,8 @@ def sizes(vocab_size: object, length: object, where: str, axes: int = 1) -> tupl
 
 class Enumeration(Oracle):
     """Data law on V^L given by its probabilities.
+
+    Shapes: the law (N,) with N = V**L; laws over the M = S**L noisy states (M,).
 
     Args:
         p0: (V**L,) probabilities, first site slowest.
@@ -150,7 +155,11 @@ class Enumeration(Oracle):
         return law.flatten()
 
     def reachable(self, process: Process, t: float) -> Bool[Tensor, " M"]:
-        """Return which of the S**L noisy states have p_t > 0; at alpha = 0 in the limit alpha -> 0+."""
+        """Return which of the S**L noisy states have p_t > 0; at alpha = 0 in the limit alpha -> 0+.
+
+        Raises:
+            TypeError, ValueError: for a time outside [0, 1].
+        """
         t = real(t, "reachable: t", "[0, 1]")
         z = all_states(process.states, self.length)
         alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
@@ -161,6 +170,8 @@ class Coupling(Oracle):
     """Joint law of data and source on V^L: gives the exact denoiser of an ``Interpolant`` between them.
 
     Given the source tokens u of a row, its data has the law p(x0 | u).
+
+    Shapes: the joint law (N, N) with N = V**L; laws over the M = S**L noisy states (M,).
 
     Args:
         joint: (V**L, V**L) probabilities of (data, source), first site slowest in both.
@@ -192,6 +203,7 @@ class Coupling(Oracle):
         return world.log_evidence(evidence) + self.source.p0.log()[state_index(u, self.alphabet)]
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> Oracle:
+        """Return the law of the data given the source in each state; raises ValueError unless on an Interpolant."""
         if not isinstance(process, Interpolant):
             raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")
         rows = self.joint.T[state_index(process.split(x)[1], self.alphabet)]

@@ -34,7 +34,7 @@ def opened(file: Path) -> Mapping[str, Any]:
     Tensors are mapped from the file if its format allows; ``owned`` copies them.
 
     Raises:
-        Refused: if it is damaged, or of another format.
+        Refused: a ValueError, if it is damaged, or of another format.
     """
     if file.suffix == ".safetensors":
         return _safetensors(file)
@@ -47,7 +47,11 @@ def opened(file: Path) -> Mapping[str, Any]:
 
 
 def metadata(file: Path) -> dict[str, str]:
-    """Return the metadata in the header of a safetensors file; an empty table for other files."""
+    """Return the metadata in the header of a safetensors file; an empty table for other files.
+
+    Raises:
+        Refused: a ValueError, for a safetensors file whose header cannot be read.
+    """
     if file.suffix != ".safetensors":
         return {}
     _check_header(file)

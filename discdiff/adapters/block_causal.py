@@ -25,6 +25,9 @@ __all__ = ["BlockCausal"]
 class BlockCausal(nn.Module):
     """The network of the module docstring.
 
+    Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, C) or (B, n, C); block
+    sizes (B, 1).
+
     Args:
         network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M).
         block: the block size.
@@ -45,7 +48,11 @@ class BlockCausal(nn.Module):
         self.network, self.block, self.shift, self.longest = network, block, shift, longest
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
-        """Return the logits of a sequence, causal between blocks."""
+        """Return the logits of a sequence, causal between blocks.
+
+        Raises:
+            ValueError: for more tokens than the network takes.
+        """
         self._check(x.shape[1])
         number = torch.arange(x.shape[1], device=x.device) // self.block
         sees = number <= number[:, None]
@@ -55,7 +62,11 @@ class BlockCausal(nn.Module):
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
-        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training."""
+        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training.
+
+        Raises:
+            ValueError: for more tokens than the network takes.
+        """
         self._check(x.shape[1])
         length, position = x.shape[1], torch.arange(x.shape[1], device=x.device).expand_as(x)
         clean, noisy = position // self.block, position // block
@@ -75,7 +86,11 @@ class BlockCausal(nn.Module):
         return torch.where(first, unshifted(clean_said), unshifted(said))
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
-        """Cache the first ``length`` tokens of each row; the cache grows beyond any ``capacity``."""
+        """Cache the first ``length`` tokens of each row; the cache grows beyond any ``capacity``.
+
+        Raises:
+            ValueError: for more tokens than the network takes.
+        """
         from transformers import DynamicCache
 
         shown, real = left_padded(tokens, length)
@@ -89,7 +104,11 @@ class BlockCausal(nn.Module):
         prefix.pending = torch.cat([prefix.pending, tokens], 1)
 
     def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n C"]:
-        """Return the logits of a noisy block after the prefix."""
+        """Return the logits of a noisy block after the prefix.
+
+        Raises:
+            ValueError: for more tokens than the network takes.
+        """
         pending, prefix.pending = prefix.pending, x[:, :0]
         shown = torch.cat([pending, x], 1)
         logits = self._read(prefix, shown, torch.ones_like(shown, dtype=torch.bool))

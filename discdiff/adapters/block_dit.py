@@ -42,7 +42,7 @@ class Memory:
     pending: Int[Tensor, "B n"]
 
     def select(self, rows: Int[Tensor, " R"]) -> "Memory":
-        """Return the memory of some rows, which may repeat."""
+        """Return the memory of the rows at indices (R,), which may repeat."""
         kept = [[part[rows] for part in pair] for pair in self.kept]
         return Memory(kept, self.position[rows], self.length[rows], self.pending[rows])
 
@@ -50,10 +50,16 @@ class Memory:
 class BlockTransformer(DiffusionTransformer):
     """The network of the module docstring; ``forward`` evaluates a whole sequence, causal between blocks.
 
+    Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, C) or (B, n, C); block
+    sizes (B, 1).
+
     Args:
         rows, width, heads, depth, time_width: as in ``DiffusionTransformer``; a time input is always 0.
         clean: the block size in which clean tokens attend to each other: that of the noisy blocks in BD3LM and in
             BlockGen with one block size.
+
+    Raises:
+        ValueError: for a block size below 1.
     """
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, clean: int) -> None:

@@ -68,12 +68,12 @@ class ByteNet(nn.Module):
         step: Int[Tensor, " B"] | None = None,
         input_mask: Float[Tensor, "B L 1"] | None = None,
     ) -> Float[Tensor, "B L C"]:
-        """Return the logits.
+        """Return the logits (B, L, C).
 
         Args:
-            x: tokens.
-            step: k of each row, for a network that takes it.
-            input_mask: 1 at tokens of the sequence, 0 at padding.
+            x: (B, L) tokens.
+            step: (B,) k of each row, for a network that takes it.
+            input_mask: (B, L, 1) 1 at tokens of the sequence, 0 at padding.
 
         Raises:
             ValueError: if the network takes a step and none is given.

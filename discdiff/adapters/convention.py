@@ -152,6 +152,12 @@ class Called(nn.Module):
         return self.convention.frame
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
+        """Call the network for tokens (B, L) at times (B,) or (B, L); return its logits (B, L, C).
+
+        Raises:
+            ValueError: for more tokens than the network takes.
+            TypeError: if it returns something else than the convention's logits.
+        """
         said, positional, named = self.convention, [], {}
         held = self._has_ends(x)
         inner = x.shape[1] - 2 * held
@@ -274,12 +280,17 @@ def _called(network: nn.Module, convention: Convention) -> Called:
 
 
 class Loaded(Denoiser):
-    """A ``Denoiser`` made from a network and its ``convention``. To correct the convention, replace a field:
+    """Denoiser made from a network and its ``convention``.
+
+    To correct the convention, replace a field:
 
         model = replace(model.convention, shift=True).denoiser(model.network)
 
     Attributes:
         convention: the record.
+
+    Raises:
+        TypeError, ValueError: for a convention that does not fit the network.
     """
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:

@@ -28,8 +28,8 @@ __all__ = ["Cycles", "cycle_residual", "features", "loo_sensitivity", "sensitivi
 def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Float[Tensor, " B"]:
     """Measure how much the LOO of a site changes if that site's token is replaced: total variation, (B,), in [0, 1].
 
-    In each row one random site gets another random token. The result is 0 for an exact leave-one-out. It is far from 0
-    for a network that was trained by cross-entropy and declared "loo" by mistake.
+    In each row of x (B, L) one random site gets another random token. The result is 0 for an exact leave-one-out. It is
+    far from 0 for a network that was trained by cross-entropy and declared "loo" by mistake.
 
     Raises:
         ValueError: on an absorbing process, where noise is never a token, or with a single token.
@@ -99,10 +99,12 @@ class Cycles:
 
 @torch.no_grad()
 def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Cycles:
-    r"""Test whether a learned ratio is conservative, on one random pair of sites (i, j) and tokens (v, w) a row:
+    r"""Test whether a learned ratio is conservative, on a random pair of sites (i, j) and tokens (v, w) in each row:
 
         there and back   log r_i(v | z) + log r_i(z_i | z^{i<-v})
         square           log r_i(v | z) + log r_j(w | z^{i<-v}) - log r_j(w | z) - log r_i(v | z^{j<-w})
+
+    Shapes: x (B, L).
 
     Raises:
         ValueError: for a single site or token, or where the model does not determine the ratio.

@@ -69,7 +69,9 @@ class DiffusionTransformer(nn.Module):
     def forward(
         self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None, label: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B L C"]:
-        """Return the logits; a network with a time input gets 0 if none is given, as in its authors' code.
+        """Return the logits (B, L, C) of tokens (B, L) at times (B,).
+
+        A network with a time input gets 0 if none is given, as in its authors' code.
 
         Raises:
             ValueError: for a label given to a network without classes.
@@ -120,6 +122,7 @@ class Ratios(nn.Module):
         self.network, self.scaled = network, scaled
 
     def forward(self, x: Int[Tensor, "B L"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B L C"]:
+        """Return the log ratios (B, L, C) of tokens (B, L) at sigma (B,), 0 at each site's own token."""
         out = self.network(x, sigma)
         if self.scaled:
             out = out - (sigma.expm1().log().to(out.dtype)[:, None, None] + math.log(out.shape[-1] - 1))

@@ -93,7 +93,11 @@ def json_table(file: Path, most: int = CONFIGURATION) -> Settings:
 
 
 def json_text(said: str, name: str) -> Settings:
-    """Read a table of JSON from elsewhere, such as a header; refuses the same as ``json_table``."""
+    """Read a table of JSON from elsewhere, such as a header; refuses the same as ``json_table``.
+
+    Raises:
+        Refused: a ValueError, if it is no JSON, is nested too deeply, or as ``json_table``.
+    """
     try:
         found = json.loads(said, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:

@@ -68,7 +68,7 @@ _SCORES = """
 
 @dataclass(frozen=True)
 class Tabulated(Schedule):
-    """alpha = exp(-sigma), with sigma given at n + 1 equal times and linear between them.
+    """Schedule alpha = exp(-sigma), with sigma given at n + 1 equal times and linear between them.
 
     Args:
         sigmas: sigma at the times 0, 1/n, ..., 1; begins at 0 and increases.
@@ -133,7 +133,7 @@ def blosum(steps: int = _STEPS) -> General:
 
 
 def blosum_rates() -> Float[Tensor, "26 26"]:
-    """Return G, the rates of substitution by BLOSUM62, symmetric, per unit of beta.
+    """Return G (26, 26), the rates of substitution by BLOSUM62, symmetric, per unit of beta.
 
     Exponentiated scores are scaled to be doubly stochastic, together with a gap that is then removed. J, O, U and the
     gap get score 4 with themselves and -4 with everything else.
@@ -170,6 +170,7 @@ class Squared(nn.Module):
         self.network = network
 
     def forward(self, x: Int[Tensor, "B L"], step: Int[Tensor, " B"]) -> Float[Tensor, "B L C"]:
+        """Return twice the network's logits, (B, L, C), of tokens (B, L) at steps (B,), 0 taken as 1."""
         return 2 * self.network(x, step.clamp(min=1))
 
 

@@ -31,7 +31,9 @@ __all__ = ["Kappa", "OperatorSolver", "flow_denoiser", "flow_process"]
 
 @dataclass(frozen=True, eq=False)
 class Kappa(Schedule):
-    """alpha(t) = kappa(1 - t). Two are equal if their schedulers have the same class and contents.
+    """Schedule alpha(t) = kappa(1 - t) of a flow-matching scheduler.
+
+    Two are equal if their schedulers have the same class and contents.
 
     Args:
         scheduler: a convex scheduler: scheduler(tau) returns ``alpha_t`` (which is kappa), ``sigma_t`` = 1 - kappa and
@@ -176,6 +178,8 @@ class OperatorSolver:
     ) -> Sampler:
         """Return the sampler that ``sample`` runs, for ``T.law``, and for its ``repr``, which describes the run.
 
+        ``time_grid`` holds (N,) increasing times tau in [0, 1], as in ``sample``.
+
         Raises:
             ValueError: for times that do not increase within [0, 1], or step sizes that are not positive.
         """
@@ -208,8 +212,8 @@ class OperatorSolver:
             step_size: equal steps, the last one shorter; or None to use the time grid as it is.
             div_free: must be 0: stochasticity belongs to the operator (``DFM(eta)``, ``ReMDM``, a corrector after it).
             dtype_categorical: ignored; draws are as exact as the model's output.
-            time_grid: increasing times tau in [0, 1]; [0, 1] by default. Unlike with the Euler solver, a run that ends
-                before 1 ends at the noise of that time.
+            time_grid: (N,) increasing times tau in [0, 1]; [0, 1] by default. Unlike with the Euler solver, a run that
+                ends before 1 ends at the noise of that time.
             return_intermediates: return (N, B, L), the states at the times of ``time_grid``, or nearest to them.
             verbose: show a progress bar on standard error.
             seed: the key of the randomness; drawn from torch's global generator if None.

@@ -84,7 +84,7 @@ class _Scheduled(Operator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerStep(_Scheduled, Predictor):
-    """``scheduler.step`` from t to s, which must be one of N equal steps; one denoiser call.
+    """Run ``scheduler.step`` from t to s, which must be one of N equal steps; one denoiser call.
 
     Args:
         scheduler, options, process, enumerable: see above.
@@ -115,7 +115,7 @@ class SchedulerStep(_Scheduled, Predictor):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerCorrection(_Scheduled, Corrector):
-    """``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, strictly between 0 and 1; one denoiser call.
+    """Run ``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, between 0 and 1; one denoiser call.
 
     At t = 0 it does nothing: no step of a scheduler begins there.
 

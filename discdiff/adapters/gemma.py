@@ -6,7 +6,7 @@ The encoder is causal. The decoder attends to the prefix and the whole canvas, a
 canvas starts as arbitrary tokens. It runs in transformers' own classes (5.11 or newer). The counted calls are the
 decoder's; the encoder reads each canvas once, when it is finished.
 
-Reference: DiffusionGemma (Google, 2026).
+Reference: DiffusionGemma (Google, 2026, https://huggingface.co/google/diffusiongemma-26B-A4B-it).
 """
 
 from typing import Any
@@ -36,6 +36,8 @@ _NO_TOWER |= {"global_head_dim": 4, "position_embedding_size": 1}
 
 class Canvas(nn.Module):
     """A network with a cache of clean prefixes, from transformers' ``DiffusionGemmaForBlockDiffusion``.
+
+    Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, V) or (B, n, V).
 
     Args:
         network: the model of transformers.

@@ -41,7 +41,7 @@ def generate(
     overflowing_tokens: object = None,
     num_truncated_tokens: object = None,
 ) -> Int[Tensor, "B N"]:
-    """Continue prompts with a model; returns (B, P + new) tokens, as ``generate`` of transformers does.
+    """Continue prompts with a model; returns (B, N) tokens, N = P + new, as ``generate`` of transformers does.
 
     ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``;
     new tokens are ``[:, P:]``. They equal those of ``Sampler``, or ``Blockwise``, with the same seed: they depend on

@@ -36,6 +36,7 @@ class Int8Linear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
+        """Apply the layer to the last axis, (*N, D) to (*N, C)."""
         assert isinstance(self.weight, Tensor)
         assert isinstance(self.scale, Tensor)
         out = functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
@@ -51,6 +52,7 @@ class Remembered(nn.Module):
         self.known: dict[tuple[object, ...], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the module's output; small inputs and outputs are remembered while no gradient is recorded."""
         if torch.is_grad_enabled() or x.numel() > _REMEMBERED:
             return self.module(x)
         key = (tuple(x.shape), x.dtype, x.device, *x.flatten().tolist())

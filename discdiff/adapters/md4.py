@@ -106,7 +106,7 @@ class GatedTransformer(nn.Module):
         self.head = nn.Linear(width, states - 1, bias=False)
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L V"]:
-        """Return the logits of all ids but the mask.
+        """Return the logits (B, L, V) of all ids but the mask, for tokens (B, L) at times (B,).
 
         Raises:
             ValueError: if it takes a time and none is given.
@@ -269,7 +269,7 @@ def _check_other(config: Settings, heads: int | None, clock: int | None) -> None
 
 @dataclass(frozen=True)
 class LateCosine:
-    """alpha(t) = 1 - cos(pi (1 - t) / 2), MD4's cosine schedule."""
+    """MD4's cosine schedule, alpha(t) = 1 - cos(pi (1 - t) / 2)."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return 1 - torch.cos(math.pi / 2 * (1 - t))

@@ -13,7 +13,7 @@ __all__ = ["Prefix", "left_padded"]
 
 @dataclass
 class Prefix:
-    """The cache of clean tokens. Rows are padded on the left, so that all end where a block begins.
+    """Cache of clean tokens, with rows padded on the left, so that all end where a block begins.
 
     Attributes:
         kept: transformers' cache.
@@ -29,7 +29,7 @@ class Prefix:
 
     @property
     def length(self) -> Int[Tensor, " B"]:
-        """(B,) tokens of a row, without pending ones."""
+        """The number of tokens of each row, (B,), without pending ones."""
         return self.seen.sum(1)
 
     @property
@@ -38,7 +38,7 @@ class Prefix:
         return (self.seen.cumsum(1) - 1).clamp(min=0)
 
     def select(self, rows: Int[Tensor, " R"]) -> "Prefix":
-        """Return the prefixes of some rows, which may repeat."""
+        """Return the prefixes of the rows at indices (R,), which may repeat."""
         kept = copy.deepcopy(self.kept)
         if self.seen.shape[1]:
             kept.batch_select_indices(rows)
@@ -48,7 +48,10 @@ class Prefix:
 def left_padded(
     tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"]
 ) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"]]:
-    """Move the first ``length`` tokens of each row to the right; also return the mask of their new places."""
+    """Move the first ``length`` tokens of each row to the right; also return the mask of their new places.
+
+    Shapes: tokens (B, P), length (B,), both results (B, C) with C the largest length.
+    """
     width = int(length.max()) if len(length) else 0
     column = torch.arange(width, device=tokens.device) - (width - length)[:, None]
     return tokens.gather(1, column.clamp(min=0)), column >= 0

@@ -274,7 +274,11 @@ def convention_of(settings: Settings, most: int) -> dict[str, Any]:
 
 
 def clock_of(settings: Settings, most: int) -> Schedule:
-    """Return the schedule that ``described`` wrote."""
+    """Return the schedule that ``described`` wrote.
+
+    Raises:
+        Refused: a ValueError, if they are no schedule.
+    """
     found: Schedule = _made(settings, (Schedule,), most)
     return found
 

@@ -100,7 +100,11 @@ def flat_rope(settings: Settings, partial: float | None = None, theta: float = 1
 
 
 def layered_rope(settings: Settings) -> dict[str, Any]:
-    """Return ``layer_types`` and a table for each layer type, for DiffusionGemma (transformers 5)."""
+    """Return ``layer_types`` and a table for each layer type, for DiffusionGemma (transformers 5).
+
+    Raises:
+        Refused: a ValueError, for an unknown kind of layer.
+    """
     tables = settings.part("rope_parameters")
     found = {}
     for name in tables:

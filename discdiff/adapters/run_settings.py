@@ -78,7 +78,11 @@ def said(files: Files) -> Settings:
 
 
 def configuration(files: Files) -> Settings:
-    """Return the flat table: of two equal keys the inner one; "type" becomes "noise_type" and so on."""
+    """Return the flat table: of two equal keys the inner one; "type" becomes "noise_type" and so on.
+
+    Raises:
+        Refused: a ValueError, for invalid weights of blocks.
+    """
     whole = said(files)
     tables = {part for part in _TABLES if isinstance(whole.get(part), Mapping)}
     flat = {name: _resolved(value, whole) for name, value in whole.items() if name not in tables}
@@ -93,7 +97,7 @@ def configuration(files: Files) -> Settings:
 
 
 def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None:
-    """Raise ``Refused`` for a setting that changes, or may change, the network to one not supported here."""
+    """Raise Refused for a setting that changes, or may change, the network to one not supported here."""
     whole = said(files)
     for part in _TABLES:
         whole.part(part)

@@ -43,7 +43,11 @@ _BY_HAND = "by hand"
 
 
 def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """``Denoiser.save``."""
+    """Save a model to a folder, as ``Denoiser.save``.
+
+    Raises:
+        TypeError, ValueError, FileExistsError: as ``Denoiser.save``.
+    """
     target = _free(folder, decided(overwrite, "save: overwrite"))
     network, convention = _parts(model)
     kind, tensors, settings = _network(network, convention)

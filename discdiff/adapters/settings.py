@@ -15,7 +15,7 @@ class Refused(ValueError):
 
 
 class Settings(Mapping[str, object]):
-    """A table of settings from JSON or YAML. Every value is checked for its type when it is read.
+    """Table of settings from JSON or YAML; every value is checked for its type when it is read.
 
     A missing key, or null, gives the default; without a default it is an error. Of several given keys the first that is
     present is read.
@@ -45,7 +45,11 @@ class Settings(Mapping[str, object]):
     @overload
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: D) -> int | D: ...
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: Any = ...) -> Any:
-        """Return a whole number from ``least`` to ``most``."""
+        """Return a whole number from ``least`` to ``most``.
+
+        Raises:
+            Refused: a ValueError, for another value, or if there is none and no default.
+        """
         key, value = self._found(keys, default)
         try:
             return value if key is None else whole(value, key, least, most)
@@ -57,7 +61,11 @@ class Settings(Mapping[str, object]):
     @overload
     def number(self, *keys: str, interval: str = "(-inf, inf)", default: D) -> float | D: ...
     def number(self, *keys: str, interval: str = "(-inf, inf)", default: Any = ...) -> Any:
-        """Return a number in an interval such as "[0, 1)"."""
+        """Return a number in an interval such as "[0, 1)".
+
+        Raises:
+            Refused: a ValueError, for another value, or if there is none and no default.
+        """
         key, value = self._found(keys, default)
         try:
             return value if key is None else real(value, key, interval)
@@ -69,7 +77,11 @@ class Settings(Mapping[str, object]):
     @overload
     def flag(self, *keys: str, default: D) -> bool | D: ...
     def flag(self, *keys: str, default: Any = ...) -> Any:
-        """Return True or False."""
+        """Return True or False.
+
+        Raises:
+            Refused: a ValueError, for another value, or if there is none and no default.
+        """
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, bool):
             raise self.refused(f"{key} must be true or false, got {shown(value)}")
@@ -80,7 +92,11 @@ class Settings(Mapping[str, object]):
     @overload
     def word(self, *keys: str, accepted: Collection[str] = (), default: D) -> str | D: ...
     def word(self, *keys: str, accepted: Collection[str] = (), default: Any = ...) -> Any:
-        """Return a string; if ``accepted`` is given, one of these."""
+        """Return a string; if ``accepted`` is given, one of these.
+
+        Raises:
+            Refused: a ValueError, for another value, or if there is none and no default.
+        """
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, str):
             raise self.refused(f"{key} must be a string, got {shown(value)}")
@@ -89,14 +105,22 @@ class Settings(Mapping[str, object]):
         return value
 
     def part(self, *keys: str) -> "Settings":
-        """Return a table inside; an empty one if there is none."""
+        """Return a table inside; an empty one if there is none.
+
+        Raises:
+            Refused: a ValueError, for another value.
+        """
         key, value = self._found(keys, {})
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise self.refused(f"{key} must be a table, got {shown(value)}")
         return Settings(value, f"{self.file}, {key}" if key is not None else self.file)
 
     def items_of(self, *keys: str) -> list[object]:
-        """Return a list inside; an empty one if there is none."""
+        """Return a list inside; an empty one if there is none.
+
+        Raises:
+            Refused: a ValueError, for another value.
+        """
         key, value = self._found(keys, [])
         if not isinstance(value, list | tuple):
             raise self.refused(f"{key} must be a list, got {shown(value)}")

@@ -55,6 +55,8 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     block after block those of ``dd.Blockwise``. If the first step of a run gets a generator, it draws the seed of the
     run. Options of other schedulers whose role the operator has are refused.
 
+    Shapes: tokens (B, L), in a block (B, n); model outputs (B, L, C); timesteps and flags of rows (B,).
+
     Args:
         operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
         process: "masked" or "uniform".
@@ -126,7 +128,11 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin()
 
     def prior(self, batch: int, length: int) -> Int[Tensor, "B L"]:
-        """Return the initial noise of a run of ``dd.Sampler`` with this seed; all masks on a masked process."""
+        """Return the initial noise of a run of ``dd.Sampler`` with this seed; all masks on a masked process.
+
+        Raises:
+            ValueError: before ``set_timesteps``.
+        """
         if not self._grid:
             raise ValueError("prior: call set_timesteps first")
         state, at = self._place(torch.zeros(batch, length, dtype=torch.int64), 0, None, None, -1)

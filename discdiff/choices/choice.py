@@ -20,7 +20,10 @@ __all__ = ["Choice", "Key", "Repeated"]
 
 @dataclass(frozen=True)
 class Key:
-    """The key of keyed randomness: the value of a choice depends on its law and its key alone."""
+    """The key of keyed randomness: the value of a choice depends on its law and its key alone.
+
+    Shapes: row ids (B,), uniforms (B, L).
+    """
 
     seed: int
     rows: Int[Tensor, " B"]  # row ids; a row keeps its id in every sub-batch
@@ -61,10 +64,13 @@ class _Possible(constraints.Constraint):
 
 
 class Choice(TorchDistribution):
-    """A law with one value a row. Subclasses define ``_draw``, ``_log_prob`` and ``fork``.
+    """Law with one value a row; subclasses define ``_draw``, ``_log_prob`` and ``fork``.
 
     The only batch axis is that of the rows, whose ids key the randomness; it can be neither removed nor extended.
     ``_log_prob`` gets values of the shape (*sample, B, *event), with whole numbers as int64.
+
+    Shapes: values (*sample, B, *event), their log-probabilities (*sample, B), entropies (B,); ``fork`` lists M values,
+    with their rows and log-probabilities (M,).
 
     Attributes:
         kind: the dtype of values.
@@ -87,7 +93,11 @@ class Choice(TorchDistribution):
 
     @abstractmethod
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
-        """Return every possible value of every row: (its row, value, log-probability); impossible ones left out."""
+        """Return every possible value of every row: (its row, value, log-probability); impossible ones left out.
+
+        Raises:
+            TypeError: for a law whose values cannot be listed.
+        """
 
     def __repr__(self) -> str:
         event = f", event {tuple(self.event_shape)}" if self.event_shape else ""
@@ -95,7 +105,10 @@ class Choice(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw with the attached key. Several samples, or a draw without a key, use keys from torch's generator."""
+        """Draw with the attached key.
+
+        Several samples, or a draw without a key, use keys from torch's generator.
+        """
         batch = self.batch_shape[0]
         if not sample_shape:
             return self._draw(self.key or Key.fresh(batch, self.device))
@@ -166,7 +179,7 @@ class Choice(TorchDistribution):
         )
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """Return itself for 0 axes; refuse others."""
+        """Return itself for 0 axes; others raise TypeError."""
         return self if reinterpreted_batch_ndims == 0 else self._refuse("to_event")
 
     def independent(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
@@ -174,7 +187,7 @@ class Choice(TorchDistribution):
         return self.to_event(reinterpreted_batch_ndims)
 
     def mask(self, mask: bool | Tensor) -> "Choice":
-        """Return itself for True; refuse other masks."""
+        """Return itself for True; other masks raise TypeError."""
         return self if mask is True else self._refuse("mask")
 
     def _refuse(self, what: str) -> NoReturn:

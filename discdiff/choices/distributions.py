@@ -34,7 +34,7 @@ __all__ = [
 
 
 class SiteWise(Choice):
-    """Independent choices at the positions. A subclass gives a table of the values of each site."""
+    """Independent choices at the positions; a subclass gives a table of the values of each site."""
 
     @abstractmethod
     def table(self) -> tuple[Float[Tensor, "B L K"], Tensor]:
@@ -59,7 +59,7 @@ class SiteWise(Choice):
 
 
 class Coins(SiteWise):
-    """An independent coin at each position: True with probability ``probs``.
+    """An independent coin at each position: True with probability ``probs`` (B, L).
 
     Raises:
         ValueError: in a draw, for a probability that is NaN or outside [0, 1], naming the site.
@@ -289,7 +289,7 @@ class Other(SiteWise):
 
 
 class Branch(Choice):
-    """One of K branches for each row, with probabilities ``weights``. The value is its index, event shape ()."""
+    """One of K branches for each row, with probabilities ``weights`` (K,); the value is its index, event shape ()."""
 
     def __init__(self, weights: Float[Tensor, " K"], batch: int) -> None:
         super().__init__(batch, (), weights.device)

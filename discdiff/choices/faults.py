@@ -45,7 +45,7 @@ class Watch:
             raise ValueError(f"row {row if self.rows is None else int(self.rows[row])}, position {position}: {what}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
-        """Return the watch of the rows at these indices."""
+        """Return the watch of the rows at these indices (R,)."""
         return self if self.rows is None else Watch(self.rows[index], self.flags)
 
 

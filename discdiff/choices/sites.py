@@ -21,6 +21,8 @@ __all__ = ["Sites"]
 class Sites:
     """N chosen sites of (B, L), with their logits or the results of reading them.
 
+    Shapes: a number a site (N,); rows (N, C), or some of them (n, C) with numbers (n,); row ids (B,).
+
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
         rows: N rows of logits.

@@ -117,7 +117,7 @@ class Ranking(Choice):
 
 
 class Waiting(Choice):
-    """A waiting time, exponential with rate 1, for each row: (B,) float64. Its values cannot be enumerated."""
+    """Waiting time, exponential with rate 1, for each row, (B,) float64; its values cannot be enumerated."""
 
     has_enumerate_support, kind = False, torch.float64
 

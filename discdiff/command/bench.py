@@ -48,7 +48,7 @@ class Problem:
     device: str = "cpu"
 
     def logits(self) -> Tensor:
-        """(B, L, V), standard deviation 2."""
+        """Logits (B, L, V) with standard deviation 2."""
         generator = torch.Generator(self.device).manual_seed(0)
         shape = (self.batch, self.length, self.vocab)
         made = torch.empty(shape, dtype=getattr(torch, self.dtype), device=self.device)
@@ -58,7 +58,7 @@ class Problem:
 
     @property
     def times(self) -> tuple[float, float]:
-        """t and s of the step: alpha from 1/2 so far that share / (1/2) of the masked sites are revealed."""
+        """Times t and s of the step: alpha from 1/2 so far that share / (1/2) of the masked sites are revealed."""
         return 0.5, 0.5 - self.share
 
 
@@ -220,7 +220,10 @@ def textbook_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -
 
 
 def textbook_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
-    """The step as it is usually written: the uniform posterior (Austin et al., 2021) with x0 summed out, and a race."""
+    """The step as it is usually written: the uniform posterior with x0 summed out, and a race.
+
+    Reference: Austin et al., 2021, https://arxiv.org/abs/2107.03006.
+    """
     vocab, survival = logits.shape[-1], alpha_t / alpha_s
     x0 = logits.softmax(-1)
     own = torch.nn.functional.one_hot(z, vocab).to(x0)

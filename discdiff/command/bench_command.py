@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is found; 1 if a step has become slower than is stored, else 0."""
+    """Print what is found; 1 if a step has become slower than is stored, else 0.
+
+    Raises:
+        TypeError, ValueError: for an option that is not a whole number of at least 1.
+    """
     for name in ("batch", "length", "vocab", "rounds"):
         whole(getattr(arguments, name), f"--{name}", 1)
     console = Console()

@@ -58,6 +58,7 @@ class Goal:
 
     @property
     def holds(self) -> bool | None:
+        """Whether the figure found is at most the bound; None if none was found."""
         return None if self.found is None else self.found <= self.bound
 
 

@@ -28,6 +28,9 @@ def ddim(logits: Tensor, tokens: Tensor, t: float, s: float) -> Callable[[], Ten
         logits: (B, L, V).
         tokens: (B, L) states of the uniform process.
         t, s: times of the linear clock, alpha = 1 - t.
+
+    Raises:
+        ImportError: without diffusers.
     """
     try:
         from diffusers import DiscreteDDIMScheduler
@@ -46,6 +49,9 @@ def euler(logits: Tensor, states: Tensor, t: float, s: float, vocab: int) -> Cal
         states: (B, L), tokens for a uniform source, or masks among them.
         t, s: times of the linear clock; their time is 1 - t.
         vocab: number of states, V or V + 1.
+
+    Raises:
+        ImportError: without flow_matching.
     """
     try:
         from flow_matching.path import MixtureDiscreteProbPath
@@ -86,6 +92,9 @@ def block_refinement(logits: Tensor, z: Tensor, steps: int, sites: int) -> Calla
         z: (B, L) states, V where masked.
         steps: the number of steps in which a block is filled.
         sites: of the block.
+
+    Raises:
+        ImportError: without diffusers.
     """
     try:
         from diffusers import BlockRefinementScheduler

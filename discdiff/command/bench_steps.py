@@ -174,6 +174,7 @@ def packages(problem: Problem, logits: Tensor) -> dict[str, Case]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside a ``with`` block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, parse: Parse) -> int:
-    """Print the findings; return 1 if a claim does not hold, else 0."""
+    """Print the findings; return 1 if a claim does not hold, else 0.
+
+    Raises:
+        ValueError: for ``--process`` with a process as the subject, or a seed below 0.
+    """
     if arguments.seed < 0:
         raise ValueError(f"--seed: a whole number of at least 0, got {arguments.seed}")
     kinds = None if arguments.process is None else [_kind(text) for text in arguments.process]
@@ -196,7 +200,11 @@ class Verdict:
 def shipped(
     parse: Parse, kinds: Sequence[str | Process], seed: int = 0, only: Sequence[str] = SHIPPED
 ) -> Iterator[Verdict]:
-    """Yield the verdict of every shipped operator, or of some, on every kind of process that it accepts."""
+    """Yield the verdict of every shipped operator, or of some, on every kind of process that it accepts.
+
+    Raises:
+        ValueError: as ``theory.check_operator``.
+    """
     for text in only:
         operator = parse(text)
         for kind in kinds:

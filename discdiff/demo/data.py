@@ -19,7 +19,13 @@ _TEXT = ASSETS / "topics.txt"
 
 
 def digits() -> Int[Tensor, "N 64"]:
-    """The 1797 images of scikit-learn's ``load_digits``, 8 x 8 pixels row by row, grey levels 0..16."""
+    """Return the N = 1797 images of scikit-learn's ``load_digits``, (N, 64).
+
+    They have 8 x 8 pixels, row by row, with grey levels 0..16.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -39,7 +45,7 @@ class Vocabulary:
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     def encode(self, string: str) -> Int[Tensor, " L"]:
-        """Return the ids of a string.
+        """Return the ids (L,) of a string.
 
         Raises:
             ValueError: for a character that is not in the alphabet.
@@ -50,7 +56,7 @@ class Vocabulary:
         return torch.tensor([self._ids[character] for character in string], dtype=torch.int64)
 
     def decode(self, tokens: Int[Tensor, " L"]) -> str:
-        """Return the string of some ids."""
+        """Return the string of some ids (L,)."""
         return "".join(self.characters[i] for i in tokens.tolist())
 
     def __len__(self) -> int:
@@ -58,7 +64,7 @@ class Vocabulary:
 
 
 def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
-    """Return the example text as one long row of ids, and its vocabulary.
+    """Return the example text as one long row of ids (N,), and its vocabulary.
 
     The text is the Python documentation of ``pydoc_data.topics`` at the time the file was made
     (``python -m discdiff.demo.training text-file``). The standard library's copy differs between Python versions, so a
@@ -73,7 +79,7 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
 def examples(
     data: Literal["digits", "text"], count: int, generator: torch.Generator, length: int = 128
 ) -> Int[Tensor, "B L"]:
-    """Draw random images, or random windows of the text.
+    """Draw random images, or random windows of the text, (B, L).
 
     Raises:
         ValueError: for a count below 1.

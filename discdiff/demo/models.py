@@ -50,6 +50,9 @@ class Convolution(nn.Module):
 
     Args:
         card: sizes; the output has ``card.vocab_size`` columns.
+
+    Raises:
+        ValueError: for an image that is not square; in a call, for another length, or without alpha where it is needed.
     """
 
     def __init__(self, card: Card) -> None:
@@ -71,6 +74,7 @@ class Convolution(nn.Module):
         self.head = nn.Linear(card.width, card.vocab_size)
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
+        """Return the logits (B, L, V) of states (B, L) at alpha (B,) or (B, L); raises ValueError as above."""
         length, longest = x.shape[1], len(self.position)
         if length > longest or (self.side is not None and length != longest):
             limit = "at most" if self.side is None else "exactly"

@@ -40,7 +40,7 @@ def bound(objective: Objective) -> Loss:
 def cross_entropy(
     model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator, prompts: bool = True
 ) -> Float[Tensor, ""]:
-    """Return the loss of the module docstring on one batch; alpha is uniform, stratified over the batch.
+    """Return the loss of the module docstring on one batch (B, L); alpha is uniform, stratified over the batch.
 
     With ``prompts``, half of the rows have some clean sites, so that the model learns to use a prompt.
     """

@@ -76,7 +76,7 @@ class Cache:
     used: int = 0
 
     def select(self, rows: Int[Tensor, " R"]) -> "Cache":
-        """Return the cache of some rows, which may repeat."""
+        """Return the cache of the rows at indices (R,), which may repeat."""
         kept = [tuple(part[rows] for part in pair) for pair in self.kept]
         return Cache(kept, self.position[rows], self.length[rows], self.pending[rows], self.used)
 
@@ -102,6 +102,9 @@ class Cache:
 class Transformer(nn.Module):
     """The network of the module docstring.
 
+    Shapes: states (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); alpha (B,), (B, L) or (B, n); block
+    sizes (B, 1); logits (B, L, V) or (B, n, V).
+
     Args:
         vocab_size: V, the columns of its output.
         states: the number of input ids: V, plus one for the mask if there is one.
@@ -109,6 +112,9 @@ class Transformer(nn.Module):
         depth: the number of layers.
         sees_alpha: whether the survival probability alpha is an input; without it the noisy tokens must show it, as
             masks do.
+
+    Raises:
+        ValueError: for a width that is not a multiple of the size of a head.
     """
 
     def __init__(self, vocab_size: int, states: int, width: int, depth: int, sees_alpha: bool) -> None:

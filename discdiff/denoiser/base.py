@@ -138,13 +138,16 @@ class Denoiser:
                 )
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """``__call__`` without the checks of ids and times, for loops whose states and times are valid."""
+        """Predict as ``__call__``, without the checks of ids and times, in loops whose states and times are valid."""
         return self.interpret(self.output(x, t), x, t)
 
     def output(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None) -> Output:
         """Return the function's output after a check of its shape.
 
         ``rows`` are the ids of the rows of x; a context needs them.
+
+        Raises:
+            TypeError: if it is not a floating tensor of logits or hidden states.
         """
         self.process.schedule.check_length(x.shape[1])
         if self.context is None:
@@ -194,6 +197,7 @@ class Denoiser:
 
         Raises:
             ValueError: if the network cannot take clean and noisy sites in one row.
+            TypeError: if it returns no logits.
         """
         process, length = self.process, x.shape[1]
         try:
@@ -286,7 +290,11 @@ class Denoiser:
         return save(self, folder, overwrite=overwrite)
 
     def guided(self, guide: Callable[[Prediction], Prediction]) -> "Denoiser":
-        """Return the same model with a guide applied to every prediction, such as ``Truncation(top_p=0.9)``."""
+        """Return the same model with a guide applied to every prediction, such as ``Truncation(top_p=0.9)``.
+
+        Raises:
+            TypeError: for a guide that cannot be called.
+        """
         if not callable(guide):
             raise TypeError(f"guided: a guide is called as guide(prediction), got {guide!r}")
         other = copy.copy(self)
@@ -310,7 +318,7 @@ class Denoiser:
 
 
 def check_denoiser(model: object, where: str) -> Denoiser:
-    """Return the model if it is a Denoiser; otherwise raise a TypeError that names its type."""
+    """Return the model if it is a Denoiser; otherwise raise TypeError, naming its type."""
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"{where}: model must be a Denoiser, got {type(model).__name__}; "
@@ -321,10 +329,15 @@ def check_denoiser(model: object, where: str) -> Denoiser:
 
 @dataclass
 class Counter:
-    """Counts the calls of one denoiser. Operators reach it only through here, so the NFE is measured.
+    """Count the calls of one denoiser, which operators reach only through here, so that the NFE is measured.
 
     ``nfe`` counts batched calls; ``nfe_rows`` (B,) counts the calls that include each row; ``queries`` counts the
     tokens evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.
+
+    Shapes: R of the B rows with ids (R,), tokens (R, L), times (R, L) or broadcast to it.
+
+    Raises:
+        ValueError: in a call, if the denoiser fails on some of the run's rows alone.
     """
 
     denoiser: Denoiser
@@ -373,6 +386,6 @@ class Counter:
 def frozen_time(
     t: float | Float[Tensor, "B 1"], frozen: Bool[Tensor, "B L"] | None, device: torch.device
 ) -> Float[Tensor, "#B #L"]:
-    """Return the site-wise time of a state: t, and 0 at frozen sites."""
+    """Return the time of each site, (B, L) or (1, 1): t (a float or (B, 1)), and 0 at ``frozen`` (B, L)."""
     time = t if isinstance(t, Tensor) else torch.full((1, 1), t, dtype=torch.float64, device=device)
     return time if frozen is None else torch.where(frozen, 0.0, time)

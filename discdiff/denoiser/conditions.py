@@ -129,6 +129,8 @@ class Alphabets:
     The joint vocabulary holds all alphabets side by side. Non-absorbing processes are refused: their noise would have
     to differ between sites, which no process here supports.
 
+    Shapes: tokens x (B, L).
+
     Args:
         model: the denoiser whose function is restricted, on an absorbing process.
         allowed: (L, V), the tokens that each site may hold.

@@ -25,7 +25,7 @@ C = TypeVar("C", bound="RowCache")
 
 
 def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Return tokens as states of time 0. A source token is set to another token, so that no site is hidden."""
+    """Return tokens (B, L) as states of time 0; a source token becomes another token, so that no site is hidden."""
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 
@@ -34,13 +34,16 @@ class RowCache(Protocol):
     """A network's cache of the clean tokens of a batch."""
 
     def select(self: C, rows: Int[Tensor, " R"]) -> C:
-        """Return the cache of some rows, which may repeat."""
+        """Return the cache of the rows at indices (R,), which may repeat."""
         ...
 
 
 @runtime_checkable
 class Cached(Protocol[C]):
-    """A network with a cache. If it also has ``score(cache, x)``, this gives p(. | prefix, x_{<i}) in one call."""
+    """Network with a cache; ``score(cache, x)``, if it has one, gives p(. | prefix, x_{<i}) in one call.
+
+    Shapes: prefix (B, P) with lengths (B,), blocks (B, n), their times (B,) or (B, n).
+    """
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> C:
         """Cache the first ``length`` tokens of each row; the cache will hold at most ``capacity`` tokens."""
@@ -57,7 +60,10 @@ class Cached(Protocol[C]):
 
 @runtime_checkable
 class AtOnce(Protocol):
-    """A network that evaluates all blocks of given sequences in one pass, each after the clean blocks before it."""
+    """A network that evaluates all blocks of given sequences in one pass, each after the clean blocks before it.
+
+    Shapes: x0 and x (B, L), times (B,) or (B, L).
+    """
 
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None, block: int
@@ -68,6 +74,8 @@ class AtOnce(Protocol):
 
 class Context(ABC):
     """Clean prefixes, or another extra input, of a batch of rows.
+
+    Shapes: for R of the B rows, a block x (R, n), its times t (R, n) or broadcast to it, places in the batch (R,).
 
     Attributes:
         rows: (B,) ids of the rows; a single row serves any id.
@@ -99,11 +107,11 @@ class Growing(Context):
 
     @abstractmethod
     def extend(self, tokens: Int[Tensor, "B n"]) -> None:
-        """Append a clean block of states to the prefix."""
+        """Append a clean block of states (B, n) to the prefix."""
 
     @abstractmethod
     def select(self, index: Int[Tensor, " R"]) -> "Growing":
-        """Return the context of some rows, by their index in the batch."""
+        """Return the context of some rows, by their index in the batch, (R,)."""
 
 
 class Shown(Growing):
@@ -348,6 +356,7 @@ class Along(Context):
     """No prefix, but a condition for every row as third argument of the function: fn(x, time, condition).
 
     Attributes:
+        rows: (B,) ids of the rows.
         condition: (B, ...), one entry a row.
     """
 

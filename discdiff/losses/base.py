@@ -52,7 +52,10 @@ class Estimate:
 
 
 class Objective(ABC):
-    """An upper bound on -log p(x0), written as an expectation."""
+    """An upper bound on -log p(x0), written as an expectation.
+
+    Shapes: data x0 (B, L), uniforms u (B,) or (B, L), results (B,) in nats; densities of sites (B, L).
+    """
 
     @abstractmethod
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
@@ -106,7 +109,7 @@ class Objective(ABC):
 
 
 def prior_kl(process: Process, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-    """Return KL(q_1(. | x0) || prior) summed over the sites, (B,) nats; 0 where alpha(1) = 0."""
+    """Return KL(q_1(. | x0) || prior) summed over the sites of x0 (B, L), (B,) nats; 0 where alpha(1) = 0."""
     one = torch.ones(1, x0.shape[1], dtype=torch.float64)
     alpha = process.schedule.alpha(one)
     if bool((alpha == 0).all()):
@@ -145,7 +148,7 @@ class Continuous(Objective):
 
 @dataclass(frozen=True)
 class MaskedNELBO(Continuous):
-    """int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha), for masked processes (MDLM, Sahoo et al., 2024)."""
+    """Bound of masked processes, int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha) (MDLM, Sahoo et al., 2024)."""
 
     def check(self, process: Process) -> None:
         if not isinstance(process, Masked):
@@ -188,7 +191,7 @@ class UniformNELBO(Continuous):
 
 @dataclass(frozen=True)
 class AbsorbingNELBO(Continuous):
-    r"""The bound of the absorbing reformulation (AUDM, link above). Only hidden sites z = u contribute:
+    r"""Bound of the absorbing reformulation (AUDM, link above), in which only hidden sites z = u contribute:
 
     1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, where D is given all tokens and source
     tokens.
@@ -287,6 +290,9 @@ class DiscreteBound(Objective):
 
     Args:
         steps: N equal intervals of t.
+
+    Raises:
+        TypeError, ValueError: for steps that are not a whole number of at least 1.
     """
 
     steps: int
@@ -328,7 +334,11 @@ class AnyOrder(Objective):
         return self.given(model, x0, hidden)
 
     def given(self, model: Denoiser, x0: Int[Tensor, "B L"], hidden: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """Return L times the mean of -log D(x0_i) over the hidden sites, (B,) nats."""
+        """Return L times the mean of -log D(x0_i) over the hidden sites, (B,) nats.
+
+        Raises:
+            ValueError: unless the process is Masked.
+        """
         process = model.process
         if not isinstance(process, Masked):
             raise ValueError(f"AnyOrder applies to a Masked process, got {process}")

@@ -36,7 +36,7 @@ class Blocks(Objective):
         times: one noise time for each sequence, or for each block.
 
     Raises:
-        ValueError: for a block size below 1.
+        TypeError, ValueError: for a block size below 1.
     """
 
     bound: Objective
@@ -93,7 +93,7 @@ class BlockMixture(Objective):
         times: as in ``Blocks``.
 
     Raises:
-        ValueError: for weights that are not probabilities.
+        TypeError, ValueError: for weights that are not probabilities.
     """
 
     bound: Objective

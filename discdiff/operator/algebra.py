@@ -38,7 +38,7 @@ _WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
 
 
 class Operator(ABC):
-    """A Markov kernel on states, as a program. Derive from ``Predictor`` or ``Corrector``, not from this class.
+    """Markov kernel on states, as a program; derive from ``Predictor`` or ``Corrector``, not from this class.
 
     The properties below are claims; the test suite checks them against the exact law of the operator.
 
@@ -116,7 +116,7 @@ class Operator(ABC):
 
 
 class Predictor(Operator):
-    """A kernel t -> s. Its program returns a state at time ``at.s``."""
+    """Kernel t -> s, whose program returns a state at time ``at.s``."""
 
     @property
     def moves(self) -> bool:
@@ -124,7 +124,7 @@ class Predictor(Operator):
 
 
 class Staged(Predictor):
-    """A predictor of two parts. The second finds the start state of the first in ``past``.
+    """Predictor of two parts, of which the second finds the start state of the first in ``past``.
 
     The exact kernel is the product of the two kernels over pairs of states, so its tree stays small.
     """
@@ -159,7 +159,7 @@ class Corrector(Operator):
 
 @dataclass(frozen=True)
 class Then(Operator):
-    """``left >> right``."""
+    """Composition ``left >> right``, the left one first; raises TypeError if both are predictors."""
 
     left: Operator
     right: Operator
@@ -205,7 +205,7 @@ class Then(Operator):
 
 @dataclass(frozen=True)
 class Repeat(Operator):
-    """``operator ** times``, for correctors."""
+    """Power ``operator ** times``; raises TypeError for a predictor, ValueError for a negative power."""
 
     operator: Operator
     times: int
@@ -369,7 +369,7 @@ def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Ope
 
 
 def check_operator(candidate: object, where: str) -> Operator:
-    """Return the candidate if it is an operator; otherwise raise a TypeError that names it."""
+    """Return the candidate if it is an operator; otherwise raise TypeError, naming it."""
     if not isinstance(candidate, Operator):
         hint = "; it is a class: add ()" if isinstance(candidate, type) else ""
         raise TypeError(f"{where} takes operators, one of discdiff.samplers or a composition, got {candidate!r}{hint}")

@@ -72,7 +72,7 @@ class Run:
         """Raise ValueError if the tokens at time 0 hold a mask, or if some logits were bad.
 
         Args:
-            tokens: the tokens to return.
+            tokens: (B, L) the tokens to return.
             rows: ids of their rows.
             process: the forward process.
             what: the operator that made them, for the message.
@@ -83,7 +83,11 @@ class Run:
             Watch(rows).refuse(tokens == process.mask_id, left)
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
-        """Return the key of a site; raise ValueError if its name was used in the same step, turn and slot."""
+        """Return the key of a site.
+
+        Raises:
+            ValueError: if its name was used in the same step, turn and slot, or there are too many steps or slots.
+        """
         if step >= _STEPS or slot >= SLOTS:
             raise ValueError(f"site {step}.{slot}.{name}: at most {_STEPS} steps and {SLOTS} slots a step can be keyed")
         if (step, turn) != self._step:
@@ -189,7 +193,7 @@ class At:
     turn: int = 0
 
     def predict(self, state: State, time: float | Float[Tensor, "B 1"] | None = None) -> Prediction:
-        """Call the denoiser on a state at its own time, or at ``time``; frozen sites get time 0.
+        """Call the denoiser on a state at its own time, or at ``time``, a float or (B, 1); frozen sites get time 0.
 
         The call is counted. If ``state.seen`` holds the prediction and ``time`` is None, it is returned without a call.
         """
@@ -239,7 +243,7 @@ class At:
 
 
 def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
-    """Make one random choice for every row. An operator draws all its randomness through it.
+    """Make one random choice for every row; an operator draws all its randomness through it.
 
     Args:
         name: the choice's name, unique in its operator.

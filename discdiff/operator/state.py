@@ -45,7 +45,7 @@ class State:
         return replace(self, past=replace(before, past=None, seen=seen))
 
     def select(self, which: Int[Tensor, " R"]) -> "State":
-        """Return the rows at these indices."""
+        """Return the rows at these indices (R,)."""
         frozen = None if self.frozen is None else self.frozen[which]
         past = None if self.past is None else self.past.select(which)
         seen = None if self.seen is None else self.seen.select(which)

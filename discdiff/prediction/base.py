@@ -52,8 +52,8 @@ class Prediction:
 
     Args:
         logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO. For "ratio" the log ratios (B, L,
-            S), or (B, L, V) on a masked process; (B, L, V) too for pairs of a token and a source token, where a site
-            moves among V columns, not S. Or an ``Output`` that gives them.
+            C) over the C columns that a site moves among (V for pairs of a token and a source token, else S), or
+            (B, L, V) on a masked process. Or an ``Output`` that gives them.
         predicts: which of the three they are.
         x: (B, L) the noisy tokens they were computed from.
         alpha: the survival at each site: float, (B, 1) or (B, L) float64.
@@ -88,19 +88,19 @@ class Prediction:
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
-        """Return the logits (B, L, V) of the denoiser. A head that has not run yet runs at every site."""
+        """Return the logits (B, L, V) of the denoiser; a head that has not run yet runs at every site."""
         return self.output.logits()
 
     # --- the three meanings, normalised -------------------------------------------------------------------------------
 
     @property
     def denoiser(self) -> Float[Tensor, "B L V"]:
-        """log D, (B, L, V); one-hot at a revealed site of an absorbing process."""
+        """The posterior log D, (B, L, V); one-hot at a revealed site of an absorbing process."""
         return self._everywhere(self.denoiser_rows).log_softmax(-1)
 
     @property
     def loo(self) -> Float[Tensor, "B L V"]:
-        """log O, (B, L, V).
+        """The leave-one-out prediction log O, (B, L, V).
 
         Raises:
             ValueError: where the prediction does not determine it, such as at a revealed site of a masked process;
@@ -110,7 +110,7 @@ class Prediction:
 
     @property
     def ratio(self) -> Float[Tensor, "B L C"]:
-        """log r, (B, L, S); 0 at the site's own state.
+        """The concrete score log r, (B, L, C); 0 at the site's own state.
 
         Raises:
             ValueError: where the LOO is undefined.
@@ -176,7 +176,7 @@ class Prediction:
         return Sites(where, rows if self._truncate is None else self._truncate(rows, x, alpha), watch=self.watch)
 
     def loo_everywhere(self) -> kernels.Rows | None:
-        """Return O at every site, unchecked. Rows where O is undefined hold garbage; the caller must not read them.
+        """Return O at every site, unchecked; rows where O is undefined hold garbage, which the caller must not read.
 
         None if no kernel can read it: logits behind a head, a conversion of whole rows, or a truncation.
         """
@@ -254,7 +254,7 @@ class Prediction:
         return other
 
     def select(self, index: Int[Tensor, " R"]) -> "Prediction":
-        """Return the prediction of chosen batch rows."""
+        """Return the prediction of chosen batch rows (R,)."""
         other = copy.copy(self)
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
         other._known, other.watch = None, self.watch.select(index)
@@ -314,7 +314,7 @@ class Prediction:
         return torch.zeros_like(self.alpha).masked_scatter(where, sites.reading.log_prob)
 
     def reverse(self, where: Bool[Tensor, "B L"], alpha_s: Survival, alpha_t: Survival | None = None) -> Sites:
-        """``reverse_rows`` at the chosen sites, unread. ``alpha_t`` replaces the survival at which O was computed.
+        """Return ``reverse_rows`` at the chosen sites, unread; ``alpha_t`` replaces the survival of the prediction.
 
         Raises:
             ValueError: where the LOO is undefined.

@@ -44,13 +44,20 @@ __all__ = [
 
 
 class Bridge(ABC):
-    """A law of x_s given x_t and x0 that keeps the marginals of a process."""
+    """A law of x_s given x_t and x0 that keeps the marginals of a process.
+
+    Shapes: x_t and x0 (B, L).
+    """
 
     @abstractmethod
     def law(
         self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival
     ) -> Choice:
-        """Return q(x_s | x_t, x0), batch shape (B,), event shape (L,)."""
+        """Return q(x_s | x_t, x0), batch shape (B,), event shape (L,).
+
+        Raises:
+            ValueError: for a process or survivals that the bridge does not support.
+        """
 
     def __call__(self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
         """Return the law between two times, s <= t.
@@ -71,7 +78,7 @@ class Exact(Bridge):
 
 @dataclass(frozen=True)
 class Between(Bridge):
-    r"""A mixture: the exact posterior with probability ``weight``, else the maximal coupling
+    r"""Mixture of the exact posterior, with probability ``weight``, and the maximal coupling:
 
         x_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else x_s = x_t
 
@@ -79,6 +86,9 @@ class Between(Bridge):
 
     Args:
         weight: the weight of the exact posterior, in [0, 1].
+
+    Raises:
+        TypeError, ValueError: for another weight; in use, for a process that is not rank-one with one noise law.
     """
 
     weight: float
@@ -101,7 +111,7 @@ class Between(Bridge):
 
 @dataclass(frozen=True)
 class MaximalCoupling(Between):
-    """``Between`` with weight 0: x0 or x_t, never fresh noise.
+    """Bridge ``Between`` with weight 0: x0 or x_t, never fresh noise.
 
     Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
     """
@@ -120,6 +130,9 @@ class ReMDM(Bridge):
 
     Args:
         sigma: the probability of remasking a revealed token in a step.
+
+    Raises:
+        TypeError, ValueError: for a sigma outside [0, 1]; in use, for another process, or a sigma too large for a step.
     """
 
     sigma: float
@@ -141,7 +154,7 @@ class ReMDM(Bridge):
 
 
 def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[Tensor, "B L C"]:
-    """Return log sum_v D(v) q(x_s | x_t, v) at every site over its columns. Dense, for small V.
+    """Return log sum_v D(v) q(x_s | x_t, v) at every site over its columns, (B, L, C); dense, for small V.
 
     With ``Exact`` it is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out.
     """
@@ -173,14 +186,16 @@ def _as_generator(rates: Tensor) -> Tensor:
 
 
 def posterior_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S"]:
-    """Rates of the reversed process given x0: Q(y, x) q(y) / q(x) / alpha; 0 in rows of states with q = 0."""
+    """Return rates (S, S) of the reversed process given x0: Q(y, x) q(y) / q(x) / alpha; 0 in rows with q = 0."""
     q, _ = _pinned(process, x0, alpha)
     rates = process.generator(alpha).T * q / alpha
     return _as_generator(torch.where(q[:, None] > 0, rates / q[:, None], 0.0))
 
 
 def minimal_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S"]:
-    """(q'(y) - q'(x))_+ / (Z q(x)), Z the number of states with q > 0: no pair of states has jumps both ways.
+    """Return rates (S, S) without jumps both ways between any two states:
+
+        (q'(y) - q'(x))_+ / (Z q(x)), Z the number of states with q > 0.
 
     Reference: Campbell et al., 2024, https://arxiv.org/abs/2402.04997.
     """
@@ -191,7 +206,7 @@ def minimal_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S
 
 
 def direct_rates(process: RankOne, x0: int, alpha: float) -> Float[Tensor, "S S"]:
-    """Every state jumps to x0 at rate 1 / (1 - alpha), as in flow matching's mixture path.
+    """Return rates (S, S) of jumps to x0, 1 / (1 - alpha) from every state, as in flow matching's mixture path.
 
     Reference: Gat et al., 2024, https://arxiv.org/abs/2407.15595.
     """
@@ -203,7 +218,9 @@ def direct_rates(process: RankOne, x0: int, alpha: float) -> Float[Tensor, "S S"
 def add_flux(
     rates: Float[Tensor, "S S"], q: Float[Tensor, " S"], flux: Float[Tensor, "S S"], eta: float
 ) -> Float[Tensor, "S S"]:
-    """rates + eta flux(x, y) / q(x): any symmetric flux keeps the marginals; eta is the stochasticity.
+    """Add eta flux(x, y) / q(x) to rates: any symmetric flux keeps the marginals; eta is the stochasticity.
+
+    Shapes: rates and flux (S, S), q (S,).
 
     Raises:
         ValueError: if the flux is not symmetric, is negative, or is positive where q is 0.

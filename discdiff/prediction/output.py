@@ -22,7 +22,7 @@ class Output:
         head: maps hidden states (n, D) of some sites to logits (n, V).
         shift: whether the logits at position i predict position i + 1.
         suppress: columns that are never predicted.
-        batch_rows: the selected batch rows of the source; all in order by default. A selection copies no logits.
+        batch_rows: (R,) the selected batch rows of the source; all in order by default. A selection copies no logits.
         version: torch's count of in-place writes to the source at construction; None if torch does not count them.
 
     Raises:
@@ -42,21 +42,21 @@ class Output:
         object.__setattr__(self, "version", self.source._version if counted else None)
 
     def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
-        """Return the rows of chosen sites, or of all, without reading them."""
+        """Return rows of chosen sites of (B, L), or all, without reading them; raises ValueError as the class."""
         self._refuse_rewritten()
         head = None if self.head is None else _as_convert(self.head)
         rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), head, self.batch_rows)
         return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:
-        """Return all logits, for small sizes or if every site is needed."""
+        """Return all logits, for small sizes or if every site is needed; raises ValueError as the class."""
         self._refuse_rewritten()
         if self.head is None and not self.shift and not self.suppress and self.batch_rows is None:
             return self.source
         return self.rows().dense().view(-1, self.source.shape[1], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
-        """Return the output of chosen batch rows."""
+        """Return the output of chosen batch rows; raises ValueError as the class."""
         self._refuse_rewritten()
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
 
@@ -69,7 +69,7 @@ class Output:
 
 
 def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """Move the output of position i, which predicts i + 1, to position i + 1; position 0 keeps its own output."""
+    """Move the output at i of (B, L, D), which predicts i + 1, to position i + 1; position 0 keeps its own output."""
     return torch.cat([source[:, :1], source[:, :-1]], 1)
 
 

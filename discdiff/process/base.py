@@ -1,7 +1,6 @@
 r"""Forward processes: a continuous-time Markov chain on one site, applied to every site independently.
 
-Everything follows from the transition matrix q_{t|s} on the S states of a site. O is the leave-one-out prediction and
-D the denoiser:
+Everything follows from the transition matrix q_{t|s} on S states. O is the leave-one-out prediction, D the denoiser:
 
     q_t(z | x)       = q_{t|0}(z | x)
     q(x_s | x_t, x0) = q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)
@@ -10,7 +9,6 @@ D the denoiser:
 
 A process defines ``states``, ``transition``, ``generator`` and ``prior``. This class derives the rest with S x S
 arrays; ``RankOne`` overrides it with closed forms that need none. The laws depend on time only through alpha.
-A site-wise time is a float, (B,) or (B, L); survival probabilities are float64.
 References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; the conversions hold for any site kernel
 (Uniform Diffusion Models Revisited, 2026, https://arxiv.org/abs/2605.22765).
 """
@@ -39,7 +37,10 @@ LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 
 
 class Process(ABC):
-    """A forward process on one site.
+    """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
+
+    Shapes: states and tokens (B, L), laws of sites (B, L, n) or (B, L, C); at N sites rows (N, V), (N, C) or (N, S),
+    states and float64 survivals (N,); data tokens (n,); matrices (S, S), (n, S). A time is a float, (B,) or (B, L).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
@@ -78,7 +79,7 @@ class Process(ABC):
 
     @abstractmethod
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> Choice:
-        """Return the law at alpha = 0. Batch shape (B,), event shape (L,)."""
+        """Return the law at alpha = 0, batch shape (B,), event shape (L,); raises ValueError for sizes out of range."""
 
     # --- what it offers beyond that -----------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class Process(ABC):
 
     @property
     def masks(self) -> bool:
-        """Whether all noise is the mask. At a mask z the ratio is then alpha O / c(z) for every token."""
+        """Whether all noise is the mask; at a mask z the ratio is then alpha O / c(z) for every token."""
         return self.absorbing and self.mask_id is not None
 
     # --- laws ---------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Process(ABC):
         return self.schedule.alpha(time_t).to(x0.device), self.schedule.alpha(time_s).to(x0.device)
 
     def kernel(self, t: float, s: float = 0.0) -> Float[Tensor, "S S"]:
-        """Return the dense q_{t|s}, row x_s and column x_t, (S, S) float64; the marginals if s = 0. For small V only.
+        """Return the dense q_{t|s}, row x_s and column x_t, (S, S) float64; the marginals if s = 0; for small V only.
 
         Raises:
             ValueError: if s > t, or if every position has its own schedule.
@@ -151,11 +152,11 @@ class Process(ABC):
         return self.transition(self._shared_alpha(t), self._shared_alpha(s))
 
     def marginals(self, t: float) -> Float[Tensor, "n S"]:
-        """Return the dense q_t(x_t | v), one row for each data token v. For small V only."""
+        """Return the dense q_t(x_t | v), one row for each data token v; for small V only."""
         return self.kernel(t)[self.data_tokens]
 
     def rate(self, t: float) -> Float[Tensor, "S S"]:
-        """Return the generator per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0. For small V only.
+        """Return the generator per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0; for small V only.
 
         Raises:
             ValueError: where alpha(t) = 0 and the rate is infinite.
@@ -192,7 +193,7 @@ class Process(ABC):
         return column
 
     def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """Return the state that carries no information on the token, on an absorbing process."""
+        """Return the state without information on the token; raises ValueError unless the process is absorbing."""
         raise ValueError(f"{self} has no state that hides a token")
 
     # --- laws in terms of alpha, for operators, predictions and losses ------------------------------------------------
@@ -212,8 +213,7 @@ class Process(ABC):
     ) -> Choice:
         """Return q(x_s | x_t, x0) at the sites of ``where`` (all by default); the other sites keep x_t.
 
-        Raises:
-            ValueError: if x_t cannot come from x0, naming the site.
+        Raises ValueError if x_t cannot come from x0, naming the site.
         """
         a_t, a_s = self.sitewise(alpha_t, x_t), self.sitewise(alpha_s, x_t)
         rows = self._forward(x0.flatten(), a_s.flatten())
@@ -252,13 +252,13 @@ class Process(ABC):
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """Return the rates Q(v, x_i) into the state of each site per unit of sigma = -log alpha; ignore v = x_i."""
+        """Return rates Q(v, x_i) into x_i per unit of -log alpha; ignore v = x_i; raises ValueError as ``unmix``."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
         return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
 
     def evidence(self, x_t: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L n"]:
-        """Return q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles. Small V only."""
+        """Return q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles; small V only."""
         a = self.sitewise(alpha, x_t)
         rows = self._likelihood(x_t.flatten(), a.flatten())
         return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(
@@ -272,7 +272,7 @@ class Process(ABC):
         return log_o + self._log_evidence(x, alpha).to(log_o.dtype)
 
     def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Convert log D to log O up to a constant: subtract that log-likelihood. Invalid where ``settled``."""
+        """Convert log D to log O up to a constant: subtract that log-likelihood; invalid where ``settled``."""
         return log_d - self._log_evidence(x, alpha).to(log_d.dtype)
 
     def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"] | None:
@@ -306,7 +306,7 @@ class Process(ABC):
         return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
 
     def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
-        """Invert ``conditional``: O from c by least squares, clipped at 0. The error grows as 1/alpha."""
+        """Invert ``conditional`` by clipped least squares; error ~ 1/alpha; raises ValueError for a learned clock."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]
@@ -324,7 +324,7 @@ class Process(ABC):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """Return rows @ q_{t|s} (for laws), or with ``backward`` q_{t|s} @ rows (for functions of the state)."""
+        """Return rows @ q_{t|s} (laws) or, ``backward``, q_{t|s} @ rows (functions); raises ValueError as ``unmix``."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)

@@ -63,13 +63,13 @@ class Marginal(RankOne):
 
 
 class Masked(RankOne):
-    """Noise is the mask: pi = delta_m. D3PM-absorbing (Austin et al., 2021), MDLM (Sahoo et al., 2024); links above.
+    """Noise is the mask: pi = delta_m (D3PM-absorbing, Austin et al., 2021; MDLM, Sahoo et al., 2024; links above).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
         schedule: the noise schedule.
         mask_id: the mask's id. By default V, one state more than tokens (S = V + 1). An id below V takes one of
-            the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored.
+            the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored. Other ids raise ValueError.
     """
 
     absorbing = True

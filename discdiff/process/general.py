@@ -34,7 +34,7 @@ __all__ = ["General", "Ordinal", "TimeVarying", "check_generator", "stationary"]
 
 
 def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
-    """Check a generator and return it as a float64 tensor, dense or sparse.
+    """Check a generator and return it as a float64 tensor (S, S), dense or sparse.
 
     Raises:
         ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
@@ -60,7 +60,7 @@ def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
 
 
 def stationary(q: Float[Tensor, "S S"], name: str) -> Float[Tensor, " S"]:
-    """Return the stationary law of a generator.
+    """Return the stationary law (S,) of a generator (S, S).
 
     Raises:
         ValueError: if there are several, or that of a sparse one is not found in 200,000 multiplications.
@@ -161,6 +161,7 @@ class General(Process):
         return o
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
+        """Return the rates Q(v, x_i) from every state v into the state of each site, (B, L, S); ignore v = x_i."""
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
@@ -280,7 +281,11 @@ class Ordinal(General):
     def gaussian(
         cls, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor], std: float
     ) -> "Ordinal":
-        """Make the process whose noise is a Gaussian of std ``std`` tokens around the middle token, cut to 0..V-1."""
+        """Make the process whose noise is a Gaussian of std ``std`` tokens around the middle token, cut to 0..V-1.
+
+        Raises:
+            TypeError, ValueError: for a vocabulary below 2 or too large for memory, or a std that is not positive.
+        """
         vocab_size = whole(vocab_size, "Ordinal.gaussian: vocab_size", 2)
         std = real(std, "Ordinal.gaussian: std", "(0, inf)")
         affordable(vocab_size**2, f"Ordinal.gaussian: a generator of {vocab_size} tokens")
@@ -306,7 +311,7 @@ class TimeVarying(Process):
         pieces: the number of parts of [0, 1].
 
     Raises:
-        ValueError: if it is not a generator at some midpoint, alpha(1) = 0, or ``pieces`` is below 1.
+        TypeError, ValueError: if it is not a generator at some midpoint, alpha(1) = 0, or ``pieces`` is below 1.
     """
 
     def __init__(
@@ -344,6 +349,7 @@ class TimeVarying(Process):
         return self._q[piece - 1]
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
+        """Return q_{t|s}, (S, S), a product of parts with constant rates; raises ValueError at alpha_t = 0."""
         if alpha_t <= 0:
             raise ValueError("TimeVarying: alpha = 0 is never reached")
         if (alpha_t, alpha_s) not in self._products:

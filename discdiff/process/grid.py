@@ -18,13 +18,21 @@ LONGEST = 1 << 20  # most times of a grid: the key of a choice has 20 bits for t
 
 
 def by_time(steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Make equal steps of t, as ``steps=N`` does."""
+    """Make equal steps of t, as ``steps=N`` does.
+
+    Raises:
+        TypeError, ValueError: unless there is at least one step and 0 <= end < start <= 1.
+    """
     steps = _check(steps, start, end)
     return _between([start * ((steps - n) / steps) + end * (n / steps) for n in range(steps + 1)], start, end)
 
 
 def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Make equal steps of alpha: on a masked process each reveals equally many tokens in expectation."""
+    """Make equal steps of alpha: on a masked process each reveals equally many tokens in expectation.
+
+    Raises:
+        TypeError, ValueError: unless steps >= 1 and 0 <= end < start <= 1, or for a schedule without one clock.
+    """
     steps = _check(steps, start, end)
     first, last = _ends(schedule, start, end)
     return _times(schedule, [first + (last - first) * n / steps for n in range(steps + 1)], start, end)
@@ -40,6 +48,9 @@ def by_log_noise(
         steps: N.
         start, end: the first and the last time.
         last: the noise 1 - alpha at the start of the step to time 0, as -log(1 - alpha) is infinite at 0.
+
+    Raises:
+        TypeError, ValueError: for a ``last`` outside (0, 1), or invalid steps, start or end.
     """
     steps = _check(steps, start, end)
     first, finish = _ends(schedule, start, end)
@@ -55,6 +66,9 @@ def by_cosine(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, e
     """Let 1 - alpha fall as a cosine of the step: few tokens a step at first, many at the end.
 
     Reference: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200).
+
+    Raises:
+        TypeError, ValueError: unless steps >= 1 and 0 <= end < start <= 1, or for a schedule without one clock.
     """
     steps = _check(steps, start, end)
     first, last = _ends(schedule, start, end)
@@ -66,7 +80,7 @@ def listed(times: Iterable[float]) -> tuple[float, ...]:
     """Check a list of times and return it as a grid.
 
     Raises:
-        ValueError: unless there are at least two, strictly decreasing, in [0, 1].
+        TypeError, ValueError: unless there are at least two, strictly decreasing, in [0, 1].
     """
     if isinstance(times, str) or not isinstance(times, Iterable) or getattr(times, "ndim", 1) != 1:
         raise TypeError(f"grid must be a sequence of decreasing times in [0, 1], got {shown(times)}")

@@ -35,7 +35,7 @@ class Blend:
     at each alpha; its generator is checked.
 
     Raises:
-        ValueError: if p is not in [0, 1), or the function needs a negative rate somewhere.
+        TypeError, ValueError: if p is not in [0, 1), or the function needs a negative rate somewhere.
     """
 
     def __init__(self, p_uniform: float | Callable[[Tensor], Tensor], name: str) -> None:

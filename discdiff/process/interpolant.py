@@ -137,7 +137,7 @@ class Interpolant(RankOne):
         return SourcePairs(self.source, x0, a, self.anchored(a))
 
     def noised_pair(self, x0: Int[Tensor, "B L"], x1: Int[Tensor, "B L"], t: float | Tensor) -> Choice:
-        """Return q_t((z, u) | x0, u = x1) for given pairs of data and source, with any coupling.
+        """Return q_t((z, u) | x0, u = x1) for given pairs of data and source, (B, L), with any coupling.
 
         Raises:
             ValueError: for ids outside the vocabulary, or different shapes.
@@ -195,6 +195,9 @@ class AbsorbingUniform(Interpolant):
     Args:
         vocab_size: V.
         schedule: the noise schedule.
+
+    Raises:
+        ValueError: for a law of the source larger than memory.
     """
 
     def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:

@@ -11,7 +11,11 @@ __all__ = ["noise", "noised"]
 
 
 def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int[Tensor, "B L"]:
-    """Noise data to time t for measurements; torch's global generator is left unchanged."""
+    """Noise data (B, L) to time t for measurements; torch's global generator is left unchanged.
+
+    Raises:
+        TypeError, ValueError: for a seed that is not a whole number of 64 bits.
+    """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -19,7 +23,11 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
 
 
 def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "B L"]:
-    """Draw from the prior for measurements; torch's global generator is left unchanged."""
+    """Draw (B, L) from the prior for measurements; torch's global generator is left unchanged.
+
+    Raises:
+        TypeError, ValueError: for a seed that is not a whole number of 64 bits.
+    """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -48,12 +48,12 @@ class Exit(NamedTuple):
 
 
 class RankOne(Process):
-    """A process whose noise is independent of the replaced token. A subclass defines ``pi``, and an anchor if any."""
+    """Process whose noise is independent of the replaced token; a subclass defines ``pi``, and an anchor if any."""
 
     @property
     @abstractmethod
     def pi(self) -> Float[Tensor, " C"]:
-        """The constant part of the noise law over columns, float64."""
+        """The constant part of the noise law over columns, (C,) float64; (S,) if no part of the state is frozen."""
 
     @property
     def rank_one(self) -> "RankOne":
@@ -90,7 +90,7 @@ class RankOne(Process):
     # --- the noise ----------------------------------------------------------------------------------------------------
 
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """h(x) = b(x) / alpha, the noise odds of each site's state; infinite at alpha = 0, 0 where b(x) = 0."""
+        """Return h(x) = b(x) / alpha, the noise odds of each site's state; infinite at alpha = 0, 0 where b(x) = 0."""
         share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
             return _odds(share, alpha)
@@ -102,7 +102,7 @@ class RankOne(Process):
         return own + torch.where(x == anchor, mass / a, 0.0)
 
     def log_weight(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """log w, w = q(z | x = z) / q(z | x != z) for each site's own token z; 0 at a mask, which is no token.
+        """Return log w, w = q(z | x = z) / q(z | x != z), for each site's own token z; 0 at a mask, which is no token.
 
         Infinite where z determines the clean token: at alpha = 1, or if noise never takes the state z.
         """
@@ -197,7 +197,7 @@ class RankOne(Process):
         return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)
 
     def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
-        r"""Return the reverse rates out of each site's state z. They depend on the prediction through O(z) alone.
+        r"""Return the reverse rates out of each site's state z, which depend on the prediction through O(z) alone:
 
             R(z -> v) = inflow(z) c(v) / (alpha c(z)),  c = alpha O + b      per unit of alpha
 
@@ -290,6 +290,7 @@ class RankOne(Process):
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
+        """Return the rates into the state of each site, (B, L, 1): they are equal from all other states."""
         rate, anchor = self.noise(x.device).pi[self.column(x)][..., None], self.anchor(x)
         if anchor is None:
             return rate

@@ -82,7 +82,7 @@ class Schedule(ABC):
         return torch.where((alpha == 0) | (alpha == 1), alpha.detach(), alpha) if alpha.requires_grad else alpha
 
     def alpha_derivative(self, t: T) -> T:
-        """Return alpha'(t), per unit of time; negative."""
+        """Return alpha'(t), per unit of time; negative; raises ValueError for a time outside [0, 1]."""
         return self._apply(self._alpha_derivative, t, "time t", 0.0)
 
     def time(self, alpha: T) -> T:
@@ -126,7 +126,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """alpha(t) = 1 - t."""
+    """Linear schedule, alpha(t) = 1 - t."""
 
     def _alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -140,8 +140,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class LogLinear(Schedule):
-    """alpha(t) = 1 - (1 - eps) t, so that sigma(1) = -log eps is finite (SEDD, Lou et al., 2024,
-    https://arxiv.org/abs/2310.16834)."""
+    """Schedule alpha(t) = 1 - (1 - eps) t, so that sigma(1) = -log eps is finite; raises ValueError unless 0 < eps < 1.
+
+    Reference: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834)."""
 
     eps: float = 1e-3
 
@@ -160,7 +161,7 @@ class LogLinear(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """alpha(t) = cos(pi t / 2), written sin(pi (1 - t) / 2) so that alpha(1) is exactly 0."""
+    """Cosine schedule, alpha(t) = cos(pi t / 2), written sin(pi (1 - t) / 2) so that alpha(1) is exactly 0."""
 
     def _alpha(self, t: Tensor) -> Tensor:
         return torch.sin(math.pi / 2 * (1 - t))
@@ -174,8 +175,9 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """alpha(t) = 1 - t^k; k = 1 is linear, k > 1 adds most noise late (MD4, Shi et al., 2024,
-    https://arxiv.org/abs/2406.04329)."""
+    """Schedule alpha(t) = 1 - t^k; k = 1 is linear, k > 1 adds most noise late; raises ValueError unless k > 0.
+
+    Reference: MD4 (Shi et al., 2024, https://arxiv.org/abs/2406.04329)."""
 
     k: float = 2.0
 
@@ -194,9 +196,9 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """alpha(t) = exp(-(sigma(t) - sigma(0))) with sigma(t) = smin^(1-t) smax^t, so that alpha(0) = 1.
+    """Schedule alpha(t) = exp(-(sigma(t) - sigma(0))) with sigma(t) = smin^(1-t) smax^t, so that alpha(0) = 1.
 
-    Reference: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834).
+    Raises ValueError unless 0 < smin < smax. Reference: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834).
     """
 
     smin: float = 1e-3
@@ -223,7 +225,7 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """A logistic curve of steepness k, cut and scaled to run from 1 to 0.
+    """Logistic curve of steepness k, cut and scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
 
     Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
     """
@@ -306,7 +308,7 @@ class PerSite(Schedule):
 
     Args:
         base: the shared schedule.
-        log_power: (L,) logarithms of the powers.
+        log_power: (L,) finite logarithms of the powers; anything else raises TypeError or ValueError.
     """
 
     def __init__(self, base: Schedule, log_power: Float[Tensor, " L"]) -> None:

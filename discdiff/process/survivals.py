@@ -10,7 +10,7 @@ Survival = float | Float[Tensor, "..."]
 
 
 def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) -> None:
-    """Raise ValueError, naming the site, where x_t cannot come from x0."""
+    """Raise ValueError, naming the site, where x_t cannot come from x0: where ``impossible`` (B, L)."""
     if bool(impossible.any()):
         row, site = impossible.nonzero()[0].tolist()
         raise ValueError(

@@ -63,7 +63,7 @@ class Program:
         self.sampler, self.coded = sampler, coded
 
     def code(self, value: Shaped[Tensor, "*rows n"]) -> Int[Tensor, "*rows"]:
-        """Return the number that encodes a value in a coded program."""
+        """Return the numbers (*rows) that encode values (*rows, n) in a coded program."""
         return _Code(self._base(value.shape[-1]))(value)
 
     def _base(self, length: int) -> int:
@@ -84,7 +84,10 @@ class Program:
         """Run the program with arguments as in ``Sampler.sample``; each call takes a fresh seed from torch's generator.
 
         Gradients are kept, unless torch's grad mode is off. If sites are enumerated, the tokens of all combinations are
-        returned.
+        returned, (*combinations, B, L).
+
+        Raises:
+            TypeError, ValueError: for a seed that is not a whole number of 64 bits; as ``Sampler.sample``.
         """
         seed = seeded(seed, "program: seed")
         code = _Code(self._base(length or self.sampler.model.length or 1)) if self.coded else None

@@ -139,7 +139,7 @@ class Blockwise:
         listen: bool = False,
         device: torch.device | str | None = None,
     ) -> BlockSamples:
-        """Draw samples. The tokens of row b are a function of (seed, first_row + b) and the arguments.
+        """Draw samples; the tokens of row b are a function of (seed, first_row + b) and the arguments.
 
         Args:
             batch: B.
@@ -154,7 +154,7 @@ class Blockwise:
             device: where to sample; by default where the model's parameters lie.
 
         Raises:
-            ValueError: for wrong shapes or ids, or a length that the model does not accept.
+            TypeError, ValueError: for wrong types, shapes or ids, or a length that the model does not accept.
         """
         model, process = self.inner.model, self.inner.process
         batch, first_row = check_rows("sample", batch, first_row)

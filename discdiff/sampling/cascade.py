@@ -56,6 +56,9 @@ class Cascade:
             first_row: id of the first row.
             listen: make every choice a Pyro site, as in ``Sampler.sample``, under "first/" and "second/".
             device: where to sample; by default where the first model's parameters lie.
+
+        Raises:
+            TypeError, ValueError: unless lengths are two whole numbers of at least 1; as ``Sampler.sample``.
         """
         batch, first_row = check_rows("sample", batch, first_row)
         lengths = wholes(lengths, "sample: lengths", 1)

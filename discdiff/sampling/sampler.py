@@ -322,7 +322,7 @@ def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple
 
 
 def check_model(process: Process, model: Denoiser, where: str) -> None:
-    """Raise unless ``model`` is a Denoiser for ``process``."""
+    """Raise TypeError or ValueError unless ``model`` is a Denoiser for ``process``."""
     if not isinstance(process, Process):
         raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
     check_denoiser(model, where)

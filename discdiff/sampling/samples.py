@@ -36,14 +36,14 @@ class Widened:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
-    """The result of a sampler. Two are equal if all their fields are, on any device.
+    """Result of a sampler; two are equal if all their fields are, on any device.
 
     Attributes:
         tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states at an earlier end of the run.
         nfe: batched denoiser calls made.
         nfe_rows: (B,) calls that included each row.
         seed: the seed that reproduces these tokens.
-        trajectory: (N + 1, B, L) int64 states at every time of the grid, with ``record=True``. Until it is read, and in
+        trajectory: (N, B, L) int64 states at the N times of the grid, with ``record=True``. Until it is read, and in
             files, it is stored in the smallest dtype that holds it.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
         queries: tokens that the network evaluated, over all rows.
@@ -60,7 +60,7 @@ class Samples:
     frame: tuple[int, int] | None = None
 
     def framed(self) -> Int[Tensor, "B N"]:
-        """Return the tokens between the network's start and end token, (B, L + 2).
+        """Return the tokens between the network's start and end token, (B, N) with N = L + 2.
 
         Raises:
             ValueError: if the network has no such tokens.
