@@ -74,7 +74,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(name: str, settings: Mapping[str, Any], *others: object, **trial: object) -> None:
         raise _Reached(settings)
 
-    for module in ("native", "gemma"):
+    for module in ("in_transformers", "gemma"):
         monkeypatch.setattr(f"discdiff.adapters.{module}.native", stop)
 
 
