@@ -62,5 +62,5 @@ def stream(seed: int, kind: int, n: int) -> int:
     """
     if n == 0:
         return seed
-    high, low, _, _ = rounds(seed & 0xFFFFFFFF, seed >> 32, 3 << 30, n, kind, 0)
+    high, low, _, _ = rounds(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, 3 << 30, n, kind, 0)
     return high << 32 | low
