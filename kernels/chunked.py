@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from discdiff.kernels import reference
+from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import Race, Reading
 from discdiff.kernels.rows import Computed, Rows, Source
 
@@ -26,20 +27,10 @@ class Pass(Protocol):
     def largest(self, rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None: ...
 
     def race(
-        self,
-        rows: Rows,
-        reading: Reading | None,
-        seed: int,
-        ids: Tensor,
-        positions: Tensor,
-        step: int,
-        tag: int,
-        first_group: int,
+        self, rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first_group: int
     ) -> Race | None: ...
 
-    def contests(
-        self, lse: Tensor, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def contests(self, lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in a core's cache
@@ -64,39 +55,26 @@ def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool
     return Reading.join(readings)
 
 
-def race(
-    rows: Source,
-    seed: int,
-    ids: Tensor,
-    positions: Tensor,
-    step: int,
-    tag: int,
-    reading: Reading | None,
-    first_group: int,
-    by: Pass | None,
-) -> Race:
+def race(rows: Source, key: Key, positions: Tensor, reading: Reading | None, first_group: int, by: Pass | None) -> Race:
     """``reference.race`` of rows that are not in memory; a given reading of them is reused."""
     if not isinstance(rows, Rows) or rows.convert is not None:  # read the winning group while its chunk is in memory
-        parts = [
-            race(Rows.of(x), seed, ids[part], positions[part], step, tag, None, first_group, by)
-            for part, x in _chunks(rows)
-        ]
+        parts = [race(Rows.of(x), key[part], positions[part], None, first_group, by) for part, x in _chunks(rows)]
         keys = [part.key for part in parts] or [torch.zeros(0, dtype=torch.float64, device=rows.device)]
         tokens = [part.token for part in parts] or [torch.zeros(0, dtype=torch.int64, device=rows.device)]
         return Race(torch.cat(keys), torch.cat(tokens))
-    done = by.race(rows, reading, seed, ids, positions, step, tag, first_group) if by is not None else None
+    done = by.race(rows, key, positions, reading, first_group) if by is not None else None
     if done is not None:
         return done
     reading = read(rows, None, False, by, tilt=False) if reading is None else reading
     size = reference.group_size(rows.width)
     contests = reference.contest if by is None else by.contests
-    key, group, share = contests(reading.group_lse, seed, ids, positions, step, tag, first_group)
+    best, group, share = contests(reading.group_lse, key, positions, first_group)
     column = torch.empty_like(group)
     for part in _parts(len(rows)):
         x = rows.dense(part) if size == rows.width else rows.window(part, group[part] * size, size)
         column[part] = reference.within(x, share[part])
     token = first_group * reference.GROUP_SIZE + group * size + column
-    return Race(key, torch.where(key > -torch.inf, token, -1))
+    return Race(best, torch.where(best > -torch.inf, token, -1))
 
 
 def threshold(rows: Source, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:

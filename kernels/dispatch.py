@@ -13,14 +13,15 @@ from torch import Tensor
 from discdiff.checks import real, shown, whole
 from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum_exp
-from discdiff.kernels.philox_words import BLOCKS, TAGS, philox, rounds
+from discdiff.kernels.keys import Key, stream
+from discdiff.kernels.philox_words import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
 from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
 
 __all__ = [
-    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "best", "draw",
-    "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race",
-    "read", "rounds", "row_pass", "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
+    "GROUP_SIZE", "TAGS", "Computed", "Key", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "best", "coins",
+    "draw", "drawn", "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox",
+    "race", "read", "row_pass", "step", "steps", "steps_whole", "stream", "threshold", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -64,13 +65,20 @@ def draw(
     """
     if torch.compiler.is_compiling() and isinstance(logits, Tensor) and reading is None and backend == "auto":
         return library.draw(logits, rows, positions, seed - (seed >> 63 << 64), step, tag)
-    source, address = _drawn(logits, seed, rows, positions, step, tag)
+    source, key = _addressed(logits, rows, positions, seed=seed, step=step, tag=tag)
+    return drawn(source, key, positions, reading, backend)
+
+
+def drawn(
+    source: Source, key: Key, positions: Tensor, reading: Reading | None = None, backend: Backend = "auto"
+) -> Tensor:
+    """``draw`` with a key of N ids, whose ranges are not checked."""
+    _check_ids(key.ids, len(source), "draw: rows")
     if _backend(source, backend) == "native" and isinstance(source, Rows):
-        seed, step, tag = address
-        column = native.draw(source, reading, seed, rows, positions, step, tag)
+        column = native.draw(source, key, positions, reading)
         if column is not None:
             return column
-    return _race(source, address, rows, positions, 0, reading, backend).token
+    return _race(source, key, positions, reading, 0, backend).token
 
 
 @torch.no_grad()
@@ -98,17 +106,15 @@ def race(
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
     """
-    source, address = _drawn(logits, seed, rows, positions, step, tag)
+    source, key = _addressed(logits, rows, positions, seed=seed, step=step, tag=tag)
     first_column = whole(first_column, "race: first_column", 0, _MAX_COLUMNS - source.width)
     if first_column % GROUP_SIZE:
         raise ValueError(f"race: first_column must be a multiple of {GROUP_SIZE}, got {first_column}")
-    return _race(source, address, rows, positions, first_column // GROUP_SIZE, reading, backend)
+    return _race(source, key, positions, reading, first_column // GROUP_SIZE, backend)
 
 
-def _drawn(
-    logits: Tensor | Source, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int
-) -> tuple[Source, tuple[int, int, int]]:
-    """Return the rows and (seed, step, tag), after checks."""
+def _addressed(logits: Tensor | Source, rows: Tensor, positions: Tensor, **words: int) -> tuple[Source, Key]:
+    """Return the rows of logits and the key of their draws, after checks."""
     source = _source(logits, "draw")
     for name, ids in (("rows", rows), ("positions", positions)):
         _check_ids(ids, len(source), f"draw: {name}")
@@ -116,25 +122,16 @@ def _drawn(
             least, most = (int(end) for end in ids.aminmax())
             if not 0 <= least <= most < 1 << 32:
                 raise ValueError(f"draw: {name} must hold ids in [0, 2**32), got {least} to {most}")
-    return source, _address(seed, step, tag)
+    return source, _key(rows, **words)
 
 
-def _race(
-    source: Source,
-    address: tuple[int, int, int],
-    rows: Tensor,
-    positions: Tensor,
-    first: int,
-    reading: Reading | None,
-    backend: Backend,
-) -> Race:
-    seed, step, tag = address
+def _race(source: Source, key: Key, positions: Tensor, reading: Reading | None, first: int, backend: Backend) -> Race:
     chosen = _backend(source, backend)
     if chosen == "triton" and isinstance(source, Rows) and isinstance(source.convert, LinearHead) and reading is None:
         from discdiff.kernels import triton_head
 
-        return triton_head.race(source, source.convert, seed, rows, positions, step, tag, first)
-    return chunked.race(source, seed, rows, positions, step, tag, reading, first, _pass(chosen))
+        return triton_head.race(source, source.convert, key, positions, first)
+    return chunked.race(source, key, positions, reading, first, _pass(chosen))
 
 
 def winner(*races: Race) -> Tensor:
@@ -230,24 +227,30 @@ def uniforms(
     tag: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return two float64 uniforms in (0, 1) for each (row, position), keyed by (seed, row, position, step, tag)."""
-    seed, step, tag = _address(seed, step, tag)
+    key = _key(rows, seed=seed, step=step, tag=tag)
     if rows.device.type == "cpu" and rows.ndim == 2 and rows.shape[1] == positions.ndim == 1 and native.available():
-        return native.uniforms(seed, rows[:, 0], positions, step, tag)
-    return reference.uniforms(seed, rows, positions, step, tag)
+        return native.uniforms(key[:, 0], positions)
+    return reference.uniforms(key, positions)
 
 
-def flips(probs: Tensor, *, seed: int, rows: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor | None]:
-    """Flip coins with probabilities (B, L) of True: u < probs with the first of ``uniforms``.
+def coins(key: Key, length: int) -> tuple[Tensor, Tensor]:
+    """Return two float64 uniforms (B, L) in (0, 1) for each position of each row of a key: ``uniforms`` of them."""
+    positions = torch.arange(length, device=key.ids.device)
+    if key.ids.device.type == "cpu" and native.available():
+        return native.uniforms(key, positions)
+    return reference.uniforms(key[:, None], positions)
+
+
+def flips(probs: Tensor, key: Key) -> tuple[Tensor, Tensor | None]:
+    """Flip coins with probabilities (B, L) of True: u < probs with the first of ``coins``.
 
     Returns:
         (B, L) bool, and a mask (B, L) of the probabilities outside [0, 1], or None if there are none.
     """
     if probs.device.type == "cpu" and probs.dtype == torch.float64 and native.available():
-        heads, wrong = native.flips(probs.detach(), seed, rows, step, tag)
+        heads, wrong = native.flips(probs.detach(), key)
         return heads, _outside(probs) if wrong else None
-    positions = torch.arange(probs.shape[1], device=probs.device)
-    u, _ = uniforms(seed=seed, rows=rows[:, None], positions=positions, step=step, tag=tag)
-    return u < probs, _outside(probs)
+    return coins(key, probs.shape[1])[0] < probs, _outside(probs)
 
 
 def _outside(probs: Tensor) -> Tensor:
@@ -341,9 +344,8 @@ def _check_ids(ids: Tensor, count: int, name: str) -> None:
         raise ValueError(f"{name} must be an int64 tensor of shape ({count},), got {got}")
 
 
-def _address(seed: int, step: int, tag: int) -> tuple[int, int, int]:
-    """Return seed, step and tag as whole numbers, after checks of their ranges."""
-    ends = (("seed", seed, 1 << 64), ("step", step, 1 << 32), ("tag", tag, TAGS))
-    found = (whole(value, f"random key: {name}", 0, end - 1) for name, value, end in ends)
-    seed, step, tag = found
-    return seed, step, tag
+def _key(rows: Tensor, **words: int) -> Key:
+    """Return the key of whole numbers seed, step and tag, after checks of their ranges."""
+    ends = {"seed": 1 << 64, "step": 1 << 32, "tag": TAGS}
+    seed, step, tag = (whole(words[name], f"random key: {name}", 0, end - 1) for name, end in ends.items())
+    return Key(seed, rows, step, name=tag)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from discdiff.kernels import compiled
+from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
 from discdiff.kernels.rows import Rows, Step
 
@@ -69,14 +70,15 @@ class _Step(ctypes.Structure):
     ]
 
 
+_A = ctypes.POINTER(_Address)
 _ARGUMENTS = {
     "row_pass": [_P, _P, _P, _P],
     "row_largest": [_P, _P, _P, _P],
     "row_best": [_P, _P],
-    "contests": [_P, _P, _I, _I, _I, _P, _P, _I, _P, _P, _P],
-    "uniforms": [_P, _I, _I, _I, _P, _P, _P, _P, _I],
-    "flips": [_P, _I, _I, _I, _P, _P, _P, _I],
-    "races": [_P, _P, _I, _P, _P, _I, _P, _P, _P, _P],
+    "contests": [_P, _A, _I, _I, _I, _P, _P, _I, _P, _P, _P],
+    "uniforms": [_A, _I, _I, _I, _P, _P, _P, _P, _I],
+    "flips": [_A, _I, _I, _I, _P, _P, _P, _I],
+    "races": [_P, _A, _I, _P, _P, _I, _P, _P, _P, _P],
     "finish_step": [_P, _P, _P, _P],
 }
 
@@ -123,77 +125,62 @@ def best(rows: Rows) -> Tensor | None:
     return column
 
 
-def race(
-    rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first: int
-) -> Race | None:
+def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first: int) -> Race | None:
     """``reference.race`` of 32- or 16-bit rows, read here unless a reading is given; None for others."""
     if not _can(rows):
         return None
-    key = torch.empty(len(rows), dtype=torch.float64)
-    column = _columns(rows, reading, seed, ids, positions, step, tag, first, key)
-    return Race(key, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
+    best = torch.empty(len(rows), dtype=torch.float64)
+    column = _columns(rows, key, positions, reading, first, best)
+    return Race(best, column if first == 0 else torch.where(column < 0, column, column + first * GROUP_SIZE))
 
 
-def draw(
-    rows: Rows, reading: Reading | None, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int
-) -> Tensor | None:
+def draw(rows: Rows, key: Key, positions: Tensor, reading: Reading | None) -> Tensor | None:
     """Return the tokens of ``race`` among all columns, without its keys."""
-    return _columns(rows, reading, seed, ids, positions, step, tag, 0, None) if _can(rows) else None
+    return _columns(rows, key, positions, reading, 0, None) if _can(rows) else None
 
 
 def _columns(
-    rows: Rows,
-    reading: Reading | None,
-    seed: int,
-    ids: Tensor,
-    positions: Tensor,
-    step: int,
-    tag: int,
-    first: int,
-    key: Tensor | None,
+    rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first: int, best: Tensor | None
 ) -> Tensor:
-    ids, positions, column = ids.contiguous(), positions.contiguous(), torch.empty(len(rows), dtype=torch.int64)
+    ids, positions, column = key.ids.contiguous(), positions.contiguous(), torch.empty(len(rows), dtype=torch.int64)
     peak = mass = None
     if reading is not None:
         peak, mass = reading.peak.float().contiguous(), reading.mass.float().contiguous()
     given, _kept = _rows(rows)
     _call("races")(
-        given, ctypes.byref(_Address(seed, step)), tag, ids.data_ptr(), positions.data_ptr(), first,
-        _pointer(peak), _pointer(mass), _pointer(key), column.data_ptr(),
+        given, *_address(key), ids.data_ptr(), positions.data_ptr(), first,
+        _pointer(peak), _pointer(mass), _pointer(best), column.data_ptr(),
     )  # fmt: skip
     return column
 
 
-def contests(
-    lse: Tensor, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def contests(lse: Tensor, key: Key, positions: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.contest``."""
-    lse, ids, positions = lse.double().contiguous(), ids.contiguous(), positions.contiguous()
-    key, group, share = torch.empty(len(ids), dtype=torch.float64), torch.empty_like(ids), torch.empty_like(lse[:, 0])
+    lse, ids, positions = lse.double().contiguous(), key.ids.contiguous(), positions.contiguous()
+    best, group, share = torch.empty(len(ids), dtype=torch.float64), torch.empty_like(ids), torch.empty_like(lse[:, 0])
     _call("contests")(
-        lse.data_ptr(), ctypes.byref(_Address(seed, step)), tag, *lse.shape, ids.data_ptr(), positions.data_ptr(),
-        first, key.data_ptr(), group.data_ptr(), share.data_ptr(),
+        lse.data_ptr(), *_address(key), *lse.shape, ids.data_ptr(), positions.data_ptr(),
+        first, best.data_ptr(), group.data_ptr(), share.data_ptr(),
     )  # fmt: skip
-    return key, group, share
+    return best, group, share
 
 
-def uniforms(seed: int, ids: Tensor, positions: Tensor, step: int, tag: int) -> tuple[Tensor, Tensor]:
+def uniforms(key: Key, positions: Tensor) -> tuple[Tensor, Tensor]:
     """``reference.uniforms`` at every position (L,) of every row (B,)."""
-    ids, positions = ids.contiguous(), positions.contiguous()
+    ids, positions = key.ids.contiguous(), positions.contiguous()
     u, v = (torch.empty(len(ids), len(positions), dtype=torch.float64) for _ in range(2))
     _call("uniforms")(
-        ctypes.byref(_Address(seed, step)), tag, len(ids), len(positions), ids.data_ptr(), positions.data_ptr(),
+        *_address(key), len(ids), len(positions), ids.data_ptr(), positions.data_ptr(),
         u.data_ptr(), v.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return u, v
 
 
-def flips(p: Tensor, seed: int, ids: Tensor, step: int, tag: int) -> tuple[Tensor, bool]:
+def flips(p: Tensor, key: Key) -> tuple[Tensor, bool]:
     """Flip coins (B, L) with float64 probabilities p; also return whether any p is outside [0, 1]."""
-    p, ids, heads = p.contiguous(), ids.contiguous(), torch.empty(p.shape, dtype=torch.bool)
+    p, ids, heads = p.contiguous(), key.ids.contiguous(), torch.empty(p.shape, dtype=torch.bool)
     wrong = _call("flips")(
-        ctypes.byref(_Address(seed, step)), tag, *p.shape, ids.data_ptr(), p.data_ptr(), heads.data_ptr(),
-        torch.get_num_threads(),
+        *_address(key), *p.shape, ids.data_ptr(), p.data_ptr(), heads.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return heads, bool(wrong)
 
@@ -202,17 +189,22 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     """Make the choices of a step after ``where``; see ``dispatch.step``."""
     assert what.where is not None
     given, _kept = _rows(rows)
-    flat = [x.contiguous() for x in (what.ids, what.tokens, what.where)]
-    odds, share, noise = (None if x is None else x.contiguous() for x in (what.odds, what.kept, what.noise))
-    data = None if what.data is None else what.data.contiguous()
+    key = what.keys["token"]
+    given_too = (key.ids, what.tokens, what.where, what.data, what.odds, what.kept, what.noise)
+    held = [None if x is None else x.contiguous() for x in given_too]
     asked = _Step(
-        *(x.data_ptr() for x in flat), _pointer(data), _pointer(odds), _pointer(share), _pointer(noise),
-        what.last, what.length, _Address(what.seed, what.step),
-        *(what.tags.get(name, 0) for name in ("accept", "data", "token", "noise")),
+        *map(_pointer, held), what.last, what.length, _address(key)[0],
+        *[what.keys[name].words[2] if name in what.keys else 0 for name in ("accept", "data", "token", "noise")],
     )  # fmt: skip
-    out, bad = torch.empty_like(flat[1]), torch.empty(len(rows), dtype=torch.bool)
+    out, bad = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows), dtype=torch.bool)
     _call("finish_step")(given, ctypes.byref(asked), out.data_ptr(), bad.data_ptr())
     return out, bad
+
+
+def _address(key: Key) -> tuple[_Address, int]:
+    """Return seed and step as a C struct, and the tag."""
+    seed, step, tag = key.words
+    return _Address(seed, step), tag
 
 
 def _can(rows: Rows) -> bool:

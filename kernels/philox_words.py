@@ -63,12 +63,11 @@ def philox(
     words = torch.broadcast_tensors(
         *(torch.as_tensor(c, dtype=torch.int64) & _LOW for c in _to_one_device(c0, c1, c2, c3))
     )
-    return rounds(seed, *words)
+    return rounds(seed & _LOW, (seed >> 32) & _LOW, *words)
 
 
-def rounds(seed: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
-    """``philox`` of counter words in [0, 2**32): tensors of one shape, or integers, which are faster."""
-    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+def rounds(k0: int, k1: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
+    """``philox`` of words in [0, 2**32): the counters are tensors of one shape, or integers, which are faster."""
     for _ in range(10):
         # The product wraps modulo 2**64 in int64; both halves survive the wrap.
         p0, p2 = x0 * _MULTIPLIER_0, x2 * _MULTIPLIER_2

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from discdiff.kernels.gradients import graft, log, log_sum_exp
+from discdiff.kernels.keys import Key
 from discdiff.kernels.philox_words import COIN, GROUP, WITHIN, counter, philox, uniform53
 
 __all__ = [
@@ -131,15 +132,13 @@ class Race:
     token: Tensor
 
 
-def uniforms(
-    seed: int,
-    rows: Tensor,  # (...) row ids
-    positions: Tensor,  # (...) positions in the sequence, broadcast with rows
-    step: int,
-    tag: int,
-) -> tuple[Tensor, Tensor]:
-    """Return two independent float64 uniforms in (0, 1) for each (row, position), from one call of 128 bits."""
-    w0, w1, w2, w3 = philox(seed, counter(COIN, tag), positions, step, rows)
+def uniforms(key: Key, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two independent float64 uniforms in (0, 1) for each (row, position), from one call of 128 bits.
+
+    The positions (...) are broadcast with the key's ids.
+    """
+    seed, step, tag = key.words
+    w0, w1, w2, w3 = philox(seed, counter(COIN, tag), positions, step, key.ids)
     return uniform53(w0, w1), uniform53(w2, w3)
 
 
@@ -186,22 +185,21 @@ def two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     return argmax, x.scatter(-1, argmax[:, None], -torch.inf).amax(-1)
 
 
-def group_words(seed: int, rows: Tensor, positions: Tensor, step: int, tag: int, first: int, groups: int) -> Tensor:
+def group_words(key: Key, positions: Tensor, first: int, groups: int) -> Tensor:
     """Return the words (N, G) of groups first..first + groups - 1: word g % 4 of the Philox call at block g // 4."""
+    seed, step, tag = key.words
     start, end = first // 4, -(-(first + groups) // 4)
-    block = torch.arange(start, end, device=rows.device)
-    words = philox(seed, counter(GROUP, tag, block), positions[:, None], step, rows[:, None])
+    block = torch.arange(start, end, device=key.ids.device)
+    words = philox(seed, counter(GROUP, tag, block), positions[:, None], step, key.ids[:, None])
     return torch.stack(words, -1).flatten(1)[:, first - 4 * start :][:, :groups]
 
 
-def contest(
-    lse: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int, first_group: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def contest(lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple[Tensor, Tensor, Tensor]:
     """Run the race among groups (N, G): the winning keys (N,), the groups, and the uniforms v for use within them."""
-    words = group_words(seed, rows, positions, step, tag, first_group, lse.shape[1])
-    key, group = (lse + gumbel32(words)).max(-1)
-    high, low, _, _ = philox(seed, counter(WITHIN, tag), positions, step, rows)
-    return key, group, uniform53(high, low)
+    best, group = (lse + gumbel32(group_words(key, positions, first_group, lse.shape[1]))).max(-1)
+    seed, step, tag = key.words
+    high, low, _, _ = philox(seed, counter(WITHIN, tag), positions, step, key.ids)
+    return best, group, uniform53(high, low)
 
 
 def within(x: Tensor, share: Tensor) -> Tensor:
@@ -215,26 +213,23 @@ def within(x: Tensor, share: Tensor) -> Tensor:
 
 def race(
     x: Tensor,  # (N, V) float32 or float64
-    seed: int,
-    rows: Tensor,  # (N,) row ids
+    key: Key,  # of N ids
     positions: Tensor,  # (N,) positions in the sequence
-    step: int,
-    tag: int,
     first_group: int = 0,
 ) -> Race:
     """Run the race among the groups of these columns; the first is group ``first_group`` of the vocabulary."""
     width = x.shape[1]
     size = group_size(width)
-    key, group, share = contest(read(x, tilt=False).group_lse, seed, rows, positions, step, tag, first_group)
+    best, group, share = contest(read(x, tilt=False).group_lse, key, positions, first_group)
     column = group[:, None] * size + torch.arange(size, device=x.device)
     chosen = x.gather(-1, column.clamp(max=width - 1)).masked_fill(column >= width, -torch.inf)
     token = first_group * GROUP_SIZE + group * size + within(chosen, share)
-    return Race(key, torch.where(key > -torch.inf, token, -1))
+    return Race(best, torch.where(best > -torch.inf, token, -1))
 
 
-def draw(x: Tensor, seed: int, rows: Tensor, positions: Tensor, step: int, tag: int) -> Tensor:
+def draw(x: Tensor, key: Key, positions: Tensor) -> Tensor:
     """Draw one column a row with probability softmax(x); -1 if the row has no mass or holds a NaN or +inf."""
-    return race(x, seed, rows, positions, step, tag).token
+    return race(x, key, positions).token
 
 
 def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from discdiff.kernels.keys import Key
+
 __all__ = ["Computed", "LinearHead", "Rows", "Source", "Step"]
 
 Convert = Callable[[Tensor, Tensor], Tensor]  # (n, K) raw rows and their numbers (n,) -> (n, V)
@@ -219,7 +221,6 @@ class Step:
 
     Attributes:
         tokens: (N,) states before the step.
-        ids: (B,) ids of the rows, which key the randomness.
         length: L.
         bound: (N,) float64 probability of ``where``; None if that choice has been made.
         where: (N,) the sites it chose, on a CPU; None if it has not been made.
@@ -228,12 +229,10 @@ class Step:
         kept: (N,) float64 probability of ``data``, if that choice has not been made.
         noise: (S,) float64 cumulated noise law.
         last: the last state with noise.
-        seed, step: as in ``draw``.
-        tags: the tags of the choices to make, among where, accept, data, token and noise.
+        keys: the keys of the choices to make, by name: token, noise, and of where, accept and data those to make.
     """
 
     tokens: Tensor
-    ids: Tensor
     length: int
     bound: Tensor | None
     where: Tensor | None
@@ -242,9 +241,7 @@ class Step:
     kept: Tensor | None
     noise: Tensor
     last: int
-    seed: int
-    step: int
-    tags: dict[str, int]
+    keys: dict[str, Key]
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import GROUP_SIZE, Race
 from discdiff.kernels.rows import LinearHead, Rows
 from discdiff.kernels.triton_language import adjusted, contest, passing, safe_log, shift_of, sums, within_share
-from discdiff.kernels.triton_rows import arguments, signed
+from discdiff.kernels.triton_rows import arguments
 
 __all__ = ["race"]
 
@@ -153,15 +154,13 @@ def _head_pick_kernel(
     tl.store(key_ptr + n, tl.where(bad, float("nan"), best))
 
 
-def race(
-    rows: Rows, head: LinearHead, seed: int, ids: Tensor, positions: Tensor, step: int, tag: int, first_group: int
-) -> Race:
+def race(rows: Rows, head: LinearHead, key: Key, positions: Tensor, first_group: int) -> Race:
     """``reference.race`` of the logits that a linear head makes of ``rows``, which are hidden states."""
     count, width, depth = len(rows), rows.width, rows.source.shape[2]
     tiles = triton.cdiv(width, _COLUMNS)
     share = GROUP_SIZE // _COLUMNS
     peak, mass = (torch.empty(count, tiles, dtype=torch.float32, device=rows.device) for _ in range(2))
-    key = torch.empty(count, dtype=torch.float64, device=rows.device)
+    best = torch.empty(count, dtype=torch.float64, device=rows.device)
     token = torch.empty(count, dtype=torch.int64, device=rows.device)
     pointers, strides, flags = arguments(rows)
     del flags["NEAR"], flags["DOUBLE"]
@@ -184,8 +183,8 @@ def race(
                 **shape, **flags,
             )  # fmt: skip
             _head_pick_kernel[(count,)](
-                *pointers, head.weight, bias, peak, mass, ids.contiguous(), positions.contiguous(), key, token,
-                *sizes, tiles, first_group, signed(seed), step, tag, rows.temperature,
+                *pointers, head.weight, bias, peak, mass, key.ids.contiguous(), positions.contiguous(), best, token,
+                *sizes, tiles, first_group, *key.signed, rows.temperature,
                 GROUPS=triton.next_power_of_2(triton.cdiv(tiles, share)), SHARE=share, ROWS=16, **shape, **flags,
             )  # fmt: skip
-    return Race(key, token)
+    return Race(best, token)

@@ -14,12 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import Race, Reading, group_size
 from discdiff.kernels.reference import contest as contests
 from discdiff.kernels.rows import Rows
 from discdiff.kernels.triton_language import columns, contest, group_lse, read, within
 
-__all__ = ["arguments", "contests", "largest", "race", "signed", "statistics"]
+__all__ = ["arguments", "contests", "largest", "race", "statistics"]
 
 _TILE = 2048  # columns that a program reads: two groups in two warps were fastest on an H200 (docs/bench.md)
 
@@ -128,42 +129,28 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | 
     return peak, mass, third if tilt else None
 
 
-def race(
-    rows: Rows,
-    reading: Reading | None,
-    seed: int,
-    ids: Tensor,
-    positions: Tensor,
-    step: int,
-    tag: int,
-    first_group: int,
-) -> Race:
+def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first_group: int) -> Race:
     """``reference.race`` of rows, which are read here unless a reading is given."""
     reading = Reading(*statistics(rows, tilt=False)) if reading is None else reading
     size = group_size(rows.width)
     groups = reading.peak.shape[1]
-    key = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    best = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     token = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     pointers, strides, flags = arguments(rows)
     if len(rows):
         with torch.cuda.device_of(rows.source):
             _pick_kernel[(len(rows),)](
-                *pointers, reading.peak, reading.mass, ids.contiguous(), positions.contiguous(), key, token,
-                *strides, rows.width, groups, first_group, signed(seed), step, tag, rows.temperature,
+                *pointers, reading.peak, reading.mass, key.ids.contiguous(), positions.contiguous(), best, token,
+                *strides, rows.width, groups, first_group, *key.signed, rows.temperature,
                 SIZE=size, LANES=triton.next_power_of_2(size), GROUPS=triton.next_power_of_2(groups), **flags,
             )  # fmt: skip
-    return Race(key, token)
+    return Race(best, token)
 
 
 @functools.cache
 def _columns(columns: tuple[int, ...], device: torch.device) -> Tensor:
     """Return columns as a tensor on a device, cached."""
     return torch.tensor(columns, device=device)
-
-
-def signed(seed: int) -> int:
-    """Return a 64-bit seed as the int64 that a kernel takes."""
-    return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 def arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool | int]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from discdiff.kernels.reference import group_size
 from discdiff.kernels.rows import Rows, Step
 from discdiff.kernels.triton_language import coins, columns, contest, group_lse, read, within
-from discdiff.kernels.triton_rows import arguments, signed
+from discdiff.kernels.triton_rows import arguments
 
 __all__ = ["step"]
 
@@ -148,18 +148,17 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     peak, mass = (torch.empty(count, groups, dtype=rows.dtype, device=device) for _ in range(2))
     out, bad = torch.empty(count, dtype=torch.int64, device=device), torch.empty(count, dtype=torch.bool, device=device)
     pointers, strides, flags = arguments(rows)
-    where, accept, data, token, noise = (
-        what.tags.get(name, 0) for name in ("where", "accept", "data", "token", "noise")
-    )
+    key, names = what.keys["token"], ("where", "accept", "data", "token", "noise")
+    where, accept, data, token, noise = (what.keys[name].words[2] if name in what.keys else 0 for name in names)
     assert what.bound is not None and what.kept is not None
     given = (what.tokens, what.bound if what.odds is None else what.odds, what.kept)
     tokens, odds, kept = (x.contiguous() for x in given)
-    ids = what.ids.repeat_interleave(what.length, output_size=count)
-    positions = torch.arange(what.length, device=device).repeat(len(what.ids))
-    seed, asks = signed(what.seed), what.odds is not None
+    ids = key.ids.repeat_interleave(what.length, output_size=count)
+    positions = torch.arange(what.length, device=device).repeat(len(key.ids))
+    (seed, number, _), asks = key.signed, what.odds is not None
     with torch.cuda.device_of(rows.source):
         _decide_kernel[(triton.cdiv(count, 256),)](
-            ids, positions, what.bound.contiguous(), kept, code, count, seed, what.step, where, data,
+            ids, positions, what.bound.contiguous(), kept, code, count, seed, number, where, data,
             BLOCK=256, ACCEPT=asks,
         )  # fmt: skip
         _groups_kernel[(count, triton.cdiv(groups, tile))](
@@ -168,7 +167,7 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
         )  # fmt: skip
         _finish_kernel[(count,)](
             *pointers, code, peak, mass, ids, positions, tokens, odds, kept, what.noise, out, bad,
-            *strides, rows.width, groups, what.last, seed, what.step, accept, data, token, noise, rows.temperature,
+            *strides, rows.width, groups, what.last, seed, number, accept, data, token, noise, rows.temperature,
             SIZE=size, LANES=lanes, GROUPS=triton.next_power_of_2(groups), HALVINGS=max(1, what.last.bit_length()),
             ACCEPT=asks, **flags,
         )  # fmt: skip

@@ -91,10 +91,9 @@ def fused_step(
     made = {"where": where is not None, "accept": odds is None, "data": data is not None}
     names = ("where", "accept", "data", "token", "noise")
     keys = {name: at.run.key(name, state, at.step, at.slot, at.turn) for name in names if not made.get(name, False)}
-    token, noise = keys["token"], process.noise(z.device)
+    noise = process.noise(z.device)
     what = kernels.Step(
         tokens=z.flatten(),
-        ids=state.rows,
         length=z.shape[1],
         bound=None if bound is None else bound.flatten(),
         where=None if where is None else where.flatten(),
@@ -103,10 +102,8 @@ def fused_step(
         kept=None if data is not None else process.sitewise(alpha, z).flatten(),
         noise=noise.cumulated,
         last=noise.last,
-        seed=token.seed,
-        step=token.step,
-        tags={name: key.tag for name, key in keys.items()},
+        keys=keys,
     )
     tokens, wrong = kernels.step(rows, what)
-    token.watch.refuse(wrong.view(z.shape), BAD_LOGITS)
+    at.watch(state).refuse(wrong.view(z.shape), BAD_LOGITS)
     return tokens.view(z.shape)

@@ -29,6 +29,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from discdiff.kernels import triton_head, triton_rows, triton_step
+from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import Reading, group_size
 from discdiff.kernels.rows import LinearHead, Rows, Step
 
@@ -69,14 +70,14 @@ def reverse_step(states: int, asks: bool) -> Step:
     ids, share = torch.arange(COUNT), torch.full((COUNT,), 0.5, dtype=torch.float64)
     cumulated = torch.linspace(0, 1, states, dtype=torch.float64)
     odds = share if asks else None
-    tags = {"where": 1, "accept": 2, "data": 3, "token": 4, "noise": 5}
-    return Step(ids, ids, 1, share, None, None, odds, share, cumulated, states - 1, 5, 3, tags)
+    keys = {name: Key(5, ids, 3, name=name) for name in ("where", "accept", "data", "token", "noise")}
+    return Step(ids, 1, share, None, None, odds, share, cumulated, states - 1, keys)
 
 
 def launches(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """(name, launcher) of every kernel with every dtype, width and option; a few of them if brief."""
     ids = torch.arange(COUNT)
-    key: dict[str, Any] = {"seed": 2**64 - 1, "ids": ids, "positions": ids, "step": 3, "tag": 7, "first_group": 0}
+    key = Key(2**64 - 1, ids, 3, name=7)
     for dtype in DTYPES:
         for width in (5, 1024, 50304, 50257):
             groups = -(-width // group_size(width))
@@ -87,7 +88,7 @@ def launches(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
                 part = torch.zeros(COUNT, groups, dtype=rows.dtype)
                 yield f"read {name}", lambda r=rows: triton_rows.statistics(r, tilt=False)
                 yield f"read tilt {name}", lambda r=rows: triton_rows.statistics(r)
-                yield f"race {name}", lambda r=rows, p=part: triton_rows.race(r, Reading(p, p, p), **key)
+                yield f"race {name}", lambda r=rows, p=part: triton_rows.race(r, key, ids, Reading(p, p, p), 0)
                 yield f"largest {name}", lambda r=rows: triton_rows.largest(r, ids)
                 for asks in (False, True):
                     what = reverse_step(width + 1, asks)
@@ -101,7 +102,7 @@ def launches(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
                     if brief and (option not in ("plain", "all") or bias is not None):
                         continue
                     name = f"head {str(dtype)[6:]} D={depth} V={width} {option}{'' if bias is None else ' bias'}"
-                    yield name, lambda r=rows, h=head: triton_head.race(r, h, **key)
+                    yield name, lambda r=rows, h=head: triton_head.race(r, h, key, ids, 0)
 
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+) )?([A-Z]\S*)([^;]*);")

@@ -31,7 +31,7 @@ class _Prefixes(Messenger):
         self.values: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        rows = msg["fn"].key.rows
+        rows = msg["fn"].key.ids
         if msg["name"] not in self.values:
             raise _Fork(msg["name"], msg["fn"], rows)
         msg["value"], msg["done"], msg["stop"] = self.values[msg["name"]][rows], True, True

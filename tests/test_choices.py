@@ -172,7 +172,7 @@ def test_draws_of_any_number(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_pickles_draw_the_same(name: str) -> None:
     choice = BOTH[name](3)
-    choice.key = Key(5, torch.arange(3), 7, 11)
+    choice.key = Key(5, torch.arange(3), 7, name=11)
     for other in (pickle.loads(pickle.dumps(choice)), copy.deepcopy(choice), copy.copy(choice)):
         assert torch.equal(other.sample(), choice.sample())
         torch.testing.assert_close(other.log_prob(choice.sample()), choice.log_prob(choice.sample()))
@@ -184,11 +184,11 @@ def test_an_expanded_choice_is_keyed(name: str) -> None:
     many = one.expand((4,))
     assert isinstance(many, Choice)
     assert many.batch_shape == (4,)
-    many.key = Key(5, torch.tensor([3, 0, 8, 3]), 7, 11)
+    many.key = Key(5, torch.tensor([3, 0, 8, 3]), 7, name=11)
     drawn = many.sample()
     assert torch.equal(many.sample(), drawn)
-    for row, value in zip(many.key.rows, drawn, strict=True):
-        one.key = Key(5, row[None], 7, 11)
+    for row, value in zip(many.key.ids, drawn, strict=True):
+        one.key = Key(5, row[None], 7, name=11)
         assert torch.equal(one.sample()[0], value)
     torch.testing.assert_close(many.log_prob(drawn), torch.cat([one.log_prob(value) for value in drawn[:, None]]))
     assert torch.equal(many.expand((4,)).sample(), drawn)

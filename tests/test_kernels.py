@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
+import zlib
 from typing import NamedTuple
 
 import hypothesis
@@ -126,6 +127,13 @@ def key_of(n: int) -> dict[str, torch.Tensor | int]:
     return {"seed": 2**63 + 5, "step": 9, "tag": 3} | address(n)
 
 
+def right(logits: torch.Tensor, n: int) -> list[int]:
+    """The tokens of the definition, under the key of ``key_of``."""
+    return reference.draw(
+        logits, kernels.Key(2**63 + 5, address(n)["rows"], 9, name=3), address(n)["positions"]
+    ).tolist()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(plan=PLANS)
@@ -133,7 +141,7 @@ def test_every_backend_draws_the_references_tokens(backend: str, plan: Plan) -> 
     """Over random shapes, dtypes, strides and adjustments; a reading made before changes nothing."""
     rows = plan.rows()
     key = key_of(len(rows))
-    expected = reference.draw(rows.dense(), **key).tolist()
+    expected = right(rows.dense(), len(rows))
     reading = kernels.read(rows, backend=backend)
     assert kernels.draw(rows, backend=backend, **key).tolist() == expected
     assert kernels.draw(rows, backend=backend, reading=reading, **key).tolist() == expected
@@ -145,7 +153,7 @@ def test_every_backend_draws_the_references_tokens(backend: str, plan: Plan) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_widest_vocabularies_too(backend: str, dtype: torch.dtype) -> None:
     logits, key = (torch.randn(3, 262_144) * 3).to(dtype), key_of(3)
-    assert kernels.draw(logits, backend=backend, **key).tolist() == reference.draw(logits.float(), **key).tolist()
+    assert kernels.draw(logits, backend=backend, **key).tolist() == right(logits.float(), 3)
     reading = kernels.read(logits, top=True, backend=backend)
     assert reading.argmax is not None
     assert reading.argmax.tolist() == logits.argmax(-1).tolist()
@@ -334,6 +342,27 @@ def test_every_part_of_the_address_matters() -> None:
     for name in key:
         other = kernels.draw(logits, **key | {name: key[name] + 1})
         assert 0.02 < float((other == base).double().mean()) < 0.12, name  # chance agreement is 1/16
+
+
+def test_a_key_is_its_scalars_and_a_turn_another_seed() -> None:
+    ids, logits, places = torch.tensor([5, 2**32 - 1, 0]), torch.randn(3, 50), torch.arange(3)
+    key = kernels.Key(2**64 - 1, ids, step=4, slot=6, name="token")
+    tag = zlib.crc32(b"token") % 1024
+    assert key.words == (2**64 - 1, 6 << 20 | 4, tag)
+    assert key.signed == (-1, 6 << 20 | 4, tag)
+    scalars = {"seed": 2**64 - 1, "step": 6 << 20 | 4, "tag": tag}
+    drawn = kernels.draw(logits, rows=ids, positions=places, **scalars)
+    assert torch.equal(kernels.drawn(kernels.Rows.of(logits), key, places), drawn)
+    assert torch.equal(kernels.drawn(kernels.Rows.of(logits[1:]), key[1:], places[1:]), drawn[1:])
+    for mine, right in zip(
+        kernels.coins(key, 7), kernels.uniforms(rows=ids[:, None], positions=torch.arange(7), **scalars), strict=True
+    ):
+        assert torch.equal(mine, right)
+    turned = dataclasses.replace(key, turn=3)
+    high, low, _, _ = (int(word) for word in kernels.philox(2**64 - 1, 3 << 30, 3, 0, 0))
+    assert turned.words == (high << 32 | low, *key.words[1:])
+    with pytest.raises(ValueError, match=r"draw: rows must be an int64 tensor of shape \(3,\), got"):
+        kernels.drawn(kernels.Rows.of(logits), key[:2], places)
 
 
 def test_uniforms_are_uniform(failure_rate: float) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.kernels import compiled, dispatch, native, reference
+from discdiff.kernels.keys import Key
 from discdiff.kernels.rows import Rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
@@ -64,7 +65,7 @@ def numbers(x: Tensor) -> list[Tensor]:
     for adjusted in ADJUSTED.values():
         rows = adjusted(Rows.of(x))
         group = torch.zeros(len(x), dtype=torch.int64)
-        race = native.race(rows, None, 7, ids, ids * 3, 2, 5, 0)
+        race = native.race(rows, Key(7, ids, 2, name=5), ids * 3, None, 0)
         assert race is not None
         parts = (native.statistics(rows), native.statistics(rows, tilt=False), native.largest(rows, group))
         found += [part for several in parts if several for part in several if part is not None] + [race.key, race.token]
@@ -123,11 +124,11 @@ def test_tokens_are_the_same_at_every_level(at: Callable[[str], None], monkeypat
 
 def test_coins_are_the_same_at_every_level(at: Callable[[str], None]) -> None:
     p = torch.rand(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    key = {"seed": 2**64 - 1, "rows": torch.arange(7) * 2**29, "step": 3, "tag": 900}
-    u, _ = reference.uniforms(positions=torch.arange(11), **key | {"rows": key["rows"][:, None]})
+    key = Key(2**64 - 1, torch.arange(7) * 2**29, 3, name=900)
+    u, _ = reference.uniforms(key[:, None], torch.arange(11))
     for level in LEVELS:
         at(level)
-        assert torch.equal(dispatch.flips(p, **key)[0], u < p)
+        assert torch.equal(dispatch.flips(p, key)[0], u < p)
 
 
 def test_a_level_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.kernels import chunked, compiled, dispatch, native, reference
+from discdiff.kernels.keys import Key
 from discdiff.kernels.rows import Rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
@@ -110,7 +112,7 @@ def test_a_step_that_is_off_by_one_choice_is_caught(monkeypatch: pytest.MonkeyPa
     step = native.step
 
     def shifted(rows: Rows, what: dispatch.Step) -> tuple[Tensor, Tensor]:
-        what.tags["accept"], what.tags["data"] = what.tags["data"], what.tags["accept"]
+        what.keys["accept"], what.keys["data"] = what.keys["data"], what.keys["accept"]
         return step(rows, what)
 
     monkeypatch.setattr(native, "step", shifted)
@@ -123,15 +125,15 @@ def test_draws_are_those_of_torch_for_any_number_of_threads(width: int, dtype: t
     x = torch.randn(300, width, generator=torch.Generator().manual_seed(width)).mul(3).to(dtype)
     x[0], x[1, 0], x[2, width // 2] = -torch.inf, torch.nan, torch.inf
     ids = torch.arange(300)
-    seed, step, tag = 2**64 - 1, 3, 7
-    race = [reference.race(x.float(), seed, ids, ids * 5, step, tag)]
+    key = Key(2**64 - 1, ids, 3, name=7)
+    race = [reference.race(x.float(), key, ids * 5)]
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             for reading in (None, dispatch.read(x, backend="native")):
-                race.append(chunked.race(Rows.of(x), seed, ids, ids * 5, step, tag, reading, 0, native))
-                token = native.draw(Rows.of(x), reading, seed, ids, ids * 5, step, tag)
+                race.append(chunked.race(Rows.of(x), key, ids * 5, reading, 0, native))
+                token = native.draw(Rows.of(x), key, ids * 5, reading)
                 race.append(reference.Race(race[0].key, token))
     finally:
         torch.set_num_threads(threads)
@@ -146,10 +148,11 @@ def test_draws_from_rows_in_float64_are_those_of_torch(width: int) -> None:
     x = torch.randn(50, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width)) * 3
     x[0], x[1, 0], x[2, width // 2] = -torch.inf, torch.nan, torch.inf
     ids = torch.arange(50)
-    mine, right = (chunked.race(Rows.of(x), 5, ids, ids * 7, 3, 900, None, 0, by) for by in (native, None))
+    key = Key(5, ids, 3, name=900)
+    mine, right = (chunked.race(Rows.of(x), key, ids * 7, None, 0, by) for by in (native, None))
     assert torch.equal(mine.token, right.token)
     torch.testing.assert_close(mine.key, right.key, rtol=1e-14, atol=0, equal_nan=True)
-    other = chunked.race(Rows.of(x), 5, ids, ids * 7, 3, 901, None, 0, native)
+    other = chunked.race(Rows.of(x), replace(key, name=901), ids * 7, None, 0, native)
     assert not torch.equal(other.token, right.token)
 
 
@@ -181,17 +184,18 @@ def test_the_best_column_is_that_of_torch(width: int, dtype: torch.dtype) -> Non
 
 def test_coins_are_those_of_torch() -> None:
     p = torch.rand(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ids, key = torch.tensor([0, 5, 2**32 - 1, 3, 8, 13, 21]), {"seed": 11, "step": 3, "tag": 900}
-    u, v = reference.uniforms(rows=ids[:, None], positions=torch.arange(11), **key)
-    for mine, right in zip(
-        dispatch.uniforms(rows=ids[:, None], positions=torch.arange(11), **key), (u, v), strict=True
-    ):
-        assert torch.equal(mine, right)
-    heads, wrong = dispatch.flips(p, rows=ids, **key)
+    ids, places = torch.tensor([0, 5, 2**32 - 1, 3, 8, 13, 21]), torch.arange(11)
+    key = Key(11, ids, 3, name=900)
+    u, v = reference.uniforms(key[:, None], places)
+    public = dispatch.uniforms(rows=ids[:, None], positions=places, seed=11, step=3, tag=900)
+    for pair in (dispatch.coins(key, 11), public):
+        assert torch.equal(pair[0], u)
+        assert torch.equal(pair[1], v)
+    heads, wrong = dispatch.flips(p, key)
     assert torch.equal(heads, u < p)
     assert wrong is None
     p[2, 3], p[4, 5] = torch.nan, 1.5
-    _, wrong = dispatch.flips(p, rows=ids, **key)
+    _, wrong = dispatch.flips(p, key)
     assert wrong is not None
     assert wrong.nonzero().tolist() == [[2, 3], [4, 5]]
 

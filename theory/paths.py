@@ -96,7 +96,7 @@ class Paths(Messenger):
             raise ValueError(
                 f"site {name}: a program's choices are made by choose(name, Choice, state, at), got {choice}"
             )
-        ids = choice.key.rows
+        ids = choice.key.ids
         if name not in self._values:
             if not self.joint and isinstance(choice, SiteWise) and choice.event_shape == self.share.shape[2:]:
                 self._widen(name, choice, ids)

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
 from discdiff.choices import Choice, Key, Sites, Tokens
+from discdiff.kernels.dispatch import coins
 from discdiff.operator import At, State, choose
 
 __all__ = ["Answered", "Uniforms"]
@@ -37,7 +38,7 @@ class Uniforms(Choice):
         super().__init__(batch, (positions,), device)
 
     def _draw(self, key: Key) -> Float[Tensor, "B E"]:
-        return key.uniforms(self.event_shape[0])[0]
+        return coins(key, self.event_shape[0])[0]
 
     def _log_prob(self, value: Float[Tensor, "*sample B E"]) -> Float[Tensor, "*sample B"]:
         inside = ((value >= 0) & (value < 1)).all(-1)

@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn
 
 import torch
@@ -12,42 +11,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from discdiff.choices.faults import Watch
-from discdiff.kernels import dispatch as kernels
+from discdiff.kernels.dispatch import Key
 
 __all__ = ["Choice", "Key", "Repeated"]
-
-
-@dataclass(frozen=True)
-class Key:
-    """The key of keyed randomness: the value of a choice depends on its law and its key alone.
-
-    Shapes: row ids (B,), uniforms (B, L).
-    """
-
-    seed: int
-    rows: Int[Tensor, " B"]  # row ids; a row keeps its id in every sub-batch
-    step: int = 0  # step and slot, packed (``Run.key``)
-    tag: int = 0
-    # On a GPU a bad row sets a flag here. Raising at once would synchronise the device at every draw.
-    faults: list[Tensor] = field(default_factory=list)
-
-    @classmethod
-    def fresh(cls, batch: int, device: torch.device) -> "Key":
-        """Make a key from torch's global generator, for draws outside a sampler."""
-        return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
-
-    @property
-    def watch(self) -> Watch:
-        """The ``Watch`` that reports rows without a valid law."""
-        return Watch(self.rows, self.faults)
-
-    def uniforms(self, length: int) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """Return two float64 uniforms for each position of each row."""
-        positions = torch.arange(length, device=self.rows.device)
-        return kernels.uniforms(
-            seed=self.seed, rows=self.rows[:, None], positions=positions, step=self.step, tag=self.tag
-        )
 
 
 class _Possible(constraints.Constraint):
@@ -74,6 +40,8 @@ class Choice(TorchDistribution):
 
     Attributes:
         kind: the dtype of values.
+        key: the key of its randomness, set by a run; None outside one.
+        faults: the run's flags of bad rows (``Watch``), or None outside a run.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -83,6 +51,7 @@ class Choice(TorchDistribution):
     def __init__(self, batch: int, event: tuple[int, ...], device: torch.device) -> None:
         super().__init__(torch.Size([batch]), torch.Size(event), validate_args=False)
         self.key: Key | None = None
+        self.faults: list[Tensor] | None = None
         self.device = device
 
     @abstractmethod
@@ -210,8 +179,8 @@ class Repeated(Choice):
         self.one, self.kind, self.has_enumerate_support = one, one.kind, one.has_enumerate_support  # type: ignore[misc]
 
     def _draw(self, key: Key) -> Tensor:
-        rows = (Key(key.seed, row, key.step, key.tag, key.faults) for row in key.rows[:, None])
-        return torch.cat([self.one._draw(row) for row in rows])
+        self.one.faults = self.faults
+        return torch.cat([self.one._draw(key[row : row + 1]) for row in range(len(key.ids))])
 
     def _log_prob(self, value: Tensor) -> Tensor:
         return self.one._log_prob(value.unsqueeze(-1 - len(self.event_shape))).squeeze(-1)

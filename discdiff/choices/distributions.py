@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.choices.choice import Choice, Key
-from discdiff.choices.faults import AT_ONCE, BAD_LOGITS
+from discdiff.choices.faults import AT_ONCE, BAD_LOGITS, Watch
 from discdiff.choices.sites import Sites
 from discdiff.kernels import dispatch as kernels
 
@@ -72,10 +72,10 @@ class Coins(SiteWise):
         self.probs = probs
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
-        heads, wrong = kernels.flips(self.probs, seed=key.seed, rows=key.rows, step=key.step, tag=key.tag)
+        heads, wrong = kernels.flips(self.probs, key)
         if wrong is not None:
             said = "the denoiser gave a probability that is not in [0, 1]: are there NaNs in the logits?"
-            key.watch.refuse(wrong, said)
+            Watch(key.ids, self.faults).refuse(wrong, said)
         return heads
 
     def _log_prob(self, value: Int[Tensor, "*sample B L"]) -> Float[Tensor, "*sample B"]:
@@ -108,8 +108,8 @@ class Tokens(SiteWise):
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         where = self.sites.where
-        drawn = self.sites.draw(key.seed, key.rows, key.step, key.tag)
-        key.watch.refuse(drawn < 0, BAD_LOGITS, where)
+        drawn = self.sites.draw(key)
+        Watch(key.ids, self.faults).refuse(drawn < 0, BAD_LOGITS, where)
         return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU run continues, so its ids must be valid
 
     def __getstate__(self) -> dict[str, object]:
@@ -190,8 +190,7 @@ class PointMixture(SiteWise):
         self.place, self.column = place, column
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
-        length = self.event_shape[0]
-        u, v = key.uniforms(length)
+        u, v = kernels.coins(key, self.event_shape[0])
         value = self.place(torch.searchsorted(self.noise.cumulated[: self.noise.last], v, right=True))
         if self.points:  # where the weights sum to 1, rounding must not pick noise
             value = torch.where(self._rest() > 0, value, self.points[-1])
@@ -258,7 +257,7 @@ class Other(SiteWise):
         self.place, self.own = place, column(x)
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
-        u, v = key.uniforms(self.x.shape[1])
+        u, v = kernels.coins(key, self.x.shape[1])
         pi, running = self.noise.pi, self.noise.cumulated
         # the interval [below, below + pi(own)) of the own column is cut out of the range of v
         share, below = pi[self.own], torch.nn.functional.pad(running, (1, 0))[self.own]
@@ -296,7 +295,7 @@ class Branch(Choice):
         self.weights = weights
 
     def _draw(self, key: Key) -> Int[Tensor, " B"]:
-        u = key.uniforms(1)[0][:, 0]
+        u = kernels.coins(key, 1)[0][:, 0]
         return torch.searchsorted(self.weights.cumsum(0)[:-1], u, right=True)
 
     def _log_prob(self, value: Int[Tensor, "*sample B"]) -> Float[Tensor, "*sample B"]:

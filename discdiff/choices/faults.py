@@ -15,12 +15,12 @@ class Watch:
     """Reports faults of batch rows.
 
     Attributes:
-        rows: (B,) ids of the rows; if None, an error gives the row's index in the batch.
+        ids: (B,) ids of the rows; if None, an error gives the row's index in the batch.
         flags: the run's list of GPU flags. Raising at once would synchronise the device at every check. If None, the
             error is raised at once on a GPU too.
     """
 
-    rows: Int[Tensor, " B"] | None = None
+    ids: Int[Tensor, " B"] | None = None
     flags: list[Tensor] | None = None
 
     def refuse(
@@ -42,11 +42,11 @@ class Watch:
         elif bool(wrong.any()):
             site = wrong.nonzero()[0] if where is None else where.nonzero()[start + int(wrong.nonzero()[0, 0])]
             row, position = site.tolist()
-            raise ValueError(f"row {row if self.rows is None else int(self.rows[row])}, position {position}: {what}")
+            raise ValueError(f"row {row if self.ids is None else int(self.ids[row])}, position {position}: {what}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
         """Return the watch of the rows at these indices (R,)."""
-        return self if self.rows is None else Watch(self.rows[index], self.flags)
+        return self if self.ids is None else Watch(self.ids[index], self.flags)
 
 
 AT_ONCE = Watch()  # outside a run

@@ -94,12 +94,10 @@ class Sites:
         known = None if self.reading is None else self.reading.subset(keep)
         return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known)
 
-    def draw(self, seed: int, ids: Int[Tensor, " B"], step: int, tag: int) -> Int[Tensor, " N"]:
+    def draw(self, key: kernels.Key) -> Int[Tensor, " N"]:
         """Draw a column of each row with the key at its site; -1 for a row without mass or with a NaN or +inf."""
         row, position = self.where.nonzero(as_tuple=True)
-        return kernels.draw(
-            self.rows, seed=seed, rows=ids[row], positions=position, step=step, tag=tag, reading=self.reading
-        )
+        return kernels.drawn(self.rows, key[row], position, self.reading)
 
     def _checked(self, reading: kernels.Reading) -> kernels.Reading:
         total = reading.log_sum_exp

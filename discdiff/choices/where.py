@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from discdiff.choices.choice import Choice, Key
-from discdiff.choices.faults import AT_ONCE
+from discdiff.choices.faults import AT_ONCE, Watch
 from discdiff.kernels import dispatch as kernels
 
 __all__ = ["Ranking", "Subset", "Waiting"]
@@ -31,7 +31,7 @@ class Subset(Choice):
         self.size = torch.minimum(torch.as_tensor(size, device=free.device), free.sum(-1))
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
-        u = key.uniforms(self.free.shape[1])[0].masked_fill(~self.free, 2.0)
+        u = kernels.coins(key, self.free.shape[1])[0].masked_fill(~self.free, 2.0)
         order = u.argsort(dim=-1, stable=True)
         chosen = torch.arange(u.shape[1], device=self.device) < self.size[:, None]
         return torch.zeros_like(self.free).scatter(-1, order, chosen)
@@ -80,8 +80,10 @@ class Ranking(Choice):
         self.count = torch.minimum(count, (log_weight > -torch.inf).sum(-1))
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
-        key.watch.refuse(~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf")
-        u = key.uniforms(self.log_weight.shape[1])[0]
+        Watch(key.ids, self.faults).refuse(
+            ~(self.log_weight < torch.inf), "a weight to choose a site by is NaN or +inf"
+        )
+        u = kernels.coins(key, self.log_weight.shape[1])[0]
         order = (self.log_weight - (-u.log()).log()).argsort(dim=-1, descending=True, stable=True)
         rank = torch.arange(u.shape[1], device=self.device).expand_as(order)
         return torch.full_like(order, -1).scatter(-1, order, rank.where(rank < self.count[:, None], -1))
@@ -125,7 +127,7 @@ class Waiting(Choice):
         super().__init__(len(rows), (), rows.device)
 
     def _draw(self, key: Key) -> Float[Tensor, " B"]:
-        return -key.uniforms(1)[0][:, 0].log()
+        return -kernels.coins(key, 1)[0][:, 0].log()
 
     def _log_prob(self, value: Float[Tensor, "*sample B"]) -> Float[Tensor, "*sample B"]:
         return torch.where(value >= 0, -value, -torch.inf)

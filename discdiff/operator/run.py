@@ -13,7 +13,6 @@ process, not to a thread. So a run ignores handlers unless called with listen=Tr
 import contextlib
 import functools
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
@@ -27,7 +26,7 @@ from torch import Tensor
 from discdiff.checks import decided
 from discdiff.choices import Choice, Key, Watch
 from discdiff.denoiser import Counter, frozen_time
-from discdiff.kernels.dispatch import TAGS, rounds
+from discdiff.kernels.dispatch import stream
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
 from discdiff.process import Process, learned
@@ -93,7 +92,8 @@ class Run:
         if (step, turn) != self._step:
             self._names.clear()
             self._step = step, turn
-        tag = zlib.crc32(name.encode()) % TAGS
+        key = Key(self.seed, state.rows, step, slot, turn, name)
+        tag = key.words[2]
         if (slot, tag) in self._names:
             raise ValueError(
                 f"site {step}.{slot}.{name}: a site of this name, or of one that hashes alike, "
@@ -101,7 +101,7 @@ class Run:
                 "and an operator with several slots a `width`"
             )
         self._names.add((slot, tag))
-        return Key(stream(self.seed, 0, turn), state.rows, slot << 20 | step, tag, self.faults)
+        return key
 
 
 _ONE, _listener = threading.RLock(), threading.local()
@@ -162,18 +162,6 @@ def under(name: str, listen: bool) -> Iterator[None]:
     """Prefix all Pyro sites: "name/step.slot.site". This keeps names unique if a call makes several runs."""
     with scope(prefix=name) if listen else contextlib.nullcontext():
         yield
-
-
-@functools.lru_cache(maxsize=64)
-def stream(seed: int, kind: int, n: int) -> int:
-    """Return the seed of the n-th part of a run: kind 0 for turns of a loop, 1 for blocks, 2 for stages.
-
-    Part 0 keeps the seed. The others take it from Philox at counters that no choice uses (kind 3).
-    """
-    if n == 0:
-        return seed
-    high, low, _, _ = rounds(seed, 3 << 30, n, kind, 0)
-    return high << 32 | low
 
 
 @dataclass(frozen=True)
@@ -269,7 +257,7 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         raise ValueError(
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
         )
-    distribution.key = at.run.key(name, state, at.step, at.slot, at.turn)
+    distribution.key, distribution.faults = at.run.key(name, state, at.step, at.slot, at.turn), at.run.faults
     if at.run.listen:
         turn = f"@{at.turn}" if at.turn else ""
         site = f"{at.step}.{at.slot}.{name}{turn}"

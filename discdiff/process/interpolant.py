@@ -25,6 +25,7 @@ from torch import Tensor
 
 from discdiff.checks import affordable, check_law, extent
 from discdiff.choices import Choice, Key, SiteWise
+from discdiff.kernels.dispatch import coins
 from discdiff.process.base import Process
 from discdiff.process.hybrid import Blend
 from discdiff.process.rank_one import RankOne
@@ -234,7 +235,7 @@ class SourcePairs(SiteWise):
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         size = len(self.source)
-        coin, v = key.uniforms(self.event_shape[0])
+        coin, v = coins(key, self.event_shape[0])
         u = torch.searchsorted(self.source.cumsum(0)[: self._last], v, right=True)
         # Beyond both thresholds the rescaled coin is uniform again; it picks the uniform token.
         left = (coin - self.alpha - self.mass) / self._rest.clamp(min=1e-15)

@@ -184,7 +184,7 @@ class _Rows(Messenger):
 
     def _places(self, choice: Choice) -> Tensor:
         assert choice.key is not None
-        return choice.key.rows - self.first_row
+        return choice.key.ids - self.first_row
 
     def _of(self, name: str, choice: Choice) -> Tensor:
         """Return the value of a site in the rows of a choice. An impossible value is replaced by a possible one: the
