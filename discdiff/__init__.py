@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from discdiff import kernels, losses, samplers
-from discdiff.denoiser import Alphabets, Denoiser, conditional, conditioned, marginal
+from discdiff.denoiser import Alphabets, Denoiser
 from discdiff.kernels import dispatch
 from discdiff.operator import At, Corrector, Operator, Predictor, State, alone, choose, mix, when
 from discdiff.prediction import Prediction, Truncation, bridge
@@ -64,6 +64,11 @@ _LAZY = {
     "sensitivity_curve": "adapters.diagnose",
 }
 _LAZY_ROOMS = ("adapters", "demo", "theory")
+_RENAMED = {
+    "conditional": "Denoiser.condition(x0, moving)",
+    "conditioned": "Denoiser.with_condition(condition)",
+    "marginal": "Denoiser.marginal(moving)",
+}
 
 __all__ = [
     "AbsorbingUniform",
@@ -104,8 +109,6 @@ __all__ = [
     "alone",
     "bridge",
     "choose",
-    "conditional",
-    "conditioned",
     "cycle_residual",
     "features",
     "generate",
@@ -114,7 +117,6 @@ __all__ = [
     "load",
     "loo_sensitivity",
     "losses",
-    "marginal",
     "mix",
     "predictor_corrector",
     "probe",
@@ -138,6 +140,8 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(f"discdiff.{_LAZY[name]}"), name)
     elif name in _LAZY_ROOMS:
         value = import_module(f"discdiff.{name}")
+    elif name in _RENAMED:
+        raise AttributeError(f"discdiff.{name} is now {_RENAMED[name]}")
     else:
         raise AttributeError(f"module 'discdiff' has no attribute {name!r}")
     globals()[name] = value

@@ -123,7 +123,7 @@ def test_it_says_what_the_network_says(told: bool, outside: bool, tmp_path: Path
     (folder / "config.json").write_text(json.dumps({"model_type": "md4", "mlp_type": "glu", "feature_dim": HEAD}))
     model = load(folder, quiet=True)
     assert (model.convention.family, model.process) == ("MD4", dd.Masked(VOCAB, dd.Linear()))
-    assert model.time == ("t" if told else None)
+    assert model.call.time == ("t" if told else None)
     t = torch.tensor([0.3, 0.8]).double()
     own = written_out(w, X, t if told else None)
     said = model.output(X, t[:, None]).source
