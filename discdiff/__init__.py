@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from discdiff import kernels, losses, samplers
 from discdiff.choices import Coins, PointMixture, Ranking, Subset, Tokens
-from discdiff.denoiser import Alphabets, Denoiser, conditional, conditioned, marginal
+from discdiff.denoiser import Alphabets, Denoiser
 from discdiff.kernels import dispatch
 from discdiff.operator import At, Corrector, Operator, Predictor, State, alone, choose, mix, when
 from discdiff.prediction import Prediction, Truncation, bridge
@@ -60,6 +60,18 @@ _LAZY = {
     "quantize": "adapters.int8",
 }
 _LAZY_ROOMS = {"adapters": "adapters", "demo": "demo", "diagnostics": "adapters.diagnostics", "theory": "theory"}
+_RENAMED = {
+    "conditional": "Denoiser.condition(x0, moving)",
+    "conditioned": "Denoiser.with_condition(condition)",
+    "marginal": "Denoiser.marginal(moving)",
+    "cycle_residual": "discdiff.diagnostics.cycle_residual",
+    "features": "discdiff.diagnostics.features",
+    "loo_sensitivity": "discdiff.diagnostics.loo_sensitivity",
+    "sensitivity_curve": "discdiff.diagnostics.sensitivity_curve",
+    "quantised": "discdiff.quantize",
+    "BlockSamples": "discdiff.sampling.BlockSamples",
+    "Loaded": "discdiff.adapters.Loaded",
+}
 
 __all__ = [
     "AbsorbingUniform",
@@ -103,15 +115,12 @@ __all__ = [
     "alone",
     "bridge",
     "choose",
-    "conditional",
-    "conditioned",
     "diagnostics",
     "generate",
     "grid",
     "kernels",
     "load",
     "losses",
-    "marginal",
     "mix",
     "predictor_corrector",
     "probe",
@@ -134,6 +143,8 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(f"discdiff.{_LAZY[name]}"), name)
     elif name in _LAZY_ROOMS:
         value = import_module(f"discdiff.{_LAZY_ROOMS[name]}")
+    elif name in _RENAMED:
+        raise AttributeError(f"discdiff.{name} is now {_RENAMED[name]}")
     else:
         raise AttributeError(f"module 'discdiff' has no attribute {name!r}")
     globals()[name] = value

@@ -146,7 +146,7 @@ WHOLE: dict[str, tuple[Callable[..., object], str]] = {
     "quantize: levels": (
         lambda n: dd.quantize(dd.Denoiser(torch.nn.Linear(2, 2), UNIFORM, "loo"), levels=n), "levels",
     ),
-    "marginal: seed": (lambda n: dd.marginal(OF_MASKS, torch.tensor([True, False]), n), "seed"),
+    "marginal: seed": (lambda n: OF_MASKS.marginal(torch.tensor([True, False]), n), "seed"),
     "loo_sensitivity: seed": (lambda n: dd.diagnostics.loo_sensitivity(PLAIN, ZEROS, 0.5, n), "seed"),
     "cycle_residual: seed": (lambda n: dd.diagnostics.cycle_residual(PLAIN, ZEROS, 0.5, n), "seed"),
     "T.Enumeration: vocab_size": (lambda n: T.Enumeration(torch.ones(9) / 9, vocab_size=n, length=2), "vocab_size"),

@@ -48,7 +48,7 @@ def test_its_convention_is_what_its_authors_say(model: dd.adapters.Loaded) -> No
     said = model.convention
     assert (said.family, said.frame, said.longest) == ("BERT", (2, 3), 510)
     assert model.process == dd.Masked(25, dd.Linear(), mask_id=4)
-    assert model.suppress == (0, 1, 2, 3)  # [PAD] [UNK] [CLS] [SEP]
+    assert model.call.suppress == (0, 1, 2, 3)  # [PAD] [UNK] [CLS] [SEP]
     passed, named = said.notes
     assert re.fullmatch(
         r"passed over: bert\.embeddings\.position_ids and \d more, .*|passed over: bert\.pooler.*", passed

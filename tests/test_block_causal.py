@@ -81,12 +81,12 @@ def test_every_decoder_can_be_asked_for_blocks(family: str, tmp_path: Path) -> N
     plain, model = load(folder, quiet=True), load(folder, block=BLOCK, quiet=True)
     net = model.network
     assert isinstance(net, BlockCausal)
-    assert (model.convention.block, model.shift, net.shift) == (BLOCK, False, plain.shift)
+    assert (model.convention.block, model.call.shift, net.shift) == (BLOCK, False, plain.call.shift)
     x0, x = tokens(0, 2, L), tokens(1, 2, L)
     later = torch.arange(L) // BLOCK > (torch.arange(L) // BLOCK)[:, None]
     mask = torch.zeros(L, L).masked_fill(later, torch.finfo(torch.float32).min)[None, None]
     own = plain.network(input_ids=x, attention_mask=mask).logits
-    own = torch.cat([own[:, :1], own[:, :-1]], 1) if plain.shift else own
+    own = torch.cat([own[:, :1], own[:, :-1]], 1) if plain.call.shift else own
     assert float((net(x) - own).abs().max()) < 1e-5
     whole = net.blocks_at_once(x0, x, None, BLOCK)
     memory = net.prefill(x0, torch.tensor([8, 0]), L)

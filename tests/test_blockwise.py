@@ -14,7 +14,7 @@ from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.command.bench import Meter
 from discdiff.demo.transformer import Transformer
-from discdiff.denoiser import Shown
+from discdiff.denoiser import ShownPrefix
 from discdiff.kernels.dispatch import TAGS
 from discdiff.losses import base as losses
 from discdiff.losses import blocks as block_losses
@@ -332,7 +332,7 @@ def test_a_shown_prefix_needs_no_padding() -> None:
         return torch.zeros(*x.shape, 3)
 
     tokens = torch.zeros(2, 5, dtype=torch.int64)
-    context = Shown(torch.arange(2), torch.tensor([2, 5]), tokens)
+    context = ShownPrefix(torch.arange(2), torch.tensor([2, 5]), tokens)
     model = dd.Denoiser(fn, MASKED, "denoiser", time="t").given(context)
     model.output(torch.full((2, 3), 3), torch.full((1, 1), 0.5, dtype=torch.float64), torch.arange(2))
     assert sorted(seen) == [5, 8]

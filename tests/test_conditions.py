@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.denoiser import Alphabets, conditional, conditioned, marginal
+from discdiff.denoiser import Alphabets
 
 WORLD = strong()
 PROCESSES = [dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())]
@@ -42,7 +42,7 @@ def test_infill_from_noise_follows_the_exact_conditional(process: dd.Process, fa
 def test_one_site_given_the_others_is_exact_for_any_steps(process: dd.Process, site: int) -> None:
     moving = torch.arange(3) == site
     for x0 in ([0, 1, 2], [2, 2, 0]):
-        model = conditional(WORLD.denoiser(process), torch.tensor(x0), moving)
+        model = WORLD.denoiser(process).condition(torch.tensor(x0), moving)
         exact = P0[tuple(slice(None) if n == site else x0[n] for n in range(3))]
         for steps in (1, 3):
             law = T.law(dd.Sampler(process, model, S.Ancestral(), steps=steps))
@@ -52,7 +52,7 @@ def test_one_site_given_the_others_is_exact_for_any_steps(process: dd.Process, s
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("site", [0, 1, 2])
 def test_one_site_with_the_others_summed_out_is_exact_for_any_steps(process: dd.Process, site: int) -> None:
-    model = marginal(WORLD.denoiser(process), torch.arange(3) == site, seed=5)
+    model = WORLD.denoiser(process).marginal(torch.arange(3) == site, seed=5)
     exact = P0.sum([n for n in range(3) if n != site])
     for steps in (1, 3):
         assert T.tv(T.law(dd.Sampler(process, model, S.Ancestral(), steps=steps)), exact) < 1e-12
@@ -64,8 +64,8 @@ def test_joint_conditional_and_marginal_laws_come_from_one_denoiser(process: dd.
     pair = torch.tensor([True, False, True])
     laws = {
         "joint": (joint, WORLD.p0),
-        "conditional": (conditional(joint, PROMPT, pair), (P0[:, 0] / P0[:, 0].sum()).flatten()),
-        "marginal": (marginal(joint, pair), P0.sum(1).flatten()),
+        "conditional": (joint.condition(PROMPT, pair), (P0[:, 0] / P0[:, 0].sum()).flatten()),
+        "marginal": (joint.marginal(pair), P0.sum(1).flatten()),
     }
     for name, (model, exact) in laws.items():
         found = [T.kl(exact, T.law(dd.Sampler(process, model, S.Ancestral(), steps=n))) for n in (16, 32)]
@@ -78,20 +78,20 @@ def test_joint_conditional_and_marginal_laws_come_from_one_denoiser(process: dd.
 def test_a_denoiser_with_one_time_a_row_is_refused_where_it_would_be_wrong() -> None:
     process = PROCESSES[1]
     model = dd.Denoiser(WORLD.denoiser(process).fn, process, "denoiser", time="alpha", scalar_time=True)
-    with pytest.raises(ValueError, match=r"conditional: .* takes one time a row, or none"):
-        conditional(model, PROMPT, FROZEN)
+    with pytest.raises(ValueError, match=r"condition: .* takes one time a row, or none"):
+        model.condition(PROMPT, FROZEN)
     with pytest.raises(ValueError, match=r"marginal: moving must be a bool mask \(3,\) with a site in it"):
-        marginal(WORLD.denoiser(process), torch.zeros(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="conditional: the model is for length 3, got 2"):
-        conditional(WORLD.denoiser(process), PROMPT[:2], FROZEN[:2])
+        WORLD.denoiser(process).marginal(torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="condition: the model is for length 3, got 2"):
+        WORLD.denoiser(process).condition(PROMPT[:2], FROZEN[:2])
 
 
 def test_rows_have_prompts_of_their_own() -> None:
     process = PROCESSES[1]
     given = torch.tensor([[0, 1, 2], [0, 2, 2], [1, 0, 0]])
     moving = torch.tensor([True, False, False])
-    both = dd.Sampler(process, conditional(WORLD.denoiser(process), given, moving), S.Ancestral(), steps=4)
-    one = dd.Sampler(process, conditional(WORLD.denoiser(process), given[2], moving), S.Ancestral(), steps=4)
+    both = dd.Sampler(process, WORLD.denoiser(process).condition(given, moving), S.Ancestral(), steps=4)
+    one = dd.Sampler(process, WORLD.denoiser(process).condition(given[2], moving), S.Ancestral(), steps=4)
     drawn = both.sample(3, seed=4)
     assert torch.equal(drawn.tokens[2:], one.sample(1, seed=4, first_row=2).tokens)
     assert drawn.queries == 3 * 3 * drawn.nfe
@@ -118,6 +118,6 @@ def test_a_class_is_told_to_the_network_row_by_row() -> None:
     def network(x: torch.Tensor, time: torch.Tensor | None, wanted: torch.Tensor) -> torch.Tensor:
         return 50.0 * torch.nn.functional.one_hot(wanted, 3)[:, None].expand(-1, x.shape[1], -1).float()
 
-    model = conditioned(dd.Denoiser(network, process, "denoiser"), torch.tensor([2, 0, 1]), first_row=4)
+    model = dd.Denoiser(network, process, "denoiser").with_condition(torch.tensor([2, 0, 1]), first_row=4)
     out = dd.Sampler(process, model, S.Ancestral(), steps=3).sample(3, 5, seed=0, first_row=4)
     assert out.tokens.tolist() == [[2] * 5, [0] * 5, [1] * 5]

@@ -141,7 +141,7 @@ def test_a_family_says_what_the_network_says(name: str, tmp_path: Path) -> None:
     assert model.predicts == PREDICTS.get(name, "denoiser")
     sigma = SIGMA.double()
     t = model.process.schedule.time((-sigma).exp())[:, None]
-    told = {None: torch.zeros(2), "sigma": sigma, "t": t[:, 0]}[model.time]  # type: ignore[index]
+    told = {None: torch.zeros(2), "sigma": sigma, "t": t[:, 0]}[model.call.time]  # type: ignore[index]
     seen = (lambda i, j: j // 2 <= i // 2) if name == "BD3LM" else everyone
     own = written_out(w, X, told, seen)
     if name == "SEDD":
@@ -211,7 +211,7 @@ def test_a_lightning_checkpoint_gives_its_average_and_runs_nothing(tmp_path: Pat
     content = {"model": {"n_heads": HEADS, "type": "ddit"}, "algo": {"name": "mdlm"}, "time_conditioning": True}
     path, ran = lightning(tmp_path / "last.ckpt", average, content)
     model = load(path, quiet=True)
-    assert (model.convention.family, model.convention.weights, model.time) == ("MDLM", "ema", "sigma")
+    assert (model.convention.family, model.convention.weights, model.call.time) == ("MDLM", "ema", "sigma")
     own = written_out({name: 2 * part for name, part in w.items()}, X, SIGMA, everyone)
     assert float((model.network(X, SIGMA) - own).abs().max()) < 1e-3 * float(own.abs().max())
     assert not ran.exists()
@@ -415,7 +415,7 @@ def test_blockgen_is_what_its_folders_say(noise: str, causal: bool, tmp_path: Pa
     kind = "multi_block_size/2/owt/0.05_0.95" if causal else "single_block_size/2/owt"
     model = load(blockgen(tmp_path / kind / noise, causal), quiet=True)
     assert model.convention.family == f"BlockGen-{'masked' if noise == 'absorb' else 'uniform'}"
-    assert (model.time, model.convention.block) == (None, 2)
+    assert (model.call.time, model.convention.block) == (None, 2)
     assert model.scores_at_once == causal
 
     def seen(i: int, j: int) -> bool:  # the sequence of clean tokens, then of noisy ones; 6 each

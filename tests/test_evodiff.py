@@ -142,7 +142,7 @@ def test_what_is_no_such_network_is_refused() -> None:
 def test_the_order_agnostic_one_loads_from_its_file(tmp_path: Path) -> None:
     model = load(written(tmp_path, "oaar-38M.tar"), quiet=True)
     assert model.process == dd.Masked(31, dd.Linear(), mask_id=MASK)
-    assert (model.predicts, model.time, ALPHABET[MASK]) == ("denoiser", None, "#")
+    assert (model.predicts, model.call.time, ALPHABET[MASK]) == ("denoiser", None, "#")
     x = torch.where(X == 25, MASK, X)
     found = model(x, 0.5).denoiser
     expected = written_out(weights(), x, None)

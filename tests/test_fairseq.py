@@ -70,7 +70,7 @@ def test_it_says_what_the_same_weights_say_in_transformers(legacy: bool, tmp_pat
     said = model.convention
     assert (said.family, said.frame, said.longest) == ("RoBERTa-fairseq", (0, 2), 30)
     assert model.process == dd.Masked(ROWS - 1, dd.Linear())
-    assert model.suppress == (0, 1, 2, 3)
+    assert model.call.suppress == (0, 1, 2, 3)
     x = torch.randint(4, ROWS, (2, 9), generator=torch.Generator().manual_seed(0))
     whole = torch.cat([torch.full((2, 1), 0), x, torch.full((2, 1), 2)], 1)
     own = network(whole).logits[:, 1:-1, : ROWS - 1]

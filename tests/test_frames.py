@@ -52,7 +52,7 @@ def test_the_network_is_shown_the_ends_and_its_logits_are_those_of_the_inner_sit
     whole = by_hand(Network())(shown, 0.5).denoiser
     assert torch.equal(said, whole[:, 1:-1])
     assert bool((said[..., [START, END]] == -torch.inf).any())
-    assert model.suppress == model.convention.unpredicted == (START, END)
+    assert model.call.suppress == model.convention.unpredicted == (START, END)
     assert model.convention.lines()["frame"] == "5 before and 6 behind every sequence"
 
 
@@ -72,7 +72,7 @@ def test_samples_are_those_of_the_ends_frozen_by_hand(model: dd.adapters.Loaded)
     """The exact law of what is sampled between the ends is the law of the longer sequence whose ends are given."""
     ours = T.law(dd.Sampler(model.process, model, S.Ancestral(), steps=2), length=2)
     whole = by_hand(model.network)
-    inner = dd.conditional(whole, torch.tensor([START, 0, 0, END]), torch.tensor([False, True, True, False]))
+    inner = whole.condition(torch.tensor([START, 0, 0, END]), torch.tensor([False, True, True, False]))
     theirs = T.law(dd.Sampler(whole.process, inner, S.Ancestral(), steps=2), length=2)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     assert float(ours.view(7, 7)[[START, END]].sum() + ours.view(7, 7)[:, [START, END]].sum()) == 0
@@ -99,7 +99,7 @@ def test_conditions_and_wrappers_are_framed_where_sequences_are_whole(model: dd.
     kept = dd.Alphabets.of(model, allowed)
     assert kept.frame == model.frame == model.guided(dd.Truncation(top_p=0.9)).frame == (START, END)
     assert model.with_schedule(dd.Cosine()).frame == (START, END)
-    part = dd.conditional(model, torch.tensor([1, 2, 3]), torch.tensor([True, False, True]))
+    part = model.condition(torch.tensor([1, 2, 3]), torch.tensor([True, False, True]))
     assert part.frame is None  # the sites that move do not stand between the ends
     part(torch.tensor([[7, 7]]), 0.5)
     assert model.network.shown[-1].tolist() == [[START, 7, 2, 7, END]]
@@ -132,8 +132,8 @@ ENDS = {
     "loss": lambda sampler: losses.MaskedNELBO()(sampler.model, torch.tensor([[1, 2, END]])),
     "estimate": lambda sampler: losses.MaskedNELBO().estimate(sampler.model, torch.tensor([[START, 2]]), 2, 0),
     "probe": lambda sampler: dd.probe(sampler.model, torch.tensor([[START, 1, 2, 3, END]] * 2)),
-    "conditional": lambda sampler: dd.conditional(
-        sampler.model, torch.tensor([START, 2]), torch.tensor([False, True])
+    "conditional": lambda sampler: sampler.model.condition(
+        torch.tensor([START, 2]), torch.tensor([False, True])
     ),
 }  # fmt: skip
 
@@ -185,7 +185,7 @@ def test_families_with_ends_are_sampled_between_them(family: str, tmp_path: Path
     assert UNFRAMED not in model.convention.notes
     for operator in OPERATORS:
         out = dd.Sampler(model.process, model, operator, steps=4).sample(2, 8, seed=0)
-        assert not bool(torch.isin(out.tokens, torch.tensor([MASK, *model.suppress])).any()), operator
+        assert not bool(torch.isin(out.tokens, torch.tensor([MASK, *model.call.suppress])).any()), operator
         assert out.framed()[:, [0, -1]].tolist() == [[0, 2]] * 2
     with pytest.raises(ValueError, match="leave both ends out"):
         dd.Sampler(model.process, model, S.Ancestral(), steps=4).sample(2, 8, seed=0, prompt=[0, 5])
@@ -259,7 +259,7 @@ def test_where_the_ends_are_named(
     assert model.convention.frame == frame
     assert (UNFRAMED in model.convention.notes) == (frame is None)
     if frame is not None:
-        assert set(frame) <= set(model.suppress)
+        assert set(frame) <= set(model.call.suppress)
 
 
 def test_ids_beyond_the_network_are_refused(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_esm_without_a_tokenizer_has_the_ends_of_its_vocabulary(tmp_path: Path) 
         folder(tmp_path / "esm", config | {"mask_token_id": 32}, network.state_dict())
         model = load(tmp_path / "esm", quiet=True)
         assert model.convention.frame == frame
-        assert 1 in model.suppress  # the padding
+        assert 1 in model.call.suppress  # the padding
 
 
 def test_a_network_that_keeps_a_prefix_has_no_ends(tmp_path: Path) -> None:

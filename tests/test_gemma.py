@@ -84,7 +84,7 @@ def test_it_says_what_its_own_forward_says(written: tuple[Path, nn.Module]) -> N
     model = load(folder, quiet=True)
     assert model.convention.family == "DiffusionGemma"
     assert model.process == dd.Uniform(V, dd.Linear())
-    assert (model.time, model.convention.block) == (None, 4)
+    assert (model.call.time, model.convention.block) == (None, 4)
     x = tokens(1, 3, 4)
     begin = torch.full((3, 1), BEGIN)
     said = own(network, begin, x)

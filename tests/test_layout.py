@@ -1,6 +1,7 @@
 """The tree: folders map to packages, imports go one way, nothing heavy is imported, files stay small."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,15 @@ def test_no_module_is_named_like_a_name_that_it_exports() -> None:
 def test_the_dispatcher_does_not_hide_its_package() -> None:
     assert import_module("discdiff.kernels.rows").Rows is dd.kernels.Rows
     assert dd.kernels.draw is import_module("discdiff.kernels.dispatch").draw
+
+
+def test_the_error_for_an_old_name_says_the_new_one() -> None:
+    rows = re.findall(r"^\| `dd\.(\w+).*?` \| `(.+?)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert {old for old, _ in rows} == set(dd._RENAMED)
+    for old, new in rows:
+        assert old not in dir(dd)
+        with pytest.raises(AttributeError, match=re.escape(f"discdiff.{old} is now {new}")):
+            getattr(dd, old)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: module_of(f).removeprefix("discdiff."))

@@ -40,14 +40,14 @@ def test_a_family_says_what_its_own_network_says(family: str, tmp_path: Path) ->
     said = model.output(x, torch.full((1, 1), 0.5, dtype=torch.float64))
     assert float((said.source - own[..., : said.width]).abs().max()) < 1e-5
     assert float(own.std()) > 0.1  # it says something
-    expected = torch.cat([own[:, :1], own[:, :-1]], 1) if model.shift else own
+    expected = torch.cat([own[:, :1], own[:, :-1]], 1) if model.call.shift else own
     expected = expected[..., : model.process.vocab_size].clone()
-    expected[..., list(model.suppress)] = -torch.inf
+    expected[..., list(model.call.suppress)] = -torch.inf
     expected[..., MASK if model.process.mask_id == MASK else []] = -torch.inf
     masked = x == written.mask_id
     torch.testing.assert_close(model(x, 0.5).denoiser[masked], expected.log_softmax(-1)[masked], rtol=0, atol=1e-5)
     out = dd.Sampler(model.process, model, S.Ancestral(), steps=4).sample(2, 8, seed=0, prompt=[5])
-    assert not bool(torch.isin(out.tokens[:, 1:], torch.tensor([written.mask_id, *model.suppress])).any())
+    assert not bool(torch.isin(out.tokens[:, 1:], torch.tensor([written.mask_id, *model.call.suppress])).any())
 
 
 @pytest.mark.parametrize("family", ["LLaDA", "Dream", "DiffuGPT", "A2D-Qwen2"])
@@ -85,7 +85,7 @@ def test_a_mask_id_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
 
 def test_rows_beyond_the_tokenizer_and_special_tokens_are_suppressed(tmp_path: Path) -> None:
     model = load(NATIVE["ESM-2"](tmp_path / "checkpoint").folder, quiet=True)
-    assert model.suppress == (0, 1, 2, 3, 37, 38, 39)
+    assert model.call.suppress == (0, 1, 2, 3, 37, 38, 39)
     assert model.convention.lines()["suppressed ids"] == "0..3, 37..39"
 
 
@@ -163,7 +163,7 @@ def test_families_have_names_of_their_own() -> None:
 def test_what_was_trained_here_loads_too(name: str) -> None:
     path = ASSETS / f"{name}.safetensors"
     model, own = load(path, quiet=True), load_trained(path)
-    assert (model.process, model.predicts, model.time) == (own.process, own.predicts, own.time)
+    assert (model.process, model.predicts, model.call.time) == (own.process, own.predicts, own.call.time)
     x = torch.randint(own.process.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(x, 0.7).denoiser, own(x, 0.7).denoiser)
     assert model.scores_at_once == own.scores_at_once == ("blocks" in name)

@@ -123,7 +123,7 @@ def test_it_says_what_the_network_says(told: bool, outside: bool, tmp_path: Path
     (folder / "config.json").write_text(json.dumps({"model_type": "md4", "mlp_type": "glu", "feature_dim": HEAD}))
     model = load(folder, quiet=True)
     assert (model.convention.family, model.process) == ("MD4", dd.Masked(VOCAB, dd.Linear()))
-    assert model.time == ("t" if told else None)
+    assert model.call.time == ("t" if told else None)
     t = torch.tensor([0.3, 0.8]).double()
     own = written_out(w, X, t if told else None)
     said = model.output(X, t[:, None]).source
@@ -185,7 +185,9 @@ def test_other_arrays_and_wishes_are_refused(tmp_path: Path) -> None:
     model = load(path, quiet=True)
     later = model.with_schedule(dd.Cosine())
     assert torch.equal(later(X, 2 / 3).denoiser, model(X, 0.5).denoiser)  # both at alpha = 1/2
-    assert load(written(tmp_path / "timeless.npz", arrays(told=False)), schedule=dd.Cosine(), quiet=True).time is None
+    assert (
+        load(written(tmp_path / "timeless.npz", arrays(told=False)), schedule=dd.Cosine(), quiet=True).call.time is None
+    )
     with pytest.raises(ValueError, match=r"1 arrays are not of MD4's text network, such as .*cond_embeddings"):
         load(written(tmp_path / "classes.npz", w | {"cond_embeddings/embedding": torch.zeros(3, HEAD)}), quiet=True)
     del w["Transformer_0/TransformerBlock_1/attention/wo/kernel"]

@@ -8,7 +8,7 @@ from discdiff import adapters
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.choices import Branch
-from discdiff.denoiser import Among
+from discdiff.denoiser import HeldSites
 
 
 class Nudge(dd.Corrector):
@@ -35,8 +35,8 @@ def test_an_operator_without_a_repr_shows_its_fields() -> None:
         (dd.Masked(3, dd.Linear()).prior(2, 5), "PointMixture(2 rows, event (5,))"),
         (Branch(torch.tensor([0.5, 0.5]), 4), "Branch(4 rows)"),
         (
-            Among(torch.arange(2), torch.tensor([True, False, True]), torch.zeros(2, 3).long(), torch.zeros(3)),
-            "Among(2 of 3 sites move)",
+            HeldSites(torch.arange(2), torch.tensor([True, False, True]), torch.zeros(2, 3).long(), torch.zeros(3)),
+            "HeldSites(2 of 3 sites move)",
         ),
     ],
     ids=lambda value: type(value).__name__,

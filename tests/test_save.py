@@ -44,8 +44,8 @@ def test_every_family_comes_back(name: str, tmp_path: Path) -> None:
     assert torch.equal(said(again), said(model))
     assert float(said(model).std()) > 0.01
     assert convention(again) == convention(model)
-    assert (again.process, again.time, again.shift, again.suppress) == (
-        model.process, model.time, model.shift, model.suppress,
+    assert (again.process, again.call.time, again.call.shift, again.call.suppress) == (
+        model.process, model.call.time, model.call.shift, model.call.suppress,
     )  # fmt: skip
     assert type(again.network) is type(model.network)
     twice = dd.load(again.save(tmp_path / "twice"), quiet=True)
@@ -58,7 +58,7 @@ def test_a_correction_and_another_clock_are_kept(tmp_path: Path) -> None:
     model = dd.load(EVERY["GIDD"](tmp_path / "read"), quiet=True)
     corrected = replace(model.convention, suppress=(1, 4), shift=True).denoiser(model.network)
     again = dd.load(corrected.with_schedule(dd.Cosine()).save(tmp_path / "saved"), quiet=True)
-    assert (again.suppress, again.shift, again.process.schedule) == ((1, 4), True, dd.Cosine())
+    assert (again.call.suppress, again.call.shift, again.process.schedule) == ((1, 4), True, dd.Cosine())
     assert torch.equal(said(again), said(corrected.with_schedule(dd.Cosine())))
     assert not torch.equal(said(again), said(corrected))
     with pytest.raises(ValueError, match="its own clock"):
@@ -112,8 +112,13 @@ def test_a_network_of_ones_own_is_given_back(time: dd.denoiser.TimeArgument, tmp
         dd.load(folder, quiet=True)
     again = dd.load(folder, network=Mine(), quiet=True)
     assert torch.equal(said(again), said(model))
-    assert (again.process, again.predicts, again.length, again.time_dtype) == (process, "denoiser", 8, torch.float64)
-    assert (again.time, again.shift, again.suppress) == (time, True, (5,))
+    assert (again.process, again.predicts, again.length, again.call.time_dtype) == (
+        process,
+        "denoiser",
+        8,
+        torch.float64,
+    )
+    assert (again.call.time, again.call.shift, again.call.suppress) == (time, True, (5,))
     assert isinstance(again.network, Mine)
     assert again.network.head.weight is again.network.module.weight, "what was tied is tied"
     assert int(again.network.count) == 2

@@ -9,7 +9,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.command.bench import Meter
-from discdiff.denoiser import Shown, context
+from discdiff.denoiser import ShownPrefix, context
 
 MASKED = dd.Masked(3, dd.Linear())
 PROMPTS = [[1, 2, 0], [], [2] * 9, [0] * 12]
@@ -32,14 +32,14 @@ def expected(model: dd.Denoiser, row: Tensor, x: Tensor, t: Tensor, future: Tens
     """The block's logits of one row, whose sequence is put together here."""
     after = x[:0] if future is None else future[len(row) + len(x) :]
     times = torch.cat([torch.zeros(len(row)).double(), t, torch.ones(len(after)).double()])
-    out = model.called(torch.cat([row, x, after])[None], times[None])[0]
-    if model.shift:
+    out = model.call(model.fn, torch.cat([row, x, after])[None], times[None])[0]
+    if model.call.shift:
         out = torch.cat([out[:1], out[:-1]])
     return out[len(row) : len(row) + len(x)]
 
 
 def furthest(time: str | None, scalar: bool, shift: bool, whole: bool) -> float:
-    """How far ``Shown`` is from it through blocks, calls for some rows, widths that change, and a selection."""
+    """How far ``ShownPrefix`` is from it through blocks, calls for some rows, widths that change, and a selection."""
     model = dd.Denoiser(
         read,
         MASKED,
@@ -52,14 +52,14 @@ def furthest(time: str | None, scalar: bool, shift: bool, whole: bool) -> float:
     length, clean, states = torch.tensor([0, 2, 2, 5]), pick(4, 3, 0), pick(4, 4, 1)
     future = pick(4, 4, 2) if whole else None
     rows, prefix = torch.tensor([3, 4, 6, 9]), [clean[b, :n] for b, n in enumerate(length.tolist())]
-    shown, worst = Shown(rows, length, clean[:, :5], future), 0.0
+    shown, worst = ShownPrefix(rows, length, clean[:, :5], future), 0.0
     for turn, (n, asked) in enumerate(itertools.product((3, 1, 2), (4, 4, 2, 4))):
         which = torch.arange(4) if asked == 4 else torch.tensor([2, 0, 2])
         which = which[which < len(shown.rows)]
         x, t = states[which, turn % 4 : turn % 4 + n], torch.full((1, 1), 1 - turn / 20).double()
         if turn % 2:
             t = torch.where(torch.arange(n) == 0, 0.0, t).expand(len(which), n)  # a prompt inside the block
-        found = shown.logits(model, x, t, shown.rows[which])
+        found = shown.logits(model.call, model.fn, x, t, shown.rows[which])
         for place, b in enumerate(which.tolist()):
             ahead = None if shown.future is None else shown.future[b]
             own = expected(model, prefix[b], x[place], t.expand(len(which), n)[place], ahead)
@@ -127,8 +127,8 @@ def test_gradients_of_earlier_calls_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     blocks, t = [torch.full((2, 2), value) for value in (3, 1)], torch.full((1, 1), 0.5).double()
 
     def gradient() -> Tensor:
-        shown = Shown(torch.arange(2), torch.tensor([3, 3]), torch.zeros(2, 3, dtype=torch.int64))
-        out = torch.stack([shown.logits(model, x, t, shown.rows) for x in blocks])
+        shown = ShownPrefix(torch.arange(2), torch.tensor([3, 3]), torch.zeros(2, 3, dtype=torch.int64))
+        out = torch.stack([shown.logits(model.call, model.fn, x, t, shown.rows) for x in blocks])
         return torch.autograd.grad(out.sum(), weight)[0]
 
     assert torch.equal(gradient(), torch.tensor([0.0, 4.0, 0.0, 4.0])[:, None].expand(4, 3))
@@ -144,7 +144,7 @@ def test_a_call_copies_the_block_alone(future: bool, monkeypatch: pytest.MonkeyP
     logits = torch.zeros(batch, 2 * length, 3)
     model = dd.Denoiser(lambda x, t: logits[:, : x.shape[1]], MASKED, "denoiser")
     noise = torch.full((batch, 2 * length), 3) if future else None
-    shown = Shown(torch.arange(batch), torch.full((batch,), length), torch.zeros(batch, length).long(), noise)
+    shown = ShownPrefix(torch.arange(batch), torch.full((batch,), length), torch.zeros(batch, length).long(), noise)
     x, t = torch.full((batch, n), 3), torch.full((1, 1), 0.5).double()
     one = context._when_written(logits)
     assert torch._C._data_address(one) == torch._C._data_address(logits)  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ def test_a_call_copies_the_block_alone(future: bool, monkeypatch: pytest.MonkeyP
 
     def made() -> int:
         with Meter() as meter:
-            shown.logits(model, x, t, shown.rows)
+            shown.logits(model.call, model.fn, x, t, shown.rows)
         return meter.peak
 
     assert made() > 8 * batch * length  # the first call of a block

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from discdiff.checks import shown
 from discdiff.checks import whole as whole_number
-from discdiff.denoiser import Shown, clean_states
+from discdiff.denoiser import ShownPrefix, clean_states
 from discdiff.sampling import Blockwise, Sampler
 from discdiff.theory.exact import Beginnings, Setting, after, checked, run_paths
 from discdiff.theory.world import all_states, check_size, law_of_data, law_of_prior
@@ -98,7 +98,7 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
             inner, onwards = sampler.sampler(end - begin), []
             for prefix in tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]:
                 clean = clean_states(process, prefix[None, max(0, begin - room) :])
-                shown = Shown(torch.zeros(1, dtype=torch.int64), torch.tensor([clean.shape[1]]), clean, future)
+                shown = ShownPrefix(torch.zeros(1, dtype=torch.int64), torch.tensor([clean.shape[1]]), clean, future)
                 block = Sampler(process, model.given(shown), inner.operator, grid=inner.grid)
                 onwards.append(law(block, length=end - begin))
             so_far = (so_far[:, None] * torch.stack(onwards)).flatten()

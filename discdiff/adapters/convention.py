@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from discdiff.checks import wholes
-from discdiff.denoiser import AtOnce, Cached, Denoiser, RowCache, TimeArgument
+from discdiff.denoiser import AtOnce, Cached, Call, Denoiser, RowCache, TimeArgument
 from discdiff.prediction import Predicts
 from discdiff.process import Process
 
@@ -97,6 +97,11 @@ class Convention:
     def unpredicted(self) -> tuple[int, ...]:
         """Ids that are never predicted: those of ``suppress`` and of the frame."""
         return tuple(sorted({*self.suppress, *(v for v in self.frame or () if v < self.process.vocab_size)}))
+
+    @property
+    def call(self) -> Call:
+        """How a ``Denoiser`` calls the network; ``Called`` adds what only checkpoints need."""
+        return Call(self.process, self.time, self.shift, self.unpredicted, self.scalar_time)
 
     def denoiser(self, network: nn.Module) -> "Loaded":
         """Make the denoiser of a network with this convention."""
@@ -294,16 +299,8 @@ class Loaded(Denoiser):
     """
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
-        super().__init__(
-            _called(network, convention),
-            convention.process,
-            convention.predicts,
-            time=convention.time,
-            shift=convention.shift,
-            suppress=convention.unpredicted,
-            scalar_time=convention.scalar_time,
-        )
-        self.convention = convention
+        super().__init__(_called(network, convention), convention.process, convention.predicts)
+        self.call, self.convention = convention.call, convention
 
     @property
     def network(self) -> nn.Module:

@@ -144,7 +144,8 @@ def _shift(case: _Case) -> Finding:
     better, told = case.best(readings)
     if better is None:
         return Finding("shift", "right", told)
-    return Finding("shift", "wrong", f"{better} is better; the declared shift={case.model.shift} is off by one: {told}")
+    declared = f"shift={case.model.call.shift}"
+    return Finding("shift", "wrong", f"{better} is better; the declared {declared} is off by one: {told}")
 
 
 def _mask(case: _Case) -> Finding:
@@ -154,7 +155,7 @@ def _mask(case: _Case) -> Finding:
         return Finding("mask id", "unknown", "the process has none")
     held = set(case.x0.unique().tolist())
     others = sorted(set(range(process.states)) - {mask}, key=lambda v: (v in held, abs(v - mask)))
-    candidates = list(dict.fromkeys([*case.model.suppress[:2], *others]))[:_CANDIDATES]
+    candidates = list(dict.fromkeys([*case.model.call.suppress[:2], *others]))[:_CANDIDATES]
 
     def hidden_by(v: int) -> Callable[[], Tensor]:
         return lambda: case.nats(shown=case.x.masked_fill(case.x.eq(mask), v))
@@ -171,25 +172,30 @@ def _mask(case: _Case) -> Finding:
 
 def _time(case: _Case) -> Finding:
     model = case.model
-    if model.time is None:
-        return Finding("time", "unknown", "none is declared")
-    if _ignores_time(model, case.x):
-        return Finding("time", "wrong", f"the output does not change with time, though time={model.time!r}; pass None")
+    found = _without_time(model, case.x)
+    if found is not None:
+        return found
 
     def told(argument: TimeArgument) -> Callable[[], Tensor]:
         other = copy.copy(model)
-        other.time = argument
+        other.call = replace(model.call, time=argument)
         return lambda: case.nats(other)
 
     names: tuple[TimeArgument, ...] = ("t", "sigma", "alpha")
-    better, nats = case.best({f"time={name!r}": told(name) for name in names if name != model.time})
+    better, nats = case.best({f"time={name!r}": told(name) for name in names if name != model.call.time})
     return Finding("time", "right" if better is None else "wrong", nats if better is None else f"{better}: {nats}")
 
 
-def _ignores_time(model: Denoiser, x: Int[Tensor, "B L"]) -> bool:
+def _without_time(model: Denoiser, x: Int[Tensor, "B L"]) -> Finding | None:
+    """Return what is found if the model is called without a time, or ignores it."""
+    if model.call.time is None:
+        return Finding("time", "unknown", "none is declared")
     early, late = (model.output(x, torch.full((1, 1), t, dtype=torch.float64)).logits().double() for t in (0.2, 0.8))
     finite = early.isfinite() & late.isfinite()
-    return float((early - late)[finite].abs().max()) <= 1e-6 * float(early[finite].abs().max())
+    if float((early - late)[finite].abs().max()) > 1e-6 * float(early[finite].abs().max()):
+        return None
+    said = f"time={model.call.time!r}"
+    return Finding("time", "wrong", f"the output does not change with time, though {said}; pass None")
 
 
 def _predicts(case: _Case, seed: int) -> Finding:
@@ -215,10 +221,6 @@ def _without_data(model: Denoiser, seed: int) -> Iterator[Finding]:
     x = noise(model.process, 2, length, seed)
     left: tuple[Literal["shift", "mask id", "predicts"], ...] = ("shift", "mask id", "predicts")
     needs = "pass a few rows of its data, probe(model, x0)"
-    if model.time is None:
-        yield Finding("time", "unknown", "none is declared")
-    elif _ignores_time(model, x):
-        yield Finding("time", "wrong", f"the output does not change with time, though time={model.time!r}; pass None")
-    else:
-        yield Finding("time", "unknown", f"the output changes with time; whether in the right way: {needs}")
+    changes = Finding("time", "unknown", f"the output changes with time; whether in the right way: {needs}")
+    yield _without_time(model, x) or changes
     yield from (Finding(name, "unknown", needs) for name in left)

@@ -59,7 +59,7 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
         "convention": recorded(convention),
         "direct": not isinstance(model.fn, Called),
         "length": model.length,
-        "time_dtype": None if model.time_dtype is None else str(model.time_dtype).removeprefix("torch."),
+        "time_dtype": model.call.time_dtype and str(model.call.time_dtype).removeprefix("torch."),
         "clock": clock,
         "tied": tied,
     }
@@ -136,24 +136,23 @@ def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
     Raises:
         ValueError: for a function that is not a module, or anything that changes the network's output; names it.
     """
-    for name, held in (("guides", model.guides), ("context", model.context), ("head", model.head)):
+    for name, held in (("guides", model.guides), ("context", model.context), ("head", model.call.head)):
         if held:
             raise ValueError(f"save: its {name} cannot be written: {shown(held)}; save the denoiser without")
     fn = model.fn
     if not isinstance(fn, nn.Module):
         raise ValueError(f"save: {fn!r} is no module, so there are no weights to write")
-    own = model.process.with_schedule(model.own_schedule)
+    call, own = model.call, model.call.process
     columns = own.columns if model.predicts == "ratio" else own.vocab_size
     made = Convention(
-        _BY_HAND, own, model.predicts, columns, "none needed" if own.mask_id is None else "given", time=model.time,
-        shift=model.shift, suppress=model.suppress, scalar_time=model.scalar_time, ids="", clock="",
+        _BY_HAND, own, model.predicts, columns, "none needed" if own.mask_id is None else "given", time=call.time,
+        shift=call.shift, suppress=call.suppress, scalar_time=call.scalar_time, ids="", clock="",
     )  # fmt: skip
     if not isinstance(fn, Called):
         return fn, made
-    usual = fn.convention.denoiser(fn.network)  # settings of the denoiser that differ from it are kept
-    names = ("predicts", "time", "shift", "suppress", "scalar_time")
-    said = {name: getattr(made, name) for name in names if getattr(model, name) != getattr(usual, name)}
-    return fn.network, replace(fn.convention, process=own, **said)
+    usual, names = fn.convention.call, ("time", "shift", "suppress", "scalar_time")  # what differs from it is kept
+    said = {name: getattr(made, name) for name in names if getattr(call, name) != getattr(usual, name)}
+    return fn.network, replace(fn.convention, process=own, predicts=model.predicts, **said)
 
 
 def _network(
@@ -239,12 +238,10 @@ class _Saved(Convention):
 
     def denoiser(self, network: nn.Module) -> Loaded:
         model = Loaded(network, Convention(**{one.name: getattr(self, one.name) for one in fields(Convention)}))
-        model.length, model.time_dtype = self.length, self.time_dtype
+        model.call = replace(model.call, length=self.length, time_dtype=self.time_dtype)
         if self.direct:
             model.fn = network
-        if self.retimed is not None:
-            model.process = model.process.with_schedule(self.retimed)
-        return model
+        return model if self.retimed is None else model.with_schedule(self.retimed)
 
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:

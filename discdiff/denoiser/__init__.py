@@ -1,57 +1,31 @@
 """Denoisers: networks together with the way they are called, contexts, and conditions."""
 
-from discdiff.denoiser.base import (
-    Counter,
-    Denoiser,
-    TimeArgument,
-    check_denoiser,
-    frozen_time,
-)
-from discdiff.denoiser.conditions import (
-    Alphabets,
-    Among,
-    conditional,
-    conditioned,
-    marginal,
-)
-from discdiff.denoiser.context import (
-    Along,
-    AtOnce,
-    Behind,
-    Cached,
-    Context,
-    Growing,
-    Kept,
-    RowCache,
-    Shown,
-    clean_states,
-)
-from discdiff.denoiser.dropout import (
-    device_of,
-    warn_of_dropout,
-)
+from discdiff.denoiser.alphabets import Alphabets
+from discdiff.denoiser.base import Counter, Denoiser, check_denoiser
+from discdiff.denoiser.call import Call, TimeArgument, clean_states, frozen_time
+from discdiff.denoiser.conditions import Along, HeldSites
+from discdiff.denoiser.context import AtOnce, Behind, Cached, CachedPrefix, Context, Growing, RowCache, ShownPrefix
+from discdiff.denoiser.dropout import device_of, warn_of_dropout
 
 __all__ = [
     "Along",
     "Alphabets",
-    "Among",
     "AtOnce",
     "Behind",
     "Cached",
+    "CachedPrefix",
+    "Call",
     "Context",
     "Counter",
     "Denoiser",
     "Growing",
-    "Kept",
+    "HeldSites",
     "RowCache",
-    "Shown",
+    "ShownPrefix",
     "TimeArgument",
     "check_denoiser",
     "clean_states",
-    "conditional",
-    "conditioned",
     "device_of",
     "frozen_time",
-    "marginal",
     "warn_of_dropout",
 ]

@@ -4,21 +4,23 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, SupportsIndex, get_args
+from typing import SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import decided, whole, wholes
-from discdiff.denoiser.context import Cached, Context, Kept
+from discdiff.checks import LAST_SEED, array, shown, token_ids, whole
+from discdiff.denoiser.call import Call, Network, TimeArgument, clean_states
+from discdiff.denoiser.conditions import Along, HeldSites
+from discdiff.denoiser.context import Cached, CachedPrefix, Context
 from discdiff.denoiser.dropout import device_of
 from discdiff.prediction import Output, Prediction, Predicts, check_predicts, unshifted
-from discdiff.process import Process, Schedule, Time, site_time
+from discdiff.process import Process, Schedule, Time, noise, site_time
 
-__all__ = ["Counter", "Denoiser", "TimeArgument", "check_denoiser", "frozen_time"]
+__all__ = ["Counter", "Denoiser", "check_denoiser"]
 
-TimeArgument = Literal["t", "sigma", "alpha"] | None
+D = TypeVar("D", bound="Denoiser")
 
 
 class Denoiser:
@@ -43,8 +45,8 @@ class Denoiser:
         oracle: the exact law behind the model, if it is exact (set by ``theory``).
 
     Attributes:
-        own_schedule: the schedule given at construction. fn receives times of this schedule, even after
-            ``with_schedule``.
+        call: how the function is called, as a ``Call``. fn receives times of the schedule given at construction, even
+            after ``with_schedule``.
 
     Raises:
         TypeError, ValueError: for an invalid argument.
@@ -52,7 +54,7 @@ class Denoiser:
 
     def __init__(
         self,
-        fn: Callable[[Tensor, Tensor | None], Tensor],
+        fn: Network,
         process: Process,
         predicts: Predicts,
         *,
@@ -71,21 +73,10 @@ class Denoiser:
         if not isinstance(process, Process):
             raise TypeError(f"Denoiser: process must be a Process such as Masked(V, Linear()), got {process!r}")
         check_predicts(predicts)
-        if head is not None and not callable(head):
-            raise TypeError(f"Denoiser: head must be callable as head(hidden), got {head!r}")
-        if time is not None and time not in get_args(get_args(TimeArgument)[0]):
-            raise ValueError(f"Denoiser: time must be 't', 'sigma', 'alpha' or None, got {time!r}")
-        suppress = wholes(suppress, "Denoiser: suppress", 0, process.vocab_size - 1)
-        length = None if length is None else whole(length, "Denoiser: length", 1)
-        shift, scalar_time = decided(shift, "Denoiser: shift"), decided(scalar_time, "Denoiser: scalar_time")
-        if time_dtype is not None and not (isinstance(time_dtype, torch.dtype) and time_dtype.is_floating_point):
-            raise TypeError(f"Denoiser: time_dtype must be a floating torch dtype or None, got {time_dtype!r}")
-        self.fn, self.process, self.predicts, self.time = fn, process, predicts, time
-        self.shift, self.suppress, self.scalar_time = shift, suppress, scalar_time
-        self.length, self.time_dtype, self.head, self.oracle = length, time_dtype, head, oracle
+        self.call = Call(process, time, shift, suppress, scalar_time, length, time_dtype, head)  # type: ignore[arg-type]
+        self.fn, self.process, self.predicts, self.oracle = fn, process, predicts, oracle
         self.guides: tuple[Callable[[Prediction], Prediction], ...] = ()
         self.context: Context | None = None
-        self.own_schedule = process.schedule
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
         """Return the prediction at noisy tokens x (B, L) and time t: a float, (B,) or (B, L).
@@ -101,7 +92,12 @@ class Denoiser:
     @property
     def device(self) -> torch.device:
         """Where the parameters of the function, or of its head or guides, lie; the CPU if there are none."""
-        return device_of((self.fn, self.head, *self.guides))
+        return device_of((self.fn, self.call.head, *self.guides))
+
+    @property
+    def length(self) -> int | None:
+        """The sequence length, if the model accepts only one."""
+        return self.call.length
 
     @property
     def frame(self) -> tuple[int, int] | None:
@@ -151,34 +147,91 @@ class Denoiser:
         """
         self.process.schedule.check_length(x.shape[1])
         if self.context is None:
-            return self._output(self.called(x, t))
+            return self.call.read(self.call(self.fn, x, t))
         rows = x.new_zeros(len(x)) if rows is None else rows
-        return replace(self._output(self.context.logits(self, x, t, rows)), shift=False)
+        return replace(self.call.read(self.context.logits(self.call, self.fn, x, t, rows)), shift=False)
 
-    def _output(self, out: Tensor) -> Output:
-        if not isinstance(out, Tensor) or out.ndim != 3 or not out.is_floating_point():
-            got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            what = "logits (B, L, V)" if self.head is None else "hidden states (B, L, D)"
-            raise TypeError(f"Denoiser: fn must return a tensor of {what}, got {got}")
-        if out.is_inference():  # it has no version counter to detect a reuse of its memory, so copy it
-            out = out.clone()
-        width = out.shape[2] if self.head is None else self.head(out[:1, 0]).shape[-1]
-        return Output(out, width, self.head, self.shift, self.suppress)
+    def given(self, context: Context, length: int | None = None) -> "Denoiser":
+        """Return the same model with a context: clean tokens before the block, or another extra input.
 
-    def called(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Tensor:
-        """Call the function at times t on copies, so that it may edit its inputs in place."""
-        time = self.time_argument(t.expand(len(x), -1))
-        if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
-            time = time.clone()
-        return self.fn(x.clone(), time)
-
-    def given(self, context: Context) -> "Denoiser":
-        """Return the same model with a context: clean tokens before the block, or another extra input."""
+        ``length`` is the number of sites that it then takes, if only one is accepted.
+        """
         other = copy.copy(self)
-        other.context, other.length = context, None
+        other.context, other.call = context, replace(self.call, length=length)
         return other
 
-    def calling(self, fn: Callable[[Tensor, Tensor | None], Tensor]) -> "Denoiser":
+    def condition(self, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> "Denoiser":
+        """Return the denoiser of p(x_A | x_B): its sequences are the moving sites A; the other sites are held clean.
+
+        Args:
+            x0: (L,) or (B, L) tokens; those of moving sites are ignored.
+            moving: (L,) the sites A.
+            first_row: the id of the first row of x0.
+
+        Raises:
+            ValueError: if the function cannot be given different times for sites and the process is not absorbing, or
+                for tokens or sites out of range.
+        """
+        x0, first_row = token_ids(x0, "condition: x0", "tokens"), whole(first_row, "condition: first_row", 0)
+        if x0.ndim not in (1, 2):
+            raise ValueError(f"condition: x0 must be (L,) or (B, L), got {tuple(x0.shape)}")
+        moving = self._moving(moving, x0.shape[-1], "condition")
+        known = torch.where(moving, self.process.data_tokens[0], x0.view(-1, x0.shape[-1]))
+        self.check_data(known, "x0", (~moving).expand(known.shape))
+        return self._held(moving, clean_states(self.process, known), 0.0, first_row)
+
+    def marginal(self, moving: Bool[Tensor, " L"], seed: int = 0) -> "Denoiser":
+        """Return the denoiser of p(x_A): its sequences are the moving sites A; the other sites hold one draw of noise.
+
+        The output of an exact network does not depend on noise at time 1, so the draw does not matter.
+
+        Args:
+            moving: (L,) the sites A.
+            seed: the seed of the noise.
+
+        Raises:
+            ValueError: if the function cannot be given different times for sites and the process is not absorbing, or
+                for sites out of range.
+        """
+        moving, seed = self._moving(moving, None, "marginal"), whole(seed, "marginal: seed", 0, LAST_SEED)
+        return self._held(moving, noise(self.process, 1, len(moving), seed), 1.0, 0)
+
+    def with_condition(self, condition: Tensor, first_row: int = 0) -> "Denoiser":
+        """Return the same model with an extra input for each row, a class or an embedded text: fn(x, time, condition).
+
+        Args:
+            condition: (B, ...), one entry a row, of a type that the function takes; a single row serves any id.
+            first_row: the id of the first row.
+
+        Raises:
+            ValueError: if ``condition`` has no row.
+        """
+        first_row = whole(first_row, "with_condition: first_row", 0)
+        if not isinstance(condition, Tensor) or condition.ndim < 1 or len(condition) < 1:
+            raise ValueError(f"with_condition: condition must have a row for each sequence, got {shown(condition)}")
+        rows = torch.arange(first_row, first_row + len(condition), device=condition.device)
+        return self.given(Along(rows, condition), self.length)
+
+    def _held(self, moving: Tensor, states: Tensor, time: float, first_row: int) -> "Denoiser":
+        rows, times = torch.arange(first_row, first_row + len(states)), torch.full((len(moving),), time).double()
+        return self.given(HeldSites(rows, moving, states, times), int(moving.sum()))
+
+    def _moving(self, moving: Tensor, length: int | None, where: str) -> Tensor:
+        """Return the mask of moving sites after a check of it and of the model; its own length serves if it is None."""
+        moving = array(moving, f"{where}: moving")
+        length = moving.numel() if length is None else length
+        if not (self.process.absorbing or self.call.sees_site_times):
+            raise ValueError(
+                f"{where}: {self} takes one time a row, or none, and cannot be told that some sites are held; "
+                "a denoiser with a time for every site can, or one of an absorbing process"
+            )
+        if moving.dtype != torch.bool or tuple(moving.shape) != (length,) or not bool(moving.any()):
+            raise ValueError(f"{where}: moving must be a bool mask ({length},) with a site in it, got {moving}")
+        if self.length not in (None, length):
+            raise ValueError(f"{where}: the model is for length {self.length}, got {length}")
+        return moving
+
+    def calling(self, fn: Network) -> "Denoiser":
         """Return a denoiser with the same convention and another function."""
         other = copy.copy(self)
         other.fn, other.oracle = fn, None
@@ -187,7 +240,8 @@ class Denoiser:
     @property
     def scores_at_once(self) -> bool:
         """Whether ``autoregressive`` takes two queries a token; otherwise it takes L queries a token."""
-        return isinstance(self.context, Kept | None) and isinstance(self.fn, Cached) and hasattr(self.fn, "score")
+        fn, context = self.fn, self.context
+        return isinstance(context, CachedPrefix | None) and isinstance(fn, Cached) and hasattr(fn, "score")
 
     def autoregressive(self, x: Int[Tensor, "B L"], rows: Tensor | None = None) -> Prediction:
         r"""Return p(x_i | x_{<i}) at every site of clean tokens x, given the context: blocks of a single noisy site.
@@ -208,10 +262,10 @@ class Denoiser:
         if self.scores_at_once and isinstance(self.fn, Cached):
             context, none = self.context, x.new_zeros(len(x))
             if context is None:
-                context = Kept(rows, none, self.fn, self.fn.prefill(x[:, :0], none, length))
-            assert isinstance(context, Kept)
-            out = replace(self._output(context.score(x, rows)), shift=False)
-        elif process.absorbing or self.sees_site_times:
+                context = CachedPrefix(rows, none, self.fn, self.fn.prefill(x[:, :0], none, length))
+            assert isinstance(context, CachedPrefix)
+            out = replace(self.call.read(context.score(x, rows)), shift=False)
+        elif process.absorbing or self.call.sees_site_times:
             clean = torch.ones(length, length, device=x.device).tril(-1).bool()[:, None]
             z, time = torch.where(clean, x, blank).flatten(0, 1), (~clean).double().expand(-1, len(x), -1).flatten(0, 1)
             out = self.output(z, time, rows.repeat(length))
@@ -239,33 +293,10 @@ class Denoiser:
             prediction = guide(prediction)
         return prediction
 
-    def time_argument(self, t: Float[Tensor, "B #L"]) -> Tensor | None:
-        """Return the function's time argument at times t: (B,), or (B, L) where sites differ."""
-        if self.time is None:
-            return None
-        batch, schedule = len(t), self.process.schedule
-        if self.time == "t":
-            argument = t if self.own_schedule == schedule else self.own_schedule.time(schedule.survival(t))
-        else:
-            alpha = schedule.survival(t)
-            argument = alpha if self.time == "alpha" else -alpha.log()
-        argument = argument.to(self.time_dtype or torch.get_default_dtype())
-        if argument.shape[1] == 1:
-            return argument[:, 0].expand(batch)
-        if self.scalar_time:  # the time of the noisy sites, the largest of the row
-            pick = argument.amin if self.time == "alpha" else argument.amax
-            return pick(-1).expand(batch)
-        return argument.expand(batch, -1)
-
-    @property
-    def sees_site_times(self) -> bool:
-        """Whether the function can be given different times for clean and noisy sites."""
-        return self.time is not None and not self.scalar_time
-
-    def with_schedule(self, schedule: Schedule) -> "Denoiser":
+    def with_schedule(self: D, schedule: Schedule) -> D:
         """Return the same model with another schedule; fn still gets the time of its own schedule of equal alpha."""
         other = copy.copy(self)
-        other.process = self.process.with_schedule(schedule)
+        other.process, other.call = self.process.with_schedule(schedule), replace(self.call, schedule=schedule)
         return other
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -304,14 +335,9 @@ class Denoiser:
     def __repr__(self) -> str:
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         options = "".join(
-            f", {key}={value!r}"
-            for key, value, default in (
-                ("time", self.time, "t"),
-                ("shift", self.shift, False),
-                ("suppress", self.suppress, ()),
-                ("scalar_time", self.scalar_time, False),
-            )
-            if value != default
+            f", {name}={getattr(self.call, name)!r}"
+            for name in ("time", "shift", "suppress", "scalar_time")
+            if getattr(self.call, name) != getattr(Call, name)
         )
         guides = "".join(f".guided({guide})" for guide in self.guides)
         return f"Denoiser({name}, {self.process}, predicts={self.predicts!r}{options}){guides}"
@@ -363,7 +389,7 @@ class Counter:
                 f"the denoiser failed on {len(x)} of the run's {len(self.nfe_rows)} rows ({error}); an operator may "
                 "ask for some rows alone, so the function must take any number, without a buffer of a fixed size"
             ) from error
-        if self.denoiser.time is None:
+        if self.denoiser.call.time is None:
             self._last = x, output
         return self.denoiser.interpret(output, x, time)
 
@@ -381,11 +407,3 @@ class Counter:
         self.nfe += 1
         self.nfe_rows[rows - self.first_row] += 1
         self.queries += copies * (width * len(rows) if context is None else context.queries(width, rows))
-
-
-def frozen_time(
-    t: float | Float[Tensor, "B 1"], frozen: Bool[Tensor, "B L"] | None, device: torch.device
-) -> Float[Tensor, "#B #L"]:
-    """Return the time of each site, (B, L) or (1, 1): t (a float or (B, 1)), and 0 at ``frozen`` (B, L)."""
-    time = t if isinstance(t, Tensor) else torch.full((1, 1), t, dtype=torch.float64, device=device)
-    return time if frozen is None else torch.where(frozen, 0.0, time)

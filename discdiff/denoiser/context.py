@@ -6,27 +6,19 @@ the block alone. Any other network evaluates the whole prefix again in every cal
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.denoiser.call import Call, Network
 from discdiff.prediction import unshifted
-from discdiff.process import Process
 
-if TYPE_CHECKING:
-    from discdiff.denoiser.base import Denoiser
-
-__all__ = ["Along", "AtOnce", "Behind", "Cached", "Context", "Growing", "Kept", "RowCache", "Shown", "clean_states"]
+__all__ = ["AtOnce", "Behind", "Cached", "CachedPrefix", "Context", "Growing", "RowCache", "ShownPrefix"]
 
 
 C = TypeVar("C", bound="RowCache")
-
-
-def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Return tokens (B, L) as states of time 0; a source token becomes another token, so that no site is hidden."""
-    return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 
 @runtime_checkable
@@ -84,7 +76,7 @@ class Context(ABC):
     rows: Int[Tensor, " B"]
 
     @abstractmethod
-    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+    def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         """Return the output of the denoiser's function for the block x of these rows, at times t."""
 
     @abstractmethod
@@ -93,7 +85,7 @@ class Context(ABC):
 
     def places(self, rows: Tensor) -> Int[Tensor, " R"]:
         """Return the index of these rows in the batch."""
-        return torch.zeros_like(rows) if len(self.rows) == 1 else torch.searchsorted(self.rows, rows)
+        return torch.zeros_like(rows) if len(self.rows) == 1 else torch.searchsorted(self.rows.to(rows.device), rows)
 
 
 class Growing(Context):
@@ -114,7 +106,7 @@ class Growing(Context):
         """Return the context of some rows, by their index in the batch, (R,)."""
 
 
-class Shown(Growing):
+class ShownPrefix(Growing):
     """A prefix that the network evaluates in every call, at time 0; sites after the block, if any, have time 1.
 
     Rows with prefixes of equal length are evaluated together, as a network without a cache has no padding. A call for
@@ -140,15 +132,15 @@ class Shown(Growing):
             place = (length == count).nonzero()[:, 0]
             self._aligned.append(_Aligned(place, tokens[place, :count], None if future is None else future[place]))
 
-    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+    def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         time, found = t.expand(x.shape), None
         if len(self._aligned) == 1 and torch.equal(rows, self.rows):
-            return self._aligned[0].logits(model, x, time, self._aligned[0].place)
+            return self._aligned[0].logits(call, fn, x, time, self._aligned[0].place)
         place = self.places(rows)
         for part in self._aligned:
             which = (self.length[place] == part.length).nonzero()[:, 0]
             if len(which):
-                out = part.logits(model, x[which], time[which], place[which])
+                out = part.logits(call, fn, x[which], time[which], place[which])
                 found = out.new_empty(len(x), *out.shape[1:]) if found is None else found
                 found[which] = out
         assert found is not None
@@ -159,12 +151,12 @@ class Shown(Growing):
             part.extend(tokens[part.place])
         self.length = self.length + tokens.shape[1]
 
-    def select(self, index: Int[Tensor, " R"]) -> "Shown":
+    def select(self, index: Int[Tensor, " R"]) -> "ShownPrefix":
         tokens = self.rows.new_zeros(len(self.rows), max(part.length for part in self._aligned))
         for part in self._aligned:
             tokens[part.place, : part.length] = part.prefix
         future = None if self.future is None else self.future[index]
-        return Shown(self.rows[index], self.length[index], tokens[index], future)
+        return ShownPrefix(self.rows[index], self.length[index], tokens[index], future)
 
     def queries(self, width: int, rows: Tensor) -> int:
         if self.future is not None:
@@ -189,7 +181,7 @@ class _Aligned:
         self._tokens = prefix if future is None else torch.cat([prefix, future[:, prefix.shape[1] :]], 1)
         self._width = 0  # of the block after the prefix
         self._time: Tensor | None = None
-        self._timed: Denoiser | None = None  # the denoiser that made self._time
+        self._timed: Call | None = None  # what made self._time
 
     @property
     def prefix(self) -> Int[Tensor, "A P"]:
@@ -199,32 +191,27 @@ class _Aligned:
     def extend(self, clean: Int[Tensor, "A n"]) -> None:
         """Append a clean block to the prefix."""
         self._put(clean)
-        if self.future is not None and self._timed is not None and self._time is not None and self._time.ndim == 2:
-            now = self._timed.time_argument(clean.new_zeros(len(clean), 2, dtype=torch.float64))
-            assert now is not None
-            self._time = self._time.detach()  # with a learned schedule every call makes its own
-            self._time[:, self.length : self.length + self._width] = now.detach()[:, :1]
-        self.length, self._width = self.length + clean.shape[1], 0
+        self.length, self._width, self._timed = self.length + clean.shape[1], 0, None
 
-    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
+    def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
         """Return the function's output for the block x of the rows at ``place``; for all rows only x is copied."""
         if torch.equal(place, self.place):
             self._put(x)
-            z, kept = self._tokens, self._time if _same_clock(model, self._timed) else None
+            z, kept = self._tokens, self._time if call is self._timed else None
         else:
             z, kept = self._beside(x, torch.searchsorted(self.place, place)), None
-        time = self._times(model, t, kept)
+        time = self._times(call, t, kept)
         if z is self._tokens:
-            self._time, self._timed = time, model
+            self._time, self._timed = time, call
         begin, end = self.length, self.length + x.shape[1]
-        out = model.fn(_when_written(z), None if time is None else _when_written(time))
+        out = fn(_when_written(z), None if time is None else _when_written(time))
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if not isinstance(out, Tensor) or out.ndim != 3 or out.shape[:2] != z.shape:
             raise (ValueError if isinstance(out, Tensor) else TypeError)(
                 f"Denoiser: fn was shown {z.shape[0]} rows of {z.shape[1]} sites and must return logits (or hidden "
                 f"states, for a head) of shape ({z.shape[0]}, {z.shape[1]}, _), got {got}"
             )
-        if model.shift:
+        if call.shift:
             return out[:, begin - 1 : end - 1].clone() if begin else unshifted(out[:, :end])
         return out[:, begin:end].clone()  # so that the rest can be freed
 
@@ -242,30 +229,21 @@ class _Aligned:
         after = [] if self.future is None else [self.future[which, self.length + x.shape[1] :]]
         return torch.cat([self.prefix[which], x, *after], 1)
 
-    def _times(self, model: "Denoiser", t: Float[Tensor, "R n"], kept: Tensor | None) -> Tensor | None:
+    def _times(self, call: Call, t: Float[Tensor, "R n"], kept: Tensor | None) -> Tensor | None:
         """Return the function's time argument of all sites; only the block's part of ``kept`` is rewritten."""
         begin, n = self.length, t.shape[1]
         if kept is not None and kept.ndim == 2 and not kept.requires_grad:
-            own = model.time_argument(t)
+            own = call.argument(t)
             if own is not None and not own.requires_grad:
                 kept[:, begin : begin + n] = own.view(len(t), n)
                 return kept
         rest = 0 if self.future is None else self.future.shape[1] - begin - n
         before, after = t.new_zeros(len(t), min(begin, 1)), t.new_ones(len(t), min(rest, 1))
-        time = model.time_argument(torch.cat([before, t, after], 1))
+        time = call.argument(torch.cat([before, t, after], 1))
         if time is None or time.ndim == 1:  # one time a row
             return time
         first, own, last = time.split([before.shape[1], n, after.shape[1]], 1)
         return torch.cat([first.expand(-1, begin), own, last.expand(-1, rest)], 1)
-
-
-def _same_clock(one: "Denoiser", other: "Denoiser | None") -> bool:
-    """Whether both denoisers make the same time argument."""
-    if other is None or one.process.schedule is not other.process.schedule:
-        return False
-    return all(
-        getattr(one, name) is getattr(other, name) for name in ("time", "time_dtype", "scalar_time", "own_schedule")
-    )
 
 
 def _when_written(x: Tensor) -> Tensor:
@@ -275,7 +253,7 @@ def _when_written(x: Tensor) -> Tensor:
 
 
 @dataclass
-class Kept(Growing, Generic[C]):
+class CachedPrefix(Growing, Generic[C]):
     """A prefix in the network's cache.
 
     Attributes:
@@ -290,8 +268,8 @@ class Kept(Growing, Generic[C]):
     cache: C
     pending: int = 0
 
-    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
-        time = model.time_argument(t.expand(len(x), -1))
+    def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+        time = call.argument(t.expand(len(x), -1))
         return self.network.evaluate(self._of(rows), x.clone(), None if time is None else time.clone())
 
     def score(self, x: Int[Tensor, "R n"], rows: Tensor) -> Tensor:
@@ -309,7 +287,7 @@ class Kept(Growing, Generic[C]):
         self.network.extend(self.cache, tokens)
         self.length, self.pending = self.length + tokens.shape[1], self.pending + tokens.shape[1]
 
-    def select(self, index: Int[Tensor, " R"]) -> "Kept[C]":
+    def select(self, index: Int[Tensor, " R"]) -> "CachedPrefix[C]":
         return replace(self, rows=self.rows[index], length=self.length[index], cache=self.cache.select(index))
 
     def queries(self, width: int, rows: Tensor) -> int:
@@ -326,7 +304,7 @@ class Behind(Context):
     Attributes:
         tokens: (B, L) the clean sequences, as states.
         block: the block size.
-        future: as in ``Shown``.
+        future: as in ``ShownPrefix``.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -336,35 +314,16 @@ class Behind(Context):
     def __post_init__(self) -> None:
         self.rows = torch.arange(len(self.tokens), device=self.tokens.device)
 
-    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
+    def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         time = t.expand(x.shape)
-        if isinstance(model.fn, AtOnce):
-            return model.fn.blocks_at_once(self.tokens, x, model.time_argument(time), self.block)
-        parts, shown = [], Shown(self.rows, torch.zeros_like(self.rows), self.tokens[:, :0], self.future)
+        if isinstance(fn, AtOnce):
+            return fn.blocks_at_once(self.tokens, x, call.argument(time), self.block)
+        parts, shown = [], ShownPrefix(self.rows, torch.zeros_like(self.rows), self.tokens[:, :0], self.future)
         for begin in range(0, x.shape[1], self.block):
             here = slice(begin, begin + self.block)
-            parts.append(shown.logits(model, x[:, here], time[:, here], self.rows))
+            parts.append(shown.logits(call, fn, x[:, here], time[:, here], self.rows))
             shown.extend(self.tokens[:, here])
         return torch.cat(parts, 1)
 
     def queries(self, width: int, rows: Tensor) -> int:
         return 2 * width * len(rows)
-
-
-@dataclass
-class Along(Context):
-    """No prefix, but a condition for every row as third argument of the function: fn(x, time, condition).
-
-    Attributes:
-        rows: (B,) ids of the rows.
-        condition: (B, ...), one entry a row.
-    """
-
-    rows: Int[Tensor, " B"]
-    condition: Tensor
-
-    def logits(self, model: "Denoiser", x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
-        return model.fn(x, model.time_argument(t.expand(len(x), -1)), self.condition[self.places(rows)])  # type: ignore[call-arg]
-
-    def queries(self, width: int, rows: Tensor) -> int:
-        return width * len(rows)

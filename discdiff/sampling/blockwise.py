@@ -22,7 +22,16 @@ from torch import Tensor
 
 from discdiff.checks import affordable, decided, placed, real, seeded, several, shown, token_ids, whole, wholes
 from discdiff.choices import Branch
-from discdiff.denoiser import Cached, Counter, Denoiser, Growing, Kept, Shown, clean_states, warn_of_dropout
+from discdiff.denoiser import (
+    Cached,
+    CachedPrefix,
+    Counter,
+    Denoiser,
+    Growing,
+    ShownPrefix,
+    clean_states,
+    warn_of_dropout,
+)
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Operator, Run, State, choose, listening, stream, under, while_listening
 from discdiff.process import Process
@@ -279,13 +288,13 @@ class _Job:
         tokens = self.tokens[index[:, None], columns.clamp(max=self.tokens.shape[1] - 1)]
         shown = clean_states(self.maker.inner.process, tokens)
         if not isinstance(model.fn, Cached):
-            return Shown(rows, length, shown, None if self.future is None else self.future[index])
+            return ShownPrefix(rows, length, shown, None if self.future is None else self.future[index])
         if shown.shape[1]:
             tally.nfe += 1
             tally.nfe_rows[index[length > 0]] += 1
             tally.queries += int(length.sum())
         capacity = self.tokens.shape[1] if self.maker.window is None else self.maker.window
-        return Kept(rows, length, model.fn, model.fn.prefill(shown, length, capacity))
+        return CachedPrefix(rows, length, model.fn, model.fn.prefill(shown, length, capacity))
 
     def advance(self, group: _Group) -> None:
         """Denoise the next block of a group and queue its unfinished rows; if block sizes differ, split it first."""

@@ -11,7 +11,6 @@ from typing import SupportsIndex
 import torch
 
 from discdiff.checks import wholes
-from discdiff.denoiser import Along
 from discdiff.operator import alone, stream, under, while_listening
 from discdiff.sampling.blockwise import Blockwise
 from discdiff.sampling.sampler import Sampler, check_rows
@@ -66,10 +65,7 @@ class Cascade:
             raise ValueError(f"sample: lengths must be two, of the first stage and of the second, got {lengths}")
         with under("first", listen):
             drawn = self.first.sample(batch, lengths[0], seed=seed, first_row=first_row, listen=listen, device=device)
-        device = drawn.tokens.device
-        rows = torch.arange(first_row, first_row + batch, device=device)
-        model = self.second.model.given(Along(rows, drawn.tokens))
-        model.length = self.second.model.length
+        device, model = drawn.tokens.device, self.second.model.with_condition(drawn.tokens, first_row)
         second = Sampler(self.second.process, model, self.second.operator, grid=self.second.grid)
         own = stream(drawn.seed, 2, 1)
         with under("second", listen):

@@ -275,7 +275,7 @@ class Sampler:
             )
 
     def _infill_is_approximate(self) -> bool:
-        return not self.process.absorbing and not self.model.sees_site_times
+        return not self.process.absorbing and not self.model.call.sees_site_times
 
     def __repr__(self) -> str:
         times = f"steps={len(self.grid) - 1}" if self.grid == _uniform_grid(len(self.grid) - 1) else f"grid={self.grid}"
