@@ -15,12 +15,13 @@ from discdiff.kernels import chunked, library, native, reference
 from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum_exp
 from discdiff.kernels.philox import BLOCKS, TAGS, philox, rounds
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
-from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
+from discdiff.kernels.rows import Computed, LinearHead, Mixed, Mixture, Rows, Source, Step
 
 __all__ = [
-    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "best", "draw",
-    "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox", "race",
-    "read", "rounds", "row_pass", "step", "steps", "steps_whole", "threshold", "uniforms", "winner",
+    "GROUP_SIZE", "TAGS", "Computed", "LinearHead", "Mixed", "Mixture", "Race", "Reading", "Rows", "Source", "Step",
+    "best", "draw", "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox",
+    "race", "read", "rounds", "row_pass", "step", "steps", "steps_whole", "threshold", "total_variation", "uniforms",
+    "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -172,11 +173,34 @@ def read(
     if at is not None:
         _check_ids(at, len(source), "read: at")
     with torch.no_grad():
-        told = chunked.read(source, at, top, _pass(_backend(source, backend)), entropy)
+        chosen = _backend(source, backend)
+        told = None if top or entropy or chosen != "native" else _read_mixed(source, at)
+        told = told or chunked.read(source, at, top, _pass(chosen), entropy)
     # one row shows whether rows have derivatives; if so, all are read again at once in torch
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
         return told.along(reference.read(source.dense(), at, top, entropy))
     return told
+
+
+def _read_mixed(source: Source, at: Tensor | None) -> Reading | None:
+    """Read rows that are mixtures without computing them, in one group a row; None if the kernel cannot."""
+    mixed = source.mixed if isinstance(source, Computed) else None
+    own = None if mixed is None else mixed.of[0].own
+    if mixed is None or (at is not None and (mixed.of[0].relative or own is None or not torch.equal(own, at))):
+        return None
+    found = native.mixtures(mixed)
+    if found is None:
+        return None
+    chance, largest, total = found
+    peak, mass, value = largest.log(), total / largest, None if at is None else chance.log()
+    wrong = (total.isnan() if at is None else total.isnan() | chance.isnan()).nonzero()[:, 0]
+    if len(wrong):  # computed in logarithms, which underflow does not spoil
+        right = chunked.read(source.subset(wrong), None if at is None else at[wrong], False, native, False)
+        peak[wrong] = top = right.peak.amax(-1).double()
+        mass[wrong] = torch.where(right.log_sum_exp == -torch.inf, 0.0, (right.log_sum_exp - top).exp())
+        if value is not None and right.value is not None:
+            value[wrong] = right.value.double()
+    return Reading(peak[:, None], mass[:, None], None, value)
 
 
 @torch.no_grad()
@@ -202,6 +226,15 @@ def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.shape[:1] != (len(source),):
         raise ValueError(f"log_prob: columns must be an int64 tensor ({len(source)}, ...), got {shown(columns)}")
     return chunked.log_prob(source, columns)
+
+
+def total_variation(one: Source, other: Source) -> Tensor | None:
+    """Return the total variation between the softmax of rows and of others, (N,) float64; None if no kernel can."""
+    with torch.no_grad():
+        if not (isinstance(one, Rows) and isinstance(other, Rows) and _backend(one, "auto") == "native"):
+            return None
+        found = native.mixtures(Mixed((Mixture.softmax(one, 1.0), Mixture.softmax(other, -1.0))), strict=False)
+        return None if found is None or bool(found[2].isnan().any()) else found[2]
 
 
 @torch.no_grad()

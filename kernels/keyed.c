@@ -4,6 +4,7 @@
    depends on the number of threads or on the other rows. */
 
 #include "row_pass.c"
+#include "mixture.c"
 
 #define RUN 32 /* columns that are summed together before one of them is looked for */
 

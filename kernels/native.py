@@ -15,7 +15,7 @@ from torch import Tensor
 
 from discdiff.kernels import compiled
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
-from discdiff.kernels.rows import Rows, Step
+from discdiff.kernels.rows import Mixed, Mixture, Rows, Step
 
 __all__ = [
     "available",
@@ -24,6 +24,7 @@ __all__ = [
     "draw",
     "flips",
     "largest",
+    "mixtures",
     "race",
     "readable",
     "statistics",
@@ -69,6 +70,16 @@ class _Step(ctypes.Structure):
     ]
 
 
+class _Mixture(ctypes.Structure):
+    """``struct mixture`` of mixture.c."""
+
+    _fields_: ClassVar = [
+        *((name, _P) for name in ("rows", "place", "weight", "level", "spike", "scale", "pi", "anchor", "own")),
+        ("relative", _I),
+    ]
+
+
+_RATES = ("plain", "barker", "sqrt", "min", "max")
 _ARGUMENTS = {
     "row_pass": [_P, _P, _P, _P],
     "row_largest": [_P, _P, _P, _P],
@@ -78,6 +89,7 @@ _ARGUMENTS = {
     "flips": [_P, _I, _I, _I, _P, _P, _P, _I],
     "races": [_P, _P, _I, _P, _P, _I, _P, _P, _P, _P],
     "finish_step": [_P, _P, _P, _P],
+    "mixtures": [_P, _P, _I, _I, _I, _P, _I, _P, _P, _P, _I],
 }
 
 
@@ -213,6 +225,34 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     out, bad = torch.empty_like(flat[1]), torch.empty(len(rows), dtype=torch.bool)
     _call("finish_step")(given, ctypes.byref(asked), out.data_ptr(), bad.data_ptr())
     return out, bad
+
+
+def mixtures(mixed: Mixed, strict: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return c(own) of the first mixture, the largest g and the sum of g of each row, float64; None if not readable.
+
+    A NaN stands for a result that float64 may not hold, because terms below 1e-300 are cut off; with ``strict`` also
+    for every sum below 1e-50.
+    """
+    if not all(_can(one.rows) for one in mixed.of):
+        return None
+    first, made = mixed.of[0], [_mixture(one) for one in mixed.of]
+    own, peak, total = (torch.empty(len(first.place), dtype=torch.float64) for _ in range(3))
+    without = None if mixed.without is None else mixed.without.contiguous()
+    one, two = (*(given for given, _ in made), None)[:2]
+    _call("mixtures")(
+        one, two, len(own), len(first.pi), _RATES.index(mixed.rate), _pointer(without), strict,
+        own.data_ptr(), peak.data_ptr(), total.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return own, peak, total
+
+
+def _mixture(one: Mixture) -> tuple[Any, object]:
+    """Return the mixture as a C struct, and the objects that must stay alive while it is used."""
+    given, kept = _rows(one.rows)
+    names = ("place", "weight", "level", "spike", "scale", "pi", "anchor", "own")
+    arrays = [None if (x := getattr(one, name)) is None else x.detach().contiguous() for name in names]
+    made = _Mixture(ctypes.addressof(given._obj), *map(_pointer, arrays), one.relative)
+    return ctypes.byref(made), (kept, arrays, made)
 
 
 def _can(rows: Rows) -> bool:

@@ -34,7 +34,7 @@ from discdiff.operator import Operator, Predictor, when
 from discdiff.prediction import Prediction
 from discdiff.rank_one import RankOne
 from discdiff.samplers.ancestral import Ancestral, reverse_step
-from discdiff.samplers.choosing import best, compare, kl_rows
+from discdiff.samplers.choosing import best, compare, kl_rows, total_variation
 from discdiff.state import State
 
 __all__ = ["ARPC", "Guided"]
@@ -115,7 +115,9 @@ class ARPC(Predictor):
     def _scores(self, said: Prediction, law: Prediction, clean: State, at: At) -> Float[Tensor, "B L"]:
         free = clean.free
         own = at.process.column(clean.tokens)[free]
-        if self.score in ("kl", "reverse_kl", "tv"):
+        if self.score == "tv":
+            rows = total_variation(law.loo_at(free), said.denoiser_at(free))
+        elif self.score in ("kl", "reverse_kl"):
             rows = compare(law.loo_at(free), said.denoiser_at(free), _DIVERGENCES[self.score])
         elif self.score == "entropy":
             rows = law.loo_at(free).known(entropy=True).entropy
@@ -133,7 +135,6 @@ class ARPC(Predictor):
 _DIVERGENCES = {
     "kl": kl_rows,
     "reverse_kl": lambda log_p, log_q: kl_rows(log_q, log_p),
-    "tv": lambda log_p, log_q: (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
 }
 
 

@@ -55,7 +55,7 @@ def test_the_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     code = {f"{FOLDERS[file.parent.name].replace('.', '/')}/{file.name}" for file in FILES}
     assets = {f"discdiff/assets/{file.name}" for file in (ROOT / "discdiff" / "assets").iterdir()}
     assert held == code | assets | {"discdiff/py.typed"} | {
-        f"discdiff/kernels/{name}.c" for name in ("keyed", "row_pass", "row_wide")
+        f"discdiff/kernels/{name}.c" for name in ("keyed", "mixture", "row_pass", "row_wide")
     }
 
 
