@@ -71,6 +71,16 @@ def draw(
         column = native.draw(source, reading, seed, rows, positions, step, tag)
         if column is not None:
             return column
+    if _backend(source, backend) == "native" and isinstance(source, Computed):
+        seed, step, tag = address
+        column = native.mixture_draw(source, seed, rows, positions, step, tag)
+        if column is not None:
+            wrong = (column == -2).nonzero()[:, 0]
+            if len(wrong):
+                column[wrong] = _race(
+                    source.subset(wrong), address, rows[wrong], positions[wrong], 0, None, backend
+                ).token
+            return column
     return _race(source, address, rows, positions, 0, reading, backend).token
 
 
@@ -174,33 +184,34 @@ def read(
         _check_ids(at, len(source), "read: at")
     with torch.no_grad():
         chosen = _backend(source, backend)
-        told = None if top or entropy or chosen != "native" else _read_mixed(source, at)
-        told = told or chunked.read(source, at, top, _pass(chosen), entropy)
+        sums = chosen == "native" and not (top or entropy)
+        mixed = _read_mixed(source, at) if sums and isinstance(source, Computed) else None
+        told = mixed or chunked.read(source, at, top, _pass(chosen), entropy)
     # one row shows whether rows have derivatives; if so, all are read again at once in torch
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
-        return told.along(reference.read(source.dense(), at, top, entropy))
+        path = reference.read(source.dense(), at, top, entropy)
+        return told.along(path.joined if mixed else path)
     return told
 
 
-def _read_mixed(source: Source, at: Tensor | None) -> Reading | None:
+def _read_mixed(rows: Computed, at: Tensor | None) -> Reading | None:
     """Read rows that are mixtures without computing them, in one group a row; None if the kernel cannot."""
-    mixed = source.mixed if isinstance(source, Computed) else None
-    own = None if mixed is None else mixed.of[0].own
-    if mixed is None or (at is not None and (mixed.of[0].relative or own is None or not torch.equal(own, at))):
+    first = None if rows.mixed is None else rows.mixed.of[0]
+    own = None if first is None or first.own is None or first.relative else first.own[rows.number]
+    if at is not None and (own is None or not torch.equal(own, at)):  # the kernel knows the value at that column alone
         return None
-    found = native.mixtures(mixed)
+    found = native.mixture_sums(rows)
     if found is None:
         return None
     chance, largest, total = found
-    peak, mass, value = largest.log(), total / largest, None if at is None else chance.log()
+    peak, mass, value = largest.log()[:, None], (total / largest)[:, None], None if at is None else chance.log()
     wrong = (total.isnan() if at is None else total.isnan() | chance.isnan()).nonzero()[:, 0]
     if len(wrong):  # computed in logarithms, which underflow does not spoil
-        right = chunked.read(source.subset(wrong), None if at is None else at[wrong], False, native, False)
-        peak[wrong] = top = right.peak.amax(-1).double()
-        mass[wrong] = torch.where(right.log_sum_exp == -torch.inf, 0.0, (right.log_sum_exp - top).exp())
+        right = chunked.read(rows.subset(wrong), None if at is None else at[wrong], False, native, False).joined
+        peak[wrong], mass[wrong] = right.peak, right.mass
         if value is not None and right.value is not None:
-            value[wrong] = right.value.double()
-    return Reading(peak[:, None], mass[:, None], None, value)
+            value[wrong] = right.value
+    return Reading(peak, mass, None, value)
 
 
 @torch.no_grad()
@@ -233,7 +244,7 @@ def total_variation(one: Source, other: Source) -> Tensor | None:
     with torch.no_grad():
         if not (isinstance(one, Rows) and isinstance(other, Rows) and _backend(one, "auto") == "native"):
             return None
-        found = native.mixtures(Mixed((Mixture.softmax(one, 1.0), Mixture.softmax(other, -1.0))), strict=False)
+        found = native.mixture_sums(Computed.difference(one, other), strict=False)
         return None if found is None or bool(found[2].isnan().any()) else found[2]
 
 

@@ -4,7 +4,6 @@
    depends on the number of threads or on the other rows. */
 
 #include "row_pass.c"
-#include "mixture.c"
 
 #define RUN 32 /* columns that are summed together before one of them is looked for */
 
@@ -118,6 +117,8 @@ void contests(const double *lse, const struct address *a, int64_t tag, int64_t c
         share[n] = share_of(a, (uint32_t)tag, position, row);
     }
 }
+
+#include "mixture.c"
 
 /* Whether a row is a law: it has mass, and neither a NaN nor +inf. */
 static int lawful(const float *mass, int64_t groups)

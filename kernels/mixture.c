@@ -138,66 +138,103 @@ static void added(const struct mixture *s, struct mixed *m, int64_t first, int64
         c[own] = before;
 }
 
-static inline double rate_of(double c, const int rate)
-{
-    c = c < 0 ? 0 : c; /* a NaN stays one */
-    if (rate == BARKER)
-        return c / (1 + c);
-    if (rate == ROOT)
-        return sqrt(c);
-    if (rate == MIN)
-        return c > 1 ? 1 : c;
-    return rate == MAX && c > 0 && c < 1 ? 1 : c;
-}
-
-static inline __attribute__((always_inline)) void rated(const double *c, int64_t count, const int rate, double *peak,
-                                                        double *sum)
+static inline __attribute__((always_inline)) double rated(double *c, int64_t count, const int rate, double *peak)
 {
     double most[DOUBLES] = {0}, lane[DOUBLES] = {0};
     for (int64_t j = 0; j < count; j += DOUBLES)
         for (int k = 0; k < DOUBLES; k++) {
-            double g = rate_of(c[j + k], rate);
+            double x = c[j + k] < 0 ? 0 : c[j + k]; /* a NaN stays one */
+            double g = rate == BARKER ? x / (1 + x)
+                       : rate == ROOT ? sqrt(x)
+                       : rate == MIN  ? (x > 1 ? 1 : x)
+                       : rate == MAX  ? (x > 0 && x < 1 ? 1 : x)
+                                      : x;
             most[k] = g > most[k] ? g : most[k];
             lane[k] += g;
+            c[j + k] = g;
         }
-    *sum += summed_lanes(lane, DOUBLES);
     for (int k = 0; k < DOUBLES; k++)
         *peak = most[k] > *peak ? most[k] : *peak;
+    return summed_lanes(lane, DOUBLES);
 }
 
-/* The largest g and the sum of g over the columns of the sum of one or two mixtures; ``without`` (count) is a column
-   that is left out, or NULL. ``own`` is c(own) of the first. With ``strict`` a sum that is almost 0 is NaN. */
-void mixtures(const struct mixture *one, const struct mixture *two, int64_t count, int64_t columns, int64_t rate,
-              const int64_t *without, int64_t strict, double *own, double *peak, double *sum, int64_t threads)
+/* Rows log g(c) with c the sum of one or two mixtures where it is positive, and 0 elsewhere; see kernels/rows.py. */
+struct mixtures {
+    const struct mixture *one, *two; /* two may be NULL */
+    int64_t columns, rate, threads;
+    const int64_t *without; /* a column of each site that is left out, or NULL */
+};
+
+/* g at columns first .. first + count - 1 of site n; returns their sum. */
+static double block(const struct mixtures *s, int64_t n, struct mixed m[2], int64_t first, int64_t count, int again,
+                    double *c, double *peak)
 {
-#pragma omp parallel for num_threads(threads) schedule(static) if (count * columns > 1 << 14)
-    for (int64_t n = 0; n < count; n++) {
-        struct mixed first_of_two, second;
+    for (int64_t j = 0; j < count + DOUBLES; j++)
+        c[j] = 0;
+    added(s->one, m, first, count, again || m[0].row < 0, c);
+    if (s->two)
+        added(s->two, m + 1, first, count, again || m[1].row < 0, c);
+    if (s->without && s->without[n] >= first && s->without[n] < first + count)
+        c[s->without[n] - first] = 0;
+    return s->rate == BARKER ? rated(c, count, BARKER, peak)
+           : s->rate == ROOT ? rated(c, count, ROOT, peak)
+           : s->rate == MIN  ? rated(c, count, MIN, peak)
+           : s->rate == MAX  ? rated(c, count, MAX, peak)
+                             : rated(c, count, PLAIN, peak);
+}
+
+/* The largest g and the sum of g at each of the sites ``chosen``, and c(own) of the first mixture. With ``strict`` a sum
+   that is almost 0 is NaN. */
+void mixture_sums(const struct mixtures *s, const int64_t *chosen, int64_t count, int64_t strict, double *own,
+                  double *peak, double *sum)
+{
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (count * s->columns > 1 << 14)
+    for (int64_t i = 0; i < count; i++) {
+        struct mixed m[2];
         double c[SIZE + DOUBLES];
-        own[n] = prepared(one, n, &first_of_two), peak[n] = sum[n] = 0;
-        if (two)
-            prepared(two, n, &second);
-        for (int64_t first = 0; first < columns; first += SIZE) {
-            int64_t some = least(SIZE, columns - first), again = columns > SIZE;
-            for (int64_t j = 0; j < some + DOUBLES; j++)
-                c[j] = 0;
-            added(one, &first_of_two, first, some, again || first_of_two.row < 0, c);
-            if (two)
-                added(two, &second, first, some, again || second.row < 0, c);
-            if (without && without[n] >= first && without[n] < first + some)
-                c[without[n] - first] = 0;
-            if (rate == BARKER)
-                rated(c, some, BARKER, peak + n, sum + n);
-            else if (rate == ROOT)
-                rated(c, some, ROOT, peak + n, sum + n);
-            else if (rate == MIN)
-                rated(c, some, MIN, peak + n, sum + n);
-            else if (rate == MAX)
-                rated(c, some, MAX, peak + n, sum + n);
-            else
-                rated(c, some, PLAIN, peak + n, sum + n);
+        own[i] = prepared(s->one, chosen[i], m), peak[i] = sum[i] = 0;
+        if (s->two)
+            prepared(s->two, chosen[i], m + 1);
+        for (int64_t first = 0; first < s->columns; first += SIZE)
+            sum[i] += block(s, chosen[i], m, first, least(SIZE, s->columns - first), s->columns > SIZE, c, peak + i);
+        if (strict && !(sum[i] > LEAST_SUM))
+            sum[i] = NAN;
+    }
+}
+
+/* The races at the sites ``chosen``, token for token those of kernels/reference.py; -2 where ``mixture_sums`` is NaN. */
+void mixture_races(const struct mixtures *s, const int64_t *chosen, int64_t count, const struct address *a, int64_t tag,
+                   const int64_t *ids, const int64_t *positions, int64_t *column)
+{
+    int64_t groups = (s->columns + SIZE - 1) / SIZE;
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (count * s->columns > 1 << 14)
+    for (int64_t i = 0; i < count; i++) {
+        struct mixed m[2];
+        double c[SIZE + DOUBLES], lse[groups], peak = 0, whole = 0, running = 0, key;
+        int64_t n = chosen[i], winner = 0;
+        uint32_t row = (uint32_t)ids[i], position = (uint32_t)positions[i];
+        prepared(s->one, n, m);
+        if (s->two)
+            prepared(s->two, n, m + 1);
+        for (int64_t g = 0; g < groups; g++) {
+            double sum = block(s, n, m, g * SIZE, least(SIZE, s->columns - g * SIZE), groups > 1, c, &peak);
+            whole += sum, lse[g] = log(sum);
         }
-        if (strict && !(sum[n] > LEAST_SUM))
-            sum[n] = NAN;
+        column[i] = -2;
+        if (!(whole > LEAST_SUM))
+            continue;
+        if (groups > 1) {
+            winner = contest(lse, NULL, NULL, groups, 0, a, (uint32_t)tag, position, row, &key);
+            block(s, n, m, winner * SIZE, least(SIZE, s->columns - winner * SIZE), 1, c, &peak);
+        }
+        int64_t last = least(SIZE, s->columns - winner * SIZE) - 1, at = 0;
+        for (whole = 0; at <= last; at++)
+            whole += c[at];
+        while (last > 0 && c[last] == 0)
+            last--;
+        double target = share_of(a, (uint32_t)tag, position, row) * whole;
+        for (at = 0; at < last && (running += c[at]) <= target;)
+            at++;
+        column[i] = winner * SIZE + at;
     }
 }

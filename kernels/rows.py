@@ -193,9 +193,8 @@ class Mixture:
     @classmethod
     def softmax(cls, rows: Rows, scale: float) -> "Mixture":
         """Return ``scale`` times the softmax of every row."""
-        one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
-        pi = one.new_zeros(rows.width)
-        return cls(rows, torch.arange(len(rows), device=rows.device), one, torch.zeros_like(one), scale * one, pi)
+        one, number = torch.ones(len(rows), dtype=torch.float64), torch.arange(len(rows))
+        return cls(rows, number, one, torch.zeros_like(one), scale * one, one.new_zeros(rows.width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +221,7 @@ class Computed:
         width: the number of columns.
         number: (N,) the numbers of these rows.
         dtype: float64 or float32.
-        mixed: the same rows as mixtures, which a kernel sums without writing them; None if they have no such form.
+        mixed: the rows of all numbers as mixtures, which a kernel reads without writing them; None if they are none.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -230,6 +229,17 @@ class Computed:
     number: Tensor
     dtype: torch.dtype = torch.float64
     mixed: Mixed | None = None
+
+    @classmethod
+    def difference(cls, one: Rows, other: Rows) -> "Computed":
+        """Return log (softmax(one) - softmax(other))_+."""
+        mixed = Mixed((Mixture.softmax(one, 1.0), Mixture.softmax(other, -1.0)))
+
+        def function(n: Tensor) -> Tensor:
+            p, q = (rows.dense(n).double().softmax(-1) for rows in (one, other))
+            return (p - q).clamp(min=0).log()
+
+        return cls(function, one.width, mixed.of[0].place, mixed=mixed)
 
     def __len__(self) -> int:
         return len(self.number)
@@ -239,7 +249,7 @@ class Computed:
         return self.number.device
 
     def subset(self, keep: Tensor) -> "Computed":
-        return replace(self, number=self.number[keep], mixed=None)
+        return replace(self, number=self.number[keep])
 
     def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
         x = self.function(self.number[part]).to(self.dtype)
