@@ -165,6 +165,17 @@ struct mixtures {
     const int64_t *without; /* a column of each site that is left out, or NULL */
 };
 
+/* Prepares site n, and returns c(own) of the first mixture. */
+static double started(const struct mixtures *s, int64_t n, struct mixed m[2])
+{
+    double own = prepared(s->one, n, m);
+    if (s->two)
+        prepared(s->two, n, m + 1);
+    if (s->rate == MAX && m[0].weight > 0 && m[0].weight < 1e-7)
+        m[0].weight = NAN; /* a c that is cut off to 0 would count as impossible */
+    return own;
+}
+
 /* g at columns first .. first + count - 1 of site n; returns their sum. */
 static double block(const struct mixtures *s, int64_t n, struct mixed m[2], int64_t first, int64_t count, int again,
                     double *c, double *peak)
@@ -192,9 +203,7 @@ void mixture_sums(const struct mixtures *s, const int64_t *chosen, int64_t count
     for (int64_t i = 0; i < count; i++) {
         struct mixed m[2];
         double c[SIZE + DOUBLES];
-        own[i] = prepared(s->one, chosen[i], m), peak[i] = sum[i] = 0;
-        if (s->two)
-            prepared(s->two, chosen[i], m + 1);
+        own[i] = started(s, chosen[i], m), peak[i] = sum[i] = 0;
         for (int64_t first = 0; first < s->columns; first += SIZE)
             sum[i] += block(s, chosen[i], m, first, least(SIZE, s->columns - first), s->columns > SIZE, c, peak + i);
         if (strict && !(sum[i] > LEAST_SUM))
@@ -213,9 +222,7 @@ void mixture_races(const struct mixtures *s, const int64_t *chosen, int64_t coun
         double c[SIZE + DOUBLES], lse[groups], peak = 0, whole = 0, running = 0, key;
         int64_t n = chosen[i], winner = 0;
         uint32_t row = (uint32_t)ids[i], position = (uint32_t)positions[i];
-        prepared(s->one, n, m);
-        if (s->two)
-            prepared(s->two, n, m + 1);
+        started(s, n, m);
         for (int64_t g = 0; g < groups; g++) {
             double sum = block(s, n, m, g * SIZE, least(SIZE, s->columns - g * SIZE), groups > 1, c, &peak);
             whole += sum, lse[g] = log(sum);
