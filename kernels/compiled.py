@@ -20,7 +20,7 @@ from pathlib import Path
 __all__ = ["build", "levels", "library"]
 
 _HERE = Path(__file__).parent
-_SOURCES = ("keyed.c", "row_pass.c", "row_wide.c")  # each includes the next
+_SOURCES = ("keyed.c", "mixture.c", "row_pass.c", "row_wide.c")  # the first includes the others
 # products and sums are fused only where the sources do so, so that all levels give the same numbers
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")

@@ -16,12 +16,13 @@ from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum
 from discdiff.kernels.keys import Key, stream
 from discdiff.kernels.philox_words import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
-from discdiff.kernels.rows import Computed, LinearHead, Rows, Source, Step
+from discdiff.kernels.rows import Computed, LinearHead, Mixed, Mixture, Rows, Source, Step
 
 __all__ = [
-    "GROUP_SIZE", "TAGS", "Computed", "Key", "LinearHead", "Race", "Reading", "Rows", "Source", "Step", "best", "coins",
-    "draw", "drawn", "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax", "log_sum_exp", "philox",
-    "race", "read", "row_pass", "step", "steps", "steps_whole", "stream", "threshold", "uniforms", "winner",
+    "GROUP_SIZE", "TAGS", "Computed", "Key", "LinearHead", "Mixed", "Mixture", "Race", "Reading", "Rows", "Source",
+    "Step", "best", "coins", "draw", "drawn", "flips", "fuses", "graft", "log", "log_add", "log_prob", "log_softmax",
+    "log_sum_exp", "philox", "race", "read", "row_pass", "step", "steps", "steps_whole", "stream", "threshold",
+    "total_variation", "uniforms", "winner",
 ]  # fmt: skip
 
 Backend = Literal["auto", "torch", "native", "triton"]
@@ -77,6 +78,13 @@ def drawn(
     if _backend(source, backend) == "native" and isinstance(source, Rows):
         column = native.draw(source, key, positions, reading)
         if column is not None:
+            return column
+    if _backend(source, backend) == "native" and isinstance(source, Computed):
+        column = native.mixture_draw(source, key, positions)
+        if column is not None:
+            wrong = (column == -2).nonzero()[:, 0]
+            if len(wrong):
+                column[wrong] = _race(source.subset(wrong), key[wrong], positions[wrong], None, 0, backend).token
             return column
     return _race(source, key, positions, reading, 0, backend).token
 
@@ -169,11 +177,35 @@ def read(
     if at is not None:
         _check_ids(at, len(source), "read: at")
     with torch.no_grad():
-        told = chunked.read(source, at, top, _pass(_backend(source, backend)), entropy)
+        chosen = _backend(source, backend)
+        sums = chosen == "native" and not (top or entropy)
+        mixed = _read_mixed(source, at) if sums and isinstance(source, Computed) else None
+        told = mixed or chunked.read(source, at, top, _pass(chosen), entropy)
     # one row shows whether rows have derivatives; if so, all are read again at once in torch
     if torch.is_grad_enabled() and len(source) and source.dense(slice(0, 1)).requires_grad:
-        return told.along(reference.read(source.dense(), at, top, entropy))
+        path = reference.read(source.dense(), at, top, entropy)
+        return told.along(path.joined if mixed else path)
     return told
+
+
+def _read_mixed(rows: Computed, at: Tensor | None) -> Reading | None:
+    """Read rows that are mixtures without computing them, in one group a row; None if the kernel cannot."""
+    first = None if rows.mixed is None else rows.mixed.of[0]
+    own = None if first is None or first.own is None or first.relative else first.own[rows.number]
+    if at is not None and (own is None or not torch.equal(own, at)):  # the kernel knows the value at that column alone
+        return None
+    found = native.mixture_sums(rows)
+    if found is None:
+        return None
+    chance, largest, total = found
+    peak, mass, value = largest.log()[:, None], (total / largest)[:, None], None if at is None else chance.log()
+    wrong = (total.isnan() if at is None else total.isnan() | chance.isnan()).nonzero()[:, 0]
+    if len(wrong):  # computed in logarithms, which underflow does not spoil
+        right = chunked.read(rows.subset(wrong), None if at is None else at[wrong], False, native, False).joined
+        peak[wrong], mass[wrong] = right.peak, right.mass
+        if value is not None and right.value is not None:
+            value[wrong] = right.value
+    return Reading(peak, mass, None, value)
 
 
 @torch.no_grad()
@@ -199,6 +231,15 @@ def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.shape[:1] != (len(source),):
         raise ValueError(f"log_prob: columns must be an int64 tensor ({len(source)}, ...), got {shown(columns)}")
     return chunked.log_prob(source, columns)
+
+
+def total_variation(one: Source, other: Source) -> Tensor | None:
+    """Return the total variation between the softmax of rows and of others, (N,) float64; None if no kernel can."""
+    with torch.no_grad():
+        if not (isinstance(one, Rows) and isinstance(other, Rows) and _backend(one, "auto") == "native"):
+            return None
+        found = native.mixture_sums(Computed.difference(one, other), strict=False)
+        return None if found is None or bool(found[2].isnan().any()) else found[2]
 
 
 @torch.no_grad()

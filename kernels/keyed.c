@@ -118,6 +118,8 @@ void contests(const double *lse, const struct address *a, int64_t tag, int64_t c
     }
 }
 
+#include "mixture.c"
+
 /* Whether a row is a law: it has mass, and neither a NaN nor +inf. */
 static int lawful(const float *mass, int64_t groups)
 {

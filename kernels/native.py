@@ -16,7 +16,7 @@ from torch import Tensor
 from discdiff.kernels import compiled
 from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
-from discdiff.kernels.rows import Rows, Step
+from discdiff.kernels.rows import Computed, Mixture, Rows, Step
 
 __all__ = [
     "available",
@@ -25,6 +25,8 @@ __all__ = [
     "draw",
     "flips",
     "largest",
+    "mixture_draw",
+    "mixture_sums",
     "race",
     "readable",
     "statistics",
@@ -70,7 +72,27 @@ class _Step(ctypes.Structure):
     ]
 
 
+class _Mixture(ctypes.Structure):
+    """``struct mixture`` of mixture.c."""
+
+    _fields_: ClassVar = [
+        *((name, _P) for name in ("rows", "place", "weight", "level", "spike", "scale", "pi", "anchor", "own")),
+        ("relative", _I),
+    ]
+
+
+class _Mixtures(ctypes.Structure):
+    """``struct mixtures`` of mixture.c."""
+
+    _fields_: ClassVar = [
+        *((name, _P) for name in ("one", "two")),
+        *((name, _I) for name in ("columns", "rate", "threads")),
+        ("without", _P),
+    ]
+
+
 _A = ctypes.POINTER(_Address)
+_RATES = ("plain", "barker", "sqrt", "min", "max")
 _ARGUMENTS = {
     "row_pass": [_P, _P, _P, _P],
     "row_largest": [_P, _P, _P, _P],
@@ -80,6 +102,8 @@ _ARGUMENTS = {
     "flips": [_A, _I, _I, _I, _P, _P, _P, _I],
     "races": [_P, _A, _I, _P, _P, _I, _P, _P, _P, _P],
     "finish_step": [_P, _P, _P, _P],
+    "mixture_sums": [_P, _P, _I, _I, _P, _P, _P],
+    "mixture_races": [_P, _P, _I, _A, _I, _P, _P, _P],
 }
 
 
@@ -205,6 +229,55 @@ def _address(key: Key) -> tuple[_Address, int]:
     """Return seed and step as a C struct, and the tag."""
     seed, step, tag = key.words
     return _Address(seed, step), tag
+
+
+def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return c(own) of the first mixture, the largest g and the sum of g of each row, float64; None if not readable.
+
+    A NaN stands for a result that float64 may not hold, because terms below 1e-300 are cut off; with ``strict`` also
+    for every sum below 1e-50.
+    """
+    made = _mixtures(rows)
+    if made is None:
+        return None
+    chosen = rows.number.contiguous()
+    own, peak, total = (torch.empty(len(chosen), dtype=torch.float64) for _ in range(3))
+    _call("mixture_sums")(
+        made[0], chosen.data_ptr(), len(chosen), strict, own.data_ptr(), peak.data_ptr(), total.data_ptr()
+    )
+    return own, peak, total
+
+
+def mixture_draw(rows: Computed, key: Key, positions: Tensor) -> Tensor | None:
+    """``draw`` from mixtures; -2 in place of a token where ``mixture_sums`` is NaN. None if not readable."""
+    made = _mixtures(rows)
+    if made is None:
+        return None
+    chosen, ids, positions = rows.number.contiguous(), key.ids.contiguous(), positions.contiguous()
+    column = torch.empty_like(chosen)
+    _call("mixture_races")(
+        made[0], chosen.data_ptr(), len(chosen), *_address(key), ids.data_ptr(), positions.data_ptr(), column.data_ptr()
+    )
+    return column
+
+
+def _mixtures(rows: Computed) -> tuple[Any, object] | None:
+    """Return the mixtures as a C struct, and what must stay alive while it is used; None if not readable."""
+    mixed = rows.mixed
+    if mixed is None or not all(_can(one.rows) for one in mixed.of):
+        return None
+    made = [_mixture(one) for one in mixed.of]
+    one, two = (*(ctypes.addressof(given) for given, _ in made), None)[:2]
+    without = None if mixed.without is None else mixed.without.contiguous()
+    whole = _Mixtures(one, two, rows.width, _RATES.index(mixed.rate), torch.get_num_threads(), _pointer(without))
+    return ctypes.byref(whole), (made, without, whole)
+
+
+def _mixture(one: Mixture) -> tuple[_Mixture, object]:
+    rows, kept = _rows(one.rows)
+    names = ("place", "weight", "level", "spike", "scale", "pi", "anchor", "own")
+    arrays = [None if (x := getattr(one, name)) is None else x.detach().contiguous() for name in names]
+    return _Mixture(ctypes.addressof(rows._obj), *map(_pointer, arrays), one.relative), (kept, arrays)
 
 
 def _can(rows: Rows) -> bool:

@@ -97,6 +97,14 @@ class Reading:
             raise ValueError("margin: read(..., top=True) was not asked for the second largest")
         return self.max_prob - (self.runner_up.double() - self.log_sum_exp).exp()
 
+    @property
+    def joined(self) -> "Reading":
+        """The same rows as one group each, in float64 and without entropies."""
+        peak, total = self.peak.double().amax(-1, keepdim=True), self.log_sum_exp[:, None]
+        empty = total == -torch.inf
+        mass = (total.masked_fill(empty, 0.0) - peak.masked_fill(empty, 0.0)).exp().masked_fill(empty, 0.0)
+        return Reading(peak, mass, None, self.value, self.argmax, self.runner_up)
+
     def subset(self, keep: Tensor) -> "Reading":
         """Return the rows of a mask or an index."""
         return self._from([self], lambda parts: parts[0][keep])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from discdiff.kernels.keys import Key
 
-__all__ = ["Computed", "LinearHead", "Rows", "Source", "Step"]
+__all__ = ["Computed", "LinearHead", "Mixed", "Mixture", "Rows", "Source", "Step"]
 
 Convert = Callable[[Tensor, Tensor], Tensor]  # (n, K) raw rows and their numbers (n,) -> (n, V)
 
@@ -166,6 +166,55 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class Mixture:
+    """At N sites a mixture of the softmax of a row and of a noise law, over its value at one column if ``relative``.
+
+        scale c(v) / c(own),    c(v) = weight softmax(row)(v) + level pi(v) + spike 1(v = anchor)
+
+    Attributes:
+        rows: rows of logits.
+        place: (N,) the row of each site; -1 for a site without one, where the softmax is 0.
+        weight, level, scale: (N,) float64.
+        pi: (C,) float64; C may exceed the width of the rows.
+        spike, anchor: (N,) float64 and a column, or None.
+        own: (N,) a column of each site, or None.
+        relative: whether to divide by c(own) and to set that column to 0. Sites with scale 0 are 0.
+    """
+
+    rows: Rows
+    place: Tensor
+    weight: Tensor
+    level: Tensor
+    scale: Tensor
+    pi: Tensor
+    spike: Tensor | None = None
+    anchor: Tensor | None = None
+    own: Tensor | None = None
+    relative: bool = False
+
+    @classmethod
+    def softmax(cls, rows: Rows, scale: float) -> "Mixture":
+        """Return ``scale`` times the softmax of every row."""
+        one, number = torch.ones(len(rows), dtype=torch.float64), torch.arange(len(rows))
+        return cls(rows, number, one, torch.zeros_like(one), scale * one, one.new_zeros(rows.width))
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Rows log g(c) at N sites, with c the sum of one or two mixtures where it is positive, and 0 elsewhere.
+
+    Attributes:
+        of: the mixtures.
+        rate: g; "plain" is c, "barker" c / (1 + c), "sqrt" its root, "min" min(c, 1), "max" max(c, 1) where c > 0.
+        without: (N,) a column that is left out of each row, or None.
+    """
+
+    of: tuple[Mixture, ...]
+    rate: str = "plain"
+    without: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Computed:
     """Rows that a function computes when they are read, such as a reverse step on a process with a dense generator.
 
@@ -174,12 +223,25 @@ class Computed:
         width: the number of columns.
         number: (N,) the numbers of these rows.
         dtype: float64 or float32.
+        mixed: the rows of all numbers as mixtures, which a kernel reads without writing them; None if they are none.
     """
 
     function: Callable[[Tensor], Tensor]
     width: int
     number: Tensor
     dtype: torch.dtype = torch.float64
+    mixed: Mixed | None = None
+
+    @classmethod
+    def difference(cls, one: Rows, other: Rows) -> "Computed":
+        """Return log (softmax(one) - softmax(other))_+."""
+        mixed = Mixed((Mixture.softmax(one, 1.0), Mixture.softmax(other, -1.0)))
+
+        def function(n: Tensor) -> Tensor:
+            p, q = (rows.dense(n).double().softmax(-1) for rows in (one, other))
+            return (p - q).clamp(min=0).log()
+
+        return cls(function, one.width, mixed.of[0].place, mixed=mixed)
 
     def __len__(self) -> int:
         return len(self.number)

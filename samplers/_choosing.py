@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.choices import Sites, Tokens
+from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Operator, State, choose
 from discdiff.prediction import Prediction
 from discdiff.process import Masked, Process
@@ -30,6 +31,7 @@ __all__ = [
     "hidden",
     "kl_rows",
     "quota",
+    "total_variation",
 ]
 
 Select = Literal["random", "max_prob", "entropy", "margin", "left_to_right", "spread"]
@@ -125,6 +127,15 @@ def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Ten
     size = max(1, (1 << 16) // one.rows.width)
     parts = [divergence(one.log_probs(n, size), other.log_probs(n, size)) for n in range(0, len(one.rows), size)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=one.where.device)
+
+
+def total_variation(one: Sites, other: Sites) -> Float[Tensor, " N"]:
+    """Compute the total variation between two predictions at the same N sites, (N,)."""
+    found = kernels.total_variation(one.rows, other.rows)
+    if found is not None and not torch.is_grad_enabled():
+        return found
+    path = compare(one, other, lambda log_p, log_q: (log_p.exp() - log_q.exp()).abs().sum(-1) / 2)
+    return path if found is None else kernels.graft(found, path)
 
 
 def kl_rows(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

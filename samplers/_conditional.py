@@ -3,10 +3,12 @@ r"""Compute the one-site conditional c = O Q_t and balanced rates from it, for i
     c_i(v | z) = p_t(z_i = v | z_{-i}) = alpha O_i(v) + (1 - alpha) pi(v),        r_i(v | z) = c_i(v) / c_i(z_i)
 
 r is the concrete score: p_t of the sequence with site i at v, over p_t of the sequence. A rate g(r) with
-g(r) = r g(1 / r) is in detailed balance with p_t. The rows are computed and read in chunks, never all at once.
+g(r) = r g(1 / r) is in detailed balance with p_t. The rows are computed and read in chunks, never all at once. On a
+rank-one process a kernel can sum them without computing them: they are mixtures of the LOO and the noise law.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 from discdiff.choices import Sites
 from discdiff.kernels import dispatch as kernels
 from discdiff.prediction import Prediction
+from discdiff.process import Process, RankOne
 
-__all__ = ["Balance", "balanced_at", "check_balance", "conditional_at", "spread"]
+__all__ = ["Balance", "balanced_at", "check_balance", "conditional_at", "rates_mixture", "spread"]
 
 Balance = Literal["barker", "sqrt", "min", "max"]
 
@@ -55,7 +58,9 @@ def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
     def rows(n: Tensor) -> Tensor:
         return process.conditional(kernels.log_softmax(loo.dense(n).double()), x[n], alpha[n])
 
-    return Sites.computed(where, rows, process.columns, watch=prediction.watch)
+    mixture = _mixture(process, loo, x, alpha)
+    mixed = None if mixture is None else kernels.Mixed((mixture,))
+    return Sites.computed(where, rows, process.columns, watch=prediction.watch, mixed=mixed)
 
 
 def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
@@ -69,7 +74,47 @@ def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Bal
         log_r = log_c - torch.where(log_own > -torch.inf, log_own, 0.0)
         return rate(log_r).scatter(-1, own, -torch.inf)
 
-    return Sites.computed(where, rows, process.columns, watch=prediction.watch, empty=True)
+    mixed = conditional.mixed if isinstance(conditional, kernels.Computed) else None
+    if mixed is not None:
+        mixed = kernels.Mixed((replace(mixed.of[0], relative=True),), balance or "plain")
+    return Sites.computed(where, rows, process.columns, watch=prediction.watch, empty=True, mixed=mixed)
+
+
+def rates_mixture(
+    prediction: Prediction, where: Bool[Tensor, "B L"], weight: Float[Tensor, " N"]
+) -> kernels.Mixture | None:
+    """Give ``weight`` (N,) times R at N chosen sites of (B, L), as in ``rates_at``, as mixtures; None if they are not.
+
+    Raises:
+        ValueError: where the LOO is undefined and a ratio is needed.
+    """
+    process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where].clamp(min=1e-290)
+    if not isinstance(process, RankOne):
+        return None
+    inflow = process.inflow(x[None], alpha[None])[0, :, 0]
+    moving = inflow > 0
+    loo = prediction.loo_at(where.masked_scatter(where, moving)).rows
+    made = _mixture(process, loo, x, alpha)
+    place = torch.where(moving, moving.cumsum(0) - 1, -1)
+    return made and replace(made, place=place, scale=weight * inflow / alpha, relative=True)
+
+
+def _mixture(process: Process, loo: kernels.Source, x: Tensor, alpha: Tensor) -> kernels.Mixture | None:
+    """Give the conditional c of states (N,) as a mixture of rows of the LOO; None if it is none."""
+    if not isinstance(process, RankOne) or not isinstance(loo, kernels.Rows):
+        return None
+    mass, anchor = process.anchored(alpha), process.anchor(x)
+    return kernels.Mixture(
+        loo,
+        torch.arange(len(x), device=x.device),
+        weight=alpha,
+        level=(1 - alpha - mass).clamp(min=0),
+        scale=torch.ones_like(alpha),
+        pi=process.noise(x.device).pi,
+        spike=None if anchor is None else mass,
+        anchor=None if anchor is None else process.column(anchor),
+        own=process.column(x),
+    )
 
 
 def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:

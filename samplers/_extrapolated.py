@@ -16,6 +16,7 @@ from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, State, choose
 from discdiff.prediction import Prediction
 from discdiff.process import Moment, RankOne
+from discdiff.samplers._conditional import rates_mixture
 
 __all__ = ["combined_leap", "share"]
 
@@ -55,7 +56,9 @@ def combined_leap(
         total = weight[n][:, None] * one.rows.dense(n).exp() + back[n][:, None] * other.rows.dense(n).exp()
         return kernels.log(total.scatter(-1, own[n][:, None], 0.0).clamp(min=0))
 
-    sites = Sites.computed(where, rates, process.columns, watch=late.watch, empty=True)
+    both = rates_mixture(late, where, weight), rates_mixture(early, where, back)
+    mixed = None if both[0] is None or both[1] is None else kernels.Mixed((both[0], both[1]), without=own)
+    sites = Sites.computed(where, rates, process.columns, watch=late.watch, empty=True, mixed=mixed)
     total = torch.zeros_like(length).masked_scatter(where, sites.known().log_sum_exp.exp())
     accept = torch.where(where, -torch.expm1(-length * total) / bound.where(where, 1.0), 0.0).clamp(max=1.0)  # rounding
     where = choose("accept", Coins(accept), state, at)

@@ -26,7 +26,7 @@ from discdiff.checks import real
 from discdiff.operator import At, Predictor, State
 from discdiff.prediction import Prediction
 from discdiff.process import Process, RankOne
-from discdiff.samplers._choosing import compare
+from discdiff.samplers._choosing import total_variation
 from discdiff.samplers._leap import own_probability
 from discdiff.samplers.ancestral import given, reverse_tokens
 
@@ -103,5 +103,5 @@ def _open(process: RankOne, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B 1"]) 
 
 def _change(before: Prediction, after: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B 1"]:
     """Compute sum_i TV(O_i, O'_i) over the chosen sites of each row."""
-    tv = compare(before.loo_at(where), after.loo_at(where), lambda p, q: (p.exp() - q.exp()).abs().sum(-1) / 2)
+    tv = total_variation(before.loo_at(where), after.loo_at(where))
     return torch.zeros(where.shape, dtype=torch.float64, device=where.device).masked_scatter(where, tv).sum(-1, True)

@@ -31,7 +31,7 @@ from discdiff.choices import Coins, Ranking
 from discdiff.operator import At, Operator, Predictor, State, choose, when
 from discdiff.prediction import Prediction
 from discdiff.process import RankOne
-from discdiff.samplers._choosing import best, compare, kl_rows
+from discdiff.samplers._choosing import best, compare, kl_rows, total_variation
 from discdiff.samplers.ancestral import Ancestral, reverse_step
 
 __all__ = ["ARPC", "Guided"]
@@ -112,7 +112,9 @@ class ARPC(Predictor):
     def _scores(self, said: Prediction, law: Prediction, clean: State, at: At) -> Float[Tensor, "B L"]:
         free = clean.free
         own = at.process.column(clean.tokens)[free]
-        if self.score in ("kl", "reverse_kl", "tv"):
+        if self.score == "tv":
+            rows = total_variation(law.loo_at(free), said.denoiser_at(free))
+        elif self.score in ("kl", "reverse_kl"):
             rows = compare(law.loo_at(free), said.denoiser_at(free), _DIVERGENCES[self.score])
         elif self.score == "entropy":
             rows = law.loo_at(free).known(entropy=True).entropy
@@ -130,7 +132,6 @@ class ARPC(Predictor):
 _DIVERGENCES = {
     "kl": kl_rows,
     "reverse_kl": lambda log_p, log_q: kl_rows(log_q, log_p),
-    "tv": lambda log_p, log_q: (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
 }
 
 

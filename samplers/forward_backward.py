@@ -21,7 +21,7 @@ from discdiff.choices import Coins, Sites, Subset, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Corrector, Invariance, Operator, State, check_operator, choose
 from discdiff.process import Process, RankOne
-from discdiff.samplers._conditional import spread
+from discdiff.samplers._conditional import rates_mixture, spread
 from discdiff.samplers.ancestral import Ancestral, reverse_tokens
 
 __all__ = ["Cycle", "ForwardBackward", "TauForwardBackward"]
@@ -103,7 +103,8 @@ class TauForwardBackward(Corrector):
             back, own = backward.dense(n) + alpha[n][:, None].log(), process.column(x[n])[:, None]
             return kernels.log_add(back, _forward(process, x[n], alpha[n])).scatter(-1, own, -torch.inf)
 
-        rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True)
+        mixed = _mixed(process, rates_mixture(prediction, free, alpha), x, alpha)
+        rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True, mixed=mixed)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)
@@ -116,6 +117,25 @@ def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"])
         return process.noise(x.device).pi[None]
     columns = torch.arange(process.columns, device=x.device).expand(len(x), -1)
     return process.inflow(process.place(columns, x[:, None].expand_as(columns)), alpha[:, None])[..., 0]
+
+
+def _mixed(
+    process: RankOne, back: kernels.Mixture | None, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
+) -> kernels.Mixed | None:
+    """Give the sum of reverse rates and forward rates, without the own column, as mixtures."""
+    if back is None:
+        return None
+    share = process.anchored_inflow(alpha)  # of forward jumps that go to the anchor
+    forward = replace(
+        back,
+        place=torch.full_like(x, -1),
+        level=1 - share,
+        scale=torch.ones_like(alpha),
+        spike=None if back.anchor is None else share,
+        own=None,
+        relative=False,
+    )
+    return kernels.Mixed((back, forward), without=process.column(x))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ class P2(Predictor):
             at.watch(state).refuse(free & ~(score < torch.inf), "the planner gave NaN or +inf, no log-probability")
         else:
             asked = free if self.eta > 0 else masks
-            log_p = prediction.untruncated.loo_at(asked).log_prob(at.process.column(drawn)[asked])
+            reading = prediction.untruncated.loo_at(asked).read(at.process.column(drawn)[asked]).reading
+            assert reading is not None
+            log_p = reading.log_prob
             score = torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(asked, log_p)
         score = torch.where(masks, score, self.eta * score)
         score = score.clamp(min=-1e300).masked_fill(~masks & (self.eta == 0), torch.inf)

@@ -49,10 +49,11 @@ class Sites:
         dtype: torch.dtype = torch.float64,
         watch: Watch = AT_ONCE,
         empty: bool = False,
+        mixed: kernels.Mixed | None = None,
     ) -> "Sites":
         """Make sites whose rows a function computes when they are read, from their numbers among the chosen sites."""
         count = int(where.sum())
-        rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype)
+        rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype, mixed)
         return cls(where, rows, None, watch, empty)
 
     def known(self, top: bool = False, entropy: bool = False) -> kernels.Reading:
