@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from discdiff.denoiser import Counter
-from discdiff.operator import At, Operator, Run, State
+from discdiff.operator import Operator, Run
 from discdiff.process import Process
 from discdiff.theory.catalogue import Setting, world
 from discdiff.theory.divergence import tv
@@ -110,10 +110,8 @@ class Case:
         self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
     ) -> tuple[Tensor, Counter]:
         """Apply the operator once to given states, as a sampler does."""
-        counter = Counter(self.model, first_row, torch.zeros(len(tokens), dtype=torch.int64))
-        rows = torch.arange(first_row, first_row + len(tokens))
-        at = At(self.process, Run(self.seed, counter), t, s, step=1)
-        return self.operator(State(tokens, t, rows, fixed), at).tokens, counter
+        run = Run.start(self.model, len(tokens), self.seed, first_row=first_row)
+        return self.operator(*run.begin(tokens, t, s, 1, fixed)).tokens, run.model
 
     def starts(self, t: float, count: int) -> Tensor:
         """Draw states from p_t."""
