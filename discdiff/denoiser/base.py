@@ -14,7 +14,7 @@ from discdiff.checks import decided, whole, wholes
 from discdiff.denoiser.context import Cached, Context, Kept
 from discdiff.denoiser.dropout import device_of
 from discdiff.prediction import Output, Prediction, Predicts, check_predicts, unshifted
-from discdiff.process import Process, Schedule, Time, site_time
+from discdiff.process import Process, Schedule, Time, require_process, site_time
 
 __all__ = ["Counter", "Denoiser", "TimeArgument", "check_denoiser", "frozen_time"]
 
@@ -68,8 +68,7 @@ class Denoiser:
         if not callable(fn) or isinstance(fn, type):
             hint = "; it is a class: make one of it" if isinstance(fn, type) else ""
             raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {fn!r}{hint}")
-        if not isinstance(process, Process):
-            raise TypeError(f"Denoiser: process must be a Process such as Masked(V, Linear()), got {process!r}")
+        require_process(process, "Denoiser")
         check_predicts(predicts)
         if head is not None and not callable(head):
             raise TypeError(f"Denoiser: head must be callable as head(hidden), got {head!r}")

@@ -31,7 +31,7 @@ from discdiff.operator import (
     rests,
     while_listening,
 )
-from discdiff.process import LONGEST, Process, by_time, listed
+from discdiff.process import LONGEST, Process, by_time, listed, require_process
 from discdiff.sampling.samples import Samples, narrowest
 
 __all__ = ["Sampler", "acting", "check_model", "check_rows"]
@@ -318,8 +318,7 @@ def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple
 
 def check_model(process: Process, model: Denoiser, where: str) -> None:
     """Raise unless ``model`` is a Denoiser for ``process``."""
-    if not isinstance(process, Process):
-        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
+    require_process(process, where)
     check_denoiser(model, where)
     if model.process != process:
         raise ValueError(
