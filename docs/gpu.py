@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ import torch
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.command import bench
-from discdiff.denoiser import Counter
 from discdiff.kernels import dispatch as kernels
 from discdiff.kernels.rows import LinearHead, Rows
-from discdiff.operator import At, Run
+from discdiff.operator import Run
 
 Figures = dict[str, Any]
 
@@ -172,14 +172,10 @@ def steps(b: Bench) -> Figures:
 
             c[f"{name}, wall"], c[f"{name}, device"] = b.wall_ms(draw), b.device_ms(draw)
             if operator == S.Ancestral():
-                counter = Counter(model, 0, torch.zeros(batch, dtype=torch.int64, device=b.device))
-                at = At(process, Run(0, counter, fuse=not b.rehearse), t, s, 1)
-                state = dd.State(z, t, torch.arange(batch, device=b.device))
+                state, at = Run.start(model, batch, 0, device=b.device).begin(z, t, s, 1)
 
-                def one(at: At = at, state: dd.State = state, operator: dd.Operator = operator) -> object:
-                    at.run._names.clear()
-                    at.run.faults.clear()
-                    return operator(state, at)
+                def one(at: dd.At = at, state: dd.State = state, operator: dd.Operator = operator) -> object:
+                    return operator(state, replace(at, run=replace(at.run, faults=[])))
 
                 c[f"{name}, graph"] = b.graph_ms(one)
         part = max(1, batch // 8)  # the others need many times the memory

@@ -103,7 +103,7 @@ TYPES = [
     *each("Denoiser: process", lambda p: dd.Denoiser(lambda x, t: x, p, "loo"), NOT_PROCESSES, "process must be"),
     *each("oracle: process", lambda p: CHAIN.denoiser(p), NOT_PROCESSES, "process must be"),
     *each("T.kernel: process", lambda p: T.kernel(S.Gibbs(), p, PAIR, 0.5), NOT_PROCESSES, "process must be"),
-    *each("check_process", T.check_process, NOT_PROCESSES, "takes a Process"),
+    *each("check_process", T.check_process, NOT_PROCESSES, "process must be a Process"),
     *each("Sampler: operator", lambda o: dd.Sampler(UNIFORM, PLAIN, o, steps=2), NOT_OPERATORS, "takes operators"),
     *each(">>", lambda o: S.Ancestral() >> o, NOT_OPERATORS, "takes operators"),
     *each("when", lambda o: dd.when(lambda t: True, S.Ancestral(), o), NOT_OPERATORS, "takes operators"),

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 import discdiff as dd
 from discdiff import samplers as S
-from discdiff.denoiser import Counter
 from discdiff.operator import Run
 from discdiff.process import Schedule
 from discdiff.samplers.informed_gibbs import Rule
@@ -187,8 +186,8 @@ def program(operator: dd.Operator, process: dd.Process, model: dd.Denoiser, grid
     tokens = _start(process, operator.moves)
 
     def steps() -> Tensor:
-        run = Run(5, Counter(model, 0, torch.zeros(B, dtype=torch.int64)), listen=True)
-        state = dd.State(tokens, grid[0], torch.arange(B))
+        run = Run.start(model, B, 5, listen=True)
+        state, _ = run.begin(tokens, grid[0])
         for step, (t, s) in enumerate(itertools.pairwise(grid), start=1):
             state = operator(state, dd.At(process, run, t, s if operator.moves else t, step))
             if not operator.moves:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import discdiff as dd
 from discdiff.choices import Choice
-from discdiff.denoiser import Counter
 from discdiff.operator import Run, listening
 from discdiff.theory.world import all_states, state_index
 
@@ -65,12 +64,11 @@ def brute_force(
     prefixes = _Prefixes(len(z))
     while True:
         rows = len(prefixes.start)
-        run = Run(0, Counter(model, 0, torch.zeros(rows, dtype=torch.int64)), listen=True)
         here = None if frozen is None else frozen.expand(rows, -1)
-        state = dd.State(z[prefixes.start], t, torch.arange(rows), here)
+        begun = Run.start(model, rows, 0, listen=True).begin(z[prefixes.start], t, s, 1, here)
         try:
             with listening(), prefixes:
-                after = operator(state, dd.At(process, run, t, t if s is None else s, step=1))
+                after = operator(*begun)
         except _Fork as fork:
             prefixes.extend(fork)
             continue

@@ -28,7 +28,6 @@ from discdiff.choices import (
     Tokens,
     Waiting,
 )
-from discdiff.denoiser import Counter
 from discdiff.operator import Run
 from discdiff.process.interpolant import SourcePairs
 
@@ -241,7 +240,6 @@ def test_supports_have_pyros_shapes(name: str) -> None:
 @pytest.mark.usefixtures("as_user")
 def test_choose_takes_choices_alone(law: object, listen: bool) -> None:
     uniform = dd.Uniform(3, dd.Linear())
-    run = Run(0, Counter(weak().denoiser(uniform), 0, torch.zeros(4, dtype=torch.int64)), listen=listen)
-    state = dd.State(torch.zeros(4, 3, dtype=torch.int64), 0.5, torch.arange(4))
+    state, at = Run.start(weak().denoiser(uniform), 4, 0, listen=listen).begin(torch.zeros(4, 3).long(), 0.5, step=1)
     with pytest.raises(TypeError, match="choice 'mine': takes a Choice, such as Coins"):
-        dd.choose("mine", law, state, dd.At(uniform, run, 0.5, 0.5, 1))
+        dd.choose("mine", law, state, at)

@@ -171,7 +171,7 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
         "sequences of length 4, got length 3",
     ),
     # theory, bridges, losses
-    (lambda: T.check_process("uniform"), TypeError, "check_process takes a Process"),
+    (lambda: T.check_process("uniform"), TypeError, "check_process: process must be a Process"),
     (lambda: T.check_process(dd.Uniform(3, CLOCKS)), ValueError, "clock for every site"),
     (lambda: dd.bridge.ReMDM(2.0), ValueError, "sigma must lie in"),
     (lambda: dd.bridge.ReMDM(0.1)(UNIFORM, ZEROS, ZEROS, 0.5, 0.2), ValueError, "applies to a Masked process"),

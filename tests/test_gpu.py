@@ -13,7 +13,6 @@ import torch
 import discdiff as dd
 from discdiff import kernels
 from discdiff import samplers as S
-from discdiff.denoiser import Counter
 from discdiff.operator import At, Run
 
 REHEARSE = os.environ.get("REHEARSE") == "1"
@@ -238,13 +237,10 @@ def test_bad_logits_are_named_on_a_gpu() -> None:
 
 def standing(process: dd.Process, device: str) -> tuple[dd.State, At]:
     model = dd.Denoiser(neighbours(process)(device), process, "loo")
-    rows = torch.arange(4, device=device)
     tokens = torch.randint(process.vocab_size, (4, 32), device=device)
     if process.absorbing:
         tokens = torch.where(torch.rand(4, 32, device=device) < 0.5, tokens, process.hide(tokens))
-    state = dd.State(tokens, 0.5, rows)
-    run = Run(0, Counter(model, 0, torch.zeros(4, dtype=torch.int64, device=device)), fuse=True)
-    return state, At(process, run, 0.5, 0.25, 1)
+    return Run.start(model, 4, 0, device=device).begin(tokens, 0.5, 0.25, 1)
 
 
 @needs_cuda
@@ -253,13 +249,13 @@ def test_a_graph_holds_a_fused_step_and_nothing_waits(name: str) -> None:
     state, at = standing(PROCESSES[name], "cuda")
     operator = S.Ancestral()
     expected = operator(state, at).tokens  # compiles
-    at.run._names.clear()
+    at = replace(at, run=replace(at.run))  # each run draws a site of a step once
     torch.cuda.set_sync_debug_mode("error")
     try:
         assert operator(state, at) is not None
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    at.run._names.clear()
+    at = replace(at, run=replace(at.run))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = operator(state, at).tokens
@@ -273,7 +269,7 @@ def test_a_graph_holds_a_fused_step_and_nothing_waits(name: str) -> None:
 def test_the_fused_step_is_the_program_on_a_gpu(name: str) -> None:
     state, at = standing(PROCESSES[name], "cuda")
     fused = S.Ancestral()(state, at).tokens
-    apart = At(at.process, replace(at.run, fuse=False, _names=set()), at.t, at.s, at.step)
+    apart = replace(at, run=replace(at.run, fuse=False))
     assert torch.equal(fused, S.Ancestral()(state, apart).tokens)
 
 

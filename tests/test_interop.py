@@ -17,8 +17,7 @@ from discdiff import theory as T
 from discdiff.adapters.flow_matching import Kappa, OperatorSolver, flow_denoiser, flow_process
 from discdiff.adapters.from_diffusers import SchedulerCorrection, SchedulerStep
 from discdiff.adapters.torch_draws import Answered
-from discdiff.denoiser import Counter
-from discdiff.operator import At, Run
+from discdiff.operator import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -165,9 +164,7 @@ def test_what_is_no_kernel_on_tokens_or_no_step_of_theirs_is_refused() -> None:
 
 
 def test_draws_that_cannot_be_keyed_are_refused() -> None:
-    state = dd.State(torch.zeros(4, 3, dtype=torch.int64), 1.0, torch.arange(4))
-    model = weak().denoiser(UNIFORM)
-    at = At(UNIFORM, Run(0, Counter(model, 0, torch.zeros(4, dtype=torch.int64))), 1.0, 0.5, step=1)
+    state, at = Run.start(weak().denoiser(UNIFORM), 4, 0).begin(torch.zeros(4, 3).long(), 1.0, 0.5, 1)
     with Answered(state, at):
         whole = torch.rand(4, 2), torch.rand_like(torch.zeros(4, 3)), torch.zeros(4, 1).uniform_(2, 3)
         numbers = torch.randint(2, 5, (4, 50)), torch.randint(high=2, size=(4, 50))

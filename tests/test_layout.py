@@ -30,7 +30,7 @@ STAIRS = {
     "operator": "checks kernels choices process prediction denoiser",
     "losses": "checks process prediction denoiser",
     "samplers": "checks plugins kernels choices process prediction operator",
-    "sampling": "checks kernels choices process denoiser operator",
+    "sampling": "checks choices process denoiser operator",
     "theory": "checks choices process prediction denoiser operator losses sampling",
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",

@@ -12,7 +12,6 @@ from scipy import stats
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.denoiser import Counter
 from discdiff.kernels.rows import Rows, Step
 from discdiff.operator import Run
 from discdiff.theory.world import state_index
@@ -74,9 +73,8 @@ def test_the_same_program_can_be_traced_and_replayed() -> None:
     operator = S.Ancestral() >> S.Gibbs()
 
     def step(seed: int) -> torch.Tensor:
-        run = Run(seed, Counter(model, 0, torch.zeros(8, dtype=torch.int64)), listen=True)
-        state = dd.State(torch.arange(24).view(8, 3) % 3, 0.8, torch.arange(8))
-        return operator(state, dd.At(process, run, 0.8, 0.5, step=1)).tokens
+        run = Run.start(model, 8, seed, listen=True)
+        return operator(*run.begin(torch.arange(24).view(8, 3) % 3, 0.8, 0.5, 1)).tokens
 
     trace = poutine.trace(step).get_trace(0)
     names = [name for name, site in trace.nodes.items() if site["type"] == "sample"]

@@ -15,7 +15,6 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.choices import Coins
-from discdiff.denoiser import Counter
 from discdiff.operator import Run
 from discdiff.theory.world import all_states, state_index
 
@@ -26,10 +25,7 @@ def pyros_kernel(operator: dd.Operator, process: dd.Process, model: dd.Denoiser,
     matrix = torch.zeros(len(z), len(z), dtype=torch.float64)
 
     def one_row(row: int) -> torch.Tensor:
-        run = Run(0, Counter(model, 0, torch.zeros(1, dtype=torch.int64)), listen=True)
-        return operator(
-            dd.State(z[row : row + 1], t, torch.zeros(1, dtype=torch.int64)), dd.At(process, run, t, s, 1)
-        ).tokens
+        return operator(*Run.start(model, 1, 0, listen=True).begin(z[row : row + 1], t, s, 1)).tokens
 
     for row in range(len(z)):
         marked = poutine.infer_config(

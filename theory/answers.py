@@ -179,9 +179,8 @@ def hides(process: Process) -> Errors:
             yield float((q[clean, hidden] == 0).sum()), f"state {row} is not hidden, {where}"
 
 
-def pairs_of_source(process: Process) -> Errors:
+def pairs_of_source(process: Interpolant) -> Errors:
     """Check ``join``, ``split`` and ``noised_pair`` on all pairs of data and source tokens."""
-    assert isinstance(process, Interpolant)
     v = torch.arange(process.vocab_size)
     x0, x1 = (part[:, None] for part in torch.cartesian_prod(v, v).T)
     joined = process.join(x0, x1)
@@ -255,9 +254,8 @@ def inflow(process: Process) -> Errors:
         yield far(said * other, exact * other), where
 
 
-def exits(process: Process) -> Errors:
+def exits(process: RankOne) -> Errors:
     """Check R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha: the total, its parts, the bound for any O."""
-    assert isinstance(process, RankOne)
     for t, where in instants(process, LEAST, 0.999):
         log_o, o, x, alpha = beliefs(process, t)
         c = gathered(process, x, o @ given(process, x, t))
@@ -277,9 +275,8 @@ def exits(process: Process) -> Errors:
         yield float(((said.total - bound) / (1 + bound)).clamp(min=0).nan_to_num(0.0).max()), f"the bound, {where}"
 
 
-def candidates(process: Process) -> Errors:
+def candidates(process: RankOne) -> Errors:
     """Check that a redraw from c_s with probability candidate times acceptance gives the reverse marginal."""
-    assert isinstance(process, RankOne)
     for t, s, where in pairs(process):
         if float(process.schedule.alpha(t)) == 0:
             continue

@@ -5,7 +5,7 @@ clock may be wrong elsewhere. ``kind("uniform")``, or ``kind(process)`` of an ex
 V tokens and a schedule. A noise law or generator of another size is the example's, repeated or cut.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,7 +168,7 @@ def kind(of: str | Process, where: str = "kind") -> Kind:
     if not isinstance(of, Process):
         hint = "; it is a class: give an example or a name" if isinstance(of, type) else ""
         raise TypeError(f"{where} takes names of kinds ({', '.join(KINDS)}) or processes, got {of!r}{hint}")
-    return Kind(type(of).__name__, _like(of), of, isinstance(of, Interpolant))
+    return Kind(type(of).__name__, _like(of), of, of.pairs is not None)
 
 
 def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
@@ -177,7 +177,7 @@ def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
     Raises:
         TypeError: for a single kind instead of a list.
     """
-    if isinstance(of, str | Process):
+    if isinstance(of, str) or not isinstance(of, Iterable):
         raise TypeError(f"{where}: processes= is a list of kinds, got {of!r}")
     found = [kind(one, where) for one in of]
     names = [one.name for one in found]

@@ -9,13 +9,13 @@ If the operator cannot be enumerated, the distance of the end law is measured by
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from discdiff.denoiser import Counter
-from discdiff.operator import At, Run, State
+from discdiff.operator import Run
 from discdiff.sampling import Sampler
 from discdiff.theory.divergence import tv
 from discdiff.theory.report import Errors, NotChecked
@@ -125,10 +125,9 @@ def measured_order(cases: Sequence[Case]) -> Errors:
 def _end(case: Case, steps: int) -> Tensor:
     """Draw ``SAMPLES`` states from the exact law at the window's start and take equal steps through the window."""
     times = np.linspace(*WINDOW, steps + 1).tolist()
-    counter = Counter(case.model, 0, torch.zeros(SAMPLES, dtype=torch.int64))
-    state, run = State(case.starts(times[0], SAMPLES), times[0], torch.arange(SAMPLES)), Run(case.seed, counter)
+    state, at = Run.start(case.model, SAMPLES, case.seed).begin(case.starts(times[0], SAMPLES), times[0])
     for k in range(steps):
-        state = case.operator(state, At(case.process, run, times[k], times[k + 1], k + 1))
+        state = case.operator(state, replace(at, t=times[k], s=times[k + 1], step=k + 1))
     return state.tokens
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from discdiff.choices import Choice
-from discdiff.process import Interpolant, Process
+from discdiff.process import Process
 
 __all__ = ["ALPHAS", "beliefs", "far", "gathered", "given", "instants", "pairs", "rows", "spread"]
 
@@ -72,9 +72,9 @@ def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor
 def given(process: Process, x: Tensor, t: float) -> Tensor:
     """Compute q_t(. | v) for each row's x, given the source token of x on an Interpolant: (N, n, S)."""
     q = process.marginals(t).expand(len(x), -1, -1)
-    if not isinstance(process, Interpolant):
+    if process.pairs is None:
         return q
-    same = process.split(torch.arange(process.states))[1] == process.split(x)[1][:, None]
+    same = process.pairs.split(torch.arange(process.states))[1] == process.pairs.split(x)[1][:, None]
     q = q * same[:, None]
     return q / q.sum(-1, keepdim=True)
 

@@ -50,12 +50,28 @@ _ROWS = 10  # an N x N matrix product takes as long as N / 10 row-matrix product
 _TOGETHER = 1 << 19  # limit of rows in a batch: larger ones are divided
 
 
+class _Distinct(Counter):
+    """Evaluate the denoiser once for each distinct state: thousands of paths share a few states."""
+
+    def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
+        if isinstance(x, Sited):  # a prediction depends on all sites
+            x = x.ledger.settle(x)
+        states, length = self.denoiser.process.states, x.shape[1]
+        if bool((time == time[:1]).all()):
+            unique, index = state_index(x, states).unique(return_inverse=True)
+            time = time[:1].expand(len(unique), -1)
+        else:  # rows with different times
+            pairs = torch.cat([state_index(x, states).double()[:, None], time], -1)
+            distinct, index = pairs.unique(dim=0, return_inverse=True)
+            unique, time = distinct[:, 0].long(), distinct[:, 1:]
+        return self.denoiser.evaluate(all_states(states, length)[unique], time).select(index)
+
+
 class _Asked(Run):
     """Run in which all choices come from ``paths``; inner Pyro handlers other than trace are refused."""
 
-    def __init__(self, model: Counter, paths: Paths) -> None:
-        super().__init__(0, model, listen=True)
-        self.paths = paths
+    paths: Paths
+    _counts = _Distinct
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
         inner = _PYRO_STACK[_PYRO_STACK.index(self.paths) + 1 :]
@@ -134,23 +150,6 @@ def checked(
     for _, part, time in acting(operator, t, t if s is None else s, t):
         check_reads(part, model, time)
     return Setting(process, model, t, t if s is None else s, size, mask, whole, most)
-
-
-class _Distinct(Counter):
-    """Evaluate the denoiser once for each distinct state: thousands of paths share a few states."""
-
-    def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
-        if isinstance(x, Sited):  # a prediction depends on all sites
-            x = x.ledger.settle(x)
-        states, length = self.denoiser.process.states, x.shape[1]
-        if bool((time == time[:1]).all()):
-            unique, index = state_index(x, states).unique(return_inverse=True)
-            time = time[:1].expand(len(unique), -1)
-        else:  # rows with different times
-            pairs = torch.cat([state_index(x, states).double()[:, None], time], -1)
-            distinct, index = pairs.unique(dim=0, return_inverse=True)
-            unique, time = distinct[:, 0].long(), distinct[:, 1:]
-        return self.denoiser.evaluate(all_states(states, length)[unique], time).select(index)
 
 
 @dataclass
@@ -297,9 +296,10 @@ def run_paths(
 def _place(setting: Setting, states: Tensor, begin: Beginnings, paths: Paths, now: float) -> tuple[State, At]:
     """Build the state and the ``At`` with which a program is run on some paths."""
     rows, start = paths.rows, paths.start.repeat_interleave(paths.copies)
-    run = _Asked(_Distinct(setting.model, 0, torch.zeros(rows, dtype=torch.int64)), paths)
-    frozen = None if setting.frozen is None else setting.frozen.expand(rows, -1)
-    state = State(states[begin.state[start]], now, torch.arange(rows), frozen)
+    run = _Asked.start(setting.model, rows, 0, listen=True)
+    run.paths, frozen = paths, None if setting.frozen is None else setting.frozen.expand(rows, -1)
+    state, at = run.begin(states[begin.state[start]], setting.t, setting.s, 1, frozen)
+    state = replace(state, t=now)
     if begin.past is not None:
         state = state.after(replace(state, tokens=states[begin.past[0][start]], t=begin.past[1]))
-    return state, At(setting.process, run, setting.t, setting.s, step=1)
+    return state, at

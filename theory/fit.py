@@ -60,27 +60,38 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     """Test transition counts given the row totals by chi-square; V (V - 1) degrees of freedom if all are possible.
 
     The sample is (B, L). Given how often each token is left, the counts of a row are asymptotically multinomial,
-    although neighbouring pairs overlap (Billingsley, 1961). Cells of a row with fewer than 5 expected are pooled. An
-    impossible transition gives p = 0.
+    although neighbouring pairs overlap (Billingsley, 1961). An impossible transition gives p = 0.
     """
-    from scipy import stats
-
     chain._check_clean(x)
     size = chain.alphabet
     pairs = (x[:, :-1] * size + x[:, 1:]).flatten()
     counts = torch.bincount(pairs, minlength=size**2).view(size, size).double().cpu()
-    expected = chain.transition.double().cpu() * counts.sum(-1, keepdim=True)
-    if bool((counts[chain.transition.cpu() == 0] > 0).any()):
+    return chi_square(counts, chain.transition.double().cpu() * counts.sum(-1, keepdim=True))
+
+
+def chi_square(seen: Float[Tensor, "R n"], expected: Float[Tensor, "R n"]) -> Fit:
+    """Test counts by chi-square, given the total of each row; a count where nothing is expected gives p = 0.
+
+    In each row the cells with fewer than 5 expected are pooled, and with them the next larger ones until 5 are.
+    """
+    from scipy import stats  # imported here, because scipy takes half a second
+
+    if bool((seen[expected == 0] > 0).any()):
         return Fit(math.inf, 0.0)
     statistic, freedom = 0.0, 0
-    for seen, mean in zip(counts, expected, strict=True):
-        small = mean < 5
-        cells = torch.cat([seen[~small], seen[small].sum()[None]]), torch.cat([mean[~small], mean[small].sum()[None]])
-        kept = cells[1] >= 1
-        if int(kept.sum()) > 1:
-            statistic += float(((cells[0] - cells[1]) ** 2 / cells[1])[kept].sum())
-            freedom += int(kept.sum()) - 1
+    for mean, order, row in zip(*expected.sort(-1), seen, strict=True):
+        rare = int(((mean < 5) | (mean.cumsum(0) - mean < 5)).sum())
+        cells, law = (torch.cat([part[:rare].sum()[None], part[rare:]]) for part in (row[order], mean))
+        if len(law) > 1:
+            statistic += float(((cells - law) ** 2 / law).sum())
+            freedom += len(law) - 1
     return Fit(statistic, float(stats.chi2.sf(statistic, freedom)) if freedom else 1.0)
+
+
+def improbable(seen: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> float:
+    """Compute -log10 of the p-value of ``chi_square``; an expected count of 0 up to rounding is impossible."""
+    expected = expected.where(expected > 1e-9 * expected.sum(), 0.0)
+    return math.log10(1 / max(chi_square(seen[None], expected[None]).pvalue, 1e-300))
 
 
 def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable[[Tensor], Float[Tensor, " N"]]) -> Fit:

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from discdiff.process import Interpolant, Process, RankOne
+from discdiff.process import Process, require_process
 from discdiff.theory import answers, forward
 from discdiff.theory.catalogue import kind
 from discdiff.theory.report import Check, Errors, NotChecked, Report, run_check
@@ -21,7 +21,7 @@ __all__ = ["check_process"]
 
 _MOST_STATES = 9  # limit for another vocabulary, unless the example has more
 
-_Property = tuple[str, float, Callable[[Process], Errors], str]  # name, tolerance, errors, hint
+_Property = tuple[str, float, Callable[..., Errors], str]  # name, tolerance, errors, hint
 
 PROPERTIES: tuple[_Property, ...] = (
     ("schedule: alpha(0) = 1", 1e-12, forward.starts_at_one, "_alpha"),
@@ -85,8 +85,7 @@ def check_process(process: Process, *, strict: bool = False) -> Report:
         AssertionError: with ``strict``, listing the failed checks.
         TypeError, ValueError: if ``process`` is not a Process, or has a clock for every site.
     """
-    if not isinstance(process, Process):
-        raise TypeError(f"check_process takes a Process, got {process!r}")
+    require_process(process, "check_process")
     if process.schedule.sites is not None:
         raise ValueError(
             f"check_process: {process} has a clock for every site; check it on the shared one, schedule.base"
@@ -108,9 +107,9 @@ def _properties(process: Process) -> tuple[_Property, ...]:
     """List the properties of all processes, and those of this kind of process."""
     return (
         *PROPERTIES,
-        *(OF_RANK_ONE if isinstance(process, RankOne) else ()),
+        *(OF_RANK_ONE if process.rank_one else ()),
         *(OF_ABSORBING if process.absorbing else ()),
-        *(OF_PAIRS if isinstance(process, Interpolant) else ()),
+        *(OF_PAIRS if process.pairs else ()),
     )
 
 
@@ -124,7 +123,7 @@ def _family(process: Process) -> tuple[list[Process], str]:
     return [process], "its constructor takes more than vocab_size and schedule"
 
 
-def _over(family: Sequence[Process], errors: Callable[[Process], Errors]) -> Errors:
+def _over(family: Sequence[Process], errors: Callable[..., Errors]) -> Errors:
     """Yield the errors of all processes; the check is unchecked only if the first process raises NotChecked."""
     yield from errors(family[0])
     for other in family[1:]:

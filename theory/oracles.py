@@ -22,7 +22,7 @@ from torch import Tensor
 from discdiff.checks import LAST_SEED, affordable, placed, shown, whole
 from discdiff.denoiser import Denoiser
 from discdiff.prediction import Predicts, check_predicts
-from discdiff.process import Process, Time, site_time
+from discdiff.process import Process, Time, require_process, site_time
 
 __all__ = ["Oracle", "check_rows", "pick", "scaled", "uniforms"]
 
@@ -179,8 +179,7 @@ class Oracle(ABC):
             raise ValueError(f"z: this law is over sequences of length {self.length}, got length {z.shape[1]}")
 
     def _check(self, process: Process) -> None:
-        if not isinstance(process, Process):
-            raise TypeError(f"oracle: process must be a Process such as Masked(V, Linear()), got {shown(process)}")
+        require_process(process, "oracle")
         if len(process.data_tokens) != self.alphabet:
             raise ValueError(f"{process} has {len(process.data_tokens)} data tokens, the law has {self.alphabet}")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from discdiff.checks import real, whole
 from discdiff.denoiser import Denoiser, check_denoiser
-from discdiff.process import Process
+from discdiff.process import Process, require_process
 from discdiff.theory.world import Enumeration, all_states, check_size, law_of_data, law_of_prior, state_index
 
 __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_generator", "reverse_law"]
@@ -26,8 +26,7 @@ __all__ = ["joint_generator", "joint_midpoint", "model_generator", "reverse_gene
 
 def check_joint(process: Process, length: int, where: str) -> None:
     """Raise TypeError if ``process`` is not a Process, ValueError if a matrix over all S**L states is too large."""
-    if not isinstance(process, Process):
-        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
+    require_process(process, where)
     check_size(process.states, length, where, axes=2)
 
 

@@ -5,16 +5,16 @@ Each function takes the cases of one kind of process and yields errors with the 
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from discdiff.denoiser import Counter
-from discdiff.operator import At, Operator, Run, State
+from discdiff.operator import Operator, Run
 from discdiff.process import Process
 from discdiff.theory.catalogue import Setting, world
 from discdiff.theory.divergence import tv
 from discdiff.theory.exact import TooManyPaths, kernel
+from discdiff.theory.fit import improbable
 from discdiff.theory.report import Errors, NotChecked
 from discdiff.theory.world import all_states, state_index
 
@@ -26,7 +26,6 @@ __all__ = [
     "ends_right",
     "enumerable",
     "frozen",
-    "improbable",
     "keeps",
     "keeps_by_draws",
     "keyed",
@@ -112,10 +111,8 @@ class Case:
         self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
     ) -> tuple[Tensor, Counter]:
         """Apply the operator once to given states, as a sampler does."""
-        counter = Counter(self.model, first_row, torch.zeros(len(tokens), dtype=torch.int64))
-        rows = torch.arange(first_row, first_row + len(tokens))
-        at = At(self.process, Run(self.seed, counter), t, s, step=1)
-        return self.operator(State(tokens, t, rows, fixed), at).tokens, counter
+        run = Run.start(self.model, len(tokens), self.seed, first_row=first_row)
+        return self.operator(*run.begin(tokens, t, s, 1, fixed)).tokens, run.model
 
     def starts(self, t: float, count: int) -> Tensor:
         """Draw states from p_t."""
@@ -244,21 +241,6 @@ def ends_right(cases: Sequence[Case]) -> Errors:
             law = case.world.marginal(case.process, s)
             ends = state_index(case.ends(x, t, s), case.process.states)
             yield improbable(torch.bincount(ends, minlength=len(law)).double(), law * len(x)), where
-
-
-def improbable(seen: Tensor, expected: Tensor) -> float:
-    """Compute -log10 of the p-value of a chi-square test of counts; cells with fewer than 5 expected are pooled."""
-    if float(seen[expected <= 1e-9 * float(expected.sum())].sum()) > 0:
-        return float("inf")
-    rare = expected < 5
-    both = [torch.cat([part[~rare], part[rare].sum()[None]]) for part in (seen, expected)]
-    keep = both[1] > 0
-    if int(keep.sum()) < 2:
-        return 0.0
-    from scipy.stats import chisquare  # imported here, because scipy takes half a second
-
-    p = chisquare(both[0][keep].numpy(), both[1][keep].numpy(), sum_check=False).pvalue
-    return float(-np.log10(max(p, 1e-300)))
 
 
 # --- correctors -----------------------------------------------------------------------------------------------------

@@ -194,19 +194,16 @@ class Coupling(Oracle):
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
         """Compute log p_t(z, u) of states, natural log, including the law of the source."""
-        world = self.given(process, z)
-        assert isinstance(process, Interpolant)  # otherwise ``given`` has raised
-        u = process.split(z)[1]
-        shape = (*u.shape, self.alphabet)
-        clean = process.join(torch.arange(self.alphabet).expand(shape), u[..., None].expand(shape))
+        world, u = self.given(process, z), z % self.alphabet
+        clean = process.place(torch.arange(self.alphabet), z[..., None])
         evidence = process.kernel(t)[clean, z[..., None]]
         return world.log_evidence(evidence) + self.source.p0.log()[state_index(u, self.alphabet)]
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> Oracle:
         """Return the law of the data given the source in each state; raises ValueError unless on an Interpolant."""
-        if not isinstance(process, Interpolant):
+        if process.pairs is None:
             raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")
-        rows = self.joint.T[state_index(process.split(x)[1], self.alphabet)]
+        rows = self.joint.T[state_index(process.pairs.split(x)[1], self.alphabet)]
         known = rows.sum(-1, keepdim=True)
         conditional = torch.where(known > 0, rows / known, 0.0)  # a source of probability 0 gets zeros
         world = Enumeration(self.data.p0, vocab_size=self.alphabet, length=self.length)

@@ -249,7 +249,7 @@ def recorded(convention: Convention) -> dict[str, object]:
         value = getattr(convention, one.name)
         if one.name in _OF_A_RUN:
             continue
-        if isinstance(value, Process):
+        if one.name == "process":
             value = described(value, "save: the process")
         elif isinstance(value, torch.dtype):
             value = str(value).removeprefix("torch.")

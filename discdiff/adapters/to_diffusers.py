@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.checks import LAST_SEED, whole
-from discdiff.denoiser import Counter, Denoiser
+from discdiff.denoiser import Denoiser
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Run, State, choose, stream
 from discdiff.prediction import Predicts, Truncation, check_predicts
@@ -201,7 +201,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         state, at = self._place(sample, number + 1, frozen, model_output, max(self._block, 0), cut)
         tokens = self.operator(state, at).tokens
         if at.s == 0:
-            at.run.finish(tokens, state.rows, self.process, self.operator)
+            at.run.finish(tokens, self.operator)
         else:
             at.run.check_faults()
         if not return_dict:
@@ -299,15 +299,12 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise ValueError(f"step: {self.operator} asked for a second call; use dd.Sampler")
             return handed.pop()[..., : self._kept]
 
-        rows = torch.arange(len(tokens), device=tokens.device)
         denoiser = Denoiser(model, self.process, self._predicts)
         if cut is not None and cut != Truncation():
             denoiser = denoiser.guided(cut)
-        counter = Counter(denoiser, 0, torch.zeros_like(rows))
-        t, s = self._grid[max(number - 1, 0)], self._grid[number]
-        seed = self._seed if self._run_seed is None else self._run_seed
-        run = Run(stream(seed, 1, max(block, 0)), counter)
-        return State(tokens, t, rows, frozen), At(self.process, run, t, s, number)
+        seed = stream(self._seed if self._run_seed is None else self._run_seed, 1, max(block, 0))
+        run = Run.start(denoiser, len(tokens), seed, device=tokens.device)
+        return run.begin(tokens, self._grid[max(number - 1, 0)], self._grid[number], number, frozen)
 
     @property
     def _kept(self) -> int:

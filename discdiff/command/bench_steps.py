@@ -19,9 +19,8 @@ from discdiff import samplers
 from discdiff.command import bench_peers
 from discdiff.command.bench import Problem, states
 from discdiff.command.verify import SHIPPED
-from discdiff.denoiser import Counter, Denoiser
-from discdiff.kernels import dispatch as kernels
-from discdiff.operator import At, Operator, Run, State
+from discdiff.denoiser import Denoiser
+from discdiff.operator import Operator, Run
 from discdiff.process import AbsorbingUniform, Linear, Masked, Process, Uniform
 from discdiff.samplers.expression import parse_operator
 from discdiff.sampling import Sampler
@@ -88,13 +87,12 @@ def _called(operator: Operator, process: Process, state: Tensor, logits: Tensor,
     model = Denoiser(
         lambda x, time: logits if len(x) == batch else one.expand(len(x), -1, -1),
         process,
-        "denoiser" if isinstance(process, AbsorbingUniform) else "loo",
+        "denoiser" if process.pairs else "loo",
     )
-    start, fuse = State(state, t, torch.arange(batch)), kernels.fuses(state.device)
 
     def prepare() -> Callable[[], object]:
-        run = Run(0, Counter(model, 0, torch.zeros(batch, dtype=torch.int64)), fuse=fuse)
-        return lambda: operator(start, At(process, run, t, s, 1))
+        begun = Run.start(model, batch, 0, device=state.device).begin(state, t, s, 1)
+        return lambda: operator(*begun)
 
     return prepare
 

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, parse: Parse) -> int:
     if arguments.subject is None:
         return _all(parse, kinds or list(KINDS), arguments.seed, arguments.json)
     subject = named(arguments.subject, parse)
-    if isinstance(subject, Process):
+    if not isinstance(subject, Operator):
         if kinds is not None:
             raise ValueError(f"--process: {arguments.subject} is a process itself")
         report = theory.check_process(subject)
@@ -159,7 +159,7 @@ def _kind(text: str) -> str | Process:
     if ":" not in text:
         return text  # the check looks up the name
     found = named(text, lambda _: Operator)  # type: ignore[arg-type, return-value]
-    if not isinstance(found, Process):
+    if isinstance(found, Operator | type):
         raise ValueError(f"--process: {text} is {found!r}, which is no Process")
     return found
 

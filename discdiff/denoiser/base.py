@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import SupportsIndex, TypeVar
 
@@ -16,9 +16,9 @@ from discdiff.denoiser.conditions import Along, HeldSites
 from discdiff.denoiser.context import Cached, CachedPrefix, Context
 from discdiff.denoiser.dropout import device_of
 from discdiff.prediction import Output, Prediction, Predicts, check_predicts, unshifted
-from discdiff.process import Process, Schedule, Time, noise, site_time
+from discdiff.process import Process, Schedule, Time, noise, require_process, site_time
 
-__all__ = ["Counter", "Denoiser", "check_denoiser"]
+__all__ = ["Denoiser", "check_denoiser"]
 
 D = TypeVar("D", bound="Denoiser")
 
@@ -70,8 +70,7 @@ class Denoiser:
         if not callable(fn) or isinstance(fn, type):
             hint = "; it is a class: make one of it" if isinstance(fn, type) else ""
             raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {fn!r}{hint}")
-        if not isinstance(process, Process):
-            raise TypeError(f"Denoiser: process must be a Process such as Masked(V, Linear()), got {process!r}")
+        require_process(process, "Denoiser")
         check_predicts(predicts)
         self.call = Call(process, time, shift, suppress, scalar_time, length, time_dtype, head)  # type: ignore[arg-type]
         self.fn, self.process, self.predicts, self.oracle = fn, process, predicts, oracle
@@ -351,59 +350,3 @@ def check_denoiser(model: object, where: str) -> Denoiser:
             "wrap a function with Denoiser(fn, process, predicts='denoiser' | 'loo' | 'ratio')"
         )
     return model
-
-
-@dataclass
-class Counter:
-    """Count the calls of one denoiser, which operators reach only through here, so that the NFE is measured.
-
-    ``nfe`` counts batched calls; ``nfe_rows`` (B,) counts the calls that include each row; ``queries`` counts the
-    tokens evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.
-
-    Shapes: R of the B rows with ids (R,), tokens (R, L), times (R, L) or broadcast to it.
-
-    Raises:
-        ValueError: in a call, if the denoiser fails on some of the run's rows alone.
-    """
-
-    denoiser: Denoiser
-    first_row: int
-    nfe_rows: Int[Tensor, " B"]
-    nfe: int = field(default=0)
-    queries: int = field(default=0)
-    _last: tuple[Tensor, Output] | None = None
-
-    def __call__(self, x: Int[Tensor, "R L"], time: Float[Tensor, "#R #L"], rows: Int[Tensor, " R"]) -> Prediction:
-        if self._last is not None and self._last[0].shape == x.shape and torch.equal(self._last[0], x):
-            return self.denoiser.interpret(self._last[1], x, time)
-        self._last = None  # freed before the call, so that memory holds one output
-        self._count(x.shape[1], rows)
-        try:
-            output = self.denoiser.output(x, time, rows)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if len(x) == len(self.nfe_rows):
-                raise
-            raise ValueError(
-                f"the denoiser failed on {len(x)} of the run's {len(self.nfe_rows)} rows ({error}); an operator may "
-                "ask for some rows alone, so the function must take any number, without a buffer of a fixed size"
-            ) from error
-        if self.denoiser.call.time is None:
-            self._last = x, output
-        return self.denoiser.interpret(output, x, time)
-
-    def autoregressive(self, x: Int[Tensor, "R L"], rows: Int[Tensor, " R"]) -> Prediction:
-        """Call ``Denoiser.autoregressive`` and count it."""
-        length = x.shape[1]
-        if self.denoiser.scores_at_once:
-            self._count(2 * length, rows)
-        else:
-            self._count(length, rows, copies=length)
-        return self.denoiser.autoregressive(x, rows)
-
-    def _count(self, width: int, rows: Tensor, copies: int = 1) -> None:
-        context = self.denoiser.context
-        self.nfe += 1
-        self.nfe_rows[rows - self.first_row] += 1
-        self.queries += copies * (width * len(rows) if context is None else context.queries(width, rows))

@@ -25,7 +25,7 @@ from torch import Tensor
 from discdiff.checks import LAST_SEED, whole
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.prediction import Prediction
-from discdiff.process import Interpolant, Masked, Process, Uniform
+from discdiff.process import Process, Uniform
 
 __all__ = [
     "AbsorbingNELBO",
@@ -151,15 +151,12 @@ class MaskedNELBO(Continuous):
     """Bound of masked processes, int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha) (MDLM, Sahoo et al., 2024)."""
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, Masked):
+        if not process.masks:
             raise ValueError(f"MaskedNELBO applies to a Masked process, got {process}; ScoreEntropy applies to any")
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        mask_id = prediction.process.mask_id
-        assert mask_id is not None  # a Masked process has a mask
-        hidden = prediction.x.eq(mask_id)
-        nats = _surprise(prediction, x0, hidden)
-        return nats / (1 - prediction.alpha).clamp(min=1e-300)
+        hidden = prediction.x == prediction.process.hide(prediction.x)
+        return _surprise(prediction, x0, hidden) / (1 - prediction.alpha).clamp(min=1e-300)
 
 
 @dataclass(frozen=True)
@@ -198,16 +195,14 @@ class AbsorbingNELBO(Continuous):
     """
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, Interpolant) or not process.absorbing:
+        if process.pairs is None or not process.absorbing:
             raise ValueError(
                 f"AbsorbingNELBO applies to pairs without stochasticity, as AbsorbingUniform; got {process}"
             )
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        process = prediction.process
-        assert isinstance(process, Interpolant)
-        z, u = process.split(prediction.x)
-        hidden = z == u
+        source = prediction.process.hide(prediction.x)
+        hidden, u = prediction.x == source, prediction.process.column(source)
         nats = _surprise(prediction, x0, hidden)
         own = torch.exp(-_surprise(prediction, u, hidden))
         nats = 1 - own - (x0 != u).double() * (1 - nats)
@@ -340,7 +335,7 @@ class AnyOrder(Objective):
             ValueError: unless the process is Masked.
         """
         process = model.process
-        if not isinstance(process, Masked):
+        if not process.masks:
             raise ValueError(f"AnyOrder applies to a Masked process, got {process}")
         share = hidden.double().mean(-1, keepdim=True)
         least = float(process.schedule.alpha(1.0))

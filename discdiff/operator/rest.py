@@ -16,7 +16,7 @@ import torch
 from discdiff.denoiser import Denoiser
 from discdiff.operator.run import At
 from discdiff.operator.state import State
-from discdiff.process import Process, RankOne
+from discdiff.process import Process
 
 __all__ = ["Reads", "applied", "check_reads", "rests"]
 
@@ -85,10 +85,10 @@ def _undetermined(reads: Reads, model: Denoiser, alpha: float) -> bool:
     For processes that are not of rank one only alpha = 1 is tested, where O is undetermined for all of them. At other
     alphas the test would take an S x S array; there the error comes from the run.
     """
-    process = model.process
+    process = model.process.rank_one
     if model.predicts != "denoiser":
         return False
-    if not isinstance(process, RankOne):
+    if process is None:
         return alpha == 1
     pi = process.noise("cpu").pi if reads != "noisy" else -process.noise("cpu").pi
     if process.mask_id is not None:

@@ -15,7 +15,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import ParamSpec, TypeVar
+from typing import ClassVar, ParamSpec, TypeVar
 
 import pyro
 import torch
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from discdiff.checks import decided
 from discdiff.choices import Choice, Key, Watch
-from discdiff.denoiser import Counter, frozen_time
-from discdiff.kernels.dispatch import stream
+from discdiff.denoiser import Counter, Denoiser, frozen_time
+from discdiff.kernels.dispatch import fuses, stream
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
 from discdiff.process import Process, learned
@@ -35,6 +35,7 @@ __all__ = ["SLOTS", "At", "Run", "alone", "choose", "listening", "stream", "unde
 
 P = ParamSpec("P")
 R = TypeVar("R")
+One = TypeVar("One", bound="Run")
 _STEPS, SLOTS = 1 << 20, 1 << 12
 
 
@@ -45,6 +46,7 @@ class Run:
     Attributes:
         seed: the 64-bit key of its randomness.
         model: the counted denoiser.
+        rows: (B,) ids of its rows.
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not recorded.
         faults: GPU flags of bad rows, checked once at the end of the run.
         fuse: whether a kernel may replace several choices when nothing records them.
@@ -53,12 +55,40 @@ class Run:
 
     seed: int
     model: Counter
+    rows: Int[Tensor, " B"]
     log_prob: Float[Tensor, " B"] | None = None
     faults: list[Tensor] = field(default_factory=list)
     fuse: bool = False
     listen: bool = False
-    _names: set[tuple[int, int]] = field(default_factory=set)  # (slot, tag) drawn in the current step and turn
-    _step: tuple[int, int] = (-1, 0)
+    _names: set[tuple[int, int]] = field(default_factory=set, init=False)  # (slot, tag) of the current step and turn
+    _step: tuple[int, int] = field(default=(-1, 0), init=False)
+    _counts: ClassVar[type[Counter]] = Counter
+
+    @classmethod
+    def start(
+        cls: type[One], model: Denoiser, batch: int, seed: int, *, first_row: int = 0,
+        device: torch.device | str = "cpu", record: bool = False, listen: bool = False,
+    ) -> One:  # fmt: skip
+        """Start a run of ``batch`` rows with ids from ``first_row`` on; ``record`` sums their log-probability."""
+        rows = torch.arange(first_row, first_row + batch, device=device)
+        log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
+        counts = cls._counts(model, first_row, torch.zeros_like(rows))
+        return cls(seed, counts, rows, log_prob, fuse=fuses(rows.device), listen=listen)
+
+    @contextlib.contextmanager
+    def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
+        """Give the run of the n-th block of some rows (R,): own seed, calls counted here, sites under ``name``."""
+        counts = replace(self.model, denoiser=model, _last=None)
+        with under(name, self.listen):
+            yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
+        self.model.nfe, self.model.queries = counts.nfe, counts.queries
+
+    def begin(
+        self, tokens: Int[Tensor, "B L"], t: float, s: float | None = None, step: int = 0, frozen: Tensor | None = None
+    ) -> "tuple[State, At]":
+        """Return the state of tokens (B, L) at time t, and the address of a step from t to s, by default t."""
+        at = At(self.model.denoiser.process, self, t, t if s is None else s, step)
+        return State(tokens, t, self.rows, frozen), at
 
     def check_faults(self) -> None:
         """Raise ValueError if some row of logits was invalid; on a GPU this is checked only at the end."""
@@ -67,19 +97,13 @@ class Run:
                 "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
             )
 
-    def finish(self, tokens: Int[Tensor, "B L"], rows: Int[Tensor, " B"], process: Process, what: object) -> None:
-        """Raise ValueError if the tokens at time 0 hold a mask, or if some logits were bad.
-
-        Args:
-            tokens: (B, L) the tokens to return.
-            rows: ids of their rows.
-            process: the forward process.
-            what: the operator that made them, for the message.
-        """
+    def finish(self, tokens: Int[Tensor, "B L"], what: object) -> None:
+        """Raise ValueError if tokens (B, L), made by the operator ``what``, hold a mask, or some logits were bad."""
         self.check_faults()
-        if process.mask_id is not None:
+        mask_id = self.model.denoiser.process.mask_id
+        if mask_id is not None:
             left = f"the mask is left at time 0, where tokens are clean, by {what}"
-            Watch(rows).refuse(tokens == process.mask_id, left)
+            Watch(self.rows).refuse(tokens == mask_id, left)
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
         """Return the key of a site.

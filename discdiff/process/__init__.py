@@ -1,7 +1,7 @@
 """Forward processes q_t(x_t | x_0): schedules, time grids, and the laws of noise."""
 
 from discdiff.process import grid
-from discdiff.process.base import LARGEST, Process
+from discdiff.process.base import LARGEST, Process, require_process
 from discdiff.process.constant import Marginal, Masked, Uniform
 from discdiff.process.general import (
     General,
@@ -86,6 +86,7 @@ __all__ = [
     "noise",
     "noised",
     "refuse_impossible",
+    "require_process",
     "site_time",
     "stationary",
     "survival",

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import affordable, check_ids, check_tokens, real, whole
+from discdiff.checks import affordable, check_ids, check_tokens, real, shown, whole
 from discdiff.choices import Choice, Sites, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.process.schedule import Schedule, Time, as_schedule, site_time
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from discdiff.process.interpolant import Interpolant
     from discdiff.process.rank_one import RankOne
 
-__all__ = ["LARGEST", "Process"]
+__all__ = ["LARGEST", "Process", "require_process"]
 
 LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 
@@ -261,9 +261,8 @@ class Process(ABC):
         """Return q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles; small V only."""
         a = self.sitewise(alpha, x_t)
         rows = self._likelihood(x_t.flatten(), a.flatten())
-        return (rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).view(
-            *x_t.shape, rows.shape[-1]
-        )
+        rows = rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+        return rows.view(*x_t.shape, rows.shape[-1])
 
     # --- conversions at N sites: rows (N, V), states (N,), survivals (N,) ---------------------------------------------
 
@@ -295,12 +294,9 @@ class Process(ABC):
         return kernels.log(self.propagate(start, alpha, torch.ones_like(alpha)).clamp(min=0))
 
     def plug_in(
-        self,
-        log_o: Float[Tensor, "N V"],
-        x: Int[Tensor, " N"],
-        alpha_t: Float[Tensor, " N"],
-        alpha_s: Float[Tensor, " N"],
-    ) -> Float[Tensor, "N C"]:
+        self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"],
+        alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"],
+    ) -> Float[Tensor, "N C"]:  # fmt: skip
         """Return log q(x_s | x) with O in place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
         earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0)
         return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
@@ -318,12 +314,9 @@ class Process(ABC):
     # --- dense arrays, for small S ------------------------------------------------------------------------------------
 
     def propagate(
-        self,
-        rows: Float[Tensor, "N S"],
-        alpha_t: Float[Tensor, " N"],
-        alpha_s: Float[Tensor, " N"],
+        self, rows: Float[Tensor, "N S"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"],
         backward: bool = False,
-    ) -> Float[Tensor, "N S"]:
+    ) -> Float[Tensor, "N S"]:  # fmt: skip
         """Return rows @ q_{t|s} (laws) or, ``backward``, q_{t|s} @ rows (functions); raises ValueError as ``unmix``."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
@@ -398,3 +391,9 @@ class Process(ABC):
         if self.mask_id is not None:
             wrong, accepted = wrong | (x == self.mask_id), accepted + f" without the mask {self.mask_id}"
         check_ids(x, name, accepted, wrong)
+
+
+def require_process(process: object, where: str) -> None:
+    """Raise TypeError unless ``process`` is a Process."""
+    if not isinstance(process, Process):
+        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {shown(process)}")

@@ -22,18 +22,8 @@ from torch import Tensor
 
 from discdiff.checks import affordable, decided, placed, real, seeded, several, shown, token_ids, whole, wholes
 from discdiff.choices import Branch
-from discdiff.denoiser import (
-    Cached,
-    CachedPrefix,
-    Counter,
-    Denoiser,
-    Growing,
-    ShownPrefix,
-    clean_states,
-    warn_of_dropout,
-)
-from discdiff.kernels import dispatch as kernels
-from discdiff.operator import At, Operator, Run, State, choose, listening, stream, under, while_listening
+from discdiff.denoiser import Cached, CachedPrefix, Denoiser, Growing, ShownPrefix, clean_states, warn_of_dropout
+from discdiff.operator import Operator, Run, choose, listening, while_listening
 from discdiff.process import Process
 from discdiff.sampling.sampler import Sampler, check_rows
 from discdiff.sampling.samples import Samples
@@ -179,16 +169,13 @@ class Blockwise:
         given = self._prompts(prompt, batch, length)
         seed, record = seeded(seed, "sample: seed"), decided(record, "sample: record")
         warn_of_dropout((model.fn, *model.guides), stacklevel=3)
-        rows = torch.arange(first_row, first_row + batch, device=device)
-        log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
-        tally = Counter(model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
-        run = Run(seed, tally, log_prob, fuse=kernels.fuses(torch.device(device)), listen=listen)
-        job = _Job(self, run, length, stops, rows)
+        run = Run.start(model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
+        job, calls = _Job(self, run, length, stops), run.model
         job.begin(given)
         while job.groups:
             job.advance(job.groups.pop())
         return BlockSamples(
-            job.tokens, tally.nfe, tally.nfe_rows, seed, None, log_prob, tally.queries, model.frame, job.lengths
+            job.tokens, calls.nfe, calls.nfe_rows, seed, None, run.log_prob, calls.queries, model.frame, job.lengths
         )
 
     def _prompts(
@@ -242,11 +229,11 @@ class _Group:
 class _Job:
     """One run of ``sample``: the tokens so far, and the unfinished groups."""
 
-    def __init__(self, maker: Blockwise, run: Run, length: int, stops: Tensor, rows: Tensor) -> None:
-        self.maker, self.run, self.stops, self.rows = maker, run, stops, rows
-        self.tokens = torch.zeros(len(rows), length, dtype=torch.int64, device=rows.device)
-        self.lengths = torch.full_like(rows, length)
-        self.given = torch.zeros_like(rows)
+    def __init__(self, maker: Blockwise, run: Run, length: int, stops: Tensor) -> None:
+        self.maker, self.run, self.stops, self.rows = maker, run, stops, run.rows
+        self.tokens = torch.zeros(len(run.rows), length, dtype=torch.int64, device=run.rows.device)
+        self.lengths = torch.full_like(run.rows, length)
+        self.given = torch.zeros_like(run.rows)
         self.groups: list[_Group] = []
         self.begun: collections.Counter[int] = collections.Counter()  # how many groups reached their n-th block
         self.future: Tensor | None = None
@@ -257,8 +244,7 @@ class _Job:
         for row, prompt in enumerate(prompts):
             self.given[row] = len(prompt)
             self.tokens[row, : len(prompt)] = prompt.to(self.rows.device)
-        state = State(self.tokens, 1.0, self.rows)
-        at = At(maker.inner.process, self.run, 1.0, 1.0, step=0)
+        state, at = self.run.begin(self.tokens, 1.0)
         chosen = torch.zeros_like(self.rows)
         if len(maker.sizes) > 1:
             weights = torch.tensor(maker.weights, dtype=torch.float64)
@@ -309,8 +295,9 @@ class _Job:
         columns = begin[:, None] + torch.arange(int(size[0]), device=begin.device)
         place = group.index[:, None], columns
         twin, self.begun[group.turn] = self.begun[group.turn], self.begun[group.turn] + 1
-        with under(f"b{group.turn}{f'.{twin}' if twin else ''}", self.run.listen):
-            block = self._denoised(group, self.tokens[place], columns < self.given[group.index][:, None])
+        name, sampler = f"b{group.turn}{f'.{twin}' if twin else ''}", self.maker.sampler(columns.shape[1])
+        with self.run.part(group.turn, sampler.model.given(group.context), self.rows[group.index], name) as run:
+            block = _denoised(sampler, run, self.tokens[place], columns < self.given[group.index][:, None])
         self.tokens[place] = block
         ended = torch.isin(block, self.stops) & (columns >= self.given[group.index][:, None])
         done = ended.any(-1)
@@ -328,19 +315,15 @@ class _Job:
                 context.extend(clean_states(self.maker.inner.process, block[left]))
             self.groups.append(_Group(index, context, begin, edges, group.turn + 1))
 
-    def _denoised(self, group: _Group, tokens: Tensor, given: Tensor) -> Tensor:
-        """Denoise the block of each row of a group with the sampling loop; ``tokens`` holds the given tokens."""
-        sampler, tally = self.maker.sampler(tokens.shape[1]), self.run.model
-        model = Counter(sampler.model.given(group.context), tally.first_row, tally.nfe_rows)
-        run = replace(self.run, seed=stream(self.run.seed, 1, group.turn), model=model, faults=[], _names=set())
-        process, rows = sampler.process, self.rows[group.index]
-        state = State(torch.zeros_like(tokens), 1.0, rows)
-        at = At(process, run, 1.0, 1.0, step=0)
-        noise = choose("prior", process.prior(len(rows), tokens.shape[1], tokens.device), state, at)
-        state = state.at(torch.where(given, process.place(tokens, noise), noise))
-        for after in sampler.through(replace(state, frozen=given if bool(given.any()) else None), run):
-            state = after
-        clean = process.column(state.tokens)
-        run.finish(clean, rows, process, sampler.operator)
-        tally.nfe, tally.queries = tally.nfe + model.nfe, tally.queries + model.queries
-        return clean
+
+def _denoised(sampler: Sampler, run: Run, tokens: Tensor, given: Tensor) -> Tensor:
+    """Denoise a block of each row of a run with the sampling loop; ``tokens`` holds the given tokens."""
+    process = sampler.process
+    state, at = run.begin(torch.zeros_like(tokens), 1.0, frozen=given if bool(given.any()) else None)
+    noise = choose("prior", process.prior(len(tokens), tokens.shape[1], tokens.device), state, at)
+    state = state.at(torch.where(given, process.place(tokens, noise), noise))
+    for after in sampler.through(state, run):
+        state = after
+    clean = process.column(state.tokens)
+    run.finish(clean, sampler.operator)
+    return clean

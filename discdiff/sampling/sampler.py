@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import SupportsIndex
 
 import torch
@@ -12,8 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from discdiff.checks import affordable, array, decided, placed, seeded, token_ids, whole
-from discdiff.denoiser import Counter, Denoiser, check_denoiser, warn_of_dropout
-from discdiff.kernels import dispatch as kernels
+from discdiff.denoiser import Denoiser, check_denoiser, warn_of_dropout
 from discdiff.operator import (
     SLOTS,
     At,
@@ -31,7 +31,7 @@ from discdiff.operator import (
     rests,
     while_listening,
 )
-from discdiff.process import LONGEST, Process, by_time, listed
+from discdiff.process import LONGEST, Process, by_time, listed, require_process
 from discdiff.sampling.samples import Samples, narrowest
 
 __all__ = ["Sampler", "acting", "check_model", "check_rows"]
@@ -161,13 +161,8 @@ class Sampler:
         device = placed(self.model.device if device is None else device, "sample: device")
         affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
         warn_of_dropout((self.model.fn, *self.model.guides), stacklevel=3)
-        counter = Counter(self.model, first_row, torch.zeros(batch, dtype=torch.int64, device=device))
-        log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
-        run = Run(seed, counter, log_prob, fuse=kernels.fuses(torch.device(device)), listen=listen)
-        at = At(self.process, run, self.grid[0], self.grid[0], step=0)
-
-        rows = torch.arange(first_row, first_row + batch, device=device)
-        state = State(torch.zeros(batch, length, dtype=torch.int64, device=device), self.grid[0], rows)
+        run = Run.start(self.model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
+        state, at = run.begin(torch.zeros(batch, length, dtype=torch.int64, device=device), self.grid[0])
         if initial is not None:
             self._check_initial(initial, batch, length)
             state = state.at(initial.to(device, torch.int64))
@@ -181,7 +176,7 @@ class Sampler:
         if fixed is not None:
             given, where = (x.to(device) for x in fixed)
             given = self.process.place(given, state.tokens)
-            state = State(torch.where(where, given, state.tokens), state.t, rows, where)
+            state = replace(state, tokens=torch.where(where, given, state.tokens), frozen=where)
 
         path, beyond = None, torch.zeros((), dtype=torch.bool, device=device)
         if record:
@@ -198,13 +193,13 @@ class Sampler:
                 beyond |= (path[step] != state.tokens).any()
         tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
         if self.grid[-1] == 0:
-            run.finish(tokens, rows, self.process, self.operator)
+            run.finish(tokens, self.operator)
         else:
             run.check_faults()
         if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
-        frame, rows_nfe = self.model.frame, counter.nfe_rows
-        return Samples(tokens, counter.nfe, rows_nfe, seed, path, run.log_prob, counter.queries, frame)
+        calls, frame = run.model, self.model.frame
+        return Samples(tokens, calls.nfe, calls.nfe_rows, seed, path, run.log_prob, calls.queries, frame)
 
     def _length(self, length: SupportsIndex | None) -> int:
         own = self.model.length
@@ -323,8 +318,7 @@ def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple
 
 def check_model(process: Process, model: Denoiser, where: str) -> None:
     """Raise TypeError or ValueError unless ``model`` is a Denoiser for ``process``."""
-    if not isinstance(process, Process):
-        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {process!r}")
+    require_process(process, where)
     check_denoiser(model, where)
     if model.process != process:
         raise ValueError(
