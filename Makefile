@@ -27,11 +27,11 @@ QUICK := assets bad_logits bench block_causal block_losses certain chain choices
 	library listening load md4 operator oracles prediction probe process program purity int8 recorded \
 	reprs rest save scan schedule schedulers shown trajectory transformer unmasking
 check: lint
-	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(addprefix tests/test_,$(addsuffix .py,$(QUICK)))
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 # The figures of docs/bench.md, other packages' steps among them, and the ratios that `discdiff bench --check` knows.
 bench: .venv/test
-	$(BIN)/python -m pytest -q tests/test_bench.py --benchmark-enable --benchmark-only -p no:cacheprovider
+	$(BIN)/python -m pytest -q tests/command/test_bench.py --benchmark-enable --benchmark-only -p no:cacheprovider
 	$(BIN)/python docs/bench.py
 
 # What only a GPU can tell, in minutes: on a machine whose own Python has CUDA builds of torch and triton (GPU_PYTHON).
@@ -39,7 +39,7 @@ GPU_PYTHON ?= $(PYTHON)
 GPU_OUT ?= build/gpu
 gpu:
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -o filterwarnings= \
-		tests/test_gpu.py
+		tests/kernels/test_gpu.py
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) docs/gpu.py $(GPU_OUT)
 
 # Antibody domains by a network that somebody else trained, and the table of docs/antibodies.md: a quarter of an hour.

@@ -12,7 +12,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "identities.md"
-FILES = [f"tests/test_{name}.py" for name in ("identities", "controls", "losses", "oracles", "families", "gibbs")]
+
+
+def file(name: str) -> str:
+    """The path of a file of tests, whose folder is its room."""
+    (found,) = (ROOT / "tests").glob(f"*/test_{name}.py")
+    return str(found.relative_to(ROOT))
+
+
+FILES = [file(name) for name in ("identities", "controls", "losses", "oracles", "families", "gibbs")]
 # Of the files that hold more, the tests of operators that state a number: orders 12 to 15 and 21b, exactness 16 to 20.
 OPERATORS = {
     "ancestral": ("declared_order_is_the_measured_one",),
@@ -32,7 +40,7 @@ OPERATORS = {
         "tau_leaped_correctors_follow_the_summed_rates",
     ),
 }
-TESTS = [f"tests/test_{name}.py::test_{test}" for name, tests in OPERATORS.items() for test in tests]
+TESTS = [f"{file(name)}::test_{test}" for name, tests in OPERATORS.items() for test in tests]
 
 
 def main() -> None:

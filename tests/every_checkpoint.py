@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
-import test_diffusion_transformers as dit
-import test_evodiff as evodiff
-import test_md4 as md4
 import torch
+from adapters import test_diffusion_transformers as dit
+from adapters import test_evodiff as evodiff
+from adapters import test_md4 as md4
 
 import discdiff as dd
 from discdiff.demo.data import ASSETS
@@ -65,14 +65,14 @@ def _md4(told: bool, **said: object) -> Writer:
 
 
 def _gemma(path: Path) -> Path:
-    import test_gemma  # it needs a newer transformers than some have
+    from adapters import test_gemma  # it needs a newer transformers than some have
 
     test_gemma.write(path)
     return path
 
 
 def _fairseq(path: Path) -> Path:
-    import test_fairseq  # it looks for a package of its own
+    from adapters import test_fairseq  # it looks for a package of its own
 
     path.mkdir()
     test_fairseq.written(path / "checkpoint_mlm.pt")

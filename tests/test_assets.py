@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = [ROOT / "discdiff" / "demo" / "assets", ROOT / "docs"]
 
 

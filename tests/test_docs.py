@@ -3,14 +3,12 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from discdiff.command import verify
 from discdiff.theory.catalogue import KINDS
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/extend.md", "docs/pyro.md", "docs/theory.md"])

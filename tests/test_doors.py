@@ -10,6 +10,7 @@ import bad_calls
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from problems import chain, strong
 from torch import Tensor
 
@@ -24,7 +25,6 @@ with warnings.catch_warnings():
     from flow_matching.path import MixtureDiscreteProbPath
     from flow_matching.path.scheduler import PolynomialConvexScheduler
 
-ROOT = Path(__file__).parent.parent
 MASKED, UNIFORM = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())
 CASES = list(bad_calls.bad_calls())
 AREAS = sorted({case.area for case in CASES})

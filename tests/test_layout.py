@@ -12,10 +12,10 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from places import ROOT
 
 import discdiff as dd
 
-ROOT = Path(__file__).parent.parent
 LINKED = ("kernels", "samplers", "theory")
 
 # Rooms from the lowest to the highest, and the rooms that each may import: a staircase, no arrow points up.

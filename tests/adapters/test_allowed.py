@@ -13,6 +13,7 @@ import checkpoints
 import pytest
 import torch
 from checkpoints import NATIVE, V
+from places import ROOT
 
 from discdiff.adapters import FAMILIES, load
 from discdiff.adapters.files import Files
@@ -20,7 +21,7 @@ from discdiff.adapters.loading import Asked, Family
 from discdiff.adapters.settings import Refused, Settings
 
 transformers = pytest.importorskip("transformers")
-HERE = Path(__file__).parent
+HERE = ROOT / "tests"
 HOSTILE = ("somebody/kernel", ["os.system"], {"": "somebody/kernel", "quant_method": "gptq"}, 3)
 GEMMA = "DiffusionGemma"
 READ = (

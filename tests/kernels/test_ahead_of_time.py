@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-SCRIPT = Path(__file__).parent / "ahead_of_time.py"
+SCRIPT = ROOT / "tests" / "ahead_of_time.py"
 TABLE = SCRIPT.parent.parent / "docs" / "bench" / "kernels.json"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 import discdiff as dd
 from discdiff import samplers as S
@@ -13,7 +14,6 @@ from discdiff.command.bench import Meter
 from discdiff.operator import Then
 from discdiff.samplers._jumps import Jumps
 
-ROOT = Path(__file__).parent.parent
 B, L, V = 3, 24, 100_003
 
 

@@ -8,13 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from places import ROOT
 from torch import Tensor
 
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff.adapters import load
 
-ROOT = Path(__file__).parent.parent
 HEAVY = "QVQLQESGPGLVKPSETLSLTCTVSGGSISSYYWSWIRQPPGKGLEWIGYIYYSGSTNYNPSLKSRVTISVDTSKNQFSLKLSSVTAADTAVYYCAR"
 
 

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
+from places import ROOT
 
 from discdiff import kernels
 
-ROOT = Path(__file__).parent.parent
 # In a process of its own: the tests' shape checker is not for tracing.
 COMPILED = """
 import torch

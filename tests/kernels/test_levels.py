@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from torch import Tensor
 
 import discdiff as dd
@@ -21,7 +22,6 @@ from discdiff.kernels.keys import Key
 from discdiff.kernels.rows import Rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
-ROOT = Path(__file__).parent.parent
 LEVELS = compiled.levels()
 FUSED = [level for level in LEVELS if level != "plain" or platform.machine().lower() not in ("x86_64", "amd64")]
 ADJUSTED: dict[str, Callable[[Rows], Rows]] = {
