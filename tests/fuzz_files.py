@@ -327,7 +327,7 @@ class Endless:
 
 def _pickles() -> list[Case]:
     """Files of torch.save: what they hold beside weights, and pickles written by hand."""
-    from test_diffusion_transformers import HEADS, weights
+    from adapters.test_diffusion_transformers import HEADS, weights
 
     config = {"model": {"n_heads": HEADS}, "algo": {"name": "mdlm"}}
     own = {f"backbone.{name}": part for name, part in weights().items()}
