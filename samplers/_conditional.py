@@ -10,14 +10,12 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discdiff.choices import Sites
-from discdiff.kernels import dispatch as kernels
-from discdiff.prediction import Prediction
+from discdiff.prediction import View
 
-__all__ = ["Balance", "balanced_at", "check_balance", "conditional_at", "spread"]
+__all__ = ["Balance", "balanced", "check_balance"]
 
 Balance = Literal["barker", "sqrt", "min", "max"]
 
@@ -43,25 +41,14 @@ def check_balance(balance: str, where: str) -> None:
         raise ValueError(f"{where}: balance must be one of {', '.join(map(repr, get_args(Balance)))}, got {balance!r}")
 
 
-def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
-    """Give log c at the chosen sites as rows that are computed when they are read.
+def balanced(view: View, balance: Balance | None = None) -> Sites:
+    """Give log g(r) at the sites of a view, or log r without a ``balance``; unread, -inf at each site's own state.
 
     Raises:
-        ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
+        ValueError: where the LOO is undefined.
     """
-    process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where]
-    loo = prediction.loo_at(where).rows
-
-    def rows(n: Tensor) -> Tensor:
-        return process.conditional(kernels.log_softmax(loo.dense(n).double()), x[n], alpha[n])
-
-    return Sites.computed(where, rows, process.columns, watch=prediction.watch)
-
-
-def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
-    """Give log g(r) at the chosen sites, or log r without a ``balance``; unread, -inf at each site's own state."""
-    process, x = prediction.process, prediction.x[where]
-    conditional, rate = conditional_at(prediction, where).rows, LOG_RATE[balance] if balance else torch.nn.Identity()
+    process, x, conditional = view.prediction.process, view.x, view.conditional.rows
+    rate = LOG_RATE[balance] if balance else torch.nn.Identity()
 
     def rows(n: Tensor) -> Tensor:
         log_c, own = conditional.dense(n), process.column(x[n])[:, None]
@@ -69,9 +56,4 @@ def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Bal
         log_r = log_c - torch.where(log_own > -torch.inf, log_own, 0.0)
         return rate(log_r).scatter(-1, own, -torch.inf)
 
-    return Sites.computed(where, rows, process.columns, watch=prediction.watch, empty=True)
-
-
-def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
-    """Put N values at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
-    return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())
+    return view.computed(rows, empty=True)

@@ -17,11 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real, whole
-from discdiff.choices import Coins, Sites, Subset, Tokens
+from discdiff.choices import Coins, Subset, Tokens, spread
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Corrector, Invariance, Operator, State, check_operator, choose
 from discdiff.process import Process, RankOne
-from discdiff.samplers._conditional import spread
 from discdiff.samplers.ancestral import Ancestral, reverse_tokens
 
 __all__ = ["Cycle", "ForwardBackward", "TauForwardBackward"]
@@ -58,8 +57,7 @@ class ForwardBackward(Corrector):
         where = choose("site", Subset(state.free, self.sites), state, at)
         noised = choose("noised", at.process.noised_further(state.tokens, where, alpha, later), state, at)
         # The LOO at a site does not depend on its own token, so at time t it is the same before and after noising.
-        between = state.at(noised)
-        return state.at(reverse_tokens(between, where, at, later, alpha, lambda: at.predict(between)))
+        return state.at(reverse_tokens(state.at(noised), where, later, alpha, at))
 
 
 @dataclass(frozen=True)
@@ -87,23 +85,22 @@ class TauForwardBackward(Corrector):
         return "approximate"
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, RankOne):
+        if process.rank_one is None:
             raise ValueError(f"{self} needs a process of rank one, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        process, z = at.process, state.tokens
-        assert isinstance(process, RankOne)  # ensured by ``check``
+        process, z = at.rank_one, state.tokens
         free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
         if not bool(free.any()):
             return state
-        prediction = at.predict(state)
-        backward, x, alpha = prediction.rates_at(free).rows, z[free], prediction.alpha[free].clamp(min=1e-290)
+        view = at.predict(state)[free]
+        backward, x, alpha = view.rates.rows, view.x, view.alpha.clamp(min=1e-290)
 
         def rows(n: Tensor) -> Tensor:
             back, own = backward.dense(n) + alpha[n][:, None].log(), process.column(x[n])[:, None]
             return kernels.log_add(back, _forward(process, x[n], alpha[n])).scatter(-1, own, -torch.inf)
 
-        rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True)
+        rates = view.computed(rows, empty=True)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)

@@ -1,6 +1,7 @@
 """Correctors: their matrices against formulas in p_t alone, what keeps p_t, and by how much the others miss it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_a_choice_by_what_sees_the_token_is_caught() -> None:
             said = at.predict(state)
             redo = -(said.denoiser.exp() * said.denoiser.clamp(min=-1e9)).sum(-1).where(some, 0.0)
             where = dd.choose("where", Coins(redo.clamp(0, 1)), state, at)
-            return redraw(state, where, said, at.alpha(state.t), at)
+            return redraw(replace(state, seen=said), where, at.alpha(state.t), at)
 
     k, p = matrix(Seeing(1.0, sites=1), UNIFORM, strong())
     assert T.tv(p @ k, p) > 1e-3

@@ -175,7 +175,7 @@ def ranks(c: Tensor, p: Tensor, state: dd.State, at: dd.At) -> Tensor:
 def again(c: Tensor, p: Tensor, state: dd.State, at: dd.At) -> Tensor:
     """The denoiser at a state that the coins made."""
     x = state.at(flip(state.tokens, c))
-    return dd.choose("token", Tokens(at.predict(x).loo_at(c), x.tokens), state, at)
+    return dd.choose("token", Tokens(at.predict(x)[c].loo, x.tokens), state, at)
 
 
 def subset(c: Tensor, p: Tensor, state: dd.State, at: dd.At) -> Tensor:
