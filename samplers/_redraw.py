@@ -24,8 +24,8 @@ def redraw(
     alpha: float | Float[Tensor, "#B #L"],
     at: At,
     read: Sites | None = None,
-) -> State:
-    """Redraw the chosen sites from O Q_alpha; choices "data", "token", "noise".
+) -> Int[Tensor, "B L"]:
+    """Redraw the chosen sites from O Q_alpha and return all tokens; choices "data", "token", "noise".
 
     Args:
         state: the state whose sites are redrawn. If it has not been seen, the denoiser is called only if some site
@@ -49,11 +49,11 @@ def redraw(
         said = at.predict(state)
         done = fused_step(state, said, alpha, at, where=where, data=data)
         if done is not None:
-            return state.at(done)
+            return done
         sites = said[data].loo if read is None else read.narrow(data)
         tokens = choose("token", Tokens(sites, process.column(x)), state, at)
         x = torch.where(data, process.place(tokens, x), x)
-    return state.at(choose("noise", process.renoise(x, where, where & ~data, alpha), state, at))
+    return choose("noise", process.renoise(x, where, where & ~data, alpha), state, at)
 
 
 def fused_step(

@@ -75,7 +75,7 @@ def reverse_tokens(
     if not bool(where.any()):
         return z
     if process.masks:  # the bound is exact; the prediction is needed only at sites that become data
-        return redraw(state, where, alpha_s, at).tokens
+        return redraw(state, where, alpha_s, at)
     said = at.predict(state)
     done = fused_step(state, said, alpha_s, at, where=where, odds=_odds(process, z, alpha_t))
     if done is not None:
@@ -83,7 +83,7 @@ def reverse_tokens(
     state, view = replace(state, seen=said), said[where]
     accept = process.acceptance(spread(view.own, where, 0.0), z, alpha_t)
     where = choose("accept", Coins(torch.where(where, accept, 0.0)), state, at)
-    return redraw(state, where, alpha_s, at, replace(view.loo, reading=view.reading)).tokens
+    return redraw(state, where, alpha_s, at, replace(view.loo, reading=view.reading))
 
 
 def _odds(process: RankOne, z: Int[Tensor, "B L"], alpha_t: Survival) -> Float[Tensor, "B L"] | None:

@@ -60,4 +60,4 @@ class Coloured(Corrector):
         state = replace(state, seen=at.predict(asked))
         doubt = at.predict(state)[some].loo.known(entropy=True).entropy / math.log(max(at.process.vocab_size, 2))
         redo = spread((self.budget * doubt).clamp(0.0, 1.0), some, 0.0)
-        return redraw(state, choose("where", Coins(redo), state, at), at.alpha(state.t), at)
+        return state.at(redraw(state, choose("where", Coins(redo), state, at), at.alpha(state.t), at))

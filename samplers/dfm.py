@@ -47,8 +47,7 @@ class DFM(Leap):
         object.__setattr__(self, "eta", real(self.eta, "DFM: eta", "[0, inf)"))
 
     def check(self, process: Process) -> None:
-        rank = process.rank_one
-        if rank is None or rank.anchor(torch.zeros(1, 1, dtype=torch.int64)) is not None:
+        if (rank := process.rank_one) is None or rank.anchor(torch.zeros(1, 1, dtype=torch.int64)) is not None:
             raise ValueError(f"DFM needs a process of rank one without an anchor, such as Masked, got {process}")
 
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:

@@ -74,4 +74,4 @@ class Gibbs(Corrector):
 def _redrawn(state: State, where: Bool[Tensor, "B L"], at: At) -> State:
     if at.process.absorbing:
         state = state.at(torch.where(where, at.process.hide(state.tokens), state.tokens))
-    return redraw(replace(state, seen=at.predict(state)), where, at.alpha(state.t), at)
+    return state.at(redraw(replace(state, seen=at.predict(state)), where, at.alpha(state.t), at))

@@ -75,7 +75,7 @@ class InformedGibbs(Corrector):
         weight = self._weight(state, at)
         count = torch.full_like(state.rows, self.sites)
         where = choose("site", Ranking(weight, count), state, at) >= 0
-        after = redraw(state, where, alpha, at)
+        after = state.at(redraw(state, where, alpha, at))
         if not self.exact:
             return after
         there = self._weight(after, at)

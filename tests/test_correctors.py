@@ -223,7 +223,7 @@ def test_a_choice_by_what_sees_the_token_is_caught() -> None:
             said = at.predict(state)
             redo = -(said.denoiser.exp() * said.denoiser.clamp(min=-1e9)).sum(-1).where(some, 0.0)
             where = dd.choose("where", Coins(redo.clamp(0, 1)), state, at)
-            return redraw(replace(state, seen=said), where, at.alpha(state.t), at)
+            return state.at(redraw(replace(state, seen=said), where, at.alpha(state.t), at))
 
     k, p = matrix(Seeing(1.0, sites=1), UNIFORM, strong())
     assert T.tv(p @ k, p) > 1e-3

@@ -186,7 +186,7 @@ def test_a_denoiser_in_the_loos_place_is_refused_by_the_type() -> None:
         def __call__(self, state: dd.State, at: dd.At) -> dd.State:
             everywhere = torch.ones_like(state.frozen if state.frozen is not None else state.free)
             plugged = replace(state, t=at.s, seen=at.predict(state).denoiser)
-            return redraw(plugged, everywhere, 0.5, at)
+            return plugged.at(redraw(plugged, everywhere, 0.5, at))
 
     with pytest.raises(TypeError, match=r"redraw takes a Prediction.*got Tensor|Expected type: .*Prediction"):
         dd.Sampler(process, world.denoiser(process), PlugIn(), steps=2).sample(3, seed=0)

@@ -159,6 +159,18 @@ def test_wrong_outputs_are_refused(predicts: str, width: int, message: str) -> N
         dd.Prediction(torch.zeros(1, 2, width), predicts, torch.tensor([[0, 1]]), 0.5, dd.Uniform(4, dd.Linear()))
 
 
+@pytest.mark.usefixtures("as_user")
+def test_a_view_takes_a_mask_of_sites_and_old_names_say_the_new_ones() -> None:
+    said = dd.Prediction(torch.zeros(1, 2, 4), "loo", torch.tensor([[0, 1]]), 0.5, dd.Uniform(4, dd.Linear()))
+    for where in (0, torch.tensor([0]), torch.ones(2, 1, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"prediction\[where\] takes a bool tensor \(1, 2\), got"):
+            said[where]  # type: ignore[index]
+    with pytest.raises(AttributeError, match=r"no 'loo_at': it is prediction\[where\].loo now"):
+        said.loo_at(torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(AttributeError, match=r"Prediction has no 'guess'$"):
+        said.guess  # noqa: B018
+
+
 def test_own_reads_the_chosen_sites_only() -> None:
     process, x = dd.Uniform(3, dd.Linear()), torch.tensor([[0, 1, 2]])
     logits = torch.randn(1, 3, 3, dtype=torch.float64)

@@ -46,21 +46,12 @@ __all__ = ["Prediction", "Predicts", "check_predicts"]
 Predicts = Literal["denoiser", "loo", "ratio"]
 # maps rows of O, with their (N,) states and survival probabilities, to other rows
 Truncate = Callable[[kernels.Rows, Tensor, Tensor], kernels.Source]
-# former name of an attribute -> the name it has now
+# former name -> the attribute of prediction[where] that it is now
 _NOW = {
-    "loo_at": "prediction[where].loo",
-    "loo_rows": "prediction[where].loo.dense()",
-    "denoiser_at": "prediction[where].denoiser",
-    "denoiser_rows": "prediction[where].denoiser.dense()",
-    "ratio_rows": "prediction[where].ratio.dense()",
-    "rates_at": "prediction[where].rates",
-    "reverse": "prediction[where].reverse(alpha_s)",
-    "reverse_rows": "prediction[where].reverse(alpha_s).dense()",
-    "others_at": "prediction[where].others",
-    "log_own": "prediction[where].own",
-    "read": "prediction[where].reading",
-    "conditional": "prediction[where].conditional",
-}
+    "loo_at": "loo", "loo_rows": "loo.dense()", "denoiser_at": "denoiser", "denoiser_rows": "denoiser.dense()",
+    "ratio_rows": "ratio.dense()", "rates_at": "rates", "others_at": "others", "reverse": "reverse(alpha_s)",
+    "reverse_rows": "reverse(alpha_s).dense()", "log_own": "own", "read": "reading", "conditional": "conditional",
+}  # fmt: skip
 
 
 class Prediction:
@@ -206,8 +197,8 @@ class Prediction:
         return sites.dense().unflatten(0, tuple(self.x.shape))
 
     def __getattr__(self, name: str) -> NoReturn:
-        new = _NOW.get(name)
-        raise AttributeError(f"Prediction has no {name!r}" + ("" if new is None else f": it is {new} now"))
+        now = f": it is prediction[where].{_NOW[name]} now" if name in _NOW else ""
+        raise AttributeError(f"Prediction has no {name!r}{now}")
 
     def __repr__(self) -> str:
         return f"Prediction({self.predicts!r}, {(*self.x.shape, self.output.width)}, {self.process})"

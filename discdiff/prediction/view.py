@@ -21,8 +21,8 @@ __all__ = ["View", "said_rows", "to_loo"]
 
 def said_rows(said: "Prediction", place: tuple[Tensor, Tensor] | None) -> kernels.Rows:
     """Return the denoiser's own rows at chosen sites, or at all; the mask's column is hidden, as it is no token."""
-    rows = said.output.rows(place)
-    return rows if said.predicts == "ratio" else _without_mask(said.process, rows)
+    rows, mask = said.output.rows(place), said.process.mask_id
+    return rows if mask is None or mask >= said.process.vocab_size else replace(rows, hidden=(*rows.hidden, mask))
 
 
 def to_loo(said: "Prediction", rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
@@ -36,13 +36,8 @@ def to_loo(said: "Prediction", rows: kernels.Rows, x: Int[Tensor, " N"], alpha: 
     if said.predicts == "ratio":
         if not process.masks:
             rows = rows.then(lambda raw, n: kernels.log(process.unmix(raw.double().softmax(-1), x[n], alpha[n])))
-        return replace(_without_mask(process, rows), width=process.vocab_size)
+        return replace(rows, width=process.vocab_size)
     return rows
-
-
-def _without_mask(process: Process, rows: kernels.Rows) -> kernels.Rows:
-    mask = process.mask_id
-    return rows if mask is None or mask >= process.vocab_size else replace(rows, hidden=(*rows.hidden, mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +132,7 @@ class View:
         """
         said, process = self.prediction, self.prediction.process
         if said.predicts == "ratio" and said.output.width == process.columns and said.truncate is None:
-            return self._sites(said_rows(said, self.place))
+            return self._sites(said.output.rows(self.place))
         conditional = self.conditional.rows
 
         def ratio(n: Tensor) -> Tensor:
