@@ -189,10 +189,9 @@ class View:
         Raises:
             ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
         """
-        loo, process = self.loo.rows, self.prediction.process
-        return self.computed(
-            lambda n: process.conditional(kernels.log_softmax(loo.dense(n).double()), self.x[n], self.alpha[n])
-        )
+        # alpha is found here: rows are first read without a graph, and what is cached there would have no gradient
+        loo, process, x, alpha = self.loo.rows, self.prediction.process, self.x, self.alpha
+        return self.computed(lambda n: process.conditional(kernels.log_softmax(loo.dense(n).double()), x[n], alpha[n]))
 
     @property
     def others(self) -> Sites:
