@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from discdiff import kernels, losses, samplers
+from discdiff.checks import renamed
 from discdiff.choices import Coins, PointMixture, Ranking, Subset, Tokens
 from discdiff.denoiser import Alphabets, Denoiser
 from discdiff.kernels import dispatch
@@ -143,9 +144,7 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(f"discdiff.{_LAZY[name]}"), name)
     elif name in _LAZY_ROOMS:
         value = import_module(f"discdiff.{_LAZY_ROOMS[name]}")
-    elif name in _RENAMED:
-        raise AttributeError(f"discdiff.{name} is now {_RENAMED[name]}")
     else:
-        raise AttributeError(f"module 'discdiff' has no attribute {name!r}")
+        raise renamed("discdiff", name, _RENAMED)
     globals()[name] = value
     return value

@@ -8,16 +8,34 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
-    "LAST_SEED", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided", "extent", "listing",
-    "number", "placed", "real", "seeded", "several", "shown", "token_ids", "whole", "wholes",
+    "LAST_SEED",
+    "Renamed",
+    "affordable",
+    "array",
+    "check_ids",
+    "check_law",
+    "check_tokens",
+    "decided",
+    "extent",
+    "listing",
+    "number",
+    "placed",
+    "real",
+    "renamed",
+    "seeded",
+    "several",
+    "shown",
+    "token_ids",
+    "whole",
+    "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1
@@ -251,3 +269,28 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
         raise ValueError(f"{name} must hold probabilities that sum to 1, got {shown(law)}")
     scaled = abs(float(tensor.sum()) - 1) <= len(tensor) * torch.finfo(torch.float64).eps  # so a second call keeps it
     return tensor.clone() if scaled else tensor / tensor.sum()
+
+
+def renamed(owner: str, name: str, now: Mapping[str, str]) -> AttributeError:
+    """Return the error for a name that ``owner`` does not have: for an old name it gives the new one."""
+    return AttributeError(f"{owner}.{name} is now {now[name]}" if name in now else f"{owner} has no attribute {name!r}")
+
+
+class Renamed:
+    """Base of classes some of whose attributes had other names: the error for an old name gives the new one.
+
+    Attributes:
+        _now: the new name for each old one.
+
+    Raises:
+        AttributeError: for a name that the object does not have.
+    """
+
+    _now: ClassVar[dict[str, str]] = {}
+
+    if not TYPE_CHECKING:  # a type checker would take every name for known
+
+        def __getattr__(self, name: str) -> object:
+            if name in self._now:
+                raise renamed(type(self).__name__, name, self._now)
+            return object.__getattribute__(self, name)  # the plain error, or that of a property

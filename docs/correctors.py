@@ -32,7 +32,7 @@ CORRECTORS: list[dd.Operator] = [
     *(S.InformedGibbs(rule) for rule in ("margin", "max_prob", "current_prob")),
     *(S.LocallyBalanced(balance) for balance in ("barker", "sqrt", "min", "max")), S.TauLocallyBalanced(0.2),
     S.ForwardBackward(0.6), S.ForwardBackward(1.0), S.ForwardBackward(0.6, sites=2), S.TauForwardBackward(0.2),
-    S.Cycle(0.6), S.Coloured(1.0, sites=1), S.Coloured(1.0), S.Remask(1.0, 1), S.Remask(0.1),
+    S.RePaint(0.6), S.EntropyRedraw(1.0, sites=1), S.EntropyRedraw(1.0), S.Remask(1.0, 1), S.Remask(0.1),
 ]  # fmt: skip
 CALLS = {S.Gibbs(scan="systematic"): 3.0}
 

@@ -64,18 +64,18 @@ class Rows:
     def at(
         cls,
         source: Tensor,
-        where: Tensor | None,
+        place: tuple[Tensor, Tensor] | None,
         width: int,
         back: int = 0,
         convert: Convert | None = None,
         batch_rows: Tensor | None = None,
     ) -> "Rows":
-        """Return the rows of the sites that a (B, L) mask chooses, or of all, read ``back`` positions before each site.
+        """Return the rows of sites given by row and position, or of all, read ``back`` positions before each site.
 
         ``batch_rows`` (B,) gives the source row of each batch row; by default they are in order.
         """
         batch, length = len(source) if batch_rows is None else len(batch_rows), source.shape[1]
-        row, position = _sites(batch, length, source.device) if where is None else where.nonzero(as_tuple=True)
+        row, position = _sites(batch, length, source.device) if place is None else place
         whole = back == 0 and batch_rows is None and len(row) == batch * length
         row = row if batch_rows is None else batch_rows[row]
         position = position if back == 0 else (position - back).clamp(min=0)

@@ -1,15 +1,16 @@
 """Predictors and correctors: one operator in each file."""
 
+from discdiff.checks import renamed
 from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
 from discdiff.samplers.any_order import AnyOrder
 from discdiff.samplers.arpc import ARPC
-from discdiff.samplers.coloured import Coloured
 from discdiff.samplers.dfm import DFM
 from discdiff.samplers.entropy_bounded import EntropyBounded
+from discdiff.samplers.entropy_redraw import EntropyRedraw
 from discdiff.samplers.euler import Euler
 from discdiff.samplers.first_hitting import FirstHitting
-from discdiff.samplers.forward_backward import Cycle, ForwardBackward, TauForwardBackward
+from discdiff.samplers.forward_backward import ForwardBackward, TauForwardBackward
 from discdiff.samplers.gibbs import Gibbs
 from discdiff.samplers.gillespie import Gillespie
 from discdiff.samplers.greedy import Greedy
@@ -21,6 +22,7 @@ from discdiff.samplers.multistep import Multistep
 from discdiff.samplers.p2 import P2
 from discdiff.samplers.remdm import Remask, ReMDM
 from discdiff.samplers.renoising import Renoising
+from discdiff.samplers.repaint import RePaint
 from discdiff.samplers.split_leap import SplitLeap
 from discdiff.samplers.tau_leaping import TauLeaping
 from discdiff.samplers.theta import ThetaRK2, ThetaTrapezoidal
@@ -30,13 +32,48 @@ from discdiff.samplers.uniformization import Uniformization
 from discdiff.samplers.unmask import Unmask
 
 __all__ = [
-    "ARPC", "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "Coloured", "Cycle", "EntropyBounded", "Euler",
-    "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "Greedy", "InformedGibbs", "KLStable", "LocallyBalanced",
-    "MaximalCoupling", "Multistep", "ReMDM", "Remask", "Renoising", "SplitLeap", "TauForwardBackward", "TauLeaping",
-    "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization", "Unmask",
+    "ARPC",
+    "DFM",
+    "P2",
+    "Adaptive",
+    "Ancestral",
+    "AnyOrder",
+    "EntropyBounded",
+    "EntropyRedraw",
+    "Euler",
+    "FirstHitting",
+    "ForwardBackward",
+    "Gibbs",
+    "Gillespie",
+    "Greedy",
+    "InformedGibbs",
+    "KLStable",
+    "LocallyBalanced",
+    "MaximalCoupling",
+    "Multistep",
+    "ReMDM",
+    "RePaint",
+    "Remask",
+    "Renoising",
+    "SplitLeap",
+    "TauForwardBackward",
+    "TauLeaping",
+    "TauLocallyBalanced",
+    "ThetaRK2",
+    "ThetaTrapezoidal",
+    "Thinning",
+    "Threshold",
+    "Uniformization",
+    "Unmask",
 ]  # fmt: skip
 
 
 def __dir__() -> list[str]:
     """Return the public names, for tab completion."""
     return sorted(__all__)
+
+
+def __getattr__(name: str) -> object:
+    """Raise AttributeError; for an old name it gives the new one."""
+    now = {"Cycle": "RePaint", "Coloured": "EntropyRedraw", "ancestral_gibbs": "Ancestral() >> Gibbs() ** n"}
+    raise renamed("discdiff.samplers", name, now)

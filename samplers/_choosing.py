@@ -12,22 +12,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.choices import Sites, Tokens
+from discdiff.choices import Sites, Tokens, spread
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Operator, State, choose
-from discdiff.prediction import Prediction
-from discdiff.process import Masked, Process
+from discdiff.prediction import View
+from discdiff.process import Process
 
 __all__ = [
     "Select",
-    "believed_at",
+    "believed",
     "best",
     "check_mask",
     "check_masked",
     "check_select",
     "compare",
     "confidence",
-    "draw_at",
+    "draw_clean",
     "hidden",
     "kl_rows",
     "quota",
@@ -55,7 +55,7 @@ def check_mask(operator: Operator, process: Process) -> None:
     On ``AbsorbingUniform`` a revealed token may equal the site's noise token. It would be revealed again in every step,
     and with more steps the law would depart from p0.
     """
-    if not isinstance(process, Masked):
+    if not process.masks:
         raise ValueError(f"{operator} needs a process with a true mask, Masked, got {process}")
 
 
@@ -64,18 +64,15 @@ def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:
     return state.free & (state.tokens == at.process.hide(state.tokens))
 
 
-def believed_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
-    """Select D at the chosen hidden sites of (B, L), unread; a revealed token is drawn from it.
-
-    At a true mask D = O.
-    """
-    return (prediction.loo_at if isinstance(prediction.process, Masked) else prediction.denoiser_at)(where)
+def believed(view: View) -> Sites:
+    """Return D at the hidden sites of a view, unread, from which revealed tokens are drawn; at a true mask D = O."""
+    return view.loo if view.prediction.process.masks else view.denoiser
 
 
-def draw_at(where: Bool[Tensor, "B L"], prediction: Prediction, state: State, at: At) -> Int[Tensor, "B L"]:
+def draw_clean(state: State, where: Bool[Tensor, "B L"], at: At) -> Int[Tensor, "B L"]:
     """Draw the chosen hidden sites from D and return all tokens, (B, L); choice "token"."""
     z = state.tokens
-    drawn = choose("token", Tokens(believed_at(prediction, where), at.process.column(z)), state, at)
+    drawn = choose("token", Tokens(believed(at.predict(state)[where]), at.process.column(z)), state, at)
     return torch.where(where, at.process.place(drawn, z), z)
 
 
@@ -86,7 +83,7 @@ def quota(state: State, at: At) -> Int[Tensor, " B"]:
     return (hidden(state, at).sum(-1) - (free * share + 0.5).floor().to(free)).clamp(min=0)
 
 
-def confidence(select: Select, where: Bool[Tensor, "B L"], predict: Callable[[], Prediction]) -> Float[Tensor, "B L"]:
+def confidence(state: State, where: Bool[Tensor, "B L"], select: Select, at: At) -> Float[Tensor, "B L"]:
     """Score each chosen site of (B, L); sites with larger scores are revealed first; -inf elsewhere.
 
     "max_prob": log of the largest probability. "entropy": minus the entropy. "margin": log of the largest minus the
@@ -102,13 +99,14 @@ def confidence(select: Select, where: Bool[Tensor, "B L"], predict: Callable[[],
         bits = torch.stack([((position >> k) & 1) << (digits - 1 - k) for k in range(digits)])
         score = -bits.sum(0).double()
     else:
-        reading = believed_at(predict().untruncated, where).known(top=select == "margin", entropy=select == "entropy")
+        sites = believed(at.predict(state).untruncated[where])
+        reading = sites.known(top=select == "margin", entropy=select == "entropy")
         known = {
             "max_prob": lambda: reading.max_prob.log(),
             "entropy": lambda: -reading.entropy,
             "margin": lambda: reading.margin.clamp(min=1e-300).log(),
         }[select]()
-        score = torch.zeros(where.shape, dtype=torch.float64, device=where.device).masked_scatter(where, known)
+        score = spread(known, where)
     return score.expand(where.shape).masked_fill(~where, -torch.inf)
 
 

@@ -12,15 +12,13 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discdiff.choices import Sites
 from discdiff.kernels import dispatch as kernels
-from discdiff.prediction import Prediction
-from discdiff.process import Process, RankOne
+from discdiff.prediction import View
 
-__all__ = ["Balance", "balanced_at", "check_balance", "conditional_at", "rates_mixture", "spread"]
+__all__ = ["Balance", "balanced", "check_balance"]
 
 Balance = Literal["barker", "sqrt", "min", "max"]
 
@@ -46,27 +44,14 @@ def check_balance(balance: str, where: str) -> None:
         raise ValueError(f"{where}: balance must be one of {', '.join(map(repr, get_args(Balance)))}, got {balance!r}")
 
 
-def conditional_at(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Sites:
-    """Give log c at the chosen sites of (B, L) as rows that are computed when they are read.
+def balanced(view: View, balance: Balance | None = None) -> Sites:
+    """Give log g(r) at the sites of a view, or log r without a ``balance``; unread, -inf at each site's own state.
 
     Raises:
-        ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
+        ValueError: where the LOO is undefined.
     """
-    process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where]
-    loo = prediction.loo_at(where).rows
-
-    def rows(n: Tensor) -> Tensor:
-        return process.conditional(kernels.log_softmax(loo.dense(n).double()), x[n], alpha[n])
-
-    mixture = _mixture(process, loo, x, alpha)
-    mixed = None if mixture is None else kernels.Mixed((mixture,))
-    return Sites.computed(where, rows, process.columns, watch=prediction.watch, mixed=mixed)
-
-
-def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Balance | None = None) -> Sites:
-    """Give log g(r) at the chosen sites of (B, L), or log r without a ``balance``; unread, -inf at the site's state."""
-    process, x = prediction.process, prediction.x[where]
-    conditional, rate = conditional_at(prediction, where).rows, LOG_RATE[balance] if balance else torch.nn.Identity()
+    process, x, conditional = view.prediction.process, view.x, view.conditional.rows
+    rate = LOG_RATE[balance] if balance else torch.nn.Identity()
 
     def rows(n: Tensor) -> Tensor:
         log_c, own = conditional.dense(n), process.column(x[n])[:, None]
@@ -77,46 +62,4 @@ def balanced_at(prediction: Prediction, where: Bool[Tensor, "B L"], balance: Bal
     mixed = conditional.mixed if isinstance(conditional, kernels.Computed) else None
     if mixed is not None:
         mixed = kernels.Mixed((replace(mixed.of[0], relative=True),), balance or "plain")
-    return Sites.computed(where, rows, process.columns, watch=prediction.watch, empty=True, mixed=mixed)
-
-
-def rates_mixture(
-    prediction: Prediction, where: Bool[Tensor, "B L"], weight: Float[Tensor, " N"]
-) -> kernels.Mixture | None:
-    """Give ``weight`` (N,) times R at N chosen sites of (B, L), as in ``rates_at``, as mixtures; None if they are not.
-
-    Raises:
-        ValueError: where the LOO is undefined and a ratio is needed.
-    """
-    process, x, alpha = prediction.process, prediction.x[where], prediction.alpha[where].clamp(min=1e-290)
-    if not isinstance(process, RankOne):
-        return None
-    inflow = process.inflow(x[None], alpha[None])[0, :, 0]
-    moving = inflow > 0
-    loo = prediction.loo_at(where.masked_scatter(where, moving)).rows
-    made = _mixture(process, loo, x, alpha)
-    place = torch.where(moving, moving.cumsum(0) - 1, -1)
-    return made and replace(made, place=place, scale=weight * inflow / alpha, relative=True)
-
-
-def _mixture(process: Process, loo: kernels.Source, x: Tensor, alpha: Tensor) -> kernels.Mixture | None:
-    """Give the conditional c of states (N,) as a mixture of rows of the LOO; None if it is none."""
-    if not isinstance(process, RankOne) or not isinstance(loo, kernels.Rows):
-        return None
-    mass, anchor = process.anchored(alpha), process.anchor(x)
-    return kernels.Mixture(
-        loo,
-        torch.arange(len(x), device=x.device),
-        weight=alpha,
-        level=(1 - alpha - mass).clamp(min=0),
-        scale=torch.ones_like(alpha),
-        pi=process.noise(x.device).pi,
-        spike=None if anchor is None else mass,
-        anchor=None if anchor is None else process.column(anchor),
-        own=process.column(x),
-    )
-
-
-def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
-    """Put N values (N,) at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
-    return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())
+    return view.computed(rows, empty=True, mixed=mixed)

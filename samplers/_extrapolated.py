@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discdiff.choices import Coins, Sites, Tokens
+from discdiff.choices import Coins, Tokens, spread
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, State, choose
 from discdiff.prediction import Prediction
-from discdiff.process import Moment, RankOne
-from discdiff.samplers._conditional import rates_mixture
+from discdiff.process import Moment
 
 __all__ = ["combined_leap", "share"]
 
@@ -40,43 +39,43 @@ def combined_leap(
     """
     process, x = at.process, state.tokens
     b, free = 1 - a, state.free
-    if isinstance(process, RankOne):
+    if (rank := process.rank_one) is not None:
         most = sum(
-            weight.clamp(min=0) * process.exit(said.x, said.alpha, 0.0).total
-            for weight, said in ((a, late), (b, early))
+            weight.clamp(min=0) * rank.exit(said.x, said.alpha, 0.0).total for weight, said in ((a, late), (b, early))
         )
         bound = -torch.expm1(-length * most).where(free, 0.0)
         where = choose("where", Coins(bound), state, at)
     else:
         bound, where = torch.ones_like(length), free
-    one, other, own = late.rates_at(where), early.rates_at(where), process.column(x[where])
-    weight, back = a[where], b[where]
+    view = late[where]
+    one, other, own = view.rates.rows, early[where].rates.rows, process.column(x[view.place])
+    weight, back = a[view.place], b[view.place]
 
     def rates(n: Tensor) -> Tensor:
-        total = weight[n][:, None] * one.rows.dense(n).exp() + back[n][:, None] * other.rows.dense(n).exp()
+        total = weight[n][:, None] * one.dense(n).exp() + back[n][:, None] * other.dense(n).exp()
         return kernels.log(total.scatter(-1, own[n][:, None], 0.0).clamp(min=0))
 
-    both = rates_mixture(late, where, weight), rates_mixture(early, where, back)
+    both = view.mixed_rates(weight), early[where].mixed_rates(back)
     mixed = None if both[0] is None or both[1] is None else kernels.Mixed((both[0], both[1]), without=own)
-    sites = Sites.computed(where, rates, process.columns, watch=late.watch, empty=True, mixed=mixed)
-    total = torch.zeros_like(length).masked_scatter(where, sites.known().log_sum_exp.exp())
+    sites = view.computed(rates, empty=True, mixed=mixed)
+    total = spread(sites.known().log_sum_exp.exp(), where, 0.0)
     accept = torch.where(where, -torch.expm1(-length * total) / bound.where(where, 1.0), 0.0).clamp(max=1.0)  # rounding
     where = choose("accept", Coins(accept), state, at)
     token = choose("state", Tokens(sites.narrow(where), process.column(x)), state, at)
     return state.at(torch.where(where, process.place(token, x), x), at.s)
 
 
-def share(at: At, now: float, state: State, part: float) -> tuple[float, Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """Find the time that lies ``part`` of the way from ``now`` to s in alpha, and the lengths before and after it.
+def share(state: State, part: float, at: At) -> tuple[float, Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Find the time that lies ``part`` of the way from the state's to s in alpha, and the lengths before and after it.
 
     Both lengths are in alpha, (B, L). If every position has a clock of its own, ``part`` is measured in time.
     """
     process, schedule = at.process, at.process.schedule
-    start, end = at.alpha(now), at.alpha(at.s)
+    start, end = at.alpha(state.t), at.alpha(at.s)
     if schedule.sites is None:
         then = start + part * (end - start)
         time = Moment.of(schedule.time(then)) if isinstance(then, Tensor) else float(schedule.time(then))
     else:
-        time = now + part * (at.s - now)
+        time = state.t + part * (at.s - state.t)
     begin, middle, finish = (process.sitewise(alpha, state.tokens) for alpha in (start, at.alpha(time), end))
     return time, middle - begin, finish - middle

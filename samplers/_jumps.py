@@ -17,8 +17,7 @@ from torch import Tensor
 from discdiff.choices import Ranking, Waiting
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Predictor, State, choose
-from discdiff.prediction import Prediction
-from discdiff.process import Exit, Masked, Process, RankOne
+from discdiff.process import Exit, Process
 from discdiff.samplers._leap import own_probability
 from discdiff.samplers.ancestral import Ancestral
 
@@ -38,10 +37,8 @@ class Jumps(Predictor):
         return None  # depends on the number of events
 
     @abstractmethod
-    def rates(
-        self, state: State, alpha: Float[Tensor, "B 1"], at: At
-    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
-        """Return the rate of events at each site per unit of l until the next event, and the prediction used."""
+    def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
+        """Return the rate of events at each site per unit of l until the next, and the state with what was seen."""
 
     @abstractmethod
     def event(
@@ -50,24 +47,22 @@ class Jumps(Predictor):
         """Return the tokens after an event at ``alpha``."""
 
     def check(self, process: Process) -> None:
-        anchored = process.anchor(torch.zeros(1, 1, dtype=torch.int64)) if isinstance(process, RankOne) else None
-        one = isinstance(process, RankOne) and (anchored is None or process.absorbing)
-        if not one or process.schedule.sites is not None:
+        if not process.one_noise_law or process.schedule.sites is not None:
             raise ValueError(f"{self} needs a rank-one process with one noise law and one clock, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
         with torch.no_grad():
             a_t, a_s = at.alpha(state.t), at.alpha(at.s)
         assert isinstance(a_t, float) and isinstance(a_s, float)  # ensured by ``check``
-        if not isinstance(at.process, Masked) and (a_s == 1 or (a_t == 0 and not at.process.absorbing)):
+        if not at.process.masks and (a_s == 1 or (a_t == 0 and not at.process.absorbing)):
             return Ancestral()(state, at)
         tokens, turn = state.tokens, 1
         noise = 1 - at.process.sitewise(at.alpha(state.t), tokens[:, :1])  # 1 - alpha
         rows = torch.arange(len(tokens), device=tokens.device)
         while len(rows):
             some, here = replace(state, tokens=tokens, seen=None).select(rows), at.again(turn)
-            rates, seen = self.rates(some, 1 - noise[rows], here)
-            rates, some = rates.where(some.free, 0.0), replace(some, seen=seen)
+            rates, some = self.rates(some, 1 - noise[rows], here)
+            rates = rates.where(some.free, 0.0)
             wait = choose("wait", Waiting(rows), some, here)
             rate = rates.sum(-1)
             later = torch.where(rate > 0, torch.exp(-wait / rate.where(rate > 0, 1.0)), 0.0)
@@ -82,19 +77,18 @@ class Jumps(Predictor):
         return state.at(tokens, at.s)
 
 
-def leaves(process: RankOne, state: State, alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
-    """Find the sites of (B, L) that can leave their state at alpha (B, 1): on a masked process, the masks."""
-    return state.free & (process.inflow(state.tokens, alpha)[..., 0] > 0)
+def leaves(state: State, alpha: Float[Tensor, "B 1"], at: At) -> Bool[Tensor, "B L"]:
+    """Find the sites (B, L) that can leave their state at alpha (B, 1): on a masked process, the masks."""
+    return state.free & (at.process.inflow(state.tokens, alpha)[..., 0] > 0)
 
 
-def look(state: State, alpha: Float[Tensor, "B 1"], where: Bool[Tensor, "B L"], at: At) -> tuple[Prediction, Exit]:
+def look(state: State, where: Bool[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At) -> tuple[State, Exit]:
     """Predict each row at its alpha (B, 1), and compute exit rates per unit of alpha at the chosen sites of (B, L)."""
-    assert isinstance(at.process, RankOne)
-    said = at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0)))
-    own = own_probability(said, where & leaves(at.process, state, alpha))
-    return said, at.process.exit(state.tokens, alpha, own)
+    state = replace(state, seen=at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0))))
+    own = own_probability(state, where & leaves(state, alpha, at), at)
+    return state, at.rank_one.exit(state.tokens, alpha, own)
 
 
-def pick_site(rates: Float[Tensor, "B L"], state: State, at: At) -> torch.Tensor:
+def pick_site(state: State, rates: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
     """Draw one site of each row with probability proportional to its rate (B, L); return a mask; choice "site"."""
     return choose("site", Ranking(kernels.log(rates), torch.ones_like(state.rows)), state, at) >= 0

@@ -11,15 +11,15 @@ probability that needs the prediction at its own token only, and only a jump to 
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.choices import Coins, Tokens
+from discdiff.choices import Coins, Tokens, spread
 from discdiff.operator import At, Predictor, State, choose
-from discdiff.prediction import Prediction
-from discdiff.process import Exit, Masked, RankOne, Survival
+from discdiff.process import Exit, RankOne, Survival
 from discdiff.samplers.ancestral import Ancestral
 
 __all__ = ["Leap", "jump", "own_probability"]
@@ -50,22 +50,23 @@ class Leap(Predictor):
     def __call__(self, state: State, at: At) -> State:
         if at.s == 0:
             return Ancestral()(state, at)
-        alpha_t, prediction = at.alpha(state.t), at.predict(state)
-        length = at.process.sitewise(at.alpha(at.s), state.tokens) - at.process.sitewise(alpha_t, state.tokens)
-        if isinstance(at.process, RankOne):
-            most = self.most(at.process, state.tokens, alpha_t)
-            known = isinstance(at.process, Masked)  # the rate at a mask or a token needs no prediction
+        process, alpha_t = at.process, at.alpha(state.t)
+        state = replace(state, seen=at.predict(state))
+        length = process.sitewise(at.alpha(at.s), state.tokens) - process.sitewise(alpha_t, state.tokens)
+        if (rank := process.rank_one) is not None:
+            most = self.most(rank, state.tokens, alpha_t)
+            known = rank.masks  # the rate at a mask or a token needs no prediction
             bound = (self.probability if known else self.bound)(_times(length, most.total)).where(state.free, 0.0)
             where = choose("where", Coins(bound), state, at)
             exit = most
             if not known:
-                exit = self.exit(at.process, state.tokens, alpha_t, own_probability(prediction, where))
+                exit = self.exit(rank, state.tokens, alpha_t, own_probability(state, where, at))
                 accept = self.probability(_times(length, exit.total)) / bound.where(where, 1.0)
                 accept = torch.where(where, accept, 0.0).clamp(max=1.0)
                 where = choose("accept", Coins(accept), state, at)
-            return jump(state.at(state.tokens, at.s), where, exit, prediction, at)
-        sites = prediction.rates_at(state.free)
-        total = torch.zeros_like(length).masked_scatter(state.free, sites.known().log_sum_exp.exp())
+            return state.at(jump(state, where, exit, at), at.s)
+        sites = at.predict(state)[state.free].rates
+        total = spread(sites.known().log_sum_exp.exp(), state.free, 0.0)
         where = choose("where", Coins(self.probability(_times(length, total))), state, at)
         return state.at(choose("state", Tokens(sites.narrow(where), state.tokens), state, at), at.s)
 
@@ -76,28 +77,25 @@ def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Te
     return torch.where(endless, torch.inf, length * rate.where(~endless, 1.0))
 
 
-def own_probability(prediction: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[Tensor, "B L"]:
     """Read O(z) at the chosen sites of (B, L), 0 at others and at masks; float64.
 
     It is 1 if the model predicts D and z excludes all other tokens: then D(z) = 1 for every O, which is undetermined.
     """
-    process, x = prediction.process, prediction.x
+    said, process, x = at.predict(state), at.process, state.tokens
     token = where & (process.column(x) < process.vocab_size)
     if process.mask_id is not None:
         token = token & (x != process.mask_id)
-    sure = torch.zeros_like(token)
-    if prediction.predicts == "denoiser":
-        sure = token & process.settled(x, prediction.alpha)
     if not bool(token.any()):
-        return torch.zeros_like(prediction.alpha)
-    return torch.where(token, prediction.log_own(token & ~sure).exp(), 0.0)
+        return torch.zeros_like(said.alpha)
+    read = token & ~process.settled(x, said.alpha) if said.predicts == "denoiser" else token
+    return torch.where(token, spread(said[read].own, read, 0.0).exp(), 0.0)
 
 
-def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, prediction: Prediction, at: At) -> State:
+def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, at: At) -> Int[Tensor, "B L"]:
     """Move the chosen sites of (B, L) to other states by the law of ``exit``; choices "data", "token", "noise"."""
-    process, x = at.process, state.tokens
-    assert isinstance(process, RankOne)
+    process, x = at.rank_one, state.tokens
     data = choose("data", Coins(torch.where(where, exit.data, 0.0)), state, at)
-    tokens = choose("token", Tokens(prediction.others_at(data), process.column(x)), state, at)
+    tokens = choose("token", Tokens(at.predict(state)[data].others, process.column(x)), state, at)
     noise = choose("noise", process.elsewhere(x, where & ~data, exit.anchored), state, at)
-    return state.at(torch.where(data, process.place(tokens, x), noise))
+    return torch.where(data, process.place(tokens, x), noise)

@@ -5,17 +5,15 @@ it. On a rank-one process "data or noise" is drawn before the token. This is exa
 sites that become data.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.choices import BAD_LOGITS, Coins, Tokens
+from discdiff.choices import BAD_LOGITS, Coins, Sites, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, State, choose
 from discdiff.prediction import Prediction
-from discdiff.process import RankOne, Survival
+from discdiff.process import Survival
 
 __all__ = ["fused_step", "redraw"]
 
@@ -23,45 +21,47 @@ __all__ = ["fused_step", "redraw"]
 def redraw(
     state: State,
     where: Bool[Tensor, "B L"],
-    prediction: Prediction | Callable[[], Prediction],
     alpha: float | Float[Tensor, "#B #L"],
     at: At,
-) -> State:
-    """Redraw the chosen sites from O Q_alpha; choices "data", "token", "noise".
+    read: Sites | None = None,
+) -> Int[Tensor, "B L"]:
+    """Redraw the chosen sites from O Q_alpha and return all tokens; choices "data", "token", "noise".
 
     Args:
-        state: the state whose sites are redrawn.
+        state: the state whose sites are redrawn. If it has not been seen, the denoiser is called only if some site
+            becomes data.
         where: (B, L) the sites.
-        prediction: the denoiser's output; O is read at the sites that become data. Or a function that returns it,
-            called only if there are such sites.
         alpha: the survival probability at which they are drawn.
         at: the process, run and address of the operator.
+        read: O at these sites and perhaps others, if it has been read already.
 
     Raises:
-        TypeError: if ``prediction`` is a tensor: logits alone do not tell whether they are of O or of D.
+        TypeError: if the state has seen a tensor: logits alone do not tell whether they are of O or of D.
     """
-    if not isinstance(prediction, Prediction) and not callable(prediction):
+    if not isinstance(state.seen, Prediction | None):
         raise TypeError(
-            f"redraw takes a Prediction, which knows its leave-one-out form, got {type(prediction).__name__}: "
+            f"redraw takes a Prediction, which knows its leave-one-out form, got {type(state.seen).__name__}: "
             "a denoiser plugged in its place samples another law"
         )
     process, x = at.process, state.tokens
     data = choose("data", Coins(where.double() * process.kept(alpha)), state, at)
-    if isinstance(prediction, Prediction) or bool(data.any()):
-        said = prediction if isinstance(prediction, Prediction) else prediction()
-        done = fused_step(state, said, at, alpha, where=where, data=data)
+    if state.seen is not None or bool(data.any()):
+        said = at.predict(state)
+        done = fused_step(state, said, alpha, at, where=where, data=data)
         if done is not None:
-            return state.at(done)
-        tokens = choose("token", Tokens(said.loo_at(data), process.column(x)), state, at)
+            return done
+        sites = said[data].loo if read is None else read.narrow(data)
+        tokens = choose("token", Tokens(sites, process.column(x)), state, at)
         x = torch.where(data, process.place(tokens, x), x)
-    return state.at(choose("noise", process.renoise(x, where, where & ~data, alpha), state, at))
+    return choose("noise", process.renoise(x, where, where & ~data, alpha), state, at)
 
 
 def fused_step(
     state: State,
     said: Prediction,
-    at: At,
     alpha: Survival,
+    at: At,
+    *,
     bound: Float[Tensor, "B L"] | None = None,
     where: Bool[Tensor, "B L"] | None = None,
     data: Bool[Tensor, "B L"] | None = None,
@@ -75,15 +75,15 @@ def fused_step(
     Args:
         state: the state whose sites are redrawn.
         said: the denoiser's output.
-        at: the process, run and address of the operator.
         alpha: the survival probability at which they are drawn.
+        at: the process, run and address of the operator.
         bound: (B, L) probability of ``where``, on a GPU, where the kernel makes that choice too.
         where: (B, L) the chosen sites, on a CPU.
         data: (B, L) which of them become data, if that choice is already made.
         odds: (B, L) noise odds of the sites' own tokens; None if every proposed site is accepted.
     """
-    process, z = at.process, state.tokens
-    if not at.fused or not isinstance(process, RankOne) or process.anchor(z) is not None:
+    process, z = at.process.rank_one, state.tokens
+    if not at.fused or process is None or process.anchor(z) is not None:
         return None
     rows = said.loo_everywhere()
     if rows is None or not kernels.steps(rows, whole=where is None):

@@ -1,14 +1,14 @@
 """Base class of unmasking rules in which the prediction, not the schedule, decides how many masks to reveal."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 from jaxtyping import Bool
 from torch import Tensor
 
 from discdiff.operator import At, Predictor, State
-from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.samplers._choosing import check_mask, draw_at, hidden
+from discdiff.samplers._choosing import check_mask, draw_clean, hidden
 
 __all__ = ["Sure"]
 
@@ -22,7 +22,7 @@ class Sure(Predictor):
     """
 
     @abstractmethod
-    def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
+    def pick(self, state: State, masks: Bool[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
         """Return the masks to reveal, at least one in each row that has any."""
 
     def check(self, process: Process) -> None:
@@ -32,6 +32,6 @@ class Sure(Predictor):
         masks = hidden(state, at)
         if not bool(masks.any()):
             return state.at(state.tokens, at.s)
-        prediction = at.predict(state)
-        where = self.pick(masks, prediction) if at.s > 0 else masks
-        return state.at(draw_at(where, prediction, state, at), at.s)
+        state = replace(state, seen=at.predict(state))
+        where = self.pick(state, masks, at) if at.s > 0 else masks
+        return state.at(draw_clean(state, where, at), at.s)

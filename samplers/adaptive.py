@@ -16,19 +16,19 @@ Reference: step selection in tau-leaping (Cao, Gillespie and Petzold, 2006, http
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.checks import real
+from discdiff.choices import spread
 from discdiff.operator import At, Predictor, State
 from discdiff.prediction import Prediction
 from discdiff.process import Process, RankOne
 from discdiff.samplers._choosing import total_variation
 from discdiff.samplers._leap import own_probability
-from discdiff.samplers.ancestral import given, reverse_tokens
+from discdiff.samplers.ancestral import reverse_tokens
 
 __all__ = ["Adaptive"]
 
@@ -57,12 +57,11 @@ class Adaptive(Predictor):
         return None  # depends on the tolerance
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, RankOne) or process.schedule.sites is not None:
+        if process.rank_one is None or process.schedule.sites is not None:
             raise ValueError(f"{self} needs a process of rank one with one clock, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        process, tokens, turn = at.process, state.tokens, 1
-        assert isinstance(process, RankOne)
+        process, tokens, turn = at.rank_one, state.tokens, 1
         begin, end = (process.sitewise(at.alpha(u), tokens[:, :1]) for u in (state.t, at.s))
         rows = torch.arange(len(tokens), device=tokens.device)
         alpha = begin
@@ -74,7 +73,7 @@ class Adaptive(Predictor):
             a, then = alpha[rows], alpha[rows] + length[rows]
             then = torch.where(then < end[rows], then, end[rows])
             said = at.predict(some, process.schedule.time(a)) if seen is None else seen
-            after = reverse_tokens(some, some.free, at.again(turn), a, then, partial(given, said))
+            after = reverse_tokens(replace(some, seen=said), some.free, a, then, at.again(turn))
             tokens, alpha = tokens.index_copy(0, rows, after), alpha.index_copy(0, rows, then)
             step, turn = then - a, turn + 1
             ready = process.candidate(after, then, (then + step).clamp(max=1.0)).where(some.free, 0.0)
@@ -86,7 +85,7 @@ class Adaptive(Predictor):
                 known = (ready > 0) & _open(process, some.tokens[left], a[left])
                 changes[rows] += _change(said.select(left), seen, known)
                 moves[rows] += (now.tokens != some.tokens[left]).sum(-1, keepdim=True)
-                own = own_probability(seen, ready > 0)
+                own = own_probability(replace(now, seen=seen), ready > 0, at)
                 accept = torch.where(own > 0, process.acceptance(own.log(), now.tokens, then[left]), 1.0)
                 rate, count = ready * accept / step[left], (ready > 0).sum(-1, keepdim=True)
                 sites = now.free.sum(-1, keepdim=True)
@@ -103,5 +102,5 @@ def _open(process: RankOne, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B 1"]) 
 
 def _change(before: Prediction, after: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B 1"]:
     """Compute sum_i TV(O_i, O'_i) over the chosen sites of each row."""
-    tv = total_variation(before.loo_at(where), after.loo_at(where))
-    return torch.zeros(where.shape, dtype=torch.float64, device=where.device).masked_scatter(where, tv).sum(-1, True)
+    tv = total_variation(before[where].loo, after[where].loo)
+    return spread(tv, where, 0.0).sum(-1, True)

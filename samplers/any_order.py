@@ -51,7 +51,7 @@ class AnyOrder(Predictor):
         how = Unmask(self.select, self.noise, self.block)
         while len(rows := (due >= turn).nonzero()[:, 0]):
             some = replace(state, tokens=tokens, seen=None).select(rows)
-            after = reveal(how, some, torch.ones_like(rows), at.again(turn))
+            after = reveal(some, how, torch.ones_like(rows), at.again(turn))
             tokens = tokens.index_copy(0, rows, after.tokens)
             turn += 1
         return state.at(tokens, at.s)

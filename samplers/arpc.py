@@ -27,10 +27,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discdiff.checks import real, whole
-from discdiff.choices import Coins, Ranking
+from discdiff.choices import Coins, Ranking, spread
 from discdiff.operator import At, Operator, Predictor, State, choose, when
 from discdiff.prediction import Prediction
-from discdiff.process import RankOne
 from discdiff.samplers._choosing import best, compare, kl_rows, total_variation
 from discdiff.samplers.ancestral import Ancestral, reverse_step
 
@@ -81,8 +80,8 @@ class ARPC(Predictor):
         return 1.0 if self.score in _BLIND else 2.0
 
     def __call__(self, state: State, at: At) -> State:
-        said = at.predict(state)
-        clean = reverse_step(replace(state, seen=said), state.free, at, to=0.0)
+        state = replace(state, seen=at.predict(state))
+        clean = reverse_step(state, state.free, at, to=0.0)
         alpha = at.process.sitewise(at.alpha(at.s), state.tokens)
         process = at.process
         if self.score == "forward":
@@ -90,43 +89,41 @@ class ARPC(Predictor):
             where = choose("site", Coins(turned.where(state.free, 0.0)), state, at)
             noise = process.renoise(clean.tokens, state.free, where, alpha)
         else:
-            where = self._chosen(said, clean, alpha, at)
-            most = alpha if isinstance(process, RankOne) else at.alpha(1.0)  # in general: q at alpha(1)
+            where = self._chosen(clean, at.predict(state), alpha, at)
+            most = at.alpha(1.0) if process.rank_one is None else alpha  # in general: q at alpha(1)
             noise = process.renoise(clean.tokens, where, where, most)
         again = choose("noise again", noise, state, at)
         return clean.at(again, at.s)
 
-    def _chosen(self, said: Prediction, clean: State, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
+    def _chosen(self, clean: State, said: Prediction, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
         """Choose k sites of each row, or none at alpha_s = 1."""
         count = ((1 - alpha).mean(-1) * clean.free.sum(-1)).round().clamp(min=1).long()
         count = torch.where((alpha < 1).all(-1), count, 0)
         score = torch.zeros_like(alpha)
         if self.score != "random" and bool(count.any()):
-            score = self._scores(said, at.autoregressive(clean), clean, at)
+            score = self._scores(clean, said, at)
         score = score.masked_fill(~clean.free, -torch.inf)
         if self.temperature == 0 and self.score != "random":
             return best(score, count)
         log_w = score if self.score == "random" else score / self.temperature
         return choose("site", Ranking(log_w.log_softmax(-1), count), clean, at) >= 0
 
-    def _scores(self, said: Prediction, law: Prediction, clean: State, at: At) -> Float[Tensor, "B L"]:
+    def _scores(self, clean: State, said: Prediction, at: At) -> Float[Tensor, "B L"]:
         free = clean.free
-        own = at.process.column(clean.tokens)[free]
+        law, own = at.autoregressive(clean)[free].loo, at.process.column(clean.tokens)[free]
         if self.score == "tv":
-            rows = total_variation(law.loo_at(free), said.denoiser_at(free))
+            rows = total_variation(law, said[free].denoiser)
         elif self.score in ("kl", "reverse_kl"):
-            rows = compare(law.loo_at(free), said.denoiser_at(free), _DIVERGENCES[self.score])
+            rows = compare(law, said[free].denoiser, _DIVERGENCES[self.score])
         elif self.score == "entropy":
-            rows = law.loo_at(free).known(entropy=True).entropy
+            rows = law.known(entropy=True).entropy
         else:
-            reading = law.loo_at(free).read(own).reading
-            assert reading is not None
+            reading = law.known(at=own)
             assert reading.value is not None
             # from logits, whose normaliser cancels: exactly 0 at the likeliest token, whatever the order of summation
             gap = reading.peak.amax(-1).double() - reading.value.double()
             rows = gap if self.score == "gap" else -reading.log_prob
-        finite = rows.double().clamp(-1e300, 1e300)
-        return torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(free, finite)
+        return spread(rows.double().clamp(-1e300, 1e300), free, 0.0)
 
 
 _DIVERGENCES = {

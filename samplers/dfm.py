@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real
-from discdiff.process import Exit, Masked, Process, RankOne, Survival
+from discdiff.process import Exit, Process, RankOne, Survival
 from discdiff.samplers._leap import Leap
 
 __all__ = ["DFM"]
@@ -47,7 +47,7 @@ class DFM(Leap):
         object.__setattr__(self, "eta", real(self.eta, "DFM: eta", "[0, inf)"))
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, RankOne) or process.anchor(torch.zeros(1, 1, dtype=torch.int64)) is not None:
+        if (rank := process.rank_one) is None or rank.anchor(torch.zeros(1, 1, dtype=torch.int64)) is not None:
             raise ValueError(f"DFM needs a process of rank one without an anchor, such as Masked, got {process}")
 
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -62,8 +62,8 @@ class DFM(Leap):
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
         noise, data = (self._exit(process, x, alpha, torch.full_like(x, d, dtype=torch.float64)) for d in (0.0, 1.0))
-        if isinstance(process, Masked):  # D(z) is 0 at a mask and 1 at a token
-            hidden = x == process.mask_id
+        if process.masks:  # D(z) is 0 at a mask and 1 at a token
+            hidden = x == process.hide(x)
             return Exit(*(torch.where(hidden, one, two) for one, two in zip(noise, data, strict=True)))
         return Exit(torch.maximum(noise.total, data.total), noise.data, noise.anchored)  # linear in D(z)
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from discdiff.checks import real
-from discdiff.prediction import Prediction
+from discdiff.operator import At, State
 from discdiff.samplers._choosing import confidence
 from discdiff.samplers._sure import Sure
 
@@ -40,8 +40,8 @@ class EntropyBounded(Sure):
     def __post_init__(self) -> None:
         object.__setattr__(self, "gamma", real(self.gamma, "EntropyBounded: gamma", "[0, inf)"))
 
-    def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
-        entropy = -confidence("entropy", masks, lambda: prediction)
+    def pick(self, state: State, masks: Bool[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
+        entropy = -confidence(state, masks, "entropy", at)
         rising, order = entropy.sort(dim=-1, stable=True)
         # sorted, so the sum of a prefix minus its largest entropy is the sum before its last
         before = rising.cumsum(-1) - rising

@@ -84,4 +84,5 @@ def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str
 
 def _snake(name: str) -> str:
     """Convert to snake case: ThetaRK2 -> theta_rk2, DFM -> dfm."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.replace("ReMDM", "Remdm")).lower()
+    name = name.replace("ReMDM", "Remdm").replace("RePaint", "Repaint")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -18,8 +18,8 @@ import torch
 
 from discdiff.choices import Subset, Waiting
 from discdiff.operator import At, Predictor, State, choose
-from discdiff.process import Masked, Process
-from discdiff.samplers._choosing import check_masked, draw_at, hidden
+from discdiff.process import Process
+from discdiff.samplers._choosing import check_masked, draw_clean, hidden
 from discdiff.samplers.ancestral import Ancestral
 
 __all__ = ["FirstHitting"]
@@ -45,7 +45,7 @@ class FirstHitting(Predictor):
             raise ValueError(f"{self} needs one clock for all positions, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        if at.s == 0 and not isinstance(at.process, Masked):  # tokens equal to their noise token stay hidden
+        if at.s == 0 and not at.process.masks:  # tokens equal to their noise token stay hidden
             return Ancestral()(state, at)
         schedule, tokens, turn = at.process.schedule, state.tokens, 1
         noise = 1 - at.process.sitewise(at.alpha(state.t), tokens[:, :1])[:, 0]  # 1 - alpha, row by row
@@ -65,8 +65,7 @@ class FirstHitting(Predictor):
             if len(rows):
                 where = choose("where", Subset(masks, 1), some, here)
                 said = at.predict(some, schedule.time((1 - noise[rows]).clamp(min=0.0))[:, None])
-                drawn = draw_at(where, said, some, here)
-                tokens = tokens.index_copy(0, rows, drawn)
+                tokens = tokens.index_copy(0, rows, draw_clean(replace(some, seen=said), where, here))
             turn += 1
 
 

@@ -2,29 +2,25 @@ r"""Correct at a fixed time by adding noise and removing it again (forward-backw
 
 The sum of the forward rates R and the reverse rates Rbar preserves p_t (Campbell et al., 2022). ``ForwardBackward`` is
 exact for one site: it is noised from t to u and drawn back from its exact one-site reverse law, given by the LOO.
-``TauForwardBackward`` lets every site follow R + Rbar for a length h with frozen rates; its bias is O(h). ``Cycle``
-noises all free sites from t to u and runs a predictor back to t (resampling); its bias is the predictor's. Frozen sites
-keep their tokens, so resampling adapts an infill to its prompt.
+``TauForwardBackward`` lets every site follow R + Rbar for a length h with frozen rates; its bias is O(h).
 
-References: Campbell et al. (2022, https://arxiv.org/abs/2205.14987); resampling: RePaint (Lugmayr et al., 2022,
-https://arxiv.org/abs/2201.09865).
+Reference: Campbell et al. (2022, https://arxiv.org/abs/2205.14987).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real, whole
-from discdiff.choices import Coins, Sites, Subset, Tokens
+from discdiff.choices import Coins, Subset, Tokens, spread
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import At, Corrector, Invariance, Operator, State, check_operator, choose
+from discdiff.operator import At, Corrector, Invariance, State, choose
 from discdiff.process import Process, RankOne
-from discdiff.samplers._conditional import rates_mixture, spread
-from discdiff.samplers.ancestral import Ancestral, reverse_tokens
+from discdiff.samplers.ancestral import reverse_tokens
 
-__all__ = ["Cycle", "ForwardBackward", "TauForwardBackward"]
+__all__ = ["ForwardBackward", "TauForwardBackward"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,7 @@ class ForwardBackward(Corrector):
         where = choose("site", Subset(state.free, self.sites), state, at)
         noised = choose("noised", at.process.noised_further(state.tokens, where, alpha, later), state, at)
         # The LOO at a site does not depend on its own token, so at time t it is the same before and after noising.
-        between = state.at(noised)
-        return state.at(reverse_tokens(between, where, at, later, alpha, lambda: at.predict(between)))
+        return state.at(reverse_tokens(state.at(noised), where, later, alpha, at))
 
 
 @dataclass(frozen=True)
@@ -87,24 +82,22 @@ class TauForwardBackward(Corrector):
         return "approximate"
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, RankOne):
+        if process.rank_one is None:
             raise ValueError(f"{self} needs a process of rank one, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        process, z = at.process, state.tokens
-        assert isinstance(process, RankOne)  # ensured by ``check``
+        process, z = at.rank_one, state.tokens
         free = state.free & (process.sitewise(at.alpha(state.t), z) < 1)
         if not bool(free.any()):
             return state
-        prediction = at.predict(state)
-        backward, x, alpha = prediction.rates_at(free).rows, z[free], prediction.alpha[free].clamp(min=1e-290)
+        view = at.predict(state)[free]
+        backward, x, alpha = view.rates.rows, view.x, view.alpha.clamp(min=1e-290)
 
         def rows(n: Tensor) -> Tensor:
             back, own = backward.dense(n) + alpha[n][:, None].log(), process.column(x[n])[:, None]
             return kernels.log_add(back, _forward(process, x[n], alpha[n])).scatter(-1, own, -torch.inf)
 
-        mixed = _mixed(process, rates_mixture(prediction, free, alpha), x, alpha)
-        rates = Sites.computed(free, rows, process.columns, watch=prediction.watch, empty=True, mixed=mixed)
+        rates = view.computed(rows, empty=True, mixed=_mixed(process, view.mixed_rates(alpha), x, alpha))
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)
@@ -136,59 +129,3 @@ def _mixed(
         relative=False,
     )
     return kernels.Mixed((back, forward), without=process.column(x))
-
-
-@dataclass(frozen=True)
-class Cycle(Corrector):
-    """Noise every free site from the current time t to u, and run a predictor back from u to t.
-
-    Args:
-        u: the time up to which noise is added. If t >= u the corrector is the identity.
-        predictor: the operator that runs back.
-        steps: the number of equal steps back.
-
-    Raises:
-        TypeError: if ``predictor`` does not move in time.
-        ValueError: for a time outside (0, 1], or ``steps`` below 1.
-    """
-
-    u: float = 0.6
-    predictor: Operator = field(default_factory=Ancestral)
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "u", real(self.u, "Cycle: u", "(0, 1]"))
-        if not check_operator(self.predictor, "Cycle").moves:
-            raise TypeError(f"Cycle: {self.predictor} does not move in time; it takes a predictor")
-        object.__setattr__(self, "steps", whole(self.steps, "Cycle: steps", 1))
-
-    @property
-    def invariant(self) -> Invariance:
-        return "approximate"
-
-    @property
-    def nfe(self) -> float | None:
-        return None if self.predictor.nfe is None else self.steps * self.predictor.nfe
-
-    @property
-    def enumerable(self) -> bool:
-        return self.predictor.enumerable
-
-    @property
-    def width(self) -> int:
-        return 1 + self.steps * self.predictor.width
-
-    def check(self, process: Process) -> None:
-        self.predictor.check(process)
-
-    def __call__(self, state: State, at: At) -> State:
-        t = state.t
-        if self.u <= t:
-            return state
-        noisy = at.process.noised_further(state.tokens, state.free, at.alpha(t), at.alpha(self.u))
-        now = state.at(choose("noised", noisy, state, at), self.u)
-        times = [self.u + (t - self.u) * k / self.steps for k in range(self.steps)] + [t]
-        for k in range(self.steps):
-            place = replace(at, t=times[k], s=times[k + 1]).moved(1 + k * self.predictor.width)
-            now = self.predictor(now, place)
-        return now

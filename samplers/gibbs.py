@@ -10,7 +10,7 @@ References: Informed Correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.2
 Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -74,4 +74,4 @@ class Gibbs(Corrector):
 def _redrawn(state: State, where: Bool[Tensor, "B L"], at: At) -> State:
     if at.process.absorbing:
         state = state.at(torch.where(where, at.process.hide(state.tokens), state.tokens))
-    return redraw(state, where, at.predict(state), at.alpha(state.t), at)
+    return state.at(redraw(replace(state, seen=at.predict(state)), where, at.alpha(state.t), at))

@@ -12,8 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.operator import At, State
-from discdiff.prediction import Prediction
-from discdiff.process import RankOne
 from discdiff.samplers._jumps import Jumps, look, pick_site
 from discdiff.samplers._leap import jump, own_probability
 
@@ -26,16 +24,13 @@ class Gillespie(Jumps):
 
     order = 1.0
 
-    def rates(
-        self, state: State, alpha: Float[Tensor, "B 1"], at: At
-    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
-        said, exit = look(state, alpha, state.free, at)
-        return (1 - alpha) * exit.total, said
+    def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
+        state, exit = look(state, state.free, alpha, at)
+        return (1 - alpha) * exit.total, state
 
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
-        where, said = pick_site(rates, state, at), at.predict(state)  # the prediction made in ``rates``
-        assert isinstance(at.process, RankOne)
-        exit = at.process.exit(state.tokens, said.alpha, own_probability(said, where))
-        return jump(state, where, exit, said, at).tokens
+        where, said = pick_site(state, rates, at), at.predict(state)  # the prediction made in ``rates``
+        exit = at.rank_one.exit(state.tokens, said.alpha, own_probability(state, where, at))
+        return jump(state, where, exit, at)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from discdiff.operator import At, Predictor, State
-from discdiff.samplers._choosing import believed_at, hidden
+from discdiff.samplers._choosing import believed, hidden
 
 __all__ = ["Greedy"]
 
@@ -24,6 +24,6 @@ class Greedy(Predictor):
         where = hidden(state, at) if at.process.absorbing else state.free
         if not bool(where.any()):
             return state.at(state.tokens, at.s)
-        best = believed_at(at.predict(state), where).best().clamp(min=0)  # a GPU run goes on after a bad row
+        best = believed(at.predict(state)[where]).best().clamp(min=0)  # a GPU run goes on after a bad row
         tokens = at.process.column(state.tokens).masked_scatter(where, best)
         return state.at(torch.where(where, at.process.place(tokens, state.tokens), state.tokens), at.s)

@@ -13,18 +13,17 @@ References: Zhao et al. (2024, https://arxiv.org/abs/2407.21243); Uniform Diffus
 https://arxiv.org/abs/2605.22765). The Metropolis step is introduced here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from discdiff.checks import decided, real, whole
-from discdiff.choices import Coins, Ranking
+from discdiff.choices import Coins, Ranking, spread
 from discdiff.operator import At, Corrector, Invariance, State, choose
-from discdiff.prediction import Prediction
-from discdiff.samplers._conditional import balanced_at, conditional_at, spread
+from discdiff.samplers._conditional import balanced
 from discdiff.samplers._redraw import redraw
 
 __all__ = ["InformedGibbs"]
@@ -72,29 +71,27 @@ class InformedGibbs(Corrector):
         return 2.0 if self.exact else 1.0
 
     def __call__(self, state: State, at: At) -> State:
-        alpha, said = at.alpha(state.t), at.predict(state)
-        weight = self._weight(said, state.free)
+        alpha, state = at.alpha(state.t), replace(state, seen=at.predict(state))
+        weight = self._weight(state, at)
         count = torch.full_like(state.rows, self.sites)
         where = choose("site", Ranking(weight, count), state, at) >= 0
-        after = redraw(state, where, said, alpha, at)
+        after = state.at(redraw(state, where, alpha, at))
         if not self.exact:
             return after
-        there = self._weight(at.predict(after), after.free)
+        there = self._weight(after, at)
         gain = torch.where(where, there - weight, 0.0).sum(-1, keepdim=True)
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
         return state.at(torch.where(accept, after.tokens, state.tokens))
 
-    def _weight(self, said: Prediction, free: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    def _weight(self, state: State, at: At) -> Float[Tensor, "B L"]:
         """Compute log w, normalised over the free sites of each row; -inf elsewhere."""
+        free, view = state.free, at.predict(state)[state.free]
         if self.select == "margin":
-            rest = balanced_at(said, free).known()
-            score = rest.peak.amax(-1)
+            score = balanced(view).known().peak.amax(-1)
         elif self.select == "max_prob":
-            score = -conditional_at(said, free).known().max_prob.log()
+            score = -view.conditional.known().max_prob.log()
         else:
-            reading = conditional_at(said, free).read(said.process.column(said.x[free])).reading
-            assert reading is not None
-            score = -reading.log_prob
+            score = -view.conditional.known(at=at.process.column(view.x)).log_prob
         log_w = spread((score / self.temperature).clamp(-1e300, 1e300), free)
         log_w = log_w.masked_fill(~free.any(-1, keepdim=True), 0.0)  # a row of -inf alone would have a NaN gradient
         return torch.where(free, log_w.log_softmax(-1), -torch.inf)  # correct even if all are -1e300

@@ -13,7 +13,7 @@ import torch
 from discdiff.checks import real
 from discdiff.operator import At, Predictor, State
 from discdiff.process import Process
-from discdiff.samplers._choosing import believed_at, best, check_mask, compare, confidence, draw_at, hidden, kl_rows
+from discdiff.samplers._choosing import believed, best, check_mask, compare, confidence, draw_clean, hidden, kl_rows
 
 __all__ = ["KLStable"]
 
@@ -46,17 +46,14 @@ class KLStable(Predictor):
         masks = hidden(now, at)
         if not bool(masks.any()):
             return now.at(now.tokens, at.s)
-        now = replace(now, seen=at.predict(now))
-        assert now.seen is not None
-        said, where = now.seen, masks
+        said, where = at.predict(now), masks
+        now = replace(now, seen=said)
         if at.s > 0:
-            score = confidence("max_prob", masks, lambda: said)
+            score = confidence(now, masks, "max_prob", at)
             where = best(score, torch.ones_like(now.rows))
             sure = masks & (score.exp() >= self.threshold)
             if before is not None and bool(sure.any()):
-                kl = compare(
-                    believed_at(said.untruncated, sure), believed_at(at.predict(before).untruncated, sure), kl_rows
-                )
-                where = where | sure.masked_scatter(sure, kl < self.kl)
-        after = now.at(draw_at(where, said, now, at), at.s)
+                here, there = (believed(one.untruncated[sure]) for one in (said, at.predict(before)))
+                where = where | sure.masked_scatter(sure, compare(here, there, kl_rows) < self.kl)
+        after = now.at(draw_clean(now, where, at), at.s)
         return after.after(now, said)

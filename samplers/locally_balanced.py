@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from discdiff.checks import real
-from discdiff.choices import Coins, Ranking, Tokens
+from discdiff.choices import Coins, Ranking, Tokens, spread
 from discdiff.operator import At, Corrector, Invariance, State, choose
-from discdiff.samplers._conditional import Balance, balanced_at, check_balance, spread
+from discdiff.samplers._conditional import Balance, balanced, check_balance
 
 __all__ = ["LocallyBalanced", "TauLocallyBalanced"]
 
@@ -49,12 +49,12 @@ class LocallyBalanced(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         process, z, free = at.process, state.tokens, state.free
-        rates = balanced_at(at.predict(state), free, self.balance)
+        rates = balanced(at.predict(state)[free], self.balance)
         leaves = spread(rates.known().log_sum_exp, free)
         where = choose("site", Ranking(leaves, torch.ones_like(state.rows)), state, at) >= 0
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)
         after = state.at(torch.where(where, process.place(column, z), z))
-        back = spread(balanced_at(at.predict(after), free, self.balance).known().log_sum_exp, free)
+        back = spread(balanced(at.predict(after)[free], self.balance).known().log_sum_exp, free)
         here, there = leaves.logsumexp(-1, keepdim=True), back.logsumexp(-1, keepdim=True)
         gain = torch.where(here == -torch.inf, 0.0, here - there)  # no site can leave: no proposal
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
@@ -87,7 +87,7 @@ class TauLocallyBalanced(Corrector):
 
     def __call__(self, state: State, at: At) -> State:
         process, z, free = at.process, state.tokens, state.free
-        rates = balanced_at(at.predict(state), free, self.balance)
+        rates = balanced(at.predict(state)[free], self.balance)
         leaves = -torch.expm1(-self.h * spread(rates.known().log_sum_exp, free).exp())
         where = choose("where", Coins(leaves), state, at)
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)

@@ -16,7 +16,7 @@ import torch
 
 from discdiff.choices import Coins, Tokens
 from discdiff.operator import At, Predictor, State, choose
-from discdiff.process import Process, RankOne
+from discdiff.process import Process
 
 __all__ = ["MaximalCoupling"]
 
@@ -28,8 +28,7 @@ class MaximalCoupling(Predictor):
     order = 1.0
 
     def check(self, process: Process) -> None:
-        anchored = process.anchor(torch.zeros(1, 1, dtype=torch.int64)) if isinstance(process, RankOne) else None
-        if not isinstance(process, RankOne) or (anchored is not None and not process.absorbing):
+        if not process.one_noise_law:
             raise ValueError(f"MaximalCoupling needs a rank-one process with one noise law, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
@@ -40,5 +39,5 @@ class MaximalCoupling(Predictor):
         where = choose("where", Coins(jump), state, at)
         if not bool(where.any()):
             return state.at(z, at.s)
-        token = choose("token", Tokens(at.predict(state).denoiser_at(where), process.column(z)), state, at)
+        token = choose("token", Tokens(at.predict(state)[where].denoiser, process.column(z)), state, at)
         return state.at(torch.where(where, process.place(token, z), z), at.s)

@@ -38,11 +38,11 @@ class Multistep(Predictor):
         if at.s == 0 or _infinite(now, at):
             return Ancestral()(now, at)
         now = replace(now, seen=at.predict(now))
-        if before is None or _infinite(before, at) or now.seen is None:
+        if before is None or _infinite(before, at):
             return TauLeaping()(now, at).after(now, now.seen)
         a_s, a_t, a_before = (at.process.sitewise(at.alpha(u), now.tokens) for u in (at.s, now.t, before.t))
         weight = 1 + (a_s - a_t) / (2 * (a_t - a_before))
-        return combined_leap(now, now.seen, at.predict(before), weight, a_s - a_t, at).after(now, now.seen)
+        return combined_leap(now, at.predict(now), at.predict(before), weight, a_s - a_t, at).after(now, now.seen)
 
 
 def _infinite(state: State, at: At) -> bool:

@@ -11,16 +11,17 @@ Reference: P2 (Peng et al., 2025, https://arxiv.org/abs/2502.03540).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real
+from discdiff.choices import spread
 from discdiff.operator import At, Predictor, Reads, State
 from discdiff.process import Process
-from discdiff.samplers._choosing import best, check_mask, draw_at, hidden, quota
+from discdiff.samplers._choosing import best, check_mask, draw_clean, hidden, quota
 
 __all__ = ["P2"]
 
@@ -61,17 +62,15 @@ class P2(Predictor):
         left = masks.sum(-1) - quota(state, at)
         if not bool(masks.any()) and not bool((left > 0).any()):
             return state.at(state.tokens, at.s)
-        prediction = at.predict(state)
-        drawn = draw_at(masks, prediction, state, at)
+        state = replace(state, seen=at.predict(state))
+        drawn = draw_clean(state, masks, at)
         if self.planner is not None:
             score = self.planner(drawn).double()
             at.watch(state).refuse(free & ~(score < torch.inf), "the planner gave NaN or +inf, no log-probability")
         else:
             asked = free if self.eta > 0 else masks
-            reading = prediction.untruncated.loo_at(asked).read(at.process.column(drawn)[asked]).reading
-            assert reading is not None
-            log_p = reading.log_prob
-            score = torch.zeros(free.shape, dtype=torch.float64, device=free.device).masked_scatter(asked, log_p)
+            log_p = at.predict(state).untruncated[asked].loo.known(at=at.process.column(drawn)[asked]).log_prob
+            score = spread(log_p, asked, 0.0)
         score = torch.where(masks, score, self.eta * score)
         score = score.clamp(min=-1e300).masked_fill(~masks & (self.eta == 0), torch.inf)
         hide = best((-score).masked_fill(~free, -torch.inf), left)

@@ -18,10 +18,10 @@ from typing import Literal, get_args
 import torch
 
 from discdiff.checks import decided, real, whole
-from discdiff.choices import Coins, Subset
+from discdiff.choices import Coins, Subset, spread
 from discdiff.operator import At, Corrector, Invariance, Predictor, Reads, State, choose
 from discdiff.process import Process
-from discdiff.samplers._choosing import check_masked, draw_at, hidden
+from discdiff.samplers._choosing import check_masked, draw_clean, hidden
 
 __all__ = ["ReMDM", "Remask"]
 
@@ -75,7 +75,7 @@ class ReMDM(Predictor):
         again = sigma
         if self.confident:
             state = replace(state, seen=at.predict(state))  # used again in the draw below
-            belief = at.predict(state).log_own(shown).exp()
+            belief = spread(at.predict(state)[shown].own, shown, 0.0).exp()
             share = (-belief).masked_fill(~shown, -torch.inf).softmax(-1).where(shown, 0.0)
             again = (again * share).minimum(most)
             sigma = torch.zeros_like(sigma)
@@ -85,7 +85,7 @@ class ReMDM(Predictor):
         x = torch.where(remask, process.hide(z), z)
         if not bool(where.any()):
             return state.at(x, at.s)
-        return state.at(draw_at(where, at.predict(state), state.at(x), at), at.s)
+        return state.at(draw_clean(replace(state, tokens=x, seen=at.predict(state)), where, at), at.s)
 
 
 @dataclass(frozen=True)
@@ -129,4 +129,4 @@ class Remask(Corrector):
         x, shown = torch.where(where, process.hide(z), z), where & masks
         if not bool(shown.any()):
             return state.at(x)
-        return state.at(draw_at(shown, at.predict(state), state.at(x), at))
+        return state.at(draw_clean(replace(state, tokens=x, seen=at.predict(state)), shown, at))

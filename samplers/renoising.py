@@ -21,7 +21,7 @@ import torch
 from discdiff.choices import PointMixture
 from discdiff.operator import At, Predictor, State, choose
 from discdiff.process import AbsorbingUniform, Process, Uniform
-from discdiff.samplers._choosing import draw_at, hidden
+from discdiff.samplers._choosing import draw_clean, hidden
 
 __all__ = ["Renoising"]
 
@@ -37,14 +37,14 @@ class Renoising(Predictor):
     order = 0.0
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, AbsorbingUniform):
+        if process.pairs is None or process != AbsorbingUniform(process.vocab_size, process.schedule):
             raise ValueError(f"{self} needs an AbsorbingUniform process, got {process}")
 
     def __call__(self, state: State, at: At) -> State:
-        process = at.process
-        assert isinstance(process, AbsorbingUniform)
+        process = at.process.pairs
+        assert process is not None  # ensured by ``check``
         masks = hidden(state, at)
-        clean = draw_at(masks, at.predict(state), state, at) if bool(masks.any()) else state.tokens
+        clean = draw_clean(state, masks, at) if bool(masks.any()) else state.tokens
         (x, _), (z, u) = process.split(clean), process.split(state.tokens)
         a_s = process.sitewise(at.alpha(at.s), x)
         plain = Uniform(process.vocab_size, process.schedule)

@@ -18,7 +18,6 @@ import torch
 
 from discdiff.choices import Subset
 from discdiff.operator import At, Predictor, Staged, State, choose
-from discdiff.process import RankOne
 from discdiff.samplers._extrapolated import share
 from discdiff.samplers.ancestral import Ancestral, reverse_step
 
@@ -27,7 +26,7 @@ __all__ = ["SplitLeap"]
 
 def _singular(at: At) -> bool:
     """Return whether the step starts at pure noise of a process that is not rank-one, where rates are singular."""
-    return not isinstance(at.process, RankOne) and bool((torch.as_tensor(at.alpha(at.t)) == 0).any())
+    return at.process.rank_one is None and bool((torch.as_tensor(at.alpha(at.t)) == 0).any())
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class _Leap(Predictor):
     def __call__(self, state: State, at: At) -> State:
         if _singular(at):
             return replace(state, past=None)
-        middle, _, _ = share(at, state.t, state, 0.5)
+        middle, _, _ = share(state, 0.5, at)
         moved = reverse_step(state, state.free, at, look=middle)
         jumped = moved.tokens != state.tokens
         keep = choose("keep", Subset(jumped, (jumped.sum(-1) + 1) // 2), state, at)
@@ -54,7 +53,7 @@ class _LookAgain(Predictor):
         if not len(moved):
             return state.at(state.tokens, at.s)
         some = replace(state.select(moved), past=None)
-        look, _, _ = share(at, state.t, state, 0.5)
+        look, _, _ = share(state, 0.5, at)
         after = reverse_step(some, some.free & ~kept[moved], at, look=look)
         return state.at(state.tokens.index_copy(0, moved, after.tokens), at.s)
 

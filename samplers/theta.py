@@ -37,7 +37,7 @@ class _First(Predictor):
     def __call__(self, state: State, at: At) -> State:
         if _singular(at):
             return replace(state, past=None)
-        time, _, _ = share(at, state.t, state, self.theta)
+        time, _, _ = share(state, self.theta, at)
         seen = at.predict(state)
         moved = TauLeaping()(replace(state, seen=seen), replace(at, s=time))
         return moved.after(state, seen)
@@ -53,7 +53,7 @@ class _Second(Predictor):
         assert start is not None  # ensured by Staged
         if _singular(at):
             return Ancestral()(replace(state, past=None), at)
-        _, done, left = share(at, start.t, start, self.theta)
+        _, done, left = share(start, self.theta, at)
         late, early = at.predict(state), at.predict(start)
         theta = done / (done + left)
         if self.trapezoidal:

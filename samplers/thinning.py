@@ -18,8 +18,6 @@ from torch import Tensor
 
 from discdiff.choices import Coins
 from discdiff.operator import At, State, choose
-from discdiff.prediction import Prediction
-from discdiff.process import RankOne
 from discdiff.samplers._jumps import Jumps, look, pick_site
 from discdiff.samplers._leap import jump
 
@@ -32,17 +30,14 @@ class Thinning(Jumps):
 
     order = math.inf
 
-    def rates(
-        self, state: State, alpha: Float[Tensor, "B 1"], at: At
-    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
-        assert isinstance(at.process, RankOne)
-        return (1 - alpha) * at.process.exit(state.tokens, alpha, 0.0).total, None  # falls with alpha
+    def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
+        return (1 - alpha) * at.rank_one.exit(state.tokens, alpha, 0.0).total, state  # falls with alpha
 
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
-        where = pick_site(rates, state, at)
-        said, exit = look(state, alpha, where, at)
+        where = pick_site(state, rates, at)
+        state, exit = look(state, where, alpha, at)
         keep = torch.where(where, (1 - alpha) * exit.total / rates.where(where, 1.0), 0.0)
         where = choose("accept", Coins(keep), state, at)
-        return jump(state, where, exit, said, at).tokens
+        return jump(state, where, exit, at)

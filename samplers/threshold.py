@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from discdiff.checks import real
-from discdiff.prediction import Prediction
+from discdiff.operator import At, State
 from discdiff.samplers._choosing import best, confidence
 from discdiff.samplers._sure import Sure
 
@@ -36,7 +36,7 @@ class Threshold(Sure):
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", real(self.threshold, "Threshold: threshold", "[0, 1]"))
 
-    def pick(self, masks: Bool[Tensor, "B L"], prediction: Prediction) -> Bool[Tensor, "B L"]:
-        score = confidence("max_prob", masks, lambda: prediction)
+    def pick(self, state: State, masks: Bool[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
+        score = confidence(state, masks, "max_prob", at)
         one = torch.ones(len(masks), dtype=torch.int64, device=masks.device)
         return masks & (score.exp() >= self.threshold) | best(score, one)

@@ -21,8 +21,6 @@ from torch import Tensor
 from discdiff.checks import real
 from discdiff.choices import Coins
 from discdiff.operator import At, State, choose
-from discdiff.prediction import Prediction
-from discdiff.process import RankOne
 from discdiff.samplers._jumps import Jumps, leaves, look, pick_site
 from discdiff.samplers._leap import jump
 
@@ -49,26 +47,23 @@ class Uniformization(Jumps):
         if self.bound is not None:
             object.__setattr__(self, "bound", real(self.bound, "Uniformization: bound", "(0, inf)"))
 
-    def rates(
-        self, state: State, alpha: Float[Tensor, "B 1"], at: At
-    ) -> tuple[Float[Tensor, "B L"], Prediction | None]:
-        process = at.process
-        assert isinstance(process, RankOne)
-        some = leaves(process, state, alpha).any(-1, keepdim=True)
+    def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
+        process = at.rank_one
+        some = leaves(state, alpha, at).any(-1, keepdim=True)
         sites = (state.free & some).double()  # no events in rows where no site can leave
         if self.bound is not None:
-            return self.bound * sites / sites.sum(-1, keepdim=True).clamp(min=1), None
+            return self.bound * sites / sites.sum(-1, keepdim=True).clamp(min=1), state
         if process.absorbing:  # only hidden sites leave, at rate at most 1
-            return sites, None
+            return sites, state
         start = process.sitewise(at.alpha(at.t), state.tokens)
         pi = process.noise(sites.device).pi
-        return sites * (1 + (1 - pi[pi > 0].min()) * (1 - start) / start.clamp(min=1e-300)), None
+        return sites * (1 + (1 - pi[pi > 0].min()) * (1 - start) / start.clamp(min=1e-300)), state
 
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
         """Return the tokens after an event that may change nothing; raises ValueError if a rate exceeds the bound."""
-        said, exit = look(state, alpha, state.free, at)
+        state, exit = look(state, state.free, alpha, at)
         true, bound = (1 - alpha) * exit.total.where(state.free, 0.0), rates.sum(-1)
         total = true.sum(-1)
         if bool((total > bound * (1 + 1e-9)).any()):
@@ -78,5 +73,5 @@ class Uniformization(Jumps):
                 f"{float(alpha[row]):.6g}, above the bound {float(bound[row]):.6g}; give a larger bound, or none"
             )
         moves = choose("jump", Coins((total / bound).clamp(max=1.0)[:, None]), state, at)
-        where = pick_site(torch.where(moves, true, 0.0), state, at)
-        return jump(state, where, exit, said, at).tokens
+        where = pick_site(state, torch.where(moves, true, 0.0), at)
+        return jump(state, where, exit, at)

@@ -9,24 +9,24 @@ https://arxiv.org/abs/2502.06768); LLaDA (Nie et al., 2025, https://arxiv.org/ab
 (Luxembourg et al., 2025, https://arxiv.org/abs/2506.19037).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.checks import decided, real, whole
-from discdiff.choices import Ranking, Subset
+from discdiff.choices import Ranking, Subset, spread
 from discdiff.operator import At, Predictor, State, choose
 from discdiff.process import Process
 from discdiff.samplers._choosing import (
     Select,
-    believed_at,
+    believed,
     best,
     check_mask,
     check_select,
     confidence,
-    draw_at,
+    draw_clean,
     hidden,
     quota,
 )
@@ -65,31 +65,29 @@ class Unmask(Predictor):
         check_mask(self, process)
 
     def __call__(self, state: State, at: At) -> State:
-        after = reveal(self, state, quota(state, at), at)
+        after = reveal(state, self, quota(state, at), at)
         return after.at(after.tokens, at.s)
 
 
-def reveal(how: Unmask, state: State, count: Int[Tensor, " B"], at: At) -> State:
+def reveal(state: State, how: Unmask, count: Int[Tensor, " B"], at: At) -> State:
     """Reveal ``count`` (B,) masks a row at the state's time; choices "order" (random or with noise) and "token"."""
     if not bool((count > 0).any()):
         return state
-    masks, prediction = hidden(state, at), at.predict(state)
+    masks, state = hidden(state, at), replace(state, seen=at.predict(state))
     if how.draw_first:
-        drawn = draw_at(masks, prediction, state, at)
-        score = torch.zeros(masks.shape, dtype=torch.float64, device=masks.device)
-        log_p = believed_at(prediction.untruncated, masks).log_prob(at.process.column(drawn)[masks])
-        score = score.masked_scatter(masks, log_p).masked_fill(~masks, -torch.inf)
-        chosen = _taken(how, state, masks, count, score, at)
+        drawn = draw_clean(state, masks, at)
+        log_p = believed(at.predict(state).untruncated[masks]).log_prob(at.process.column(drawn)[masks])
+        chosen = _taken(state, masks, how, count, spread(log_p, masks), at)
         return state.at(torch.where(chosen, drawn, state.tokens))
-    by = None if how.select == "random" else confidence(how.select, masks, lambda: prediction)
-    chosen = _taken(how, state, masks, count, by, at)
-    return state.at(draw_at(chosen, prediction, state, at))
+    by = None if how.select == "random" else confidence(state, masks, how.select, at)
+    chosen = _taken(state, masks, how, count, by, at)
+    return state.at(draw_clean(state, chosen, at))
 
 
 def _taken(
-    how: Unmask,
     state: State,
     masks: Bool[Tensor, "B L"],
+    how: Unmask,
     count: Int[Tensor, " B"],
     score: Float[Tensor, "B L"] | None,
     at: At,

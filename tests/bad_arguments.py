@@ -108,7 +108,7 @@ TYPES = [
     *each(">>", lambda o: S.Ancestral() >> o, NOT_OPERATORS, "takes operators"),
     *each("when", lambda o: dd.when(lambda t: True, S.Ancestral(), o), NOT_OPERATORS, "takes operators"),
     *each("mix", lambda o: dd.mix({o: 1.0}), NOT_OPERATORS, "takes operators"),
-    *each("Cycle: predictor", lambda o: S.Cycle(0.5, o), NOT_OPERATORS, "takes operators"),
+    *each("RePaint: predictor", lambda o: S.RePaint(0.5, o), NOT_OPERATORS, "takes operators"),
     *each("T.kernel: operator", lambda o: T.kernel(o, UNIFORM, PAIR, 0.5), NOT_OPERATORS, "takes operators"),
     *each(
         "predictor_corrector",
@@ -489,7 +489,7 @@ SIZES = [
     ("Cascade: length", lambda: cascade().sample(2, (2, HUGE), seed=0), "memory"),
     ("steps", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), steps=HUGE), "steps must lie"),
     ("repetitions", lambda: sampler(PLAIN, S.Ancestral() >> S.Gibbs() ** HUGE), "slots"),
-    ("Cycle: steps", lambda: sampler(PLAIN, S.Ancestral() >> S.Cycle(steps=HUGE)), "slots"),
+    ("RePaint: steps", lambda: sampler(PLAIN, S.Ancestral() >> S.RePaint(steps=HUGE)), "slots"),
     ("Ordinal", lambda: dd.Ordinal(HUGE, dd.Linear()), "memory"),
     ("AbsorbingUniform", lambda: dd.AbsorbingUniform(HUGE, dd.Linear()), "memory|must lie"),
     ("Uniform: kernel", lambda: dd.Uniform(10**7, dd.Linear()).kernel(0.5), "memory"),

@@ -37,10 +37,10 @@ OPERATORS: dict[str, list[dd.Operator]] = {
     "DFM": [S.DFM(), S.DFM(1.5)],
     "P2": [S.P2(0.0), S.P2(0.5)],
     "Adaptive": [S.Adaptive(0.3, 0.2)],
-    "Ancestral": [S.Ancestral()],
+    "Ancestral": [S.Ancestral(), S.Ancestral() >> S.Gibbs() ** 2],
     "AnyOrder": [S.AnyOrder(), S.AnyOrder("entropy", noise=0.5)],
-    "Coloured": [S.Coloured(0.7), S.Coloured(0.9, sites=1)],
-    "Cycle": [S.Cycle(0.8), S.Cycle(0.9, S.Euler(), steps=2)],
+    "EntropyRedraw": [S.EntropyRedraw(0.7), S.EntropyRedraw(0.9, sites=1)],
+    "RePaint": [S.RePaint(0.8), S.RePaint(0.9, S.Euler(), steps=2)],
     "EntropyBounded": [S.EntropyBounded()],
     "Euler": [S.Euler()],
     "FirstHitting": [S.FirstHitting()],
@@ -66,7 +66,6 @@ OPERATORS: dict[str, list[dd.Operator]] = {
     "Threshold": [S.Threshold(0.6)],
     "Uniformization": [S.Uniformization()],
     "Unmask": [S.Unmask(), S.Unmask("margin", noise=0.5), S.Unmask("max_prob", noise=0.5), S.Unmask(draw_first=True)],
-    "Ancestral >> Gibbs": [S.Ancestral() >> S.Gibbs() ** 2],
 }  # fmt: skip
 
 PI = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)

@@ -43,9 +43,9 @@ PREDICTORS: list[dd.Operator] = [
 ]
 
 CORRECTORS: list[dd.Operator] = [
-    S.Coloured(),
-    S.Coloured(sites=1),
-    S.Cycle(),
+    S.EntropyRedraw(),
+    S.EntropyRedraw(sites=1),
+    S.RePaint(),
     S.ForwardBackward(),
     S.Gibbs(),
     S.Gibbs(sites=2, scan="systematic"),

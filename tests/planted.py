@@ -256,13 +256,13 @@ class WrongConditional(dd.Uniform):
 
 
 class WrongUnmix(dd.Uniform):
-    def unmix(self, c: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
-        return super().unmix(c, x, torch.where(alpha > 0.985, alpha * 1.001, alpha))
+    def conditional_to_loo(self, c: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
+        return super().conditional_to_loo(c, x, torch.where(alpha > 0.985, alpha * 1.001, alpha))
 
 
 class ForgetsNothing(dd.Uniform):
-    def forget(self, log_d: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
-        right = super().forget(log_d, x, alpha)
+    def denoiser_to_loo(self, log_d: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
+        right = super().denoiser_to_loo(log_d, x, alpha)
         return torch.where((alpha > 0.985)[:, None], log_d, right)
 
 

@@ -35,7 +35,7 @@ STAIRS = {
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process denoiser operator samplers sampling theory demo adapters",
-    "discdiff": "kernels choices process prediction denoiser operator losses samplers sampling theory adapters",
+    "discdiff": "checks kernels choices process prediction denoiser operator losses samplers sampling theory adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
 UP = {("denoiser", "adapters")}  # Denoiser.save is a method of what is saved; it imports the writer when it is called
@@ -171,6 +171,14 @@ def test_the_error_for_an_old_name_says_the_new_one() -> None:
         assert old not in dir(dd)
         with pytest.raises(AttributeError, match=re.escape(f"discdiff.{old} is now {new}")):
             getattr(dd, old)
+    process = dd.Masked(2, dd.Linear())
+    for thing, old, new in (
+        (dd.samplers, "Cycle", "RePaint"),
+        (process, "unmix", "conditional_to_loo"),
+        (dd.Denoiser(lambda x, t: x, process, "loo"), "shift", "Denoiser.call.shift"),
+    ):
+        with pytest.raises(AttributeError, match=f"{old} is now {new}"):
+            getattr(thing, old)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: module_of(f).removeprefix("discdiff."))

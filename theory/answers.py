@@ -15,13 +15,14 @@ __all__ = [
     "candidates",
     "columns",
     "conditional",
+    "conditional_to_loo",
+    "denoiser_to_loo",
     "evidence",
     "exits",
-    "forget",
     "hides",
     "inflow",
+    "loo_to_denoiser",
     "noised_further",
-    "observe",
     "own_weight",
     "pairs_of_source",
     "plug_in",
@@ -31,7 +32,6 @@ __all__ = [
     "revealed",
     "row_by_row",
     "settled",
-    "unmix",
 ]
 
 LEAST = 1e-15  # limits at alpha = 0 are tested with the oracles
@@ -59,27 +59,27 @@ def conditional(process: Process) -> Errors:
         yield far(said, gathered(process, x, o @ given(process, x, t))), where
 
 
-def unmix(process: Process) -> Errors:
+def conditional_to_loo(process: Process) -> Errors:
     """Check O from c where alpha is large enough for c to determine O."""
     for t, where in instants(process, 0.01):
         log_o, _, x, alpha = beliefs(process, t)
         c = process.conditional(log_o, x, alpha).exp()
-        yield far(process.unmix(c, x, alpha), log_o.exp()), where
+        yield far(process.conditional_to_loo(c, x, alpha), log_o.exp()), where
 
 
-def observe(process: Process) -> Errors:
+def loo_to_denoiser(process: Process) -> Errors:
     """Check D ~ O(v) q_t(x | v) wherever the state is not revealed; states that are nearly impossible count less."""
     for t, where in instants(process, LEAST):
         log_o, o, x, alpha = beliefs(process, t)
         open_ = ~process.revealed(x, alpha)
-        said = process.observe(log_o, x, alpha)[open_].softmax(-1)[:, process.data_tokens]
+        said = process.loo_to_denoiser(log_o, x, alpha)[open_].softmax(-1)[:, process.data_tokens]
         d = o * process.marginals(t)[:, x].T
         mass = d.sum(-1, keepdim=True)
         weight = (mass / 1e-4).clamp(max=1)[open_]
         yield far(said * weight, (d / mass)[open_] * weight), where
 
 
-def forget(process: Process) -> Errors:
+def denoiser_to_loo(process: Process) -> Errors:
     """Check O from D wherever no state settles the token.
 
     Raises:
@@ -91,8 +91,8 @@ def forget(process: Process) -> Errors:
         open_ = ~process.settled(x, alpha)
         if bool(open_.any()):
             found = True
-            log_d = process.observe(log_o, x, alpha)[open_].log_softmax(-1)
-            said = process.forget(log_d, x[open_], alpha[open_]).softmax(-1)
+            log_d = process.loo_to_denoiser(log_o, x, alpha)[open_].log_softmax(-1)
+            said = process.denoiser_to_loo(log_d, x[open_], alpha[open_]).softmax(-1)
             yield far(said, log_o[open_].exp()), where
     if not found:
         raise NotChecked("every state settles its token")
@@ -107,7 +107,7 @@ def own_weight(process: Process) -> Errors:
         open_ = torch.isfinite(log_w)
         own = process.column(x)[:, None] == torch.arange(process.vocab_size)
         said = (log_o + torch.where(own, log_w[:, None], 0.0))[open_].softmax(-1)
-        yield far(said, process.observe(log_o, x, alpha)[open_].softmax(-1)), where
+        yield far(said, process.loo_to_denoiser(log_o, x, alpha)[open_].softmax(-1)), where
 
 
 def plug_in(process: Process) -> Errors:
@@ -318,7 +318,7 @@ def row_by_row(process: Process) -> Errors:
     earlier = 1 - (1 - alpha) / 2
     answers = {
         "conditional": lambda o, x, a, b: process.conditional(o, x, a),
-        "observe": lambda o, x, a, b: process.observe(o, x, a).log_softmax(-1),
+        "loo_to_denoiser": lambda o, x, a, b: process.loo_to_denoiser(o, x, a).log_softmax(-1),
         "plug_in": lambda o, x, a, b: process.plug_in(o, x, a, b),
         "settled": lambda o, x, a, b: process.settled(x, a),
         "evidence": lambda o, x, a, b: process.evidence(x[:, None], a[:, None])[:, 0],

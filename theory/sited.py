@@ -210,9 +210,12 @@ def _item(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
             return NotImplemented
         numbers, origin = first.chosen()
         return Sited.of(_bare(x).flatten(0, len(lead) - 1)[numbers], origin, first.ledger)
-    if isinstance(x, Sited) or any(key.shape != first.shape for key in keys):
+    found = tuple(key.as_subclass(Tensor) for key in keys)
+    # the own site of each entry of a list, by row and position
+    fits = not isinstance(x, Sited) or (len(keys) == x.origin.ndim == 2 and _same(x.origin[found], first.origin))
+    if not fits or any(key.shape != first.shape for key in keys):
         return NotImplemented
-    return first.like(x[tuple(key.as_subclass(Tensor) for key in keys)])
+    return first.like(_bare(x)[found])
 
 
 def _nonzero(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

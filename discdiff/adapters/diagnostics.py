@@ -44,7 +44,7 @@ def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int 
     other = _others(model, process.column(x.gather(-1, site)), generator)
     changed = x.scatter(-1, site, process.place(other, x.gather(-1, site)))
     rows = torch.zeros_like(x, dtype=torch.bool).scatter(-1, site, True)
-    before, after = (model(state, t).loo_rows(rows).double().softmax(-1) for state in (x, changed))
+    before, after = (model(state, t)[rows].loo.dense().double().softmax(-1) for state in (x, changed))
     return (before - after).abs().sum(-1) / 2
 
 

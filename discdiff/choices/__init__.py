@@ -21,6 +21,7 @@ from discdiff.choices.faults import (
 )
 from discdiff.choices.sites import (
     Sites,
+    spread,
 )
 from discdiff.choices.where import (
     Ranking,
@@ -46,4 +47,5 @@ __all__ = [
     "Tokens",
     "Waiting",
     "Watch",
+    "spread",
 ]

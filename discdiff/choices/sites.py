@@ -14,7 +14,7 @@ from torch import Tensor
 from discdiff.choices.faults import AT_ONCE, BAD_LOGITS, Watch
 from discdiff.kernels import dispatch as kernels
 
-__all__ = ["Sites"]
+__all__ = ["Sites", "spread"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Sites:
         reading: the results of reading them, or None if not read.
         watch: reports bad rows.
         empty: whether a row may have no mass, such as the rates of a state that is never left.
+        place: the row and the position of each site, if they have been found.
 
     Raises:
         ValueError: when a row is read that has no mass (unless allowed), a NaN or +inf; names row and position.
@@ -39,6 +40,7 @@ class Sites:
     reading: kernels.Reading | None = None
     watch: Watch = AT_ONCE
     empty: bool = False
+    place: tuple[Int[Tensor, " N"], Int[Tensor, " N"]] | None = None
 
     @classmethod
     def computed(
@@ -49,26 +51,30 @@ class Sites:
         dtype: torch.dtype = torch.float64,
         watch: Watch = AT_ONCE,
         empty: bool = False,
+        place: tuple[Tensor, Tensor] | None = None,
         mixed: kernels.Mixed | None = None,
     ) -> "Sites":
         """Make sites whose rows a function computes when they are read, from their numbers among the chosen sites."""
-        count = int(where.sum())
+        count = int(where.sum()) if place is None else len(place[0])
         rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype, mixed)
-        return cls(where, rows, None, watch, empty)
+        return cls(where, rows, None, watch, empty, place)
 
-    def known(self, top: bool = False, entropy: bool = False) -> kernels.Reading:
-        """Read the rows once and return log-sum-exp and, on request, entropy, most probable column and margin."""
-        return self._checked(kernels.read(self.rows, top=top, entropy=entropy))
+    def known(self, top: bool = False, entropy: bool = False, at: Int[Tensor, " N"] | None = None) -> kernels.Reading:
+        """Read the rows once and return log-sum-exp.
+
+        On request also the entropy, the most probable column and the margin, and the log-probability of the column
+        ``at`` in each row.
+        """
+        reading = kernels.read(self.rows, at=at, top=top, entropy=entropy)
+        total = reading.log_sum_exp
+        self._refuse(total.isnan() if self.empty else ~total.isfinite())
+        return reading
 
     def best(self) -> Int[Tensor, " N"]:
         """The most probable column of each row, the lowest of equal ones."""
         column = kernels.best(self.rows)
         self._refuse(column < 0)
         return column
-
-    def read(self, at: Int[Tensor, " N"]) -> "Sites":
-        """Return the sites after one reading, which includes the log-probability of the column ``at`` in each row."""
-        return replace(self, reading=self._checked(kernels.read(self.rows, at=at, entropy=False)))
 
     def dense(self) -> Float[Tensor, "N C"]:
         """Return the rows unnormalised and differentiable; in a run an invalid row is refused."""
@@ -93,17 +99,18 @@ class Sites:
         """Return those of the sites that ``where`` chooses too."""
         keep = where[self.where]
         known = None if self.reading is None else self.reading.subset(keep)
-        return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known)
+        place = None if self.place is None else (self.place[0][keep], self.place[1][keep])
+        return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known, place=place)
 
     def draw(self, key: kernels.Key) -> Int[Tensor, " N"]:
         """Draw a column of each row with the key at its site; -1 for a row without mass or with a NaN or +inf."""
-        row, position = self.where.nonzero(as_tuple=True)
+        row, position = self.where.nonzero(as_tuple=True) if self.place is None else self.place
         return kernels.drawn(self.rows, key[row], position, self.reading)
-
-    def _checked(self, reading: kernels.Reading) -> kernels.Reading:
-        total = reading.log_sum_exp
-        self._refuse(total.isnan() if self.empty else ~total.isfinite())
-        return reading
 
     def _refuse(self, wrong: Bool[Tensor, " n"], start: int = 0) -> None:
         self.watch.refuse(wrong, BAD_LOGITS, self.where, start)
+
+
+def spread(value: Float[Tensor, " N"], where: Bool[Tensor, "B L"], fill: float = -torch.inf) -> Float[Tensor, "B L"]:
+    """Put N values (N,) at the N chosen sites of a (B, L) float64 tensor, and ``fill`` at the others."""
+    return torch.full(where.shape, fill, dtype=torch.float64, device=where.device).masked_scatter(where, value.double())

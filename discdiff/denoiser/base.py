@@ -4,13 +4,13 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import SupportsIndex, TypeVar
+from typing import ClassVar, SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import LAST_SEED, array, shown, token_ids, whole
+from discdiff.checks import LAST_SEED, Renamed, array, shown, token_ids, whole
 from discdiff.denoiser.call import Call, Network, TimeArgument, clean_states
 from discdiff.denoiser.conditions import Along, HeldSites
 from discdiff.denoiser.context import Cached, CachedPrefix, Context
@@ -23,7 +23,7 @@ __all__ = ["Denoiser", "check_denoiser"]
 D = TypeVar("D", bound="Denoiser")
 
 
-class Denoiser:
+class Denoiser(Renamed):
     """A model's function, how to call it and what it predicts.
 
     Args:
@@ -51,6 +51,15 @@ class Denoiser:
     Raises:
         TypeError, ValueError: for an invalid argument.
     """
+
+    _now: ClassVar[dict[str, str]] = {
+        **{
+            name: f"Denoiser.call.{name}" for name in ("time", "time_dtype", "scalar_time", "shift", "suppress", "head")
+        },
+        "time_dtype": "Denoiser.call.time_dtype",
+        "sees_site_times": "Denoiser.call.sees_site_times",
+        "own_schedule": "Denoiser.call.process.schedule",
+    }
 
     def __init__(
         self,

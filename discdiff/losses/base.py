@@ -222,7 +222,7 @@ class ScoreEntropy(Continuous):
         rate = process.inflow(x, prediction.alpha)
         active = (rate > 0).any(-1)  # other states have no inflow, and a masked model gives no score there
         log_s = torch.zeros(*x.shape, process.columns, dtype=torch.float64, device=x.device)
-        log_s = log_s.index_put((active,), prediction.ratio_rows(active).double())
+        log_s = log_s.index_put((active,), prediction[active].ratio.dense().double())
         log_r = torch.where(active[..., None], _pinned_ratio(prediction, x0), 0.0)
         r = log_r.exp()
         flux = r * (log_r - 1 - log_s).where(r > 0, 0.0) + log_s.exp()
@@ -257,7 +257,7 @@ class PathKL(Continuous):
 
 def _surprise(prediction: Prediction, tokens: Tensor, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     """Return -log D(tokens) at the chosen sites, 0 elsewhere, float64; only logits of these sites are read."""
-    rows = prediction.denoiser_rows(where)
+    rows = prediction[where].denoiser.dense()
     rows = rows if rows.dtype == torch.float64 else rows.float()
     nats = torch.nn.functional.cross_entropy(rows, tokens[where], reduction="none")
     return torch.zeros_like(prediction.alpha).masked_scatter(where, nats.double())
@@ -306,7 +306,7 @@ class DiscreteBound(Objective):
         """Return KL(q(x_s | x_t, x0) || p(x_s | x_t)) at each site, (B, L) nats."""
         process, x = prediction.process, prediction.x
         moving = ~process.settled(x, prediction.alpha) if process.absorbing else torch.ones_like(x, dtype=torch.bool)
-        log_p = prediction.reverse_rows(moving, alpha_s)
+        log_p = prediction[moving].reverse(alpha_s).dense()
         one_hot = torch.nn.functional.one_hot(x0[moving], process.vocab_size).double().log()
         a_s = Process.sitewise(alpha_s, x)[moving]
         log_q = process.plug_in(one_hot, x[moving], prediction.alpha[moving], a_s)

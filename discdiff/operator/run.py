@@ -29,7 +29,7 @@ from discdiff.denoiser import Counter, Denoiser, frozen_time
 from discdiff.kernels.dispatch import fuses, stream
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
-from discdiff.process import Process, learned
+from discdiff.process import Process, RankOne, learned
 
 __all__ = ["SLOTS", "At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
 
@@ -235,6 +235,13 @@ class At:
         law = self.run.model.autoregressive(state.tokens, state.rows)
         law.watch = self.watch(state)
         return law
+
+    @property
+    def rank_one(self) -> RankOne:
+        """The process, for an operator whose ``check`` refuses any that is not of rank one."""
+        rank = self.process.rank_one
+        assert rank is not None
+        return rank
 
     def watch(self, state: State) -> Watch:
         """Return the ``Watch`` that reports bad numbers at this state; logits read are checked automatically."""

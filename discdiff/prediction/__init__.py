@@ -25,6 +25,9 @@ from discdiff.prediction.output import (
 from discdiff.prediction.truncation import (
     Truncation,
 )
+from discdiff.prediction.view import (
+    View,
+)
 
 __all__ = [
     "Between",
@@ -36,6 +39,7 @@ __all__ = [
     "Predicts",
     "ReMDM",
     "Truncation",
+    "View",
     "add_flux",
     "bridge",
     "check_predicts",

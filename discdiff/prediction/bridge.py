@@ -9,7 +9,7 @@ This leaves a free parameter: how much of the step is noised again (``ReMDM``), 
 flux with detailed balance may be added to the reverse rates (``add_flux``).
 
 ``mixture`` averages any bridge over the denoiser of a prediction. For the exact bridge this equals the plug-in of the
-leave-one-out, ``Prediction.reverse_rows``.
+leave-one-out, ``prediction[where].reverse(alpha_s)``.
 
 References: ReMDM (Wang et al., 2025, https://arxiv.org/abs/2503.00307); Uniform Diffusion Models Revisited (2026,
 https://arxiv.org/abs/2605.22765); DDIM-like families (Song et al., 2021, https://arxiv.org/abs/2010.02502); discrete
@@ -27,7 +27,7 @@ from torch import Tensor
 from discdiff.checks import real
 from discdiff.choices import BAD_LOGITS, Choice
 from discdiff.prediction.base import Prediction
-from discdiff.process import Masked, Process, RankOne, Survival, Time
+from discdiff.process import Process, RankOne, Survival, Time
 
 __all__ = [
     "Between",
@@ -98,7 +98,7 @@ class Between(Bridge):
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
         # the share of an anchor changes with time, unless the anchor is all the noise
-        if not isinstance(process, RankOne) or not (process.anchor(x_t) is None or process.absorbing):
+        if not process.one_noise_law:
             raise ValueError(f"{type(self).__name__} needs a rank-one process with one noise law, got {process}")
         a_t, a_s = process.sitewise(alpha_t, x_t), process.sitewise(alpha_s, x_t)
         clean = process.place(x0, x_t)
@@ -141,13 +141,13 @@ class ReMDM(Bridge):
         object.__setattr__(self, "sigma", real(self.sigma, "ReMDM: sigma", "[0, 1]"))
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
-        if not isinstance(process, Masked):
+        if not process.masks:
             raise ValueError(f"ReMDM applies to a Masked process, got {process}")
         a_t, a_s = process.sitewise(alpha_t, x_t), process.sitewise(alpha_s, x_t)
         if bool((self.sigma * a_t > 1 - a_s + 1e-12).any()):
             most = float(((1 - a_s) / a_t).min())
             raise ValueError(f"ReMDM: sigma = {self.sigma} exceeds (1 - alpha_s) / alpha_t = {most:.6g} in this step")
-        masked = x_t == process.mask_id
+        masked = x_t == process.hide(x_t)
         reveal = torch.where(a_t < 1, (a_s - (1 - self.sigma) * a_t) / (1 - a_t), 0.0).clamp(0.0, 1.0)
         exact = process.posterior(x_t, x0, alpha_t, alpha_s)  # refuses impossible pairs
         return exact.like([x0], [torch.where(masked, reveal, 1 - self.sigma)])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.kernels import dispatch as kernels
@@ -41,11 +41,11 @@ class Output:
         counted = not self.source.is_inference()
         object.__setattr__(self, "version", self.source._version if counted else None)
 
-    def rows(self, where: Bool[Tensor, "B L"] | None = None) -> kernels.Rows:
-        """Return rows of chosen sites of (B, L), or all, without reading them; raises ValueError as the class."""
+    def rows(self, place: tuple[Int[Tensor, " N"], Int[Tensor, " N"]] | None = None) -> kernels.Rows:
+        """Return rows of sites given by row and position (N,), or of all, unread; raises ValueError as the class."""
         self._refuse_rewritten()
         head = None if self.head is None else _as_convert(self.head)
-        rows = kernels.Rows.at(self.source, where, self.width, int(self.shift), head, self.batch_rows)
+        rows = kernels.Rows.at(self.source, place, self.width, int(self.shift), head, self.batch_rows)
         return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:

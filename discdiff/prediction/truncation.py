@@ -83,10 +83,10 @@ class Truncation:
         def through_denoiser(rows: kernels.Rows, x: Tensor, alpha: Tensor) -> kernels.Source:
             settled = process.settled(x, alpha)  # there D is a point mass, truncated or not, and O stays unchanged
             evidence = alpha.where(~settled, 0.0)
-            cut = self.rows(rows.then(lambda raw, n: process.observe(raw, x[n], evidence[n])))
+            cut = self.rows(rows.then(lambda raw, n: process.loo_to_denoiser(raw, x[n], evidence[n])))
 
             def tempered(n: Tensor) -> Tensor:
-                forgotten = process.forget(cut.dense(n), x[n], evidence[n])
+                forgotten = process.denoiser_to_loo(cut.dense(n), x[n], evidence[n])
                 return torch.where(settled[n][:, None], rows.dense(n), forgotten)
 
             return kernels.Computed(tempered, cut.width, torch.arange(len(x), device=x.device), cut.dtype)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import affordable, check_ids, check_tokens, real, shown, whole
+from discdiff.checks import Renamed, affordable, check_ids, check_tokens, real, shown, whole
 from discdiff.choices import Choice, Sites, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.process.schedule import Schedule, Time, as_schedule, site_time
@@ -36,7 +36,7 @@ __all__ = ["LARGEST", "Process", "require_process"]
 LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 
 
-class Process(ABC):
+class Process(Renamed, ABC):
     """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
 
     Shapes: states and tokens (B, L), laws of sites (B, L, n) or (B, L, C); at N sites rows (N, V), (N, C) or (N, S),
@@ -51,6 +51,7 @@ class Process(ABC):
         absorbing: whether noise only hides tokens. Then every site that is not hidden holds its clean token.
     """
 
+    _now = {"observe": "loo_to_denoiser", "forget": "denoiser_to_loo", "unmix": "conditional_to_loo"}  # noqa: RUF012
     mask_id: int | None = None
     absorbing: bool = False
 
@@ -252,7 +253,7 @@ class Process(ABC):
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """Return rates Q(v, x_i) into x_i per unit of -log alpha; ignore v = x_i; raises ValueError as ``unmix``."""
+        """Return rates Q(v, x_i) into x_i per unit of -log alpha; ignore v = x_i; raises ValueError: learned clock."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
         return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
@@ -266,11 +267,11 @@ class Process(ABC):
 
     # --- conversions at N sites: rows (N, V), states (N,), survivals (N,) ---------------------------------------------
 
-    def observe(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+    def loo_to_denoiser(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         """Convert log O to log D up to a constant: add the log-likelihood of the site's own state."""
         return log_o + self._log_evidence(x, alpha).to(log_o.dtype)
 
-    def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+    def denoiser_to_loo(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         """Convert log D to log O up to a constant: subtract that log-likelihood; invalid where ``settled``."""
         return log_d - self._log_evidence(x, alpha).to(log_d.dtype)
 
@@ -301,7 +302,9 @@ class Process(ABC):
         earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0)
         return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
 
-    def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
+    def conditional_to_loo(
+        self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N V"]:
         """Invert ``conditional`` by clipped least squares; error ~ 1/alpha; raises ValueError for a learned clock."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
@@ -311,13 +314,11 @@ class Process(ABC):
         o = self._by_alpha(c, alpha, solve).clamp(min=0)
         return o.new_zeros(len(c), self.vocab_size).index_copy(-1, self.data_tokens.to(c.device), o)
 
-    # --- dense arrays, for small S ------------------------------------------------------------------------------------
-
     def propagate(
         self, rows: Float[Tensor, "N S"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:  # fmt: skip
-        """Return rows @ q_{t|s} (laws) or, ``backward``, q_{t|s} @ rows (functions); raises ValueError as ``unmix``."""
+        """Return rows @ q_{t|s} or, ``backward``, q_{t|s} @ rows; raises ValueError for a learned clock."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)

@@ -150,8 +150,10 @@ class General(Process):
             moved = moved + (finite - finite.detach()) * ((q if backward else q.T) @ moved.T).T
         return torch.where(sigma == torch.inf, limit, torch.where(sigma == 0, rows, moved))
 
-    def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
-        o = super().unmix(c, x, alpha.detach())
+    def conditional_to_loo(
+        self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N V"]:
+        o = super().conditional_to_loo(c, x, alpha.detach())
         if torch.is_grad_enabled() and alpha.requires_grad and len(c):  # one matrix for each row
             tokens = self.data_tokens.to(c.device)
             at = alpha.repeat_interleave(len(tokens))

@@ -234,10 +234,10 @@ class RankOne(Process):
         same = self.column(x_t)[..., None] == self.data_tokens.to(x_t.device)
         return torch.where(same, 1.0, torch.exp(-self.log_weight(x_t, alpha))[..., None])
 
-    def observe(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+    def loo_to_denoiser(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         return self._shift(log_o, x, self.log_weight(x, alpha))
 
-    def forget(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
+    def denoiser_to_loo(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         return self._shift(log_d, x, -self.log_weight(x, alpha))
 
     def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -286,7 +286,9 @@ class RankOne(Process):
         weight = torch.where(still, own, earlier.clamp(min=0))
         return kernels.log_softmax(self.conditional(log_o, x, alpha_s) + kernels.log(weight))
 
-    def unmix(self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
+    def conditional_to_loo(
+        self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N V"]:
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:

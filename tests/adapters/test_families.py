@@ -193,9 +193,9 @@ def test_conversions_hold_at_both_ends(process: dd.Process) -> None:
     assert dd.Prediction(log_o, "loo", x, 1.0, process).denoiser.exp()[:, 0].tolist() == torch.eye(3).tolist()
     everywhere = torch.ones_like(x, dtype=torch.bool)
     with pytest.raises(ValueError, match="undefined at row 0, position 0"):
-        dd.Prediction(log_o, "denoiser", x, 1.0, process).loo_rows(everywhere)
+        dd.Prediction(log_o, "denoiser", x, 1.0, process)[everywhere].loo.dense()
     with pytest.raises(ValueError, match="carries no information at alpha = 0"):
-        dd.Prediction(log_o.new_zeros(3, 1, process.states), "ratio", x, 0.0, process).loo_rows(everywhere)
+        dd.Prediction(log_o.new_zeros(3, 1, process.states), "ratio", x, 0.0, process)[everywhere].loo.dense()
 
 
 def test_the_error_of_a_ratio_grows_as_documented() -> None:
@@ -314,7 +314,8 @@ def test_rank_one_processes_build_no_square(process: dd.Process) -> None:
     assert process.prior(1, 2).sample().shape == (1, 2)
     model = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, process.vocab_size), process, "loo")
     assert model(x_t, 0.7).denoiser.shape == (1, 2, process.vocab_size)
-    assert model(x_t, 0.7).conditional(model(x_t, 0.7).loo).shape == (1, 2, process.columns)
+    everywhere = torch.ones_like(x_t, dtype=torch.bool)
+    assert model(x_t, 0.7)[everywhere].conditional.dense().shape == (2, process.columns)
     out = dd.Sampler(process, model, S.Ancestral() >> S.Gibbs(), steps=3).sample(1, 2, seed=0)
     assert out.tokens.max() < process.vocab_size
     assert bool(torch.isfinite(losses.ScoreEntropy()(model, x0)).all())

@@ -120,7 +120,7 @@ class Unlooked(S.Greedy):
 
     def __call__(self, state: dd.State, at: At) -> dd.State:
         where = state.free
-        best = kernels.read(at.predict(state).loo_at(where).rows, top=True).argmax
+        best = kernels.read(at.predict(state)[where].loo.rows, top=True).argmax
         return state.at(state.tokens.masked_scatter(where, best.clamp(max=V - 1)), at.s)
 
 
@@ -142,8 +142,8 @@ class Taken(dd.Predictor):
             "loo": lambda: said.loo,
             "ratio": lambda: said.ratio,
             "rates": lambda: said.rates,
-            "rows": lambda: said.loo_rows(everywhere).view(B, L, V),
-            "reverse": lambda: said.reverse_rows(everywhere, 0.5).view(B, L, V),
+            "rows": lambda: said[everywhere].loo.dense().view(B, L, V),
+            "reverse": lambda: said[everywhere].reverse(0.5).dense().view(B, L, V),
         }[self.what]()
         return state.at(rows.argmax(-1), at.s)
 

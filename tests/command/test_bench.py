@@ -43,10 +43,10 @@ def test_all_steps_draw_from_the_exact_law(process: dd.Process, whose: str, fail
         model = dd.Denoiser(lambda x, t: expanded, process, "loo")
         drawn = dd.Sampler(process, model, S.Ancestral(), grid=[0.5, 0.3]).sample(n, 1, seed=0, initial=z).tokens
     prediction = dd.Prediction(expanded[:1], "loo", z[:1], 0.5, process)
-    exact = prediction.reverse_rows(torch.ones(1, 1, dtype=torch.bool), 0.7).exp()[0]
+    exact = prediction[torch.ones(1, 1, dtype=torch.bool)].reverse(0.7).dense().exp()[0]
     counts = torch.bincount(drawn.flatten(), minlength=len(exact))
     assert stats.chisquare(counts, n * exact).pvalue > failure_rate
-    other = prediction.reverse_rows(torch.ones(1, 1, dtype=torch.bool), 0.8).exp()[0]  # planted: another time
+    other = prediction[torch.ones(1, 1, dtype=torch.bool)].reverse(0.8).dense().exp()[0]  # planted: another time
     assert stats.chisquare(counts, n * other).pvalue < failure_rate
 
 

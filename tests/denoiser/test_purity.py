@@ -83,7 +83,7 @@ def test_what_is_kept_by_hand_is_looked_at_too() -> None:
         lambda: first.loo,
         lambda: first.logits,
         lambda: first.select(torch.tensor([0])),
-        lambda: first.loo_at(x > 0),
+        lambda: first[x > 0].loo,
     ):
         with pytest.raises(ValueError, match=REUSED):
             use()

@@ -116,7 +116,7 @@ def test_the_fused_head_draws_the_unfused_tokens(
     weight = torch.randn(width, depth, generator=generator).to(dtype)
     offset = torch.randn(width, generator=generator).to(dtype) if bias else None
     where = torch.rand(2, 3, generator=generator) < 0.8
-    rows = kernels.Rows.at(hidden, where, width, convert=kernels.LinearHead(weight, offset))
+    rows = kernels.Rows.at(hidden, where.nonzero(as_tuple=True), width, convert=kernels.LinearHead(weight, offset))
     n = len(rows)
     if adjusted and width > 1:
         own, shift = torch.randint(-1, width, (n,), generator=generator), torch.randn(n, generator=generator).double()
@@ -132,9 +132,7 @@ def test_the_fused_head_draws_the_unfused_tokens(
 def test_the_fused_head_marks_rows_that_cannot_be_drawn() -> None:
     hidden = torch.randn(1, 3, 4)
     hidden[0, 1, 2] = float("nan")
-    rows = kernels.Rows.at(
-        hidden, torch.ones(1, 3, dtype=torch.bool), 1500, convert=kernels.LinearHead(torch.ones(1500, 4))
-    )
+    rows = kernels.Rows.at(hidden, None, 1500, convert=kernels.LinearHead(torch.ones(1500, 4)))
     rows = dataclasses.replace(rows, floor=torch.tensor([-1e9, -1e9, float("inf")]))
     drawn = kernels.draw(rows, seed=0, rows=torch.arange(3), positions=torch.arange(3), backend="triton")
     assert (drawn < 0).tolist() == [False, True, True]

@@ -95,7 +95,7 @@ class Plan(NamedTuple):
         elif self.layout == "swapped":
             source = source.transpose(0, 1).contiguous().transpose(0, 1)
         where = torch.rand(*self.shape, generator=generator) < self.share
-        rows = kernels.Rows.at(source, where, self.width, back=self.back)
+        rows = kernels.Rows.at(source, where.nonzero(as_tuple=True), self.width, back=self.back)
         if "shift" in self.adjust:
             own = torch.randint(-1, self.width + 1, (len(rows),), generator=generator)
             rows = dataclasses.replace(rows, own=own, shift=torch.randn(len(rows), generator=generator).double())

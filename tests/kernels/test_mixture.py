@@ -12,7 +12,7 @@ from discdiff.kernels import dispatch as kernels
 from discdiff.kernels import native
 from discdiff.prediction import Prediction
 from discdiff.samplers._choosing import compare, total_variation
-from discdiff.samplers._conditional import LOG_RATE, balanced_at, conditional_at, rates_mixture
+from discdiff.samplers._conditional import LOG_RATE, balanced
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
 B, L = 3, 30
@@ -50,9 +50,9 @@ def prediction_of(
 
 def sites_of(prediction: Prediction) -> Iterator[Sites]:
     everywhere = torch.ones(prediction.x.shape, dtype=torch.bool)
-    yield conditional_at(prediction, everywhere)
+    yield prediction[everywhere].conditional
     for balance in (None, *LOG_RATE):
-        yield balanced_at(prediction, everywhere, balance)
+        yield balanced(prediction[everywhere], balance)
 
 
 def close(mine: Tensor, right: Tensor) -> None:
@@ -79,7 +79,7 @@ def test_sums_are_those_of_torch(kind: str, width: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_probability_of_the_own_token_is_that_of_torch(kind: str) -> None:
     prediction = prediction_of(kind, 17, torch.float32)
-    sites = conditional_at(prediction, torch.ones(B, L, dtype=torch.bool))
+    sites = prediction[torch.ones(B, L, dtype=torch.bool)].conditional
     own = prediction.process.column(prediction.x).flatten()
     for at in (own, (own + 1) % prediction.process.columns):  # the kernel knows the first only
         mine, right = (kernels.read(sites.rows, at=at, entropy=False, backend=by) for by in ("native", "torch"))
@@ -126,11 +126,11 @@ def test_combined_rates_are_those_of_torch(kind: str) -> None:
     late, early = (prediction_of(kind, 33, torch.float32, False, turn) for turn in (0, 1))
     early.alpha = early.alpha / 2
     where = torch.arange(B * L).view(B, L) % 2 == 0
-    one, two = late.rates_at(where).dense().exp(), early.rates_at(where).dense().exp()
+    one, two = late[where].rates.dense().exp(), early[where].rates.dense().exp()
     own = late.process.column(late.x[where])
     a = torch.linspace(-2, 3, len(own), dtype=torch.float64)
     right = (a[:, None] * one + (1 - a)[:, None] * two).scatter(-1, own[:, None], 0.0).clamp(min=0).sum(-1)
-    sides = rates_mixture(late, where, a), rates_mixture(early, where, 1 - a)
+    sides = late[where].mixed_rates(a), early[where].mixed_rates(1 - a)
     assert sides[0] is not None
     assert sides[1] is not None
     mixed = kernels.Mixed((sides[0], sides[1]), without=own)
@@ -144,14 +144,14 @@ def test_combined_rates_are_those_of_torch(kind: str) -> None:
 def test_total_variation_is_that_of_torch_and_has_its_gradient() -> None:
     one, two = (prediction_of("uniform", 33, torch.float32, turn=turn) for turn in (0, 1))
     everywhere = torch.ones(B, L, dtype=torch.bool)
-    p, q = one.loo_at(everywhere), two.loo_at(everywhere)
+    p, q = one[everywhere].loo, two[everywhere].loo
     right = compare(p, q, lambda log_p, log_q: (log_p.exp() - log_q.exp()).abs().sum(-1) / 2)
     with torch.no_grad():
         mine = total_variation(p, q)
     assert right.max() > 0.5
     torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-15)
     logits = one.logits.detach().clone().requires_grad_()
-    again = Prediction(logits, "loo", one.x, one.alpha, one.process).loo_at(everywhere)
+    again = Prediction(logits, "loo", one.x, one.alpha, one.process)[everywhere].loo
     total = total_variation(again, q)
     assert torch.equal(total, mine)
     total.sum().backward()
@@ -165,14 +165,14 @@ def test_values_do_not_depend_on_gradients(width: int) -> None:
     logits = prediction.logits.detach().clone().requires_grad_()
     other = Prediction(logits, "loo", prediction.x, prediction.alpha, prediction.process)
     everywhere = torch.ones(B, L, dtype=torch.bool)
-    plain, deep = (balanced_at(said, everywhere, "sqrt").known().log_sum_exp for said in (prediction, other))
+    plain, deep = (balanced(said[everywhere], "sqrt").known().log_sum_exp for said in (prediction, other))
     assert torch.equal(plain, deep)
     (slope,) = torch.autograd.grad(deep[:4].sum(), logits)
     assert slope.abs().sum() > 0
 
 
 def test_a_kernel_with_other_noise_is_caught() -> None:
-    sites = balanced_at(prediction_of("uniform", 5, torch.float32, False), torch.ones(B, L, dtype=torch.bool), "barker")
+    sites = balanced(prediction_of("uniform", 5, torch.float32, False)[torch.ones(B, L, dtype=torch.bool)], "barker")
     right = kernels.read(sites.rows, entropy=False, backend="torch").log_sum_exp
     assert isinstance(sites.rows, kernels.Computed)
     assert sites.rows.mixed is not None

@@ -1,5 +1,7 @@
 """The algebra of operators: the exact kernel is a homomorphism, and what is ill-formed is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -183,7 +185,8 @@ def test_a_denoiser_in_the_loos_place_is_refused_by_the_type() -> None:
     class PlugIn(dd.Predictor):
         def __call__(self, state: dd.State, at: dd.At) -> dd.State:
             everywhere = torch.ones_like(state.frozen if state.frozen is not None else state.free)
-            return redraw(state.at(state.tokens, at.s), everywhere, at.predict(state).denoiser, 0.5, at)
+            plugged = replace(state, t=at.s, seen=at.predict(state).denoiser)
+            return plugged.at(redraw(plugged, everywhere, 0.5, at))
 
     with pytest.raises(TypeError, match=r"redraw takes a Prediction.*got Tensor|Expected type: .*Prediction"):
         dd.Sampler(process, world.denoiser(process), PlugIn(), steps=2).sample(3, seed=0)

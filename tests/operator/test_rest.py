@@ -15,8 +15,8 @@ MASKED, UNIFORM, PAIRS = dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear()), 
 ZERO = dd.Marginal(torch.tensor([0.4, 0.6, 0.0]), dd.Linear())
 CORRECTORS = [
     S.Gibbs(), S.Gibbs(2), S.Gibbs(scan="systematic"), S.ForwardBackward(0.7), S.TauForwardBackward(0.1),
-    S.InformedGibbs(), S.InformedGibbs(exact=True), S.LocallyBalanced(), S.TauLocallyBalanced(0.1), S.Coloured(),
-    S.Coloured(1.0, sites=1),
+    S.InformedGibbs(), S.InformedGibbs(exact=True), S.LocallyBalanced(), S.TauLocallyBalanced(0.1), S.EntropyRedraw(),
+    S.EntropyRedraw(1.0, sites=1),
 ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_what_rests_is_exact_in_laws_and_counted_in_any_composition() -> None:
     assert "rests at t = 0" in repr(blocks)
 
 
-@pytest.mark.parametrize("corrector", [S.Gibbs(), S.ForwardBackward(0.7), S.Coloured(1.0, sites=1)], ids=repr)
+@pytest.mark.parametrize("corrector", [S.Gibbs(), S.ForwardBackward(0.7), S.EntropyRedraw(1.0, sites=1)], ids=repr)
 def test_what_hides_first_goes_on_at_time_0_on_a_masked_process(corrector: dd.Corrector) -> None:
     world = strong()
     sampler = dd.Sampler(MASKED, world.denoiser(MASKED), S.Ancestral() >> corrector, steps=2)
@@ -104,9 +104,9 @@ REFUSED = [
     (S.P2(), MASKED, "denoiser"), (S.P2(0.5), MASKED, "denoiser"), (S.ReMDM(confident=True), MASKED, "denoiser"),
     (S.Ancestral() >> S.InformedGibbs(), MASKED, "denoiser"),
     (S.Ancestral() >> S.LocallyBalanced() ** 2, MASKED, "denoiser"),
-    (dd.when(lambda t: t < 0.9, S.Ancestral() >> S.Coloured(), S.Ancestral()), MASKED, "denoiser"),
+    (dd.when(lambda t: t < 0.9, S.Ancestral() >> S.EntropyRedraw(), S.Ancestral()), MASKED, "denoiser"),
     (S.Ancestral() >> dd.mix({S.Gibbs(): 0.5, S.TauLocallyBalanced(): 0.5}), MASKED, "denoiser"),
-    (S.Ancestral() >> S.Cycle(0.6, S.P2()), MASKED, "denoiser"), (S.Ancestral() >> S.Gibbs(), ZERO, "denoiser"),
+    (S.Ancestral() >> S.RePaint(0.6, S.P2()), MASKED, "denoiser"), (S.Ancestral() >> S.Gibbs(), ZERO, "denoiser"),
     (S.Ancestral() >> S.InformedGibbs(), PAIRS, "denoiser"), (S.Ancestral(), UNIFORM, "ratio"),
     (S.SplitLeap(), UNIFORM, "ratio"), (S.Gibbs() >> S.Ancestral(), dd.Ordinal(3, dd.Linear()), "ratio"),
 ]  # fmt: skip

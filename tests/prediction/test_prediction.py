@@ -159,11 +159,23 @@ def test_wrong_outputs_are_refused(predicts: str, width: int, message: str) -> N
         dd.Prediction(torch.zeros(1, 2, width), predicts, torch.tensor([[0, 1]]), 0.5, dd.Uniform(4, dd.Linear()))
 
 
-def test_log_own_reads_the_chosen_sites_only() -> None:
+@pytest.mark.usefixtures("as_user")
+def test_a_view_takes_a_mask_of_sites_and_old_names_say_the_new_ones() -> None:
+    said = dd.Prediction(torch.zeros(1, 2, 4), "loo", torch.tensor([[0, 1]]), 0.5, dd.Uniform(4, dd.Linear()))
+    for where in (0, torch.tensor([0]), torch.ones(2, 1, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"prediction\[where\] takes a bool tensor \(1, 2\), got"):
+            said[where]  # type: ignore[index]
+    with pytest.raises(AttributeError, match=r"Prediction.loo_at is now prediction\[where\].loo"):
+        said.loo_at(torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(AttributeError, match=r"Prediction has no 'guess'$"):
+        said.guess  # noqa: B018
+
+
+def test_own_reads_the_chosen_sites_only() -> None:
     process, x = dd.Uniform(3, dd.Linear()), torch.tensor([[0, 1, 2]])
     logits = torch.randn(1, 3, 3, dtype=torch.float64)
     logits[0, 1] = math.nan
     where = torch.tensor([[True, False, True]])
-    own = dd.Prediction(logits, "loo", x, 0.4, process).log_own(where)
+    own = dd.Prediction(logits, "loo", x, 0.4, process)[where].own
     log_o = logits.log_softmax(-1)
-    torch.testing.assert_close(own, torch.stack([log_o[0, 0, 0], torch.zeros(()).double(), log_o[0, 2, 2]])[None])
+    torch.testing.assert_close(own, torch.stack([log_o[0, 0, 0], log_o[0, 2, 2]]))

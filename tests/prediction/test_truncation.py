@@ -42,7 +42,7 @@ def by_hand(process: dd.Process, guide: dd.Truncation) -> dd.Denoiser:
 
     def fn(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         time = process.schedule.time(alpha.reshape(len(x), -1))
-        rows = exact.evaluate(x, time).loo_rows(torch.ones_like(x, dtype=torch.bool))
+        rows = exact.evaluate(x, time)[torch.ones_like(x, dtype=torch.bool)].loo.dense()
         return tempered(rows.unflatten(0, x.shape), guide)
 
     return dd.Denoiser(fn, process, "loo", time="alpha", length=3, time_dtype=torch.float64)

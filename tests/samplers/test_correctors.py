@@ -1,6 +1,7 @@
 """Correctors: their matrices against formulas in p_t alone, what keeps p_t, and by how much the others miss it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,13 +25,13 @@ BALANCE = {
     "max": lambda r: torch.where(r > 0, r.clamp(min=1), 0.0),
 }
 EXACT = [
-    S.Gibbs(), S.Gibbs(scan="systematic"), S.ForwardBackward(0.7), S.Coloured(1.0, sites=1),
+    S.Gibbs(), S.Gibbs(scan="systematic"), S.ForwardBackward(0.7), S.EntropyRedraw(1.0, sites=1),
     *(S.InformedGibbs(rule, exact=True) for rule in RULES), S.InformedGibbs(exact=True, temperature=0.3),
     *(S.LocallyBalanced(balance) for balance in BALANCE),
 ]  # fmt: skip
 INEXACT = [
     S.Gibbs(2), S.Gibbs(3, scan="systematic"), S.ForwardBackward(0.7, sites=2), S.TauForwardBackward(0.3),
-    S.TauLocallyBalanced(0.3), S.Coloured(1.0), S.Cycle(0.6), *(S.InformedGibbs(rule) for rule in RULES),
+    S.TauLocallyBalanced(0.3), S.EntropyRedraw(1.0), S.RePaint(0.6), *(S.InformedGibbs(rule) for rule in RULES),
     S.InformedGibbs(sites=2),
 ]  # fmt: skip
 
@@ -198,7 +199,7 @@ def test_cycles_forget_where_they_started_but_for_the_clamped_sites() -> None:
     world = strong()
     frozen = torch.tensor([True, False, False])
     model = world.denoiser(UNIFORM, predicts="loo")
-    k = T.kernel(S.Cycle(0.95, steps=2), UNIFORM, model, t=0.1, frozen=frozen)
+    k = T.kernel(S.RePaint(0.95, steps=2), UNIFORM, model, t=0.1, frozen=frozen)
     forward = UNIFORM.kernel(0.1)
     goal = torch.einsum("vij,ia,jb->vab", world.p0.view(3, 3, 3), forward, forward)[2].flatten()
     goal, law = goal / goal.sum(), torch.zeros(27, dtype=torch.float64)
@@ -211,9 +212,9 @@ def test_cycles_forget_where_they_started_but_for_the_clamped_sites() -> None:
 
 
 def test_a_choice_by_what_sees_the_token_is_caught() -> None:
-    """Coloured re-noising by the entropy of D in place of O: not invariant, though one site."""
+    """EntropyRedraw re-noising by the entropy of D in place of O: not invariant, though one site."""
 
-    class Seeing(S.Coloured):
+    class Seeing(S.EntropyRedraw):
         def __call__(self, state: dd.State, at: dd.At) -> dd.State:
             from discdiff.choices import Coins, Subset
             from discdiff.samplers._redraw import redraw
@@ -222,7 +223,7 @@ def test_a_choice_by_what_sees_the_token_is_caught() -> None:
             said = at.predict(state)
             redo = -(said.denoiser.exp() * said.denoiser.clamp(min=-1e9)).sum(-1).where(some, 0.0)
             where = dd.choose("where", Coins(redo.clamp(0, 1)), state, at)
-            return redraw(state, where, said, at.alpha(state.t), at)
+            return state.at(redraw(replace(state, seen=said), where, at.alpha(state.t), at))
 
     k, p = matrix(Seeing(1.0, sites=1), UNIFORM, strong())
     assert T.tv(p @ k, p) > 1e-3
@@ -233,7 +234,7 @@ def test_a_masked_denoiser_cannot_inform() -> None:
     for operator in (S.InformedGibbs(exact=True), S.LocallyBalanced()):
         with pytest.raises(ValueError, match="leave-one-out prediction is undefined"):
             T.kernel(operator, MASKED, model, t=TIME)
-    for operator in (S.ForwardBackward(), S.Coloured(1.0, sites=1)):  # they hide the site they ask about
+    for operator in (S.ForwardBackward(), S.EntropyRedraw(1.0, sites=1)):  # they hide the site they ask about
         k = T.kernel(operator, MASKED, model, t=TIME)
         p = strong().marginal(MASKED, TIME)
         assert float((p @ k - p).abs().max()) < 1e-12
@@ -249,8 +250,8 @@ def test_a_masked_denoiser_cannot_inform() -> None:
         (lambda: S.TauLocallyBalanced(0.0), "h must lie in"),
         (lambda: S.TauForwardBackward(-1.0), "h must lie in"),
         (lambda: S.ForwardBackward(1.5), "u must lie in"), (lambda: S.ForwardBackward(0.5, 0), "sites must be"),
-        (lambda: S.Cycle(0.0), "u must lie in"), (lambda: S.Cycle(steps=0), "steps must be"),
-        (lambda: S.Coloured(0.0), "budget must lie"), (lambda: S.Coloured(sites=0), "sites must be"),
+        (lambda: S.RePaint(0.0), "u must lie in"), (lambda: S.RePaint(steps=0), "steps must be"),
+        (lambda: S.EntropyRedraw(0.0), "budget must lie"), (lambda: S.EntropyRedraw(sites=0), "sites must be"),
         (lambda: S.Gibbs(scan="sideways"), "scan must be"),
     ],
 )  # fmt: skip
@@ -261,7 +262,7 @@ def test_bad_options_are_named(make: object, message: str) -> None:
 
 def test_a_cycle_takes_a_predictor() -> None:
     with pytest.raises(TypeError, match="takes a predictor"):
-        S.Cycle(predictor=S.Gibbs())
+        S.RePaint(predictor=S.Gibbs())
 
 
 # --- where informed selection pays -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.prediction import Prediction
+from discdiff.prediction import View
 
 pytestmark = pytest.mark.usefixtures("as_user")  # many small enumerations
 
@@ -102,9 +102,9 @@ def test_slow_modes_of_noise_do_not_spoil_the_step_from_pure_noise(name: str) ->
 
 def test_a_reverse_step_that_ignores_its_survival_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: where noise has no rank one, the draw starts from the time that the denoiser was told."""
-    right = Prediction.reverse
-    told = lambda self, where, alpha_s, alpha_t=None: right(self, where, alpha_s)  # noqa: E731
-    monkeypatch.setattr(Prediction, "reverse", told)
+    right = View.reverse
+    told = lambda self, alpha_s, alpha_t=None: right(self, alpha_s)  # noqa: E731
+    monkeypatch.setattr(View, "reverse", told)
     for name in ("ordinal", "general", "time-varying"):
         assert local_slope(S.SplitLeap(), PROCESSES[name]) < 1.5
         assert local_slope(S.Ancestral(), PROCESSES[name]) == pytest.approx(2, abs=0.15)  # told its own time
@@ -196,7 +196,7 @@ def test_orders_of_unmasking_need_a_true_mask(operator: dd.Operator, monkeypatch
 EXACT = [
     S.Gibbs(), S.ForwardBackward(0.7), S.InformedGibbs(exact=True), S.InformedGibbs("max_prob", exact=True),
     S.InformedGibbs("current_prob", exact=True, temperature=0.3), S.LocallyBalanced(), S.LocallyBalanced("max"),
-    S.Coloured(1.0, sites=1), S.Remask(0.3, sites=1),
+    S.EntropyRedraw(1.0, sites=1), S.Remask(0.3, sites=1),
 ]  # fmt: skip
 
 

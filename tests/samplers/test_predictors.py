@@ -110,7 +110,7 @@ def test_mixture_plug_in_and_tweedie_are_one_kernel(process: dd.Process) -> None
     world, t, s = strong(), 0.6, 0.35
     model, z = world.denoiser(process, predicts="loo"), states(process.states, 3)
     said, alpha_s = model(z, t), float(process.schedule.alpha(s))
-    plugged = said.reverse_rows(torch.ones_like(z, dtype=torch.bool), alpha_s).view(*z.shape, -1).exp()
+    plugged = said[torch.ones_like(z, dtype=torch.bool)].reverse(alpha_s).dense().view(*z.shape, -1).exp()
     mixed = mixture(dd.bridge.Exact(), said, alpha_s).exp()
     forward, at_t = process.kernel(t, s), said.ratio.exp()  # rows p_t(. | rest) / p_t(z | rest)
     earlier = torch.linalg.solve(forward.T, at_t.flatten(0, 1).T).T.view(at_t.shape)  # the score at s, up to p_t(z)

@@ -35,7 +35,7 @@ def step(operator: Callable[[], dd.Operator]) -> dd.Operator:
     return made if made.moves else S.Ancestral() >> made
 
 
-NEEDS_LOO = (S.P2, S.InformedGibbs, S.LocallyBalanced, S.TauLocallyBalanced, S.Coloured)
+NEEDS_LOO = (S.P2, S.InformedGibbs, S.LocallyBalanced, S.TauLocallyBalanced, S.EntropyRedraw)
 
 
 def applies(operator: dd.Operator, process: dd.Process) -> bool:

@@ -196,7 +196,7 @@ def test_7_ratio_and_posterior_from_the_loo(world: T.Enumeration, process: dd.Pr
     loo, denoiser = (world.denoiser(process, predicts=what)(z[reached], t) for what in ("loo", "denoiser"))
     within(7, far(loo.denoiser.exp(), denoiser.denoiser.exp()), 1e-10)
     settled = process.settled(loo.x, loo.alpha)
-    back = denoiser.loo_rows(~settled).log_softmax(-1).exp()
+    back = denoiser[~settled].loo.dense().log_softmax(-1).exp()
     # where one token is excluded by the others the two differ by rounding only
     within(7, far(back, loo.loo.exp()[~settled]) if len(back) else 0.0, 1e-10)
     for i, v in itertools.product(range(2), range(process.columns)):
@@ -216,7 +216,7 @@ def test_8_mixture_of_the_denoiser_is_plug_in_of_the_loo(
     prediction = world.denoiser(process, predicts="loo")(z, t)
     mixed = mixture(Exact(), prediction, alpha(process, s)).exp()
     everywhere = torch.ones_like(z, dtype=torch.bool)
-    plugged = prediction.reverse_rows(everywhere, alpha(process, s)).exp().view(mixed.shape)
+    plugged = prediction[everywhere].reverse(alpha(process, s)).dense().exp().view(mixed.shape)
     within(8, far(mixed, plugged), 1e-10)
     # and both are p(z_s^i | z_t), by Bayes from forward kernels
     p_s = world.marginal(process, s)
@@ -235,7 +235,7 @@ def test_8_a_denoiser_plugged_in_is_another_law(process: dd.Process) -> None:
     right = strong().denoiser(process, predicts="loo")(z, t)
     wrong = dd.Prediction(right.denoiser, "loo", z, right.alpha, process)
     everywhere = torch.ones_like(z, dtype=torch.bool)
-    caught(8, far(right.reverse_rows(everywhere, a_s).exp(), wrong.reverse_rows(everywhere, a_s).exp()), 0.05)
+    caught(8, far(right[everywhere].reverse(a_s).dense().exp(), wrong[everywhere].reverse(a_s).dense().exp()), 0.05)
 
 
 def test_8_on_a_masked_process_they_coincide() -> None:
@@ -243,7 +243,7 @@ def test_8_on_a_masked_process_they_coincide() -> None:
     right = strong().denoiser(process, predicts="loo")(z, 0.6)
     wrong = dd.Prediction(right.denoiser, "loo", z, right.alpha, process)
     hidden = z == 3
-    within(8, far(right.reverse_rows(hidden, 0.7).exp(), wrong.reverse_rows(hidden, 0.7).exp()), 1e-12)
+    within(8, far(right[hidden].reverse(0.7).dense().exp(), wrong[hidden].reverse(0.7).dense().exp()), 1e-12)
 
 
 # 9, 10, 11 ----------------------------------------------------------------------------------------------------------

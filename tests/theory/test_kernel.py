@@ -31,12 +31,12 @@ OTHERS: list[dd.Operator] = [
     S.Unmask(draw_first=True),
     S.ARPC("random"),
     S.ARPC("kl", temperature=1.0),
-    S.Coloured(sites=1),
+    S.EntropyRedraw(sites=1),
     S.DFM(eta=0.5),
     S.TauLeaping("reject"),
     S.P2(eta=0.0),
     S.AnyOrder("max_prob"),
-    S.Cycle(steps=2),
+    S.RePaint(steps=2),
     dd.mix({S.Gibbs(): 0.3, S.Gibbs(2) >> S.Gibbs(): 0.7}),
 ]
 
@@ -175,7 +175,7 @@ def ranks(c: Tensor, p: Tensor, state: dd.State, at: dd.At) -> Tensor:
 def again(c: Tensor, p: Tensor, state: dd.State, at: dd.At) -> Tensor:
     """The denoiser at a state that the coins made."""
     x = state.at(flip(state.tokens, c))
-    return dd.choose("token", Tokens(at.predict(x).loo_at(c), x.tokens), state, at)
+    return dd.choose("token", Tokens(at.predict(x)[c].loo, x.tokens), state, at)
 
 
 def subset(c: Tensor, p: Tensor, state: dd.State, at: dd.At) -> Tensor:

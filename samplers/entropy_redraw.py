@@ -10,21 +10,20 @@ Introduced here; inspired by the informed correctors (Zhao et al., 2024, https:/
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from discdiff.checks import real, whole
-from discdiff.choices import Coins, Subset
+from discdiff.choices import Coins, Subset, spread
 from discdiff.operator import At, Corrector, Invariance, Reads, State, choose
-from discdiff.samplers._conditional import spread
 from discdiff.samplers._redraw import redraw
 
-__all__ = ["Coloured"]
+__all__ = ["EntropyRedraw"]
 
 
 @dataclass(frozen=True)
-class Coloured(Corrector):
+class EntropyRedraw(Corrector):
     """Redraw sites whose leave-one-out entropy is large; one denoiser call.
 
     Args:
@@ -39,9 +38,9 @@ class Coloured(Corrector):
     sites: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budget", real(self.budget, "Coloured: budget", "(0, inf)"))
+        object.__setattr__(self, "budget", real(self.budget, "EntropyRedraw: budget", "(0, inf)"))
         if self.sites is not None:
-            object.__setattr__(self, "sites", whole(self.sites, "Coloured: sites", 1))
+            object.__setattr__(self, "sites", whole(self.sites, "EntropyRedraw: sites", 1))
 
     @property
     def reads(self) -> Reads:
@@ -58,7 +57,7 @@ class Coloured(Corrector):
         asked = state
         if self.sites is not None and at.process.absorbing:  # O at a revealed site needs it masked, as in Gibbs
             asked = state.at(torch.where(some, at.process.hide(state.tokens), state.tokens))
-        said = at.predict(asked)
-        doubt = said.loo_at(some).known(entropy=True).entropy / math.log(max(at.process.vocab_size, 2))
+        state = replace(state, seen=at.predict(asked))
+        doubt = at.predict(state)[some].loo.known(entropy=True).entropy / math.log(max(at.process.vocab_size, 2))
         redo = spread((self.budget * doubt).clamp(0.0, 1.0), some, 0.0)
-        return redraw(state, choose("where", Coins(redo), state, at), said, at.alpha(state.t), at)
+        return state.at(redraw(state, choose("where", Coins(redo), state, at), at.alpha(state.t), at))
