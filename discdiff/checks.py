@@ -16,26 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
-    "LAST_SEED",
-    "Renamed",
-    "affordable",
-    "array",
-    "check_ids",
-    "check_law",
-    "check_tokens",
-    "decided",
-    "extent",
-    "listing",
-    "number",
-    "placed",
-    "real",
-    "renamed",
-    "seeded",
-    "several",
-    "shown",
-    "token_ids",
-    "whole",
-    "wholes",
+    "LAST_SEED", "Renamed", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided", "extent",
+    "listing", "number", "placed", "real", "renamed", "seeded", "several", "shown", "token_ids", "whole", "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1

@@ -19,20 +19,9 @@ from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
 from discdiff.kernels.rows import Computed, Mixture, Rows, Step
 
 __all__ = [
-    "available",
-    "best",
-    "contests",
-    "draw",
-    "flips",
-    "largest",
-    "mixture_draw",
-    "mixture_sums",
-    "race",
-    "readable",
-    "statistics",
-    "step",
-    "uniforms",
-]
+    "available", "best", "contests", "draw", "flips", "largest", "mixture_draw", "mixture_sums", "race", "readable",
+    "statistics", "step", "uniforms",
+]  # fmt: skip
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _P, _I = ctypes.c_void_p, ctypes.c_int64

@@ -19,20 +19,9 @@ from discdiff.prediction import View
 from discdiff.process import Process
 
 __all__ = [
-    "Select",
-    "believed",
-    "best",
-    "check_mask",
-    "check_masked",
-    "check_select",
-    "compare",
-    "confidence",
-    "draw_clean",
-    "hidden",
-    "kl_rows",
-    "quota",
-    "total_variation",
-]
+    "Select", "believed", "best", "check_mask", "check_masked", "check_select", "compare", "confidence", "draw_clean",
+    "hidden", "kl_rows", "quota", "total_variation",
+]  # fmt: skip
 
 Select = Literal["random", "max_prob", "entropy", "margin", "left_to_right", "spread"]
 

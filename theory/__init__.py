@@ -20,33 +20,10 @@ from discdiff.theory.tree import Tree
 from discdiff.theory.world import Coupling, Enumeration
 
 __all__ = [
-    "HMM",
-    "Check",
-    "ConstrainedChain",
-    "Coupling",
-    "Enumeration",
-    "MarkovChain",
-    "Oracle",
-    "ProductMixture",
-    "Report",
-    "Tree",
-    "bound",
-    "check_operator",
-    "check_process",
-    "entropy",
-    "fit",
-    "integrand",
-    "joint_generator",
-    "joint_midpoint",
-    "kernel",
-    "kl",
-    "law",
-    "model_generator",
-    "order",
-    "reverse_generator",
-    "reverse_law",
-    "tv",
-]
+    "HMM", "Check", "ConstrainedChain", "Coupling", "Enumeration", "MarkovChain", "Oracle", "ProductMixture", "Report",
+    "Tree", "bound", "check_operator", "check_process", "entropy", "fit", "integrand", "joint_generator",
+    "joint_midpoint", "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law", "tv",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:

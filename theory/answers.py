@@ -12,27 +12,10 @@ from discdiff.theory.dense import beliefs, far, gathered, given, instants, pairs
 from discdiff.theory.report import Errors, NotChecked
 
 __all__ = [
-    "candidates",
-    "columns",
-    "conditional",
-    "conditional_to_loo",
-    "denoiser_to_loo",
-    "evidence",
-    "exits",
-    "hides",
-    "inflow",
-    "loo_to_denoiser",
-    "noised_further",
-    "own_weight",
-    "pairs_of_source",
-    "plug_in",
-    "posterior_where",
-    "propagates",
-    "renoise",
-    "revealed",
-    "row_by_row",
-    "settled",
-]
+    "candidates", "columns", "conditional", "conditional_to_loo", "denoiser_to_loo", "evidence", "exits", "hides",
+    "inflow", "loo_to_denoiser", "noised_further", "own_weight", "pairs_of_source", "plug_in", "posterior_where",
+    "propagates", "renoise", "revealed", "row_by_row", "settled",
+]  # fmt: skip
 
 LEAST = 1e-15  # limits at alpha = 0 are tested with the oracles
 

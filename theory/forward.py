@@ -14,26 +14,10 @@ from discdiff.theory.fit import improbable
 from discdiff.theory.report import Errors, NotChecked
 
 __all__ = [
-    "bridge_is_bayes",
-    "bridge_is_law",
-    "bridge_keeps",
-    "bridge_refuses",
-    "chapman_kolmogorov",
-    "derivative",
-    "falls",
-    "generator_rows",
-    "identity",
-    "inverse",
-    "kolmogorov",
-    "marginal",
-    "other_clock",
-    "prior",
-    "products",
-    "rate",
-    "rows_are_laws",
-    "sampling",
-    "starts_at_one",
-]
+    "bridge_is_bayes", "bridge_is_law", "bridge_keeps", "bridge_refuses", "chapman_kolmogorov", "derivative", "falls",
+    "generator_rows", "identity", "inverse", "kolmogorov", "marginal", "other_clock", "prior", "products", "rate",
+    "rows_are_laws", "sampling", "starts_at_one",
+]  # fmt: skip
 
 
 def _grid() -> Tensor:

@@ -19,20 +19,9 @@ from discdiff.theory.report import Errors, NotChecked
 from discdiff.theory.world import all_states, state_index
 
 __all__ = [
-    "Case",
-    "alone",
-    "calls",
-    "draws",
-    "ends_right",
-    "enumerable",
-    "frozen",
-    "keeps",
-    "keeps_by_draws",
-    "keyed",
-    "laws",
-    "moves",
-    "nearly",
-]
+    "Case", "alone", "calls", "draws", "ends_right", "enumerable", "frozen", "keeps", "keeps_by_draws", "keyed", "laws",
+    "moves", "nearly",
+]  # fmt: skip
 
 # each interval is a step of an equal grid from 1 to 0: schedulers of other libraries support only those
 EVERYWHERE = ((1.0, 0.95), (0.95, 0.9), (0.6, 0.4), (0.1, 0.05), (0.05, 0.0), (1.0, 0.0))

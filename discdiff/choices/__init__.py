@@ -30,22 +30,6 @@ from discdiff.choices.where import (
 )
 
 __all__ = [
-    "AT_ONCE",
-    "BAD_LOGITS",
-    "Branch",
-    "Choice",
-    "Coins",
-    "Key",
-    "Noise",
-    "Other",
-    "PointMixture",
-    "Ranking",
-    "Repeated",
-    "SiteWise",
-    "Sites",
-    "Subset",
-    "Tokens",
-    "Waiting",
-    "Watch",
-    "spread",
-]
+    "AT_ONCE", "BAD_LOGITS", "Branch", "Choice", "Coins", "Key", "Noise", "Other", "PointMixture", "Ranking",
+    "Repeated", "SiteWise", "Sites", "Subset", "Tokens", "Waiting", "Watch", "spread",
+]  # fmt: skip

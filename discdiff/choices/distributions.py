@@ -20,17 +20,7 @@ from discdiff.choices.faults import AT_ONCE, BAD_LOGITS, Watch
 from discdiff.choices.sites import Sites
 from discdiff.kernels import dispatch as kernels
 
-__all__ = [
-    "Branch",
-    "Choice",
-    "Coins",
-    "Key",
-    "Noise",
-    "Other",
-    "PointMixture",
-    "SiteWise",
-    "Tokens",
-]
+__all__ = ["Branch", "Choice", "Coins", "Key", "Noise", "Other", "PointMixture", "SiteWise", "Tokens"]
 
 
 class SiteWise(Choice):

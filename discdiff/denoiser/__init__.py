@@ -9,24 +9,7 @@ from discdiff.denoiser.counter import Counter
 from discdiff.denoiser.dropout import device_of, warn_of_dropout
 
 __all__ = [
-    "Along",
-    "Alphabets",
-    "AtOnce",
-    "Behind",
-    "Cached",
-    "CachedPrefix",
-    "Call",
-    "Context",
-    "Counter",
-    "Denoiser",
-    "Growing",
-    "HeldSites",
-    "RowCache",
-    "ShownPrefix",
-    "TimeArgument",
-    "check_denoiser",
-    "clean_states",
-    "device_of",
-    "frozen_time",
-    "warn_of_dropout",
-]
+    "Along", "Alphabets", "AtOnce", "Behind", "Cached", "CachedPrefix", "Call", "Context", "Counter", "Denoiser",
+    "Growing", "HeldSites", "RowCache", "ShownPrefix", "TimeArgument", "check_denoiser", "clean_states", "device_of",
+    "frozen_time", "warn_of_dropout",
+]  # fmt: skip

@@ -20,18 +20,6 @@ from discdiff.losses.blocks import (
 )
 
 __all__ = [
-    "AbsorbingNELBO",
-    "AnyOrder",
-    "BlockLikelihood",
-    "BlockMixture",
-    "Blocks",
-    "Continuous",
-    "DiscreteBound",
-    "Estimate",
-    "MaskedNELBO",
-    "Objective",
-    "PathKL",
-    "ScoreEntropy",
-    "UniformNELBO",
-    "prior_kl",
-]
+    "AbsorbingNELBO", "AnyOrder", "BlockLikelihood", "BlockMixture", "Blocks", "Continuous", "DiscreteBound",
+    "Estimate", "MaskedNELBO", "Objective", "PathKL", "ScoreEntropy", "UniformNELBO", "prior_kl",
+]  # fmt: skip

@@ -28,18 +28,9 @@ from discdiff.prediction import Prediction
 from discdiff.process import Process, Uniform
 
 __all__ = [
-    "AbsorbingNELBO",
-    "AnyOrder",
-    "Continuous",
-    "DiscreteBound",
-    "Estimate",
-    "MaskedNELBO",
-    "Objective",
-    "PathKL",
-    "ScoreEntropy",
-    "UniformNELBO",
-    "prior_kl",
-]
+    "AbsorbingNELBO", "AnyOrder", "Continuous", "DiscreteBound", "Estimate", "MaskedNELBO", "Objective", "PathKL",
+    "ScoreEntropy", "UniformNELBO", "prior_kl",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

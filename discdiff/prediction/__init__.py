@@ -30,22 +30,6 @@ from discdiff.prediction.view import (
 )
 
 __all__ = [
-    "Between",
-    "Bridge",
-    "Exact",
-    "MaximalCoupling",
-    "Output",
-    "Prediction",
-    "Predicts",
-    "ReMDM",
-    "Truncation",
-    "View",
-    "add_flux",
-    "bridge",
-    "check_predicts",
-    "direct_rates",
-    "minimal_rates",
-    "mixture",
-    "posterior_rates",
-    "unshifted",
-]
+    "Between", "Bridge", "Exact", "MaximalCoupling", "Output", "Prediction", "Predicts", "ReMDM", "Truncation", "View",
+    "add_flux", "bridge", "check_predicts", "direct_rates", "minimal_rates", "mixture", "posterior_rates", "unshifted",
+]  # fmt: skip

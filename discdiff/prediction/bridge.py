@@ -30,17 +30,9 @@ from discdiff.prediction.base import Prediction
 from discdiff.process import Process, RankOne, Survival, Time
 
 __all__ = [
-    "Between",
-    "Bridge",
-    "Exact",
-    "MaximalCoupling",
-    "ReMDM",
-    "add_flux",
-    "direct_rates",
-    "minimal_rates",
-    "mixture",
+    "Between", "Bridge", "Exact", "MaximalCoupling", "ReMDM", "add_flux", "direct_rates", "minimal_rates", "mixture",
     "posterior_rates",
-]
+]  # fmt: skip
 
 
 class Bridge(ABC):

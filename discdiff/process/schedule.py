@@ -20,21 +20,9 @@ from torch import Tensor
 from discdiff.checks import number, real, shown
 
 __all__ = [
-    "Cosine",
-    "FromFunction",
-    "Geometric",
-    "Linear",
-    "LogLinear",
-    "Moment",
-    "PerSite",
-    "Polynomial",
-    "Schedule",
-    "Sigmoid",
-    "Time",
-    "as_schedule",
-    "learned",
-    "site_time",
-]
+    "Cosine", "FromFunction", "Geometric", "Linear", "LogLinear", "Moment", "PerSite", "Polynomial", "Schedule",
+    "Sigmoid", "Time", "as_schedule", "learned", "site_time",
+]  # fmt: skip
 
 Time = float | Tensor
 T = TypeVar("T", float, Tensor)

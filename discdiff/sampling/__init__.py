@@ -27,17 +27,6 @@ from discdiff.sampling.samples import (
 )
 
 __all__ = [
-    "After",
-    "BlockSamples",
-    "Blockwise",
-    "Cascade",
-    "Program",
-    "Sampler",
-    "Samples",
-    "acting",
-    "check_model",
-    "check_rows",
-    "narrowest",
-    "predictor_corrector",
-    "program",
-]
+    "After", "BlockSamples", "Blockwise", "Cascade", "Program", "Sampler", "Samples", "acting", "check_model",
+    "check_rows", "narrowest", "predictor_corrector", "program",
+]  # fmt: skip
