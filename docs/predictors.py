@@ -181,7 +181,7 @@ def reference(job: tuple[str, str, str]) -> Row:
     for n in (8, 16, 32):
         q, times = begin, np.linspace(*WINDOW, n + 1)
         for t, s in itertools.pairwise(times):
-            q = q @ T.joint_midpoint(law, process, float(t), float(s))
+            q = q @ T.reversal.joint_midpoint(law, process, float(t), float(s))
         errors.append(T.tv(q, goal))
     found = slope([8, 16, 32], errors)
     return {"kind": "small", "family": family, "name": "joint midpoint", "coupling": coupling, "slope": found}

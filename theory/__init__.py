@@ -10,19 +10,19 @@ from discdiff.theory.end_law import law
 from discdiff.theory.exact import kernel
 from discdiff.theory.judge_operator import check_operator
 from discdiff.theory.judge_process import check_process
-from discdiff.theory.likelihood import bound, integrand
+from discdiff.theory.likelihood import bound
 from discdiff.theory.mixture import ProductMixture
 from discdiff.theory.oracles import Oracle
 from discdiff.theory.report import Check, Report
-from discdiff.theory.reversal import joint_generator, joint_midpoint, model_generator, reverse_generator, reverse_law
+from discdiff.theory.reversal import model_generator, reverse_generator, reverse_law
 from discdiff.theory.slope import order
 from discdiff.theory.tree import Tree
 from discdiff.theory.world import Coupling, Enumeration
 
 __all__ = [
     "HMM", "Check", "ConstrainedChain", "Coupling", "Enumeration", "MarkovChain", "Oracle", "ProductMixture", "Report",
-    "Tree", "bound", "check_operator", "check_process", "entropy", "fit", "integrand", "joint_generator",
-    "joint_midpoint", "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law", "tv",
+    "Tree", "bound", "check_operator", "check_process", "entropy", "fit",
+    "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law", "tv",
 ]  # fmt: skip
 
 

@@ -1,33 +1,10 @@
 """Distributions over tokens, coins and sites: what can be chosen at random, and its law."""
 
-from discdiff.choices.choice import (
-    Choice,
-    Key,
-    Repeated,
-)
-from discdiff.choices.distributions import (
-    Branch,
-    Coins,
-    Noise,
-    Other,
-    PointMixture,
-    SiteWise,
-    Tokens,
-)
-from discdiff.choices.faults import (
-    AT_ONCE,
-    BAD_LOGITS,
-    Watch,
-)
-from discdiff.choices.sites import (
-    Sites,
-    spread,
-)
-from discdiff.choices.where import (
-    Ranking,
-    Subset,
-    Waiting,
-)
+from discdiff.choices.choice import Choice, Key, Repeated
+from discdiff.choices.distributions import Branch, Coins, Noise, Other, PointMixture, SiteWise, Tokens
+from discdiff.choices.faults import AT_ONCE, BAD_LOGITS, Watch
+from discdiff.choices.sites import Sites, spread
+from discdiff.choices.where import Ranking, Subset, Waiting
 
 __all__ = [
     "AT_ONCE", "BAD_LOGITS", "Branch", "Choice", "Coins", "Key", "Noise", "Other", "PointMixture", "Ranking",

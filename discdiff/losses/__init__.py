@@ -13,11 +13,7 @@ from discdiff.losses.base import (
     UniformNELBO,
     prior_kl,
 )
-from discdiff.losses.blocks import (
-    BlockLikelihood,
-    BlockMixture,
-    Blocks,
-)
+from discdiff.losses.blocks import BlockLikelihood, BlockMixture, Blocks
 
 __all__ = [
     "AbsorbingNELBO", "AnyOrder", "BlockLikelihood", "BlockMixture", "Blocks", "Continuous", "DiscreteBound",

@@ -14,26 +14,9 @@ from discdiff.operator.algebra import (
     mix,
     when,
 )
-from discdiff.operator.rest import (
-    Reads,
-    applied,
-    check_reads,
-    rests,
-)
-from discdiff.operator.run import (
-    SLOTS,
-    At,
-    Run,
-    alone,
-    choose,
-    listening,
-    stream,
-    under,
-    while_listening,
-)
-from discdiff.operator.state import (
-    State,
-)
+from discdiff.operator.rest import Reads, applied, check_reads, rests
+from discdiff.operator.run import SLOTS, At, Run, alone, choose, listening, stream, under, while_listening
+from discdiff.operator.state import State
 
 __all__ = [
     "SLOTS", "At", "Corrector", "Invariance", "Mix", "Operator", "Predictor", "Reads", "Repeat", "Run", "Staged",

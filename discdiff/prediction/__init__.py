@@ -1,35 +1,20 @@
 """What a denoiser predicts about x0, with its meaning, and the bridges that use it."""
 
 from discdiff.prediction import bridge
-from discdiff.prediction.base import (
-    Prediction,
-    Predicts,
-    check_predicts,
-)
+from discdiff.prediction.base import Prediction, Predicts, check_predicts
 from discdiff.prediction.bridge import (
     Between,
     Bridge,
     Exact,
     MaximalCoupling,
     ReMDM,
-    add_flux,
-    direct_rates,
-    minimal_rates,
     mixture,
-    posterior_rates,
 )
-from discdiff.prediction.output import (
-    Output,
-    unshifted,
-)
-from discdiff.prediction.truncation import (
-    Truncation,
-)
-from discdiff.prediction.view import (
-    View,
-)
+from discdiff.prediction.output import Output, unshifted
+from discdiff.prediction.truncation import Truncation
+from discdiff.prediction.view import View
 
 __all__ = [
     "Between", "Bridge", "Exact", "MaximalCoupling", "Output", "Prediction", "Predicts", "ReMDM", "Truncation", "View",
-    "add_flux", "bridge", "check_predicts", "direct_rates", "minimal_rates", "mixture", "posterior_rates", "unshifted",
+    "bridge", "check_predicts", "mixture", "unshifted",
 ]  # fmt: skip

@@ -5,16 +5,14 @@ A sampler can use a law q(x_s | x_t, x0) if
     sum_{x_t} q_t(x_t | x0) q(x_s | x_t, x0) = q_s(x_s | x0)
 
 This leaves a free parameter: how much of the step is noised again (``ReMDM``), or how much of x_t is kept
-(``MaximalCoupling``, ``Between``). Only ``Exact`` is the bridge of the forward Markov process. In continuous time any
-flux with detailed balance may be added to the reverse rates (``add_flux``).
+(``MaximalCoupling``, ``Between``). Only ``Exact`` is the bridge of the forward Markov process.
 
 ``mixture`` averages any bridge over the denoiser of a prediction. For the exact bridge this equals the plug-in of the
 leave-one-out, ``prediction[where].reverse(alpha_s)``.
 
 References: ReMDM (Wang et al., 2025, https://arxiv.org/abs/2503.00307); Uniform Diffusion Models Revisited (2026,
 https://arxiv.org/abs/2605.22765); DDIM-like families (Song et al., 2021, https://arxiv.org/abs/2010.02502); discrete
-flow matching (Campbell et al., 2024, https://arxiv.org/abs/2402.04997; Gat et al., 2024,
-https://arxiv.org/abs/2407.15595).
+flow matching (Gat et al., 2024, https://arxiv.org/abs/2407.15595).
 """
 
 from abc import ABC, abstractmethod
@@ -27,12 +25,9 @@ from torch import Tensor
 from discdiff.checks import real
 from discdiff.choices import BAD_LOGITS, Choice
 from discdiff.prediction.base import Prediction
-from discdiff.process import Process, RankOne, Survival, Time
+from discdiff.process import Process, Survival, Time
 
-__all__ = [
-    "Between", "Bridge", "Exact", "MaximalCoupling", "ReMDM", "add_flux", "direct_rates", "minimal_rates", "mixture",
-    "posterior_rates",
-]  # fmt: skip
+__all__ = ["Between", "Bridge", "Exact", "MaximalCoupling", "ReMDM", "mixture"]
 
 
 class Bridge(ABC):
@@ -164,60 +159,3 @@ def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[
 
 
 # --- rates, per unit of alpha, towards data; row = from, column = to; all generate d q / d alpha ---------------------
-
-
-def _pinned(process: Process, x0: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return q_t(. | x0) and its derivative in alpha, (S,), from the forward equation dq/dalpha = -q Q / alpha."""
-    q = process.transition(alpha, 1.0)[x0]
-    return q, -(q @ process.generator(alpha)) / alpha
-
-
-def _as_generator(rates: Tensor) -> Tensor:
-    rates = rates.clone().fill_diagonal_(0)
-    return rates - torch.diag(rates.sum(-1))
-
-
-def posterior_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S"]:
-    """Return rates (S, S) of the reversed process given x0: Q(y, x) q(y) / q(x) / alpha; 0 in rows with q = 0."""
-    q, _ = _pinned(process, x0, alpha)
-    rates = process.generator(alpha).T * q / alpha
-    return _as_generator(torch.where(q[:, None] > 0, rates / q[:, None], 0.0))
-
-
-def minimal_rates(process: Process, x0: int, alpha: float) -> Float[Tensor, "S S"]:
-    """Return rates (S, S) without jumps both ways between any two states:
-
-        (q'(y) - q'(x))_+ / (Z q(x)), Z the number of states with q > 0.
-
-    Reference: Campbell et al., 2024, https://arxiv.org/abs/2402.04997.
-    """
-    q, slope = _pinned(process, x0, alpha)
-    reached = q > 0
-    rates = (slope - slope[:, None]).clamp(min=0) * reached / reached.sum()
-    return _as_generator(torch.where(reached[:, None], rates / q[:, None], 0.0))
-
-
-def direct_rates(process: RankOne, x0: int, alpha: float) -> Float[Tensor, "S S"]:
-    """Return rates (S, S) of jumps to x0, 1 / (1 - alpha) from every state, as in flow matching's mixture path.
-
-    Reference: Gat et al., 2024, https://arxiv.org/abs/2407.15595.
-    """
-    rates = torch.zeros(process.states, process.states, dtype=torch.float64)
-    rates[:, x0] = 1 / (1 - alpha)
-    return _as_generator(rates)
-
-
-def add_flux(
-    rates: Float[Tensor, "S S"], q: Float[Tensor, " S"], flux: Float[Tensor, "S S"], eta: float
-) -> Float[Tensor, "S S"]:
-    """Add eta flux(x, y) / q(x) to rates: any symmetric flux keeps the marginals; eta is the stochasticity.
-
-    Shapes: rates and flux (S, S), q (S,).
-
-    Raises:
-        ValueError: if the flux is not symmetric, is negative, or is positive where q is 0.
-    """
-    flux = flux.clone().fill_diagonal_(0)
-    if not torch.allclose(flux, flux.T, rtol=0, atol=1e-14) or bool((flux < 0).any()) or bool((flux[q == 0] > 0).any()):
-        raise ValueError("add_flux: the flux must be symmetric, not negative, and 0 wherever q is 0")
-    return rates + eta * _as_generator(torch.where(q[:, None] > 0, flux / q[:, None], 0.0))

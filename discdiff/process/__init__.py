@@ -3,29 +3,10 @@
 from discdiff.process import grid
 from discdiff.process.base import LARGEST, Process, require_process
 from discdiff.process.constant import Marginal, Masked, Uniform
-from discdiff.process.general import (
-    General,
-    Ordinal,
-    TimeVarying,
-    check_generator,
-    stationary,
-)
-from discdiff.process.grid import (
-    LONGEST,
-    by_alpha,
-    by_cosine,
-    by_log_noise,
-    by_time,
-    listed,
-)
-from discdiff.process.hybrid import (
-    Blend,
-    Hybrid,
-)
-from discdiff.process.interpolant import (
-    AbsorbingUniform,
-    Interpolant,
-)
+from discdiff.process.general import General, Ordinal, TimeVarying, check_generator, stationary
+from discdiff.process.grid import LONGEST, by_alpha, by_cosine, by_log_noise, by_time, listed
+from discdiff.process.hybrid import Blend, Hybrid
+from discdiff.process.interpolant import AbsorbingUniform, Interpolant
 from discdiff.process.noising import noise, noised
 from discdiff.process.rank_one import Exit, RankOne
 from discdiff.process.schedule import (

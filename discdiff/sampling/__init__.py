@@ -1,30 +1,11 @@
 """The loop over a time grid: samplers, block by block, in cascades, and as a Pyro program."""
 
-from discdiff.sampling.as_program import (
-    Program,
-    program,
-)
-from discdiff.sampling.blockwise import (
-    BlockSamples,
-    Blockwise,
-)
-from discdiff.sampling.budget import (
-    After,
-    predictor_corrector,
-)
-from discdiff.sampling.cascade import (
-    Cascade,
-)
-from discdiff.sampling.sampler import (
-    Sampler,
-    acting,
-    check_model,
-    check_rows,
-)
-from discdiff.sampling.samples import (
-    Samples,
-    narrowest,
-)
+from discdiff.sampling.as_program import Program, program
+from discdiff.sampling.blockwise import BlockSamples, Blockwise
+from discdiff.sampling.budget import After, predictor_corrector
+from discdiff.sampling.cascade import Cascade
+from discdiff.sampling.sampler import Sampler, acting, check_model, check_rows
+from discdiff.sampling.samples import Samples, narrowest
 
 __all__ = [
     "After", "BlockSamples", "Blockwise", "Cascade", "Program", "Sampler", "Samples", "acting", "check_model",

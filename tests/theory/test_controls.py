@@ -6,11 +6,11 @@ On the fixed, correlated laws of the zoo; the distances are listed in docs/ident
 import pytest
 import torch
 from ledger import caught
+from pinned import posterior_rates
 from problems import families, irreversible, mislabelled, states, strong
 
 import discdiff as dd
 from discdiff import theory as T
-from discdiff.prediction import posterior_rates
 
 NOISY = families(3)[1:4]  # Uniform, Marginal, Hybrid: the leave-one-out and the denoiser differ
 
@@ -34,7 +34,7 @@ def test_4_the_transposed_generator_is_caught(process: dd.Process) -> None:
 @pytest.mark.parametrize("process", NOISY, ids=str)
 def test_5_rates_from_a_mislabelled_denoiser_are_caught(process: dd.Process) -> None:
     world, t = strong(), 0.5
-    p, forward = world.marginal(process, t), T.joint_generator(process, 3, float(process.schedule.alpha(t)))
+    p, forward = world.marginal(process, t), T.reversal.joint_generator(process, 3, float(process.schedule.alpha(t)))
     wrong = T.model_generator(mislabelled(world, process), t)
     caught(5, float((p @ wrong + p @ forward).abs().max()))
 

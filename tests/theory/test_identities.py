@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ledger import caught, within
+from pinned import add_flux, direct_rates, minimal_rates, posterior_rates
 from problems import families, irreversible, joint, states, strong
 from problems import pairs as pair_processes
 from scipy import linalg
@@ -20,17 +21,7 @@ from strategies import any_process, generators, inner_intervals, intervals, laws
 import discdiff as dd
 from discdiff import theory as T
 from discdiff.choices import Choice
-from discdiff.prediction import (
-    Between,
-    Exact,
-    MaximalCoupling,
-    ReMDM,
-    add_flux,
-    direct_rates,
-    minimal_rates,
-    mixture,
-    posterior_rates,
-)
+from discdiff.prediction import Between, Exact, MaximalCoupling, ReMDM, mixture
 from discdiff.theory.world import all_states, state_index
 
 TIMES = st.sampled_from([0.95, 0.6, 0.3, 0.1])
@@ -154,7 +145,7 @@ def test_4_kolmogorovs_equations(process: dd.Process, interval: tuple[float, flo
 
 @given(worlds(), any_process(), TIMES)
 def test_5_reverse_rates_undo_the_forward_ones(world: T.Enumeration, process: dd.Process, t: float) -> None:
-    p, forward = world.marginal(process, t), T.joint_generator(process, 2, alpha(process, t))
+    p, forward = world.marginal(process, t), T.reversal.joint_generator(process, 2, alpha(process, t))
     model = world.denoiser(process, predicts="loo")
     reverse = T.model_generator(model, t)  # from predictions alone
     reached = p > 0
