@@ -46,7 +46,7 @@ class Run:
     Attributes:
         seed: the 64-bit key of its randomness.
         model: the counted denoiser.
-        rows: (B,) ids of its rows.
+        rows: (R,) ids of its rows.
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not recorded.
         faults: GPU flags of bad rows, checked once at the end of the run.
         fuse: whether a kernel may replace several choices when nothing records them.
@@ -55,7 +55,7 @@ class Run:
 
     seed: int
     model: Counter
-    rows: Int[Tensor, " B"]
+    rows: Int[Tensor, " R"]
     log_prob: Float[Tensor, " B"] | None = None
     faults: list[Tensor] = field(default_factory=list)
     fuse: bool = False

@@ -133,7 +133,7 @@ RANDOM = {
 }  # fmt: skip
 # A seed where none was given, new weights, rows of data. Training, diagnostics and textbook steps draw much.
 MAY = {
-    "checks.py": {"randint"}, "choice.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
+    "checks.py": {"randint"}, "keys.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
     "data.py": {"Generator", "randint"},
 }  # fmt: skip
 WHOLLY = {"training.py", "losses/base.py", "blocks.py", "noising.py", "bench.py", "bench_steps.py"}

