@@ -145,17 +145,19 @@ class Denoiser(Renamed):
         """Predict as ``__call__``, without the checks of ids and times, in loops whose states and times are valid."""
         return self.interpret(self.output(x, t), x, t)
 
-    def output(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None) -> Output:
+    def output(
+        self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None, fresh: bool = False
+    ) -> Output:
         """Return the function's output after a check of its shape.
 
-        ``rows`` are the ids of the rows of x; a context needs them.
+        ``rows`` are the ids of the rows of x; a context needs them. The function may edit x if it is ``fresh``.
 
         Raises:
             TypeError: if it is not a floating tensor of logits or hidden states.
         """
         self.process.schedule.check_length(x.shape[1])
         if self.context is None:
-            return self.call.read(self.call(self.fn, x, t))
+            return self.call.read(self.call(self.fn, x, t, fresh))
         rows = x.new_zeros(len(x)) if rows is None else rows
         return replace(self.call.read(self.context.logits(self.call, self.fn, x, t, rows)), shift=False)
 
@@ -276,7 +278,7 @@ class Denoiser(Renamed):
         elif process.absorbing or self.call.sees_site_times:
             clean = torch.ones(length, length, device=x.device).tril(-1).bool()[:, None]
             z, time = torch.where(clean, x, blank).flatten(0, 1), (~clean).double().expand(-1, len(x), -1).flatten(0, 1)
-            out = self.output(z, time, rows.repeat(length))
+            out = self.output(z, time, rows.repeat(length), fresh=True)
             own = (
                 (unshifted(out.source) if out.shift else out.source)
                 .unflatten(0, (length, len(x)))

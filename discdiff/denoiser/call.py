@@ -85,12 +85,12 @@ class Call:
             return pick(-1).expand(len(t))
         return argument.expand(len(t), -1)
 
-    def __call__(self, fn: Network, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Tensor:
-        """Call the function on copies of x (B, L) at times t (B, L), so that it may edit its inputs in place."""
+    def __call__(self, fn: Network, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], fresh: bool = False) -> Tensor:
+        """Call the function at times t (B, L) on a copy of x (B, L), which it may edit; on x itself if ``fresh``."""
         time = self.argument(t.expand(len(x), -1))
         if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
             time = time.clone()
-        return fn(x.clone(), time)
+        return fn(x if fresh else x.clone(), time)
 
     def read(self, out: object) -> Output:
         """Check the type and shape of the function's output; return it as logits, which are computed where needed.
