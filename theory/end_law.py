@@ -69,7 +69,7 @@ def law(
         current = _with_memory(sampler, current, size, None if frozen is None else torch.as_tensor(frozen))
     else:
         for _, t, s in sampler.intervals():
-            setting = checked(sampler.operator, process, model, t, s, size, frozen)
+            setting = checked(sampler.operator, process, model, t, s if sampler.operator.moves else None, size, frozen)
             current = after(current, sampler.operator, setting, t)
     if sampler.grid[-1] > 0:
         return current

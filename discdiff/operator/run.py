@@ -51,6 +51,7 @@ class Run:
         faults: GPU flags of bad rows, checked once at the end of the run.
         fuse: whether a kernel may replace several choices when nothing records them.
         listen: whether choices are Pyro sites, which handlers can read and change. The caller holds ``listening()``.
+        info: what operators reported in the last step, (B,) float64 each by name, NaN for rows without a report.
     """
 
     seed: int
@@ -60,6 +61,7 @@ class Run:
     faults: list[Tensor] = field(default_factory=list)
     fuse: bool = False
     listen: bool = False
+    info: dict[str, Tensor] = field(default_factory=dict)
     _names: set[tuple[int, int]] = field(default_factory=set, init=False)  # (slot, tag) of the current step and turn
     _step: tuple[int, int] = field(default=(-1, 0), init=False)
     _counts: ClassVar[type[Counter]] = Counter
@@ -82,6 +84,12 @@ class Run:
         with under(name, self.listen):
             yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
         self.model.nfe, self.model.queries = counts.nfe, counts.queries
+
+    def copy(self) -> "Run":
+        """Return a run of the same seed with counts of its own, which start at this run's."""
+        calls = replace(self.model, nfe_rows=self.model.nfe_rows.clone())
+        log_prob = None if self.log_prob is None else self.log_prob.clone()
+        return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={})
 
     def begin(
         self, tokens: Int[Tensor, "B L"], t: float, s: float | None = None, step: int = 0, frozen: Tensor | None = None
@@ -242,6 +250,14 @@ class At:
         rank = self.process.rank_one
         assert rank is not None
         return rank
+
+    def report(self, state: State, **values: Tensor) -> None:
+        """Report one number (R,) for each row of the state under a name; ``on_step`` of ``Sampler.sample`` gets it."""
+        index = state.rows - self.run.model.first_row
+        for name, value in values.items():
+            rows = self.run.model.nfe_rows
+            told = self.run.info.setdefault(name, torch.full_like(rows, torch.nan, dtype=torch.float64))
+            told[index] = value.detach().double()
 
     def watch(self, state: State) -> Watch:
         """Return the ``Watch`` that reports bad numbers at this state; logits read are checked automatically."""

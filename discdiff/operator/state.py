@@ -1,6 +1,7 @@
 """The state of a sampler: tokens, their time, and which of them are fixed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,6 +23,8 @@ class State:
         frozen: (B, L) sites that never change and are clean (a prompt), or None if there are none.
         past: an earlier state of the same rows, for an operator or a second stage that uses it.
         seen: the prediction made at this state, so that using it again costs no denoiser call.
+        step: the number of steps made.
+        run: the ``Run`` that made it, with its seed and counts; None inside a step.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -30,6 +33,8 @@ class State:
     frozen: Bool[Tensor, "B L"] | None = None
     past: "State | None" = None
     seen: Prediction | None = None
+    step: int = 0
+    run: Any = field(default=None, repr=False, compare=False)
 
     @property
     def free(self) -> Bool[Tensor, "B L"]:

@@ -25,7 +25,8 @@ from discdiff.choices import Branch
 from discdiff.denoiser import Cached, CachedPrefix, Denoiser, Growing, ShownPrefix, clean_states, warn_of_dropout
 from discdiff.operator import Operator, Run, choose, listening, while_listening
 from discdiff.process import Process
-from discdiff.sampling.sampler import Sampler, check_rows
+from discdiff.sampling.beginning import check_rows
+from discdiff.sampling.sampler import Sampler
 from discdiff.sampling.samples import Samples
 
 __all__ = ["BlockSamples", "Blockwise"]

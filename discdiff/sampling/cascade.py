@@ -12,8 +12,9 @@ import torch
 
 from discdiff.checks import wholes
 from discdiff.operator import alone, stream, under, while_listening
+from discdiff.sampling.beginning import check_rows
 from discdiff.sampling.blockwise import Blockwise
-from discdiff.sampling.sampler import Sampler, check_rows
+from discdiff.sampling.sampler import Sampler
 from discdiff.sampling.samples import Samples
 
 __all__ = ["Cascade"]

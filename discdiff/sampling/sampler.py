@@ -3,7 +3,7 @@ r"""The sampling loop: run an operator with a process and a denoiser over a grid
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import SupportsIndex
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from discdiff.checks import affordable, array, decided, placed, seeded, token_ids, whole
-from discdiff.denoiser import Denoiser, check_denoiser, warn_of_dropout
+from discdiff.checks import affordable, decided, real, shown, whole
+from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.operator import (
     SLOTS,
     At,
@@ -26,29 +26,34 @@ from discdiff.operator import (
     When,
     check_operator,
     check_reads,
-    choose,
     listening,
     rests,
     while_listening,
 )
 from discdiff.process import LONGEST, Process, by_time, listed, require_process
+from discdiff.sampling.beginning import begin
 from discdiff.sampling.samples import Samples, narrowest
 
-__all__ = ["Sampler", "acting", "check_model", "check_rows"]
+__all__ = ["OnStep", "Sampler", "acting", "check_model"]
+
+
+# called after each step with its number, the state and what operators reported; False stops the run
+OnStep = Callable[[int, State, dict[str, Tensor]], object]
 
 
 class Sampler:
-    """Run an operator over a grid of times.
+    """Run an operator over a grid of times, or a corrector alone at one time.
 
     Args:
         process: the forward process.
         model: a ``Denoiser`` for the same process.
-        operator: one step of the sampler; it has exactly one predictor.
+        operator: one step of the sampler; it has exactly one predictor, or none with ``time``.
         steps: N equal intervals of t from 1 to 0.
         grid: instead of ``steps``, N + 1 decreasing times in [0, 1].
+        time: instead of both, the time at which a corrector runs once.
 
     Raises:
-        TypeError: if the model is not a Denoiser or the operator has no predictor.
+        TypeError: if the model is not a Denoiser, or the operator has no predictor without ``time``, or one with it.
         ValueError: if the processes differ, the operator is not defined on this one, or the grid is invalid.
     """
 
@@ -60,18 +65,27 @@ class Sampler:
         *,
         steps: SupportsIndex | None = None,
         grid: Iterable[float] | None = None,
+        time: float | None = None,
     ) -> None:
         check_model(process, model, "Sampler")
         check_operator(operator, "Sampler")
-        if not operator.moves:
-            raise TypeError(f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects")
+        if not operator.moves and time is None:
+            raise TypeError(
+                f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects; "
+                "time=t runs a corrector alone"
+            )
+        if operator.moves and time is not None:
+            raise TypeError(f"Sampler: time= is for a corrector alone, and {operator} moves; give steps= or grid=")
         operator.check(process)
         if operator.width > SLOTS:
             raise ValueError(f"Sampler: a step has at most {SLOTS} slots, and {operator} takes {operator.width}")
-        if (steps is None) == (grid is None):
-            raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0]")
+        if (steps is None) + (grid is None) + (time is None) != 2:
+            raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0], or time=t for a corrector alone")
         self.process, self.model, self.operator = process, model, operator
-        self.grid = listed(grid) if grid is not None else _uniform_grid(steps)
+        if time is not None:
+            self.grid: tuple[float, ...] = (real(time, "Sampler: time", "[0, 1]"),)
+        else:
+            self.grid = listed(grid) if grid is not None else _uniform_grid(steps)
         for _, part, time in self._acting():
             check_reads(part, model, time)
 
@@ -99,15 +113,56 @@ class Sampler:
             yield from acting(self.operator, t, s, t)
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
-        """Yield (step number from 1, t, s) for every step."""
-        for step, (t, s) in enumerate(itertools.pairwise(self.grid), start=1):
+        """Yield (step number from 1, t, s) for every step; a corrector alone makes one, from t to t."""
+        for step, (t, s) in enumerate(itertools.pairwise(self.grid * 2 if len(self.grid) == 1 else self.grid), start=1):
             yield step, t, s
 
     def through(self, state: State, run: Run) -> Iterator[State]:
-        """Yield the state after every step, from a state at the first time of the grid."""
-        for step, t, s in self.intervals():
-            state = self.operator(state, At(self.process, run, t, s, step))
+        """Yield the state after every step that is left, from a state in the run."""
+        for step, t, s in itertools.islice(self.intervals(), state.step, None):
+            run.info.clear()
+            state = replace(self.operator(state, At(self.process, run, t, s, step)), step=step)
             yield state
+
+    def start(
+        self,
+        batch: SupportsIndex | None = None,
+        length: SupportsIndex | None = None,
+        *,
+        seed: SupportsIndex | None = None,
+        first_row: SupportsIndex = 0,
+        prompt: Tensor | Sequence[int] | None = None,
+        frozen: Tensor | Sequence[bool] | None = None,
+        initial: Tensor | Sequence[Sequence[int]] | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        """Return the state at the first time of the grid, for ``step``; arguments and errors as in ``sample``."""
+        with torch.no_grad():
+            state, run = begin(self, batch, length, seed, first_row, prompt, frozen, initial, device)
+        return replace(state, run=run)
+
+    @torch.no_grad()
+    def step(self, state: State) -> State:
+        """Return the state after one more step; the given state is unchanged, so that two calls give equal states.
+
+        Raises:
+            ValueError: if the state does not come from ``start`` or ``step``, or all steps are made.
+        """
+        run = self._run_of(state, "step").copy()
+        after = next(self.through(replace(state, run=None), run), None)
+        if after is None:
+            raise ValueError(f"step: all {state.step} steps are made")
+        run.check_faults()
+        return replace(after, run=run)
+
+    def _run_of(self, state: State, where: str) -> Run:
+        """Return the run of a state of this sampler."""
+        if not isinstance(state, State) or not isinstance(state.run, Run):
+            raise ValueError(f"{where}: takes a state of start(), step() or Samples.state, got {shown(state)}")
+        times = [self.grid[0], *(s for _, _, s in self.intervals())]
+        if state.step >= len(times) or state.t != times[state.step] or state.run.model.denoiser is not self.model:
+            raise ValueError(f"{where}: the state, after {state.step} steps at t = {state.t}, is not of {self}")
+        return state.run
 
     @while_listening(listening)
     def sample(
@@ -124,6 +179,9 @@ class Sampler:
         listen: bool = False,
         progress: bool = False,
         device: torch.device | str | None = None,
+        until: SupportsIndex | None = None,
+        resume: State | None = None,
+        on_step: OnStep | None = None,
     ) -> Samples:
         r"""Draw samples.
 
@@ -144,121 +202,68 @@ class Sampler:
                 handlers, in every thread. One listening run at a time in a process; a second one waits.
             progress: show a progress bar on standard error.
             device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
+            until: stop after this step, counted from 1. ``Samples.state`` continues the run.
+            resume: continue from ``Samples.state`` of a run that stopped: the tokens are those of the whole run.
+            on_step: called after each step as on_step(step, state, info); the run stops if it returns False. ``info``
+                holds what operators reported (``At.report``), (B,) each by name.
 
         Raises:
             ValueError: for wrong shapes, ids outside the vocabulary, logits that are NaN or without mass, or a mask
                 left at time 0.
+            TypeError: for ``resume`` with an argument that says how a run begins.
             RuntimeError: for a listening run inside another one of the same thread.
         """
-        if initial is not None:
-            initial = token_ids(initial, "sample: initial", "states")
-            if initial.ndim != 2:
-                raise ValueError(f"sample: initial must be (B, L) states, got shape {tuple(initial.shape)}")
-            batch, length = (own if n is None else n for n, own in zip((batch, length), initial.shape, strict=True))
-        batch, first_row = check_rows("sample", batch, first_row)
-        length, seed = self._length(length), seeded(seed, "sample: seed")
+        last = len(self.grid) - (len(self.grid) > 1)
+        until = last if until is None else whole(until, "sample: until", 1, last)
         record = decided(record, "sample: record")
-        device = placed(self.model.device if device is None else device, "sample: device")
-        affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
-        warn_of_dropout((self.model.fn, *self.model.guides), stacklevel=3)
-        run = Run.start(self.model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
-        state, at = run.begin(torch.zeros(batch, length, dtype=torch.int64, device=device), self.grid[0])
-        if initial is not None:
-            self._check_initial(initial, batch, length)
-            state = state.at(initial.to(device, torch.int64))
-        elif self.grid[0] == 1:
-            state = state.at(choose("prior", self.process.prior(batch, length, device), state, at))
+        if resume is None:
+            state, run = begin(self, batch, length, seed, first_row, prompt, frozen, initial, device, record, listen)
         else:
-            raise ValueError(
-                f"sample: the grid starts at t = {self.grid[0]}, where the law is not the prior; give initial="
+            given = {"batch": batch, "length": length, "seed": seed, "prompt": prompt, "frozen": frozen,
+                     "initial": initial, "device": device, "first_row": first_row or None}  # fmt: skip
+            extra = [name for name, value in given.items() if value is not None]
+            if extra:
+                raise TypeError(f"sample: resume= continues a run, which began with its own {', '.join(extra)}")
+            run, state = (
+                replace(self._run_of(resume, "sample: resume").copy(), listen=listen),
+                replace(resume, run=None),
             )
-        fixed = self._fixed(batch, length, prompt, frozen, initial)
-        if fixed is not None:
-            given, where = (x.to(device) for x in fixed)
-            given = self.process.place(given, state.tokens)
-            state = replace(state, tokens=torch.where(where, given, state.tokens), frozen=where)
-
+            if record and run.log_prob is None:
+                raise ValueError("sample: the run to resume was not recorded; give record=True from its first step on")
+            if state.step >= until:
+                raise ValueError(f"sample: until = {until}, but the run to resume has made {state.step} steps")
+            if not record:
+                run.log_prob = None
+        begun, device = state.step, state.tokens.device
         path, beyond = None, torch.zeros((), dtype=torch.bool, device=device)
         if record:
-            kind, shape = narrowest(0, self.process.states - 1), (len(self.grid), batch, length)
+            kind, shape = narrowest(0, self.process.states - 1), (until - begun + 1, *state.tokens.shape)
             affordable(math.prod(shape) * kind.itemsize // 8, f"sample: a trajectory of shape {shape} in {kind}")
             path = torch.empty(shape, dtype=kind, device=device)
             path[0] = state.tokens
-        states: Iterable[State] = self.through(state, run)
+        states: Iterable[State] = itertools.islice(self.through(state, run), until - begun)
         if decided(progress, "sample: progress"):  # a hidden bar would still start a thread
-            states = track(states, "sampling", len(self.grid) - 1, console=Console(stderr=True))
-        for step, state in enumerate(states, start=1):
+            states = track(states, "sampling", until - begun, console=Console(stderr=True))
+        for state in states:
             if path is not None:
-                path[step] = state.tokens
-                beyond |= (path[step] != state.tokens).any()
-        tokens = self.process.column(state.tokens) if self.grid[-1] == 0 else state.tokens
-        if self.grid[-1] == 0:
+                path[state.step - begun] = state.tokens
+                beyond |= (path[state.step - begun] != state.tokens).any()
+            if on_step is not None and on_step(state.step, state, dict(run.info)) is False:
+                path = None if path is None else path[: state.step - begun + 1]
+                break
+        ended = state.step == last and self.grid[-1] == 0
+        tokens = self.process.column(state.tokens) if ended else state.tokens
+        if ended:
             run.finish(tokens, self.operator)
+            state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)  # frees logits
         else:
             run.check_faults()
         if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
         calls, frame = run.model, self.model.frame
-        return Samples(tokens, calls.nfe, calls.nfe_rows, seed, path, run.log_prob, calls.queries, frame)
-
-    def _length(self, length: SupportsIndex | None) -> int:
-        own = self.model.length
-        if length is None and own is None:
-            raise ValueError("sample: give length=, this model has none of its own")
-        chosen = whole(own if length is None else length, "sample: length", 1)
-        if own is not None and chosen != own:
-            raise ValueError(f"sample: length = {chosen}, but the model is for length {own}")
-        self.process.schedule.check_length(chosen)
-        return chosen
-
-    def _check_initial(self, initial: Tensor, batch: int, length: int) -> None:
-        if tuple(initial.shape) != (batch, length):
-            raise ValueError(f"sample: initial must have shape ({batch}, {length}), got {tuple(initial.shape)}")
-        self.model.check_states(initial.to(torch.int64), "initial")
-
-    def _fixed(
-        self,
-        batch: int,
-        length: int,
-        prompt: Tensor | Sequence[int] | None,
-        frozen: Tensor | Sequence[bool] | None,
-        initial: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return the given tokens and the (B, L) mask of their sites."""
-        if prompt is None and frozen is None:
-            return None
-        if prompt is None and initial is None:
-            raise ValueError("sample: frozen= says which sites are given; prompt= or initial= must say what they hold")
-        if prompt is None and initial is not None:
-            given = self.process.column(initial)
-        else:
-            given = token_ids(prompt, "sample: prompt", "token ids")
-        width = given.shape[-1] if given.ndim else 0
-        if width == 0 and given.ndim and frozen is None:
-            return None  # an empty prompt
-        if given.ndim not in (1, 2) or width > length or (given.ndim == 2 and len(given) != batch):
-            raise ValueError(
-                f"sample: prompt must be (P,) or ({batch}, P) with P <= {length}, got {tuple(given.shape)}"
-            )
-        if frozen is None:
-            where = (torch.arange(length) < width).expand(batch, length)
-            given = torch.nn.functional.pad(given, (0, length - width))
-        else:
-            where = array(frozen, "sample: frozen")
-            if where.dtype != torch.bool or where.shape not in ((length,), (batch, length)):
-                raise ValueError(
-                    f"sample: frozen must be a bool mask ({length},) or ({batch}, {length}), "
-                    f"got {where.dtype} {tuple(where.shape)}"
-                )
-            if width != length:
-                raise ValueError(f"sample: with frozen=, prompt must cover all {length} sites, got {width}")
-            where = where.expand(batch, length)
-        given = given.to(torch.int64).expand(batch, length).to(where.device)
-        if not bool(where.any()):
-            return None
-        self.model.check_data(given, "prompt", where)  # the other sites may hold anything
-        self.warn_of_infill()
-        return given, where
+        out = Samples(tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, frame)
+        vars(out)["_state"] = replace(state, run=run)
+        return out
 
     def warn_of_infill(self) -> None:
         """Warn if the denoiser will treat given sites as noisy."""
@@ -273,7 +278,12 @@ class Sampler:
         return not self.process.absorbing and not self.model.call.sees_site_times
 
     def __repr__(self) -> str:
-        times = f"steps={len(self.grid) - 1}" if self.grid == _uniform_grid(len(self.grid) - 1) else f"grid={self.grid}"
+        if len(self.grid) == 1:
+            times = f"time={self.grid[0]}"
+        elif self.grid == _uniform_grid(len(self.grid) - 1):
+            times = f"steps={len(self.grid) - 1}"
+        else:
+            times = f"grid={self.grid}"
         notes = ["infill is approximate: the denoiser sees one time a row"] if self._infill_is_approximate() else []
         note = f"  # {'; '.join(notes + self.resting)}" if notes or self.resting else ""
         return f"Sampler({self.process}, {self.model}, {self.operator}, {times}){note}"
@@ -283,18 +293,6 @@ class Sampler:
         """One sentence for each part that does nothing at the last time."""
         idle = dict.fromkeys(repr(part) for _, part, time in self._acting() if rests(part, self.model, time))
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
-
-
-def check_rows(where: str, batch: object, first_row: object) -> tuple[int, int]:
-    """Return the batch size and the id of the first row, both checked.
-
-    Raises:
-        TypeError, ValueError: if they are not whole numbers, or a row id is not in [0, 2**32).
-    """
-    size, first = whole(batch, f"{where}: batch", 1), whole(first_row, f"{where}: first_row")
-    if not 0 <= first <= 2**32 - size:
-        raise ValueError(f"{where}: row ids must lie in [0, 2**32), got first_row = {first} with batch = {size}")
-    return size, first
 
 
 def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:

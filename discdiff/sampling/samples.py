@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from discdiff.operator import State
+
 __all__ = ["Samples", "narrowest"]
 
 S = TypeVar("S", bound="Samples")
@@ -58,6 +60,22 @@ class Samples:
     log_prob: Float[Tensor, " B"] | None = None
     queries: int = 0
     frame: tuple[int, int] | None = None
+
+    @property
+    def state(self) -> State:
+        """The last state with its run, for ``resume=`` and ``Sampler.step``; files, pickles and copies are without it.
+
+        Raises:
+            ValueError: if the samples come from a file, a pickle or a copy, or were made block by block.
+        """
+        state = vars(self).get("_state")
+        if state is None:
+            raise ValueError("Samples.state: these samples have no state: they come from a file, a copy, or blocks")
+        return state
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields; a run holds functions, which need not be picklable."""
+        return {name: value for name, value in vars(self).items() if name != "_state"}
 
     def framed(self) -> Int[Tensor, "B N"]:
         """Return the tokens between the network's start and end token, (B, N) with N = L + 2.
