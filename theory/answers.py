@@ -1,7 +1,10 @@
-r"""Check what operators, predictions and losses use of a process against its own transition matrix.
+r"""Check the methods of a process that operators, predictions and losses call, against its transition matrix.
 
-These are conversions between forms of a prediction; laws of sites that are noised, noised further or drawn again; and
-the rates and probabilities with which the reverse process leaves a state. Each function yields errors and their places.
+The methods convert between forms of a prediction; give the laws of sites that are noised, noised further or redrawn;
+and give the rates and probabilities with which the reverse process leaves a state. Each function takes a process and
+yields errors with the place where they occurred.
+
+O is a leave-one-out prediction, D the denoiser, c the conditional, x a state, v a token; ~ is "up to a constant in v".
 """
 
 import torch
@@ -24,7 +27,10 @@ LEAST = 1e-15  # limits at alpha = 0 are tested with the oracles
 
 
 def evidence(process: Process) -> Errors:
-    """Check q_t(x | v) of every token v up to a factor a state; states that are nearly impossible count less."""
+    """Check that ``evidence`` is q_t(x | v) for every token v, up to a factor for each state x.
+
+    Errors have less weight at states x with q_t(x | v) < 1e-4 for all v.
+    """
     x = torch.arange(process.states)[:, None]
     for t, where in instants(process, LEAST):
         q = process.marginals(t).T
@@ -35,7 +41,7 @@ def evidence(process: Process) -> Errors:
 
 
 def conditional(process: Process) -> Errors:
-    """Check c = O Q_t against the transition matrix."""
+    """Check that ``conditional`` computes c(z) = sum_v O(v) q_t(z | v) from a leave-one-out prediction O."""
     for t, where in instants(process, LEAST):
         log_o, o, x, alpha = beliefs(process, t)
         said = process.conditional(log_o, x, alpha).exp()
@@ -43,7 +49,10 @@ def conditional(process: Process) -> Errors:
 
 
 def conditional_to_loo(process: Process) -> Errors:
-    """Check O from c where alpha is large enough for c to determine O."""
+    """Check that ``conditional_to_loo`` recovers a leave-one-out prediction O from its conditional c = O Q_t.
+
+    Only alpha >= .01 is tested, since at smaller alpha c hardly depends on O.
+    """
     for t, where in instants(process, 0.01):
         log_o, _, x, alpha = beliefs(process, t)
         c = process.conditional(log_o, x, alpha).exp()
@@ -51,7 +60,10 @@ def conditional_to_loo(process: Process) -> Errors:
 
 
 def loo_to_denoiser(process: Process) -> Errors:
-    """Check D ~ O(v) q_t(x | v) wherever the state is not revealed; states that are nearly impossible count less."""
+    """Check that ``loo_to_denoiser`` turns a leave-one-out O into the denoiser D(v) ~ O(v) q_t(x | v) at state x.
+
+    States that are revealed are left out. Errors have less weight at states x with sum_v O(v) q_t(x | v) < 1e-4.
+    """
     for t, where in instants(process, LEAST):
         log_o, o, x, alpha = beliefs(process, t)
         open_ = ~process.revealed(x, alpha)
@@ -63,10 +75,12 @@ def loo_to_denoiser(process: Process) -> Errors:
 
 
 def denoiser_to_loo(process: Process) -> Errors:
-    """Check O from D wherever no state settles the token.
+    """Check that ``denoiser_to_loo`` recovers a leave-one-out prediction from its denoiser.
+
+    Only states x with q_t(x | v) > 0 for all tokens v are tested.
 
     Raises:
-        NotChecked: if every state settles its token.
+        NotChecked: if there are no such states.
     """
     found = False
     for t, where in instants(process, LEAST):
@@ -82,7 +96,7 @@ def denoiser_to_loo(process: Process) -> Errors:
 
 
 def own_weight(process: Process) -> Errors:
-    """Check D ~ O w^{1(v = x)}: the weight applies to the state's own token only."""
+    """Check ``own_weight``: log w such that the denoiser is D(v) ~ O(v) w^{1(v = x)} for a leave-one-out O."""
     for t, where in instants(process, LEAST):
         log_o, _, x, alpha = beliefs(process, t)
         log_w = process.own_weight(x, alpha)
@@ -94,7 +108,7 @@ def own_weight(process: Process) -> Errors:
 
 
 def plug_in(process: Process) -> Errors:
-    """Check q(x_s | x) with O in place of x0 against Bayes' rule."""
+    """Check ``plug_in``, the law of x_s given x_t with a leave-one-out O in place of x0, against Bayes' rule."""
     for t, s, where in pairs(process):
         if float(process.schedule.alpha(t)) == 0:
             continue
@@ -107,14 +121,14 @@ def plug_in(process: Process) -> Errors:
 
 
 def _reverse(process: Process, o: Tensor, x: Tensor, t: float, s: float) -> Tensor:
-    """Compute the one-site reverse marginal by Bayes' rule, over columns; rows of 0 where x is impossible."""
+    """Compute the law of x_s given x_t = x by Bayes' rule, over columns, for x0 of law o; 0 if x is impossible."""
     c = gathered(process, x, o @ given(process, x, s))
     exact = c * gathered(process, x, process.kernel(t, s)[:, x].T)
     return exact / exact.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
 def settled(process: Process) -> Errors:
-    """Check which states have q_t(x | v) = 0 for some token v."""
+    """Check that ``settled`` marks exactly the states x with q_t(x | v) = 0 for some token v."""
     for t, where in instants(process, LEAST):
         x = (process.marginals(t).sum(0) > 0).nonzero()[:, 0]
         alpha = torch.full((len(x),), process.schedule.alpha(t), dtype=torch.float64)
@@ -123,7 +137,10 @@ def settled(process: Process) -> Errors:
 
 
 def revealed(process: Process) -> Errors:
-    """Check that states called revealed determine their token; on an absorbing process, that all such are called so."""
+    """Check that ``revealed`` marks only states that can come from no token but their own.
+
+    On an absorbing process check also that all such states are marked.
+    """
     for t, where in instants(process, LEAST):
         q = process.marginals(t)
         x = (q.sum(0) > 0).nonzero()[:, 0]
@@ -140,7 +157,7 @@ def revealed(process: Process) -> Errors:
 
 
 def columns(process: Process) -> Errors:
-    """Check that ``column`` and ``place`` are inverse to each other."""
+    """Check that ``column`` (state to column) and ``place`` (column to state) are inverse to each other."""
     x = torch.arange(process.states)
     yield float((process.place(process.column(x), x) != x).sum()), "place(column(x), x) is x"
     for c in range(process.columns):
@@ -149,7 +166,7 @@ def columns(process: Process) -> Errors:
 
 
 def hides(process: Process) -> Errors:
-    """Check that a hidden state is equally likely from every token but its own column's, and possible from each."""
+    """Check that a state from ``hide`` has the same positive probability given any token but its own column."""
     for t, where in instants(process, 0.01, 0.99):
         q = process.transition(float(process.schedule.alpha(t)), 1.0)
         for row in range(process.states):
@@ -178,19 +195,19 @@ def pairs_of_source(process: Interpolant) -> Errors:
 
 
 def _both(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return pairs with every state at the first of two sites, and a mask of the first site, both (N, 2)."""
+    """Return sequences of two sites with every state at the first, and a mask that selects it, both (N, 2)."""
     pair = torch.stack([x, x.flip(0)], -1)
     return pair, torch.tensor([True, False]).expand_as(pair)
 
 
 def _first(law: object, pair: Tensor, states: int) -> Tensor:
-    """Compute the law of the first site, with the second keeping its state, (N, S)."""
+    """Compute the probability that the first site takes each state and the second keeps its own, (N, S)."""
     values = (torch.stack([torch.full_like(pair[:, 0], z), pair[:, 1]], -1) for z in range(states))
     return torch.stack([law.log_prob(value).exp() for value in values], -1)  # type: ignore[attr-defined]
 
 
 def renoise(process: Process) -> Errors:
-    """Check that ``kept`` and ``renoise`` together give q_t of a clean token, and leave other sites unchanged."""
+    """Check that ``kept`` and ``renoise`` together noise a clean token by q_t and leave other sites unchanged."""
     clean = torch.cat([process.place(process.data_tokens, torch.full_like(process.data_tokens, x))
                        for x in range(process.states) if x != process.mask_id]).unique()  # fmt: skip
     pair, where = _both(clean)
@@ -204,7 +221,7 @@ def renoise(process: Process) -> Errors:
 
 
 def noised_further(process: Process) -> Errors:
-    """Check the law of the forward process from t to a later u at chosen sites; the others keep their state."""
+    """Check ``noised_further``: chosen sites follow the forward process from t to a later u, others stay."""
     pair, where = _both(torch.arange(process.states))
     for u, t, place in pairs(process):
         alpha_t, alpha_u = float(process.schedule.alpha(t)), float(process.schedule.alpha(u))
@@ -213,7 +230,7 @@ def noised_further(process: Process) -> Errors:
 
 
 def posterior_where(process: Process) -> Errors:
-    """Check the bridge at chosen sites; the others keep their state."""
+    """Check ``posterior`` with ``where``: chosen sites have the law q(x_s | x_t, x0), others stay."""
     for t, s, place in pairs(process):
         x0, x_t = (process.marginals(t) > 0).nonzero(as_tuple=True)
         pair, where = _both(x_t)
@@ -227,7 +244,7 @@ def posterior_where(process: Process) -> Errors:
 
 
 def inflow(process: Process) -> Errors:
-    """Check the rates into each state against the generator."""
+    """Check ``inflow``, the rates into each state from all other columns, against the generator."""
     x = torch.arange(process.states)
     for t, where in instants(process, LEAST):
         alpha = process.schedule.alpha(t)
@@ -238,7 +255,11 @@ def inflow(process: Process) -> Errors:
 
 
 def exits(process: RankOne) -> Errors:
-    """Check R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha: the total, its parts, the bound for any O."""
+    """Check ``exit``: the reverse rates R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha.
+
+    Q is the generator, and c(v) the probability of state v given the other sites. Checked are the total rate, its parts
+    from data and noise, and that the total with O(x) = 0 is an upper bound.
+    """
     for t, where in instants(process, LEAST, 0.999):
         log_o, o, x, alpha = beliefs(process, t)
         c = gathered(process, x, o @ given(process, x, t))
@@ -259,7 +280,10 @@ def exits(process: RankOne) -> Errors:
 
 
 def candidates(process: RankOne) -> Errors:
-    """Check that a redraw from c_s with probability candidate times acceptance gives the reverse marginal."""
+    """Check that a redraw with probability ``candidate`` times ``acceptance`` gives the law of x_s given x_t.
+
+    The redraw is from the law of the site at time s given the other sites. Without a redraw the site keeps x_t.
+    """
     for t, s, where in pairs(process):
         if float(process.schedule.alpha(t)) == 0:
             continue
@@ -282,7 +306,10 @@ def candidates(process: RankOne) -> Errors:
 
 
 def propagates(process: Process) -> Errors:
-    """Check rows times q_{t|s}, and q_{t|s} times rows, with a pair of times for each row."""
+    """Check that ``propagate`` multiplies rows by q_{t|s} on the right, or on the left if ``backward`` is set.
+
+    Each row has its own times t and s.
+    """
     generator = torch.Generator().manual_seed(5)
     found = [(t, s) for t, s, _ in pairs(process)]
     start = torch.rand(len(found), process.states, generator=generator, dtype=torch.float64)
@@ -294,7 +321,10 @@ def propagates(process: Process) -> Errors:
 
 
 def row_by_row(process: Process) -> Errors:
-    """Check that rows with different survivals give the same results together as each alone."""
+    """Check that rows with different survival probabilities give the same results in one batch as apart.
+
+    A batch without rows must give results of the same shape and dtype.
+    """
     times = [t for t, _ in instants(process, 0.01, 0.999)]
     parts = [beliefs(process, t) for t in times]
     log_o, x, alpha = (torch.cat([part[k] for part in parts]) for k in (0, 2, 3))

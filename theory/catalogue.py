@@ -1,8 +1,8 @@
-r"""Build each kind of process for any vocabulary and clock, and small worlds to test it on.
+r"""Build each kind of process for any vocabulary and clock, and small data laws (worlds) to test operators on.
 
 An operator's declaration is for a kind of process, not for one instance: what holds for 3 sites of 3 tokens on a linear
-clock may be wrong elsewhere. ``kind("uniform")``, or ``kind(process)`` of an example, builds a process of that kind for
-V tokens and a schedule. A noise law or generator of another size is the example's, repeated or cut.
+clock may be wrong elsewhere. ``kind("uniform")``, or ``kind(process)`` with an example, returns a ``Kind`` that builds
+such a process for V tokens and a schedule. For another V the example's noise law or generator is repeated or cut.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +39,7 @@ Build = Callable[[int, Schedule], Process]
 
 @dataclass(frozen=True)
 class Setting:
-    """Size and clock of a small world, and whether some sequences have probability 0."""
+    """Size and clock of a small data law, and whether some sequences have probability 0 (``zeros``)."""
 
     length: int
     vocab_size: int
@@ -60,7 +60,10 @@ _PAIRS = (COARSE, Setting(2, 3, Polynomial(2.0), zeros=True), Setting(2, 2, Cosi
 
 @dataclass(frozen=True)
 class Kind:
-    """Build a process from its vocabulary and clock."""
+    """Kind of process: its name, and ``build``, which makes a process from a vocabulary size and a clock.
+
+    ``pairs`` says whether states are pairs of tokens.
+    """
 
     name: str
     build: Build
@@ -77,7 +80,10 @@ class Kind:
         return (*settings, Setting(3 if given.states <= 4 else 2, len(given.data_tokens), given.schedule))
 
     def at(self, setting: Setting) -> Process | None:
-        """Return the process for a setting: the example if the setting is its own, None if none has this size."""
+        """Return the process for a setting, or None if this kind has none of that size.
+
+        If the example has the size and clock of the setting, it is returned.
+        """
         given = self.example
         if given is not None and (len(given.data_tokens), given.schedule) == (setting.vocab_size, setting.schedule):
             return given
@@ -88,7 +94,10 @@ class Kind:
 
 
 def world(setting: Setting) -> Enumeration:
-    """Return a strongly coupled law: .05 uniform and .95 Dirichlet(1/2); ``zeros`` sets the least third to 0."""
+    """Return a data law with strongly dependent sites: .05 uniform plus .95 drawn from Dirichlet(1/2).
+
+    If ``setting.zeros`` is true, the least likely third of the sequences get probability 0.
+    """
     size = setting.vocab_size**setting.length
     p0 = 0.05 / size + 0.95 * np.random.default_rng(3).dirichlet(np.full(size, 0.5))
     if setting.zeros:
@@ -103,7 +112,7 @@ def _resized_law(law: Tensor, size: int) -> Tensor:
 
 
 def _resized_rates(rates: Tensor, size: int) -> Tensor:
-    """Repeat or cut a generator to another size; copies of one state get the mean rate between them."""
+    """Repeat or cut a generator to another size; copies of one state jump to each other at the mean rate."""
     off = rates.to_dense().clone().fill_diagonal_(0.0)
     n = len(off)
     mean = float(off.sum()) / (n * (n - 1)) if n > 1 else 1.0
@@ -121,7 +130,7 @@ def _finite(schedule: Schedule) -> Schedule:
 
 
 def _turning(t: float) -> Tensor:
-    """Return rates on three states at time t, which do not commute with those at other times."""
+    """Return a generator on three states at time t; generators at different times do not commute."""
     one = torch.tensor([[0.0, 0.9, 0.2], [0.3, 0.0, 0.7], [0.6, 0.4, 0.0]], dtype=torch.float64)
     rates = (1 - t) * one + t * one.flip(0, 1)
     return rates - torch.diag(rates.sum(-1))
@@ -155,7 +164,7 @@ def _turned(vocab_size: int) -> Callable[[float], Tensor]:
 
 
 def kind(of: str | Process, where: str = "kind") -> Kind:
-    """Return the kind of process of a name or of an example.
+    """Return the ``Kind`` for a name, or for a process as an example.
 
     Raises:
         ValueError: for an unknown name.
@@ -172,7 +181,7 @@ def kind(of: str | Process, where: str = "kind") -> Kind:
 
 
 def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
-    """Return the kinds of several names or examples, with distinct names.
+    """Return the ``Kind`` for each name or example; if examples share a class, their reprs are the names.
 
     Raises:
         TypeError: for a single kind instead of a list.

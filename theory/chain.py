@@ -1,14 +1,15 @@
 r"""Exact predictions for chains by forward-backward messages in O(L H^2), for L in the thousands.
 
-With hidden states h, transition A, emission B and the evidence for h, e_i(h) = sum_v B(h, v) e_i(v),
+With hidden states h, transition matrix A, emission matrix B and evidence e_i(h) = sum_v B(h, v) e_i(v) for h,
 
     pred_1 = initial,   f_i ~ pred_i e_i,   pred_{i+1} = f_i A
     b_L = final,        b_i = A (e_{i+1} b_{i+1})
     O_i(v) ~ sum_h pred_i(h) b_i(h) B(h, v)
 
-In a Markov chain the states are the tokens (B = 1). A constraint by a finite automaton is a chain on pairs (automaton
-state, token) whose ``final`` weight is acceptance. Messages are normalised at every site, so they do not underflow. O
-needs no division by the evidence, which may be 0. Draws use forward filtering, backward sampling.
+In a Markov chain the states are the tokens, and B is the identity. A chain constrained by a finite automaton is a chain
+on pairs (automaton state, token); its ``final`` weights are 1 for accepting states and 0 for others. Messages are
+normalised at every site, so they do not underflow. O is computed without division by the evidence, which may be 0.
+Draws use forward filtering and backward sampling.
 
 Reference: Rabiner (1989, https://doi.org/10.1109/5.18626).
 """
@@ -31,8 +32,8 @@ class HMM(Oracle):
 
     Args:
         initial: (H,) law of the first hidden state.
-        transition: (H, H), row = state, column = the next.
-        emission: (H, V), the law of a token given its hidden state.
+        transition: (H, H) A, row = hidden state, column = the next one.
+        emission: (H, V) B, the law of a token given its hidden state.
         length: L.
         final: (H,) weights of the last hidden state; 1 by default.
 
@@ -97,7 +98,7 @@ class HMM(Oracle):
         return evidence @ self.emission.T
 
     def _filtered(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute f_i for every site, zero once the evidence contradicts the chain, and the normalising factors."""
+        """Compute f_i and its normalising factor for every site; f_i is 0 once the evidence contradicts the chain."""
         predicted, totals = messages(seen, self.initial, self.transition)
         return predicted * seen / totals[..., None], totals
 
@@ -109,7 +110,7 @@ class HMM(Oracle):
         """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, by dynamic programming.
 
         Raises:
-            ValueError: if several hidden paths give one sequence, so that log p0 is not a sum along a path.
+            ValueError: if several hidden paths can give one sequence, since log p0 is then not a sum along a path.
         """
         if not bool(((self.emission == 0) | (self.emission == 1)).all()) or not self._unifilar():
             raise ValueError(
@@ -142,7 +143,7 @@ class MarkovChain(HMM):
 
     Args:
         initial: (V,) law of the first token.
-        transition: (V, V), row = token, column = the next.
+        transition: (V, V), row = token, column = the next one.
         length: L.
 
     Raises:
@@ -170,7 +171,8 @@ class ConstrainedChain(HMM):
         start: the state before the first token.
 
     Raises:
-        TypeError, ValueError: for moves out of range, or if no sequence of this length is accepted.
+        TypeError, ValueError: if ``chain`` is not a MarkovChain, for states out of range, or if no sequence of this
+            length is accepted.
     """
 
     def __init__(

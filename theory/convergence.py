@@ -4,7 +4,8 @@ r"""Check the order that a predictor declares: of the end law, of single steps, 
     TV(p_t K_h, p_{t-h}) ~ h^(order + 1)    at early and late times outside the window
     TV(p_t K_t, p_0) ~ (1 - alpha_t)^2      in the step to 0, which must draw a single noisy site exactly
 
-If the operator cannot be enumerated, the distance of the end law is measured by chi-square.
+TV is the total variation, p_t the exact law at time t, K_h the matrix of a step of length h, and K^n that of n equal
+steps from T to d. If the operator cannot be enumerated, draws measure the chi-square distance of the end law instead.
 """
 
 import math
@@ -35,10 +36,12 @@ SAMPLES, GRIDS = 40_000, (1, 2, 4)
 
 
 def end_order(cases: Sequence[Case], where: Case) -> Errors:
-    """Yield the shortfall of the slope of the end law's error, at the coarsest refinement that shows the order.
+    """Yield how far the fitted order of the end law's error is below the declared order.
 
-    A declared order is the least over processes and data. If no rate is clipped, rules that clip do better than they
-    declare; otherwise their first-order error may exceed the second-order one only after a thousand steps.
+    Finer grids are used until one shows the declared order or is far from it; the smallest shortfall is yielded. A
+    declared order is the lowest over processes and data. An operator that clips rates has a higher order where no rate
+    is clipped. Where rates are clipped, its first-order error may exceed its second-order error only after a thousand
+    steps.
     """
     for case in enumerable([where]):
         declared, found = case.operator.order or 0.0, []
@@ -56,7 +59,7 @@ def _slope(case: Case, steps: Sequence[int]) -> float:
 
 
 def step_order(cases: Sequence[Case]) -> Errors:
-    """Yield the shortfall of the slope of a single step's error from order + 1."""
+    """Yield how far the fitted order of a single step's error is below the declared order + 1, early and late."""
     for case in enumerable(cases):
         for t in EARLY_AND_LATE:
             p, errors = case.world.marginal(case.process, t), []
@@ -81,11 +84,11 @@ def on_data(cases: Sequence[Case]) -> Errors:
 
 
 def last_step(cases: Sequence[Case]) -> Errors:
-    """Yield the shortfall from 2 of the slope of a step's error, from 1 - alpha = .004 and .002 to 0.
+    """Yield how far the fitted order in 1 - alpha of the error of a step to 0 is below 2.
 
-    There at most one site is noisy, up to a probability of (1 - alpha)^2, and it must be drawn from its exact law.
-    Worlds with impossible sequences are left out: the noisy site may be ambiguous, and independent moves then have an
-    error of 1 - alpha.
+    The steps start at 1 - alpha = .004 and .002. At most one site is noisy there, except with a probability of order
+    (1 - alpha)^2, and that site must be drawn from its exact law. Data laws with impossible sequences are left out:
+    there it may be ambiguous which site is noisy, and independent moves then have an error of order 1 - alpha.
     """
     for case in enumerable([case for case in cases if not case.setting.zeros]):
         errors, schedule, goal = [], case.process.schedule, case.world.marginal(case.process, 0.0)
@@ -100,10 +103,13 @@ def last_step(cases: Sequence[Case]) -> Errors:
 
 
 def measured_order(cases: Sequence[Case]) -> Errors:
-    """Yield the shortfall of the slope of the end law's chi-square distance from p_d, minus three standard errors.
+    """Yield how far the order of the end law's error, estimated from draws, is below the declared order.
+
+    The error is the square root of the chi-square distance from the exact law. Three standard errors of the order are
+    subtracted from the shortfall.
 
     Raises:
-        NotChecked: if the distances are too small to be resolved by draws.
+        NotChecked: if the distances are too small to be measured by draws.
     """
     case = cases[0]
     target = case.world.marginal(case.process, WINDOW[1])
@@ -123,7 +129,7 @@ def measured_order(cases: Sequence[Case]) -> Errors:
 
 
 def _end(case: Case, steps: int) -> Tensor:
-    """Draw ``SAMPLES`` states from the exact law at the window's start and take equal steps through the window."""
+    """Draw ``SAMPLES`` states from the exact law at the start of ``WINDOW``; take ``steps`` equal steps to its end."""
     times = np.linspace(*WINDOW, steps + 1).tolist()
     state, at = Run.start(case.model, SAMPLES, case.seed).begin(case.starts(times[0], SAMPLES), times[0])
     for k in range(steps):
@@ -132,7 +138,10 @@ def _end(case: Case, steps: int) -> Tensor:
 
 
 def _chi_square_distance(tokens: Tensor, law: Tensor, states: int) -> tuple[float, float]:
-    """Estimate sum (q - p)^2 / p without bias, with q the law that drew the tokens; also its standard error."""
+    """Estimate the chi-square distance sum (q - p)^2 / p without bias, and its standard error.
+
+    q is the law that the tokens were drawn from, p is ``law``.
+    """
     n, kept = len(tokens), law > 0
     seen = torch.bincount(state_index(tokens, states), minlength=len(law)).double()[kept]
     statistic = float(((seen - n * law[kept]) ** 2 / (n * law[kept])).sum())

@@ -1,4 +1,4 @@
-"""Compute what a process's transition matrix implies: the survivals to test, and the rows of laws to compare with."""
+"""Compute what checks of a process need: times to test, random predictions, laws from its transition matrix."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ FAR_APART = ((0.0, 0.5), (0.0, 1.0), (1e-12, 0.9), (0.1, 0.99), (0.5, 1 - 1e-7),
 
 
 def far(a: Tensor, b: Tensor) -> float:
-    """Compute the largest absolute difference of entries; 0 for empty tensors."""
+    """Return the largest absolute difference between entries of two tensors; 0 if they are empty."""
     return float((a - b).abs().max()) if a.numel() else 0.0
 
 
 def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterator[tuple[float, str]]:
-    """Yield the times at which the survival is one of ``ALPHAS``, from late to early, with their names."""
+    """Yield the times at which alpha is one of ``ALPHAS`` in [least, most], from late to early, with their names."""
     end = float(process.schedule.alpha(1.0))
     for alpha in dict.fromkeys(max(alpha, end) for alpha in ALPHAS):
         if least <= alpha <= most:
@@ -30,7 +30,7 @@ def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterato
 
 
 def pairs(process: Process) -> Iterator[tuple[float, float, str]]:
-    """Yield pairs of times s <= t: neighbours, equal times, and some that are far apart, with their names."""
+    """Yield times t, s with s <= t and their name: neighbours of ``instants``, equal times, and some far apart."""
     found = list(instants(process))
     names = {name: t for t, name in found}
     for (t, name), (s, other) in itertools.pairwise(found):
@@ -47,19 +47,25 @@ def _short(alpha: float) -> str:
 
 
 def rows(law: Choice, states: int) -> Tensor:
-    """Compute each row's law over states, (N, S), for sequences of one site, from ``log_prob``."""
+    """Compute the law over states of every one-site sequence in a batch, (N, S), from ``log_prob``."""
     return torch.stack([law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(states)], -1)
 
 
 def spread(process: Process) -> tuple[Tensor, Tensor]:
-    """Return a time for every site of (64, 3) sequences, mostly different within a row, and its index, (64, 3)."""
+    """Return a time for every site of 64 sequences of 3 sites, (64, 3), and its index in the list of times, (64, 3).
+
+    The times within a row mostly differ.
+    """
     times = torch.tensor([t for t, _ in instants(process, 0.01, 0.999)], dtype=torch.float64)
     index = (torch.arange(64)[:, None] * torch.tensor([1, 3, 5]) + torch.arange(3)) % len(times)
     return times[index], index
 
 
 def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw a random LOO at every reachable state: log O (N, V), O over the n data tokens (N, n), x (N,), alpha (N,)."""
+    """Draw a random leave-one-out prediction O for each state in x, by default all that are reachable at time t.
+
+    Return log O (N, V), O over the n data tokens (N, n), the states x (N,) and alpha (N,).
+    """
     x = (process.marginals(t).sum(0) > 0).nonzero()[:, 0] if x is None else x
     data = process.data_tokens
     weights = torch.rand(len(x), len(data), generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
@@ -70,7 +76,10 @@ def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor
 
 
 def given(process: Process, x: Tensor, t: float) -> Tensor:
-    """Compute q_t(. | v) for each row's x, given the source token of x on an Interpolant: (N, n, S)."""
+    """Compute q_t(. | v) over states for each state in x and every data token v, (N, n, S).
+
+    On an Interpolant it is also conditioned on the source token in x.
+    """
     q = process.marginals(t).expand(len(x), -1, -1)
     if process.pairs is None:
         return q
@@ -80,7 +89,10 @@ def given(process: Process, x: Tensor, t: float) -> Tensor:
 
 
 def gathered(process: Process, x: Tensor, c: Tensor | Sequence[Tensor]) -> Tensor:
-    """Gather a law over states at the columns among which each row's site can move, from (N, N, S) or (N, S)."""
+    """Gather laws over states at the columns among which each site can move.
+
+    Row i of c (N, S) is the law for state x[i]; of c (N, N, S) the law c[i, i] is used.
+    """
     c = torch.as_tensor(c)
     c = c.diagonal(dim1=0, dim2=1).T if c.ndim == 3 else c
     columns = torch.arange(process.columns).expand(len(x), -1)

@@ -1,7 +1,7 @@
 """Compute the exact law of a sampler's output: the initial law times the matrix of every step.
 
-An operator that remembers its last step is a Markov chain of pairs (state before, state). A blockwise sampler's law is
-the law of each block given every prefix, times the prefix's law.
+For an operator that uses its previous step, the law is that of a Markov chain of pairs (state before, state). For a
+blockwise sampler, the law of each block given every prefix is multiplied by the law of the prefix.
 """
 
 import itertools
@@ -33,17 +33,18 @@ def law(
     """Compute the exact law of a sampler's output: the initial law times the kernel of every step.
 
     Args:
-        sampler: the sampler; a ``Blockwise`` one takes no initial, prompt or frozen.
-        initial: (N,) law of the N = S**L states at the first time of the grid; by default the prior, for a grid that
+        sampler: the sampler; for a ``Blockwise`` one ``initial``, ``prompt`` and ``frozen`` are ignored.
+        initial: (N,) law of the N = S**L states at the first time of the grid. The default is the prior, if the grid
             starts at 1.
         length: L, needed if the model has none of its own.
-        prompt, frozen: (L,) an infill pattern: sites that hold the prompt and never change.
+        prompt, frozen: (L,) tokens, and which sites hold them and never change; give both or neither.
 
     Returns:
         (M,), over the n**L data sequences for a grid that ends at 0, else over the S**L noisy states. Sums to 1.
 
     Raises:
-        TypeError, ValueError: for a partial grid without ``initial``, or mass left on masks at time 0; as ``kernel``.
+        TypeError, ValueError: for a grid that starts below 1 without ``initial``, for mass left on masks at time 0, and
+            where ``kernel`` raises them.
     """
     if isinstance(sampler, Blockwise):
         return _blockwise(sampler, length)
@@ -81,7 +82,7 @@ def law(
 
 
 def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
-    """Multiply the law of each block given every prefix by the prefix's law; (n**L,) over data sequences."""
+    """Multiply the law of each block given every prefix by the prefix's law; return the law of data, (n**L,)."""
     model, process = sampler.inner.model, sampler.inner.process
     size = model.length if length is None else whole_number(length, "law: length", 1)
     if size is None:
@@ -107,7 +108,7 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
 
 
 def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:
-    """Compute the law after all steps of an operator with memory: a Markov chain of (state before, state)."""
+    """Compute the law after all steps of an operator that uses its previous step, by pairs (state before, state)."""
     operator, pairs, before = sampler.operator, torch.diag(law), None
     for _, t, s in sampler.intervals():
         setting = Setting(sampler.process, sampler.model, t, s, size, frozen, True)

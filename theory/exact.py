@@ -2,7 +2,7 @@ r"""Compute the exact law of a program by enumerating its choices.
 
 ``kernel`` runs the operator's own code on a batch of rows, one for each prefix of choices (``paths``), and restarts it
 for each further choice. A composition is first divided into its parts. The program may call the denoiser between its
-choices; it never gets an impossible state.
+choices. Values of probability 0 are not followed.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ _TOGETHER = 1 << 19  # limit of rows in a batch: larger ones are divided
 
 
 class _Distinct(Counter):
-    """Evaluate the denoiser once for each distinct state: thousands of paths share a few states."""
+    """Counter that evaluates the denoiser once for each distinct state and time, which many paths share."""
 
     def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
         if isinstance(x, Sited):  # a prediction depends on all sites
@@ -68,7 +68,7 @@ class _Distinct(Counter):
 
 
 class _Asked(Run):
-    """Run in which all choices come from ``paths``; inner Pyro handlers other than trace are refused."""
+    """Run whose choices all come from ``paths``; a Pyro handler other than trace in a program raises ValueError."""
 
     paths: Paths
     _counts = _Distinct
@@ -106,18 +106,18 @@ def kernel(
         t, s: the interval; a corrector takes t alone.
         length: L, needed if the model has none of its own.
         frozen: (L,) sites that never change and have time 0.
-        whole: enumerate a composition as one program instead of multiplying its parts' matrices. Slower, with the same
-            result: a test of the algebra.
+        whole: enumerate a composition as one program instead of multiplying its parts' matrices. This is slower and
+            gives the same result; it tests the algebra of compositions.
         most: the maximal number of rows on which the program is run, summed over all runs (see ``paths``).
 
     Returns:
         (N, N) float64, N = S**L, row = state before, column = state after, base-S indices with the first site slowest.
-        Rows sum to 1; rows where ``world.reachable`` is False have no other meaning.
+        All rows sum to 1; those of states impossible at time t (``Enumeration.reachable``) have no other meaning.
 
     Raises:
         TypeError: for an operator with an unbounded number of choices, or a model that is not a Denoiser.
-        ValueError: for times out of order, or processes that differ; for too many states, before any enumeration; for a
-            choice under a Pyro handler inside the program, or whose law depends on other rows.
+        ValueError: for times out of order; if ``process`` is not the model's; for too many states, before any
+            enumeration; for a choice under a Pyro handler inside the program, or with a law that depends on other rows.
         TooManyPaths: a ValueError, for a program that exceeds ``most``.
     """
     setting = checked(operator, process, model, t, s, length, frozen, whole, most)
@@ -128,7 +128,11 @@ def checked(
     operator: Operator, process: Process, model: Denoiser, t: float, s: float | None, length: int | None,
     frozen: Tensor | Sequence[bool] | None, whole: bool = False, most: int = _MOST_PATHS,
 ) -> "Setting":  # fmt: skip
-    """Check the arguments of ``kernel``; raises TypeError or ValueError as it does."""
+    """Check the arguments of ``kernel`` and return them as a ``Setting``.
+
+    Raises:
+        TypeError, ValueError: for the same arguments as ``kernel``.
+    """
     check_model(process, model, "kernel")
     check_operator(operator, "kernel")
     if not operator.enumerable:
@@ -154,7 +158,7 @@ def checked(
 
 @dataclass
 class Setting:
-    """Hold what is the same for all parts of a composition."""
+    """Arguments of ``kernel`` that all parts of a composition share, and the matrices computed so far."""
 
     process: Process
     model: Denoiser
@@ -168,7 +172,10 @@ class Setting:
 
 
 def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
-    """Compute the matrix of a part that starts at time ``now``: t before the step's predictor, s after it."""
+    """Compute the matrix of a part of a composition that starts at time ``now``.
+
+    ``now`` is t before the step's predictor and s after it.
+    """
     if setting.whole:
         return _enumerate(operator, setting, now)
     match operator:
@@ -194,9 +201,10 @@ def _staged(first: Operator, second: Operator, setting: Setting, now: float) -> 
 
 
 def after(law: Tensor, operator: Operator, setting: Setting, now: float) -> Tensor:
-    """Compute the law after a part: a row times each of the part's matrices, cheaper than the product of the matrices.
+    """Compute the law after a part of a composition, from the law before it.
 
-    A power matrix^n takes n products of a row and a matrix, N^2 each, or about log n of two matrices, N^3 each.
+    The law is multiplied by one matrix after another, which is cheaper than a product of matrices. For a power matrix^n
+    the cheaper way is taken: n products with the law, N^2 each, or about log n products of matrices, N^3 each.
     """
     match operator:
         case Then(left, right):
@@ -218,7 +226,7 @@ def after(law: Tensor, operator: Operator, setting: Setting, now: float) -> Tens
 
 
 def _enumerate(operator: Operator, setting: Setting, now: float) -> Tensor:
-    """Compute the matrix of a program, once for equal parts at the same time."""
+    """Enumerate the matrix of a program; matrices of at most 64 MiB are kept, by operator and time."""
     try:
         hash(operator)
         key: tuple[object, float] = operator, now
@@ -239,7 +247,7 @@ class Beginnings(NamedTuple):
         state: (M,) the indices of states.
         row: (M,) the row of the matrix to which each result is added.
         weight: (M,) the weight of each state.
-        past: (M,) the states before, for operators that remember them, and their time.
+        past: for operators that use the previous state, its indices (M,) and its time.
     """
 
     state: Tensor
@@ -248,7 +256,7 @@ class Beginnings(NamedTuple):
     past: tuple[Tensor, float] | None = None
 
     def part(self, here: slice) -> "Beginnings":
-        """Return those of a slice."""
+        """Return the initial states in a slice."""
         past = None if self.past is None else (self.past[0][here], self.past[1])
         return Beginnings(self.state[here], self.row[here], self.weight[here], past)
 
@@ -256,10 +264,12 @@ class Beginnings(NamedTuple):
 def run_paths(
     operator: Operator, setting: Setting, now: float, begin: Beginnings | None = None
 ) -> tuple[Tensor, float]:
-    """Compute the matrix from the initial states (default: every state, in its row) to all states, and the end time.
+    """Compute the matrix from the initial states to all states, and the time at which the program ends.
+
+    By default every state is an initial state, in its own row.
 
     Raises:
-        TooManyPaths: a ValueError, for more than ``setting.most`` rows.
+        TooManyPaths: a ValueError, if the program runs on more than ``setting.most`` rows in all.
     """
     states = all_states(setting.process.states, setting.length)
     matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
@@ -294,7 +304,7 @@ def run_paths(
 
 
 def _place(setting: Setting, states: Tensor, begin: Beginnings, paths: Paths, now: float) -> tuple[State, At]:
-    """Build the state and the ``At`` with which a program is run on some paths."""
+    """Return the arguments to run a program on all rows of ``paths``: a state and an ``At``."""
     rows, start = paths.rows, paths.start.repeat_interleave(paths.copies)
     run = _Asked.start(setting.model, rows, 0, listen=True)
     run.paths, frozen = paths, None if setting.frozen is None else setting.frozen.expand(rows, -1)

@@ -1,9 +1,9 @@
 r"""Test whether long sequences come from the law of an oracle (goodness of fit at scale).
 
-On V^L with L in the hundreds no sequence occurs twice, so each test uses a statistic whose law is known: the mean
-log-likelihood (its mean and variance under the law are exact, by dynamic programming) or the transitions of a chain
-(given how often each token is left, their counts are multinomial). If nothing is known of the law, two samples are
-compared.
+On V^L with L in the hundreds no sequence occurs twice, so each test uses a statistic whose law is known. One is the
+mean log-likelihood: dynamic programming gives its exact mean and variance. Another is the counts of a chain's
+transitions: given the number of transitions from each token, they are asymptotically multinomial. If nothing is known
+of the law, two samples are compared.
 
 p-values are scipy's or from permutations. ``holds`` bounds the probability that a correct program fails.
 
@@ -29,7 +29,7 @@ __all__ = ["Fit", "energy_test", "holds", "log_likelihood_test", "transition_tes
 
 @dataclass(frozen=True)
 class Fit:
-    """Statistic and p-value of a test: the probability of a statistic as extreme if the law is the right one."""
+    """Statistic of a test, and the probability (p-value) of a value at least as extreme if the law is right."""
 
     statistic: float
     pvalue: float
@@ -41,7 +41,7 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     The sample is (B, L), the statistic (mean - expected) sqrt(B / variance). A sequence of probability 0 gives p = 0.
 
     Raises:
-        ValueError: for a law whose log-probability is not a sum along the sequence (``log_prob_moments``).
+        ValueError: if the log-probability is not a sum along the sequence (``log_prob_moments``).
     """
     from scipy import stats
 
@@ -57,10 +57,11 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
 
 
 def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
-    """Test transition counts given the row totals by chi-square; V (V - 1) degrees of freedom if all are possible.
+    """Test the transition counts of a sample (B, L) by chi-square, given the number that start at each token.
 
-    The sample is (B, L). Given how often each token is left, the counts of a row are asymptotically multinomial,
-    although neighbouring pairs overlap (Billingsley, 1961). An impossible transition gives p = 0.
+    There are V (V - 1) degrees of freedom if all transitions are possible and no cells are pooled. The counts from one
+    token are asymptotically multinomial, although neighbouring pairs overlap (Billingsley, 1961). An impossible
+    transition gives p = 0.
     """
     chain._check_clean(x)
     size = chain.alphabet
@@ -70,9 +71,10 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
 
 
 def chi_square(seen: Float[Tensor, "R n"], expected: Float[Tensor, "R n"]) -> Fit:
-    """Test counts by chi-square, given the total of each row; a count where nothing is expected gives p = 0.
+    """Test counts (R, n) by chi-square, given the total of each row; a positive count where 0 is expected gives p = 0.
 
-    In each row the cells with fewer than 5 expected are pooled, and with them the next larger ones until 5 are.
+    In each row the cells with an expected count below 5 are pooled. Further cells join the pool, in increasing order,
+    until its expected count is at least 5.
     """
     from scipy import stats  # imported here, because scipy takes half a second
 
@@ -89,7 +91,10 @@ def chi_square(seen: Float[Tensor, "R n"], expected: Float[Tensor, "R n"]) -> Fi
 
 
 def improbable(seen: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> float:
-    """Compute -log10 of the p-value of ``chi_square``; an expected count of 0 up to rounding is impossible."""
+    """Compute -log10 of the p-value of ``chi_square`` for one row of counts.
+
+    Expected counts of at most 1e-9 of their sum are set to 0, as they may be rounding errors.
+    """
     expected = expected.where(expected > 1e-9 * expected.sum(), 0.0)
     return math.log10(1 / max(chi_square(seen[None], expected[None]).pvalue, 1e-300))
 
@@ -99,7 +104,7 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
 
     Args:
         x, y: two samples, (B, L) and (C, L).
-        statistic: (N, L) sequences -> (N,) numbers, such as ``law.log_prob``.
+        statistic: a function from (N, L) sequences to (N,) numbers, such as ``law.log_prob``.
     """
     from scipy import stats
 
@@ -108,11 +113,11 @@ def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable
 
 
 def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int = 999, seed: int = 0) -> Fit:
-    """Test two samples by the energy distance E 2 d(X, Y) - d(X, X') - d(Y, Y') under the Hamming distance d.
+    """Test two samples by the energy distance E[2 d(X, Y) - d(X, X') - d(Y, Y')] with the Hamming distance d.
 
-    The samples are (B, L) and (C, L). The law need not be known. The p-value is (1 + k) / (1 + permutations) with k the
-    number of permutations as extreme: it is exact and at least 1 / (1 + permutations). Memory is quadratic in the
-    number of sequences.
+    The samples are (B, L) and (C, L). The law need not be known. The p-value is (1 + k) / (1 + permutations), where k
+    permutations have at least as large a distance. It is exact and at least 1 / (1 + permutations). Memory is quadratic
+    in the number of sequences.
 
     Raises:
         ValueError: for samples of different length.
@@ -138,13 +143,13 @@ def holds(test: Callable[[int], float], rate: float = 1e-6) -> bool:
     """Return whether a statistical test passes; a correct program fails with probability at most ``rate``.
 
     Args:
-        test: seed -> p-value.
-        rate: of false alarms. The test fails if p < sqrt(rate) for two independent seeds, so a false alarm needs both
-            by chance, while each single test keeps the larger threshold sqrt(rate) and so its power.
+        test: a function from a seed to a p-value.
+        rate: the probability of a false alarm. The test fails if p < sqrt(rate) for both of two seeds. Each single test
+            has the larger threshold sqrt(rate), and so keeps its power.
 
     Raises:
         TypeError: if ``test`` is not callable.
-        ValueError: if ``rate`` is not in (0, 1), or ``test`` returns no p-value.
+        ValueError: if ``rate`` is not in (0, 1), or ``test`` returns a number outside [0, 1].
     """
     rate = real(rate, "holds: rate", "(0, 1)")
     if not callable(test):

@@ -30,7 +30,7 @@ def starts_at_one(process: Process) -> Errors:
 
 
 def falls(process: Process) -> Errors:
-    """Check that alpha does not increase and stays in [0, 1]."""
+    """Check that alpha(t) never increases and stays in [0, 1]."""
     t = _grid()
     alpha = process.schedule.alpha(t)
     for k in range(len(t) - 1):
@@ -51,14 +51,14 @@ def derivative(process: Process) -> Errors:
 
 
 def inverse(process: Process) -> Errors:
-    """Check that ``time`` gives back a time with the same alpha."""
+    """Check that ``time`` inverts alpha: the time that it returns has the same alpha."""
     for t in (1.0, 0.9, 0.5, 0.1, 0.02):
         alpha = process.schedule.alpha(t)
         yield abs(process.schedule.alpha(process.schedule.time(alpha)) - alpha), f"t = {t}"
 
 
 def other_clock(process: Process) -> Errors:
-    """Check that a process on its own clock equals itself, and on another differs and has the other's survival."""
+    """Check ``with_schedule``: with its own clock a process equals itself, with another it has that clock."""
     same = process.with_schedule(process.schedule)
     yield float(same != process or hash(same) != hash(process)), "with_schedule(its own) is not equal to it"
     try:
@@ -81,13 +81,13 @@ def rows_are_laws(process: Process) -> Errors:
 
 
 def identity(process: Process) -> Errors:
-    """Check that q_{t|t} is the identity."""
+    """Check that the transition matrix q_{t|t} is the identity."""
     for t, where in instants(process):
         yield far(process.kernel(t, t), torch.eye(process.states).double()), where
 
 
 def chapman_kolmogorov(process: Process) -> Errors:
-    """Check q_{s|0} q_{t|s} = q_{t|0}."""
+    """Check the Chapman-Kolmogorov equation q_{s|0} q_{t|s} = q_{t|0}."""
     for t, s, where in pairs(process):
         yield far(process.kernel(s) @ process.kernel(t, s), process.kernel(t)), where
 
@@ -102,7 +102,7 @@ def generator_rows(process: Process) -> Errors:
 
 
 def kolmogorov(process: Process) -> Errors:
-    """Check the forward equation in sigma = -log alpha, dq_t / dsigma = q_t Q, by a difference quotient."""
+    """Check dq_t / dsigma = q_t Q for the generator Q and sigma = -log alpha, by a difference quotient."""
     end = float(process.schedule.alpha(1.0))
     for t, where in instants(process, max(1e-15, end * 1.001), 0.999):
         alpha, h = process.schedule.alpha(t), 1e-5
@@ -111,7 +111,7 @@ def kolmogorov(process: Process) -> Errors:
 
 
 def rate(process: Process) -> Errors:
-    """Check the forward equation in time, d kernel / dt = kernel rate."""
+    """Check dq_t / dt = q_t R for the matrix R of ``rate``, by a difference quotient."""
     h = 1e-5
     for t in (0.23, 0.51, 0.83):
         slope = (process.kernel(t + h) - process.kernel(t - h)) / (2 * h)
@@ -122,7 +122,7 @@ def rate(process: Process) -> Errors:
 
 
 def prior(process: Process) -> Errors:
-    """Check that the prior is q_t at alpha = 0, independent for two sites.
+    """Check that the prior of a site is q_t at alpha = 0, and that two sites are independent.
 
     Raises:
         NotChecked: if alpha does not reach 0.
@@ -137,14 +137,14 @@ def prior(process: Process) -> Errors:
 
 
 def marginal(process: Process) -> Errors:
-    """Check the law q_t(. | x0) of a site against the transition matrix."""
+    """Check ``marginal``, the law q_t(. | x0) of a site, against the transition matrix."""
     x0 = process.data_tokens[:, None]
     for t, where in instants(process):
         yield far(rows(process.marginal(x0, t), process.states), process.marginals(t)), where
 
 
 def _ends(process: Process, t: float) -> tuple[Tensor, Tensor, Tensor]:
-    """List every possible (x0, x_t), (N, 1) each, and its q_t, (N,)."""
+    """List all pairs x0, x_t with q_t(x_t | x0) > 0, (N, 1) each, and this probability, (N,)."""
     q = process.marginals(t)
     x0, x_t = (q > 0).nonzero(as_tuple=True)
     return process.data_tokens[x0][:, None], x_t[:, None], q[x0, x_t]
@@ -164,7 +164,10 @@ def bridge_is_law(process: Process) -> Errors:
 
 
 def bridge_is_bayes(process: Process) -> Errors:
-    """Check Bayes' rule; errors are weighted by q_t where it is small, since division by q_t loses as many digits."""
+    """Check the bridge q(x_s | x_t, x0) against Bayes' rule.
+
+    Where q = q_t(x_t | x0) < 1e-4, errors have weight q / 1e-4, since the division by q loses digits.
+    """
     for t, s, where in pairs(process):
         x0, x_t, q, found = _bridge_rows(process, t, s)
         rank = torch.searchsorted(process.data_tokens, x0[:, 0])
@@ -174,7 +177,7 @@ def bridge_is_bayes(process: Process) -> Errors:
 
 
 def bridge_keeps(process: Process) -> Errors:
-    """Check that the bridge from x_t ~ q_t gives q_s."""
+    """Check that x_s has the law q_s(. | x0) if x_t is drawn from q_t(. | x0) and x_s from the bridge."""
     for t, s, where in pairs(process):
         x0, _, q, found = _bridge_rows(process, t, s)
         for rank, v in enumerate(process.data_tokens.tolist()):
@@ -183,7 +186,7 @@ def bridge_keeps(process: Process) -> Errors:
 
 
 def bridge_refuses(process: Process) -> Errors:
-    """Check that a state which cannot come from x0 raises ValueError.
+    """Check that ``bridge`` raises ValueError for a state that cannot come from x0.
 
     Raises:
         NotChecked: if every state can come from every token.
@@ -237,7 +240,7 @@ def _flat(times: Tensor, rank: Tensor, z: Tensor) -> list[tuple[float, int, int]
 
 
 def _possible(tables: dict[float, Tensor], rank: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a state for every site from its marginal."""
+    """Draw a state for every site from the marginal at its time, given its token."""
     law = torch.stack([tables[float(t)][v] for t, v in zip(times.flatten(), rank.flatten(), strict=True)])
     return torch.multinomial(law, 1, generator=generator).view(times.shape)
 

@@ -1,6 +1,6 @@
 r"""Check an operator's declarations against the exact law of its own program.
 
-``check_operator(op)`` runs any operator on small worlds with known laws, for every kind of process that it accepts. Its
+``check_operator(op)`` runs any operator on small known data laws, for every kind of process that it accepts. Its
 program is enumerated if it is finite; otherwise draws are tested by chi-square. Each kind is built for several
 vocabularies, lengths and clocks, and tested in the first step, early, in the middle, late and in the step to 0, because
 a declaration may hold in one case and fail in another. What cannot be checked is reported as unchecked, not as passed.
@@ -35,13 +35,14 @@ def check_operator(
     seed: int = 0,
     strict: bool = False,
 ) -> Report:
-    """Check an operator's declarations against the exact law of its program, on small worlds.
+    """Check an operator's declarations against the exact law of its program, on small data laws.
 
     Args:
         operator: the operator to check.
         processes: kinds of processes, by name ("uniform") or example (``Uniform(3, Linear())``); each is built for
-            every vocabulary and clock. By default the usual kinds that the operator accepts, or else those of pairs.
-        seed: of the draws.
+            every vocabulary and clock. By default the kinds in ``USUAL`` that the operator accepts; if it accepts none
+            of these, the kinds whose states are pairs.
+        seed: the seed of the draws.
         strict: raise if a check fails.
 
     Returns:
@@ -76,7 +77,7 @@ def check_operator(
 def _accepted(
     operator: Operator, offered: Sequence[Kind], seed: int
 ) -> tuple[list[tuple[Kind, list[Case]]], list[str]]:
-    """List the kinds that an operator accepts with their cases, and the messages of refusal for the others."""
+    """List the kinds that an operator accepts, with their cases, and the error messages for the other kinds."""
     accepted, refused = [], []
     for one in offered:
         cases: list[Case] = []
@@ -111,7 +112,7 @@ def _coarse(operator: Operator, one: Kind, cases: Sequence[Case]) -> Case:
 
 
 def _left_out(operator: Operator, one: Kind, cases: Sequence[Case]) -> Iterator[Check]:
-    """Yield as unchecked the settings and times that the operator refuses, and settings that a kind cannot have."""
+    """Yield an unchecked result for each setting or time that the operator refuses or the kind cannot have."""
 
     def unchecked(name: str, why: str) -> Check:
         return Check(name, float("nan"), 0.0, why, one.name, checked=False)

@@ -1,10 +1,10 @@
 r"""Check any process against its own transition matrix: a conformance suite for users' processes.
 
 ``check_process(process)`` computes the process's kernels, laws, conversions and rates and compares them with what its
-transition matrix implies, at survivals from 0 through 1e-12 and .999 to 1 - 1e-7 and 1, on one site and on several with
-times of their own. If possible the process is also built with another vocabulary and clock. Each check has a name, the
-largest error and the place where it occurred. An exception inside the process fails its check and is reported; nothing
-is raised unless ``strict``.
+transition matrix implies. It does so at survival probabilities from 0 and 1e-12 to .999, 1 - 1e-7 and 1, for one site
+and for several sites with different times. If possible the process is also built with another vocabulary and clock.
+Each check has a name, the largest error and the place where it occurred. An exception inside the process fails its
+check and is reported; nothing is raised unless ``strict``.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ def check_process(process: Process, *, strict: bool = False) -> Report:
     """Check a process against its own transition matrix, also with another vocabulary and clock.
 
     Args:
-        process: the process to check; S at most a few dozen, because matrices are dense.
+        process: the process to check; it should have at most a few dozen states, because matrices are dense.
         strict: raise if a check fails.
 
     Returns:
@@ -114,7 +114,10 @@ def _properties(process: Process) -> tuple[_Property, ...]:
 
 
 def _family(process: Process) -> tuple[list[Process], str]:
-    """Return the process and one of its kind with another vocabulary and clock, or the reason why there is none."""
+    """Return the process and, if possible, one of its kind with another vocabulary and clock.
+
+    The text is empty, or the reason why there is no other.
+    """
     like = kind(process)
     for setting in like.settings[1:]:
         other = like.at(setting)
@@ -124,7 +127,7 @@ def _family(process: Process) -> tuple[list[Process], str]:
 
 
 def _over(family: Sequence[Process], errors: Callable[..., Errors]) -> Errors:
-    """Yield the errors of all processes; the check is unchecked only if the first process raises NotChecked."""
+    """Yield the errors of all processes; NotChecked from a process other than the first is ignored."""
     yield from errors(family[0])
     for other in family[1:]:
         try:

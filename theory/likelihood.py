@@ -17,14 +17,16 @@ __all__ = ["bound", "integrand"]
 
 @torch.no_grad()
 def bound(objective: Objective, model: Denoiser, length: int | None = None) -> Float[Tensor, " M"]:
-    """Compute the expected value of a bound for every data sequence, (M,) nats with M = n**L, without the prior's term.
+    """Compute the expected value of a bound for each of the M = n**L data sequences, (M,), in nats.
+
+    The prior's term is left out.
 
     Continuous bounds use tanh-sinh quadrature over alpha in [alpha(1), 1], accurate to about 1e-8 if the integrand is
     integrable at its ends. Discrete bounds are exact.
 
     Raises:
         TypeError: for a bound that cannot be enumerated.
-        ValueError: without a length.
+        ValueError: if neither the model nor ``length`` gives the number of sites.
     """
     x0, size = _data(model, length)
     if isinstance(objective, Continuous):
@@ -62,7 +64,7 @@ def integrand(objective: Objective, model: Denoiser, alpha: float, length: int |
 
     Raises:
         TypeError: for a bound that is not an integral over time.
-        ValueError: without a length.
+        ValueError: if neither the model nor ``length`` gives the number of sites.
     """
     if not isinstance(objective, Continuous):
         raise TypeError(f"integrand: {objective} is not an integral over time")

@@ -1,7 +1,9 @@
-r"""Exact predictions for a mixture of product laws: long-range correlation at O(K L V).
+r"""Exact predictions for a mixture of product laws, which has long-range correlations, in O(K L V).
 
 p0(x) = sum_k w_k prod_i theta_k,i(x_i)
 O_i ~ sum_k [w_k prod_{j != i} <theta_k,j, e_j>] theta_k,i
+
+O_i is the leave-one-out prediction of site i, e_j the evidence of site j, and <., .> sums over tokens.
 """
 
 import torch
@@ -34,7 +36,7 @@ class ProductMixture(Oracle):
         self.length, self.alphabet = theta.shape[1], theta.shape[2]
 
     def _fits(self, evidence: Tensor) -> Float[Tensor, "B K L"]:
-        """Compute log <theta_k,i, e_i>."""
+        """Compute log <theta_k,i, e_i> for every component k and site i, (B, K, L)."""
         return torch.einsum("kln,bln->bkl", self.theta, evidence).log()
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:

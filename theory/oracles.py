@@ -1,14 +1,14 @@
 r"""Base class of oracles: data laws with known posteriors, hence exact denoisers.
 
-With e_i(v) = q_t(z_i | v) the evidence of site i, all predictions follow from one sum over clean sequences that omits
-the evidence of site i:
+Let e_i(v) = q_t(z_i | v) be the evidence of site i for token v. All predictions follow from one sum over clean
+sequences x, which leaves out the evidence of site i:
 
     O_i(v) ~ sum_{x: x_i = v} p0(x) prod_{j != i} e_j(x_j),      D_i(v) ~ O_i(v) e_i(v)
     c_i = O_i Q_t,      r_i(v) = c_i(v) / c_i(z_i)
 
-(~ is "up to a constant in v"). Factors of e_i that are constant in v cancel, so alpha = 0 is the limit alpha -> 0+.
-
-Every row is defined: if no clean sequence agrees with the condition, the row is uniform.
+O is the leave-one-out prediction, D the denoiser, c the conditional, r the ratio, and ~ is "up to a constant in v".
+Factors of e_i that are constant in v cancel, so alpha = 0 is the limit alpha -> 0+. If no clean sequence agrees with
+the noisy one, the prediction is uniform.
 """
 
 import copy
@@ -30,10 +30,10 @@ Law = TypeVar("Law", bound="Oracle")
 
 
 class Oracle(ABC):
-    """Law of clean sequences over an alphabet 0..n-1, with exact leave-one-out posteriors.
+    """Law of clean sequences over an alphabet 0..n-1, with exact leave-one-out predictions.
 
-    A subclass sums over sequences, given a weight for every token at every site (the evidence), and draws from the
-    weighted law. Its tables are tensor attributes; ``to`` moves them.
+    The evidence gives a weight for every token at every site. A subclass sums over sequences with these weights, and
+    draws from the weighted law. Its tables are tensor attributes; ``to`` moves them.
 
     Shapes: evidence and O (B, L, n), sequences (B, L), log-probabilities (B,).
 
@@ -47,15 +47,15 @@ class Oracle(ABC):
 
     @abstractmethod
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
-        """Compute O from the evidence, up to a factor for each site; 0 if no data agrees with the other sites."""
+        """Compute the leave-one-out O from the evidence, up to a factor a site; 0 if no data fits the other sites."""
 
     @abstractmethod
     def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
-        """Compute log sum_x p0(x) prod_i e_i(x_i), natural log; -inf if no data agrees."""
+        """Compute log sum_x p0(x) prod_i e_i(x_i) from the evidence e, natural log; -inf if the sum is 0."""
 
     @abstractmethod
     def draw(self, evidence: Float[Tensor, "B L n"], seed: int) -> Int[Tensor, "B L"]:
-        """Draw exactly from the law proportional to p0(x) prod_i e_i(x_i)."""
+        """Draw exactly from the law proportional to p0(x) prod_i e_i(x_i), with evidence e."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.alphabet} tokens, {self.length} sites)"
@@ -63,15 +63,15 @@ class Oracle(ABC):
     # --- methods that follow from the three ---------------------------------------------------------------------------
 
     def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
-        """Return the exact denoiser of a process, with site-wise times, in the dtype of the oracle's tables.
+        """Return the exact denoiser for a process, in the dtype of the oracle's tables; sites may have own times.
 
         Args:
             process: its data alphabet must have ``alphabet`` tokens.
-            predicts: which prediction it returns, "loo", "denoiser" or "ratio"; by default "denoiser" on an absorbing
-                process, where D does not determine the leave-one-out at a revealed token, and "loo" on any other.
+            predicts: which prediction it returns, "loo", "denoiser" or "ratio". The default is "denoiser" on an
+                absorbing process, where a revealed token's D does not determine its leave-one-out, and else "loo".
 
         Raises:
-            TypeError, ValueError: if it is no process, or the alphabets differ.
+            TypeError, ValueError: if ``process`` is not a Process, or has another number of data tokens.
         """
         self._check(process)
         if predicts is None:
@@ -101,7 +101,10 @@ class Oracle(ABC):
         )
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> "Oracle":
-        """Return the law of clean sequences for these rows: itself, unless states hold a source coupled to the data."""
+        """Return the law of clean sequences for rows of states: this law itself, for any states.
+
+        A ``Coupling`` returns the law given the source tokens in each row.
+        """
         return self
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
@@ -185,7 +188,7 @@ class Oracle(ABC):
 
 
 def check_rows(**laws: Tensor) -> None:
-    """Raise ValueError unless each tensor holds probabilities that sum to 1 along its last axis, naming it."""
+    """Raise ValueError with a tensor's name unless its entries are probabilities that sum to 1 along the last axis."""
     for name, rows in laws.items():
         if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
             raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
@@ -203,12 +206,12 @@ def scaled(message: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n"], Float[T
 
 
 def uniforms(length: int, batch: int, seed: int, device: torch.device) -> Float[Tensor, "L B"]:
-    """Draw uniforms (L, B) from a seed, the same on every device."""
+    """Draw uniform numbers (L, B) in [0, 1) from a seed, the same on every device."""
     return torch.rand(length, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
 def pick(weights: Float[Tensor, "B n"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Choose an index in each row of (B, n) with probability proportional to its weights, by uniforms (B,).
+    """Choose an index in each row of (B, n) with probability proportional to its weights, by uniform numbers (B,).
 
     The weights of a row must not all be zero.
     """

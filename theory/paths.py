@@ -5,19 +5,19 @@ extended by every possible value, and the program is restarted. When it runs thr
 to its final state. There are two kinds of choices:
 
 * a choice of a whole row (a branch, a subset of sites) multiplies the rows;
-* a choice of independent sites (``SiteWise``) does not: a row then stands for a product of laws. It has a list of
-  weighted paths *for each site*, and the program sees the k-th path of every site in its k-th copy of the row.
+* a choice of independent sites (``SiteWise``) does not multiply them. A row then stands for a product of laws: it has a
+  list of weighted paths *for each site*. The program sees the k-th path of every site in the k-th copy of the row.
 
 A row of the matrix is a sum over prefixes of Kronecker products over sites, so its cost is states x sites x paths of a
 site instead of states x (paths of a site)^sites.
 
 Why this is exact. The values of site-wise choices are ``Sited`` tensors, a subclass that torch dispatches on. While the
-program combines only numbers of one site, the law of the next choice at a site is a function of that site's own path,
-and is read from any copy of the row that holds this path. When numbers of several sites are combined (a count, a
+program combines only numbers of one site, the law of the next choice at a site is a function of that site's own path.
+It is read from any copy of the row that holds this path. When numbers of several sites are combined (a count, a
 denoiser call at a new state, an order), the combined tensor is *settled*: paths are grouped by its values, and every
-combination of the sites' values becomes a row. Within a row the sites are independent again, since they were so before
-and each was conditioned on its own value. Paths with the same value stay together: this is the merging. A function
-without a rule settles its arguments, so sites are never treated as independent by mistake.
+combination of the sites' values becomes a row. Within a row the sites are independent again, because they were
+independent before and each is conditioned on its own value. Paths with the same value stay together, which merges
+them. A function without a rule settles its arguments, so sites are never treated as independent by mistake.
 
 For at most ``JOINT`` prefixes joint enumeration is cheaper: site-wise choices multiply the rows too, and no tensor is
 sited.
@@ -44,15 +44,18 @@ class TooManyPaths(ValueError):
 
 
 class TooManyJoint(BaseException):
-    """Raised beyond ``JOINT`` joint prefixes: the enumeration is restarted with the sites kept apart."""
+    """Raised for more than ``JOINT`` joint prefixes, to restart the enumeration with the sites kept apart."""
 
 
 class Branching(BaseException):
-    """Raised to restart the program after its prefixes were extended; no ``except Exception`` catches it."""
+    """Raised to restart the program after its prefixes were extended.
+
+    It is not an ``Exception``, so that an ``except Exception`` in the program does not catch it.
+    """
 
 
 class Paths(Messenger):
-    """Hold prefixes of choices, and give the program its choices from them (a Pyro messenger).
+    """Pyro messenger that holds prefixes of choices and gives the program its choices from them.
 
     Args:
         weight: (begin,) the weights of the initial states.
@@ -63,11 +66,12 @@ class Paths(Messenger):
     Attributes:
         start: (R,) the index of the initial state of each row.
         weight: (R,) the initial weight times the probability of the settled choices.
-        share: (R, K, L) the probability of the k-th path of each site, given those; 0 if there are fewer.
-        grid: (R K, L) the origin of each site of the batch; the copies of a row are adjacent.
+        share: (R, K, L) the probability of the k-th path of each site, given the settled choices; 0 if the site has
+            fewer paths.
+        grid: (R K, L) a number for each site of the batch, its origin; the copies of a row are adjacent.
 
     Raises:
-        TooManyPaths, TooManyJoint, ValueError: in a run, as ``settle`` and ``add_ends``.
+        TooManyPaths, TooManyJoint, ValueError: while the program runs, as ``settle`` and ``add_ends``.
     """
 
     def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int, joint: bool = False) -> None:
@@ -147,10 +151,10 @@ class Paths(Messenger):
         self._lay(name)
 
     def settle(self, values: Sited) -> Tensor:
-        """Return plain values if all paths of each site agree; otherwise divide the rows.
+        """Return plain values if they are equal on all paths of each site; otherwise divide the rows.
 
         Raises:
-            Branching: if they did not agree.
+            Branching: if the rows were divided.
             TooManyPaths, TooManyJoint: for more rows than are allowed.
         """
         bare, origin = values.bare, values.origin.flatten()
@@ -173,7 +177,10 @@ class Paths(Messenger):
         raise Branching
 
     def _divide(self, kind: Int[Tensor, "R K L"]) -> None:
-        """Divide each row into one row for each combination of its sites' possible kinds."""
+        """Divide each row into one row for each possible combination of its sites' kinds.
+
+        ``kind`` (R, K, L) numbers the values of the tensor to settle, for each path of a site.
+        """
         kind = (kind[:, :, None] == kind[:, None]).double().argmax(2)  # a kind is named by its first path
         total = torch.zeros_like(self.share).scatter_add(1, kind, self.share)
         source, chosen = torch.arange(len(kind)), kind.new_empty(len(kind), 0)
@@ -222,14 +229,14 @@ class Paths(Messenger):
     # --- checks -------------------------------------------------------------------------------------------------------
 
     def _at_sites(self, x: Tensor, ids: Int[Tensor, " B"], name: str) -> Tensor:
-        """Return a table over sites in which each entry is a function of its own site's path."""
+        """Return a table over sites as plain numbers; settle it first if an entry depends on another site's path."""
         if isinstance(x, Sited):
             return x.bare if torch.equal(x.origin, self.grid[ids]) else self.settle(x)
         self._check_copies(x, ids, name)
         return x
 
     def _check_copies(self, x: Tensor, ids: Int[Tensor, " B"], name: str) -> None:
-        """Raise ValueError unless a plain tensor is equal in all copies of a row: they differ only in site choices."""
+        """Raise ValueError unless a plain tensor is equal in all copies of a row, which differ in site-wise choices."""
         if self.copies > 1:
             other = x[_first(ids // self.copies)]
             self._refuse((x != other) & ((x == x) | (other == other)), name)
@@ -251,7 +258,7 @@ class Paths(Messenger):
     # --- results ------------------------------------------------------------------------------------------------------
 
     def add_ends(self, tokens: Int[Tensor, "B L"], matrix: Float[Tensor, "M N"], row: Int[Tensor, " begin"]) -> None:
-        """Add each row's weight, a Kronecker product of its sites' laws, to its final states in the matrix.
+        """Add each row's law of the final state to the matrix: weight times Kronecker product of its sites' laws.
 
         Shapes: tokens (B, L), the matrix (M, N).
 
@@ -275,7 +282,7 @@ class Paths(Messenger):
 
 
 def _first(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Return, for each entry, the first index with the same number."""
+    """Return for each entry the first index at which its number occurs."""
     if not len(group):
         return group
     least = torch.full((int(group.max()) + 1,), len(group))
@@ -283,7 +290,7 @@ def _first(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
 
 
 def _occurrence(origin: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Count how often each number occurred before."""
+    """Count for each entry how often its number occurs before it."""
     if bool((origin[1:] > origin[:-1]).all()):
         return torch.zeros_like(origin)
     order = origin.argsort(stable=True)

@@ -20,10 +20,10 @@ class Check:
         name: the property.
         error: the largest error; NaN after an exception, or if nothing was checked.
         allowed: the largest error that passes.
-        where: the place of the largest error; if not checked, the reason.
+        where: the place of the largest error, or the reason why nothing was checked.
         group: the kind of process, if there are several.
-        hint: what to inspect if it fails.
-        checked: False if it could not be checked. It has then neither passed nor failed.
+        hint: what to inspect if the check fails.
+        checked: False if the property could not be checked; it has then neither passed nor failed.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Return whether it was checked and holds."""
+        """Return whether the property was checked and holds."""
         return self.checked and self.error <= self.allowed  # False for NaN
 
     @property
     def failed(self) -> bool:
-        """Return whether it was checked and does not hold."""
+        """Return whether the property was checked and does not hold."""
         return self.checked and not self.ok
 
     @property
@@ -51,7 +51,7 @@ class Check:
 
     @property
     def full_name(self) -> str:
-        """Return the name after its group."""
+        """Return "group: name", or the name alone if there is no group."""
         return f"{self.group}: {self.name}" if self.group else self.name
 
     def __str__(self) -> str:
@@ -65,24 +65,24 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Collect the checks of one subject, in order."""
+    """Results of all checks of one subject, in order."""
 
     subject: str
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Return whether nothing failed; ``unchecked`` lists what was not checked."""
+        """Return whether no check failed; unchecked properties (``unchecked``) do not count as failed."""
         return not self.failed
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """List the properties that do not hold, each after its group."""
+        """List the properties that do not hold, as "group: name"."""
         return tuple(check.full_name for check in self.checks if check.failed)
 
     @property
     def unchecked(self) -> tuple[str, ...]:
-        """List the properties that could not be checked, each after its group."""
+        """List the properties that could not be checked, as "group: name"."""
         return tuple(check.full_name for check in self.checks if not check.checked)
 
     @property
@@ -125,7 +125,9 @@ class Report:
 
 
 def run_check(name: str, allowed: float, errors: Callable[[], Errors], group: str = "", hint: str = "") -> Check:
-    """Find the largest of the errors and its place; an exception other than NotChecked counts as a failed check.
+    """Find the largest of the errors of a property and its place.
+
+    An exception other than NotChecked makes the check fail.
 
     If ``errors`` yields nothing, or raises NotChecked before any error, the property is unchecked.
     """

@@ -2,8 +2,9 @@ r"""Reverse time exactly on all S^L states: generators of the joint process, and
 
     Rbar(x, y) = R(y, x) p(y) / p(x)
 
-A learned denoiser also gives reverse rates, site by site. Integrating its Kolmogorov equation from the prior gives the
-law of the continuous-time sampler, hence the exact likelihood of the model, for small S^L.
+R is the forward generator and p the law of the states. The predictions of a denoiser also give reverse rates, for each
+site. Integrating Kolmogorov's equation with these rates from the prior gives the law of the continuous-time sampler,
+and so the exact likelihood of the model, for small S^L.
 
 References: Kelly (1979, http://www.statslab.cam.ac.uk/~frank/BOOKS/kelly_book.html); Campbell et al. (2022,
 https://arxiv.org/abs/2205.14987).
@@ -52,9 +53,10 @@ def joint_generator(process: Process, length: int, alpha: float) -> Float[Tensor
 
 
 def reverse_generator(world: Enumeration, process: Process, t: float) -> Float[Tensor, "N N"]:
-    """Compute Rbar per unit of sigma = -log alpha from p_t; rows of states with p_t = 0 are 0.
+    """Compute the generator Rbar of the exact reverse process at time t, per unit of -log alpha.
 
-    The result is (N, N) with N = S**L, in the order of ``all_states``.
+    Rbar(x, y) = R(y, x) p_t(y) / p_t(x) for the forward generator R. Rows of states with p_t = 0 are 0. The result is
+    (N, N) with N = S**L, in the order of ``all_states``.
     """
     p = world.marginal(process, t)
     forward = joint_generator(process, world.length, float(process.schedule.alpha(t)))
@@ -64,10 +66,10 @@ def reverse_generator(world: Enumeration, process: Process, t: float) -> Float[T
 
 
 def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> Float[Tensor, "N N"]:
-    """Compute exp of the step's length times the reverse generator at its middle, both in alpha: a method of order 2.
+    """Compute the matrix of a midpoint step from t to s of the exact reverse process, a method of order 2.
 
-    All sites move together here; samplers, which move sites independently, are compared with it. alpha(t) must be
-    positive.
+    It is exp((alpha(s) - alpha(t)) G), where G is the reverse generator per unit of alpha at the middle of alpha(t) and
+    alpha(s). All sites move jointly. Samplers move sites independently and are compared with this matrix.
 
     The result is (N, N) with N = S**L, in the order of ``all_states``.
     """
@@ -81,9 +83,9 @@ def joint_midpoint(world: Enumeration, process: Process, t: float, s: float) -> 
 
 @torch.no_grad()
 def model_generator(model: Denoiser, t: float, length: int | None = None) -> Float[Tensor, "N N"]:
-    """Compute the reverse generator of a denoiser's predictions, per unit of -log alpha: one site jumps at a time.
+    """Compute the generator of the reverse process that a denoiser predicts at time t, per unit of -log alpha.
 
-    The result is (N, N) with N = S**L, in the order of ``all_states``.
+    One site jumps at a time. The result is (N, N) with N = S**L, in the order of ``all_states``.
 
     Raises:
         ValueError: if neither the model nor ``length`` gives the number of sites.
@@ -109,8 +111,9 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
 def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1e-10) -> Float[Tensor, " M"]:
     r"""Compute the law at time 0 of the model's reverse process, run in continuous time from the prior.
 
-    Integrates dp/dl = (1 - alpha) p R from l = -25 to 25 with l = log(alpha / (1 - alpha)), where rates are bounded.
-    Minus its log is the exact negative log-likelihood of the model as a continuous-time sampler.
+    It integrates dp/dl = (1 - alpha) p R over l = log(alpha / (1 - alpha)) from -25 to 25, with R of
+    ``model_generator``; in l rates are bounded. Minus the log of the result is the exact negative log-likelihood of the
+    model as a continuous-time sampler.
 
     Args:
         model: the denoiser; its alpha(1) is 0 or below 1e-10.
@@ -121,7 +124,7 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
         (M,) over the M = n**L data sequences.
 
     Raises:
-        ValueError: without a length, or for a schedule that ends above 1e-10.
+        ValueError: without a length, or for a schedule with alpha(1) above 1e-10 or a clock for each site.
     """
     from scipy.integrate import solve_ivp
 

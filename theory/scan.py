@@ -1,6 +1,6 @@
 r"""Compute a chain's recursions over its sites without a Python step for every site.
 
-Messages. With a vector m_1, weights w_i for every site and a matrix A,
+Messages. Given a vector m_1, weights w_i for every site and a matrix A, the recursion
 
     f_i = m_i w_i / s_i,   s_i = sum(m_i w_i),   m_{i+1} = f_i A
 
@@ -14,10 +14,12 @@ This takes 3 sqrt(L) Python steps instead of L, and O(L H^3) operations instead 
 for each block: O(sqrt(L) H^2), less than the messages if H < sqrt(L).
 
 Messages do not underflow. Each row of a block's matrix is scaled by its own power of 2 at every site, without rounding.
-So a weight is lost only if its ratio to the largest in its row is below the smallest positive number. In the loop it is
-lost if its ratio to the largest of all rows is, so the scan keeps every weight that the loop keeps.
+A weight is rounded to 0 only if its ratio to the largest weight of its row is below the smallest positive number. In
+the sequential loop it is rounded to 0 if its ratio to the largest weight of all rows is that small. So the scan keeps
+every weight that the loop keeps.
 
-Choices. Maps from the state of the next site to the state of a site are composed in the same way.
+Draws. A draw backwards along the chain is a map from the state of the next site to the state of a site; blocks of such
+maps are composed in the same way.
 
 References: prefix sums (Blelloch, 1990,
 http://www.cs.cmu.edu/afs/cs.cmu.edu/project/scandal/public/papers/CMU-CS-90-190.html); hidden Markov models (Hassan,
@@ -45,15 +47,17 @@ _TOGETHER = 1 << 17  # weights of maps drawn together: 1 MiB
 def messages(
     weights: Float[Tensor, "B L H"], first: Float[Tensor, " H"], matrix: Float[Tensor, "H H"]
 ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L"]]:
-    """Compute m_i and s_i for every site; once the weights contradict the chain, m_i = 0 and s_i is the least normal.
+    """Compute messages m_{i+1} = (m_i w_i / s_i) A and totals s_i = sum(m_i w_i) for every site i, from m_1.
+
+    Once the weights contradict the chain, m_i = 0 and s_i is the smallest normal number.
 
     Args:
-        weights: w_i, not negative.
+        weights: (B, L, H) w_i, not negative.
         first: (H,) m_1, not negative.
         matrix: (H, H) A, not negative; row = from, column = to.
 
     Returns:
-        (B, L, H) messages and (B, L) totals: messages up to a factor each, totals exact if the rows of A sum to 1.
+        (B, L, H) messages, each up to a factor, and (B, L) totals, which are exact if the rows of A sum to 1.
     """
     batch, length, size = weights.shape
     start = first.expand(batch, size)
@@ -88,9 +92,10 @@ def _in_blocks(weights: Tensor, start: Tensor, matrix: Tensor, blocks: int) -> t
 
 
 def _block_matrices(weights: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute block products as (M, from, to) and (M, from): row h is rows[:, h] 2^powers[:, h].
+    """Compute the matrices of M blocks as rows (M, from, to) and powers (M, from).
 
-    During the product the blocks are the last axis, so that sums run over contiguous memory.
+    Row h of the matrices is rows[:, h] 2^powers[:, h]. During the product the blocks are the last axis, so that sums
+    run over contiguous memory.
     """
     count, _, size = weights.shape
     columns = torch.eye(size).to(weights)[..., None].repeat(1, 1, count)  # (to, from, M)
@@ -108,7 +113,7 @@ def _block_matrices(weights: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _starts(start: Tensor, rows: Tensor, powers: Tensor) -> Tensor:
-    """Compute the message at the beginning of every block, (B C, H): a vector times a matrix for all but the last."""
+    """Compute the message at the beginning of each of C blocks, (B C, H), from the matrices of all but the last."""
     least, lowest = torch.finfo(start.dtype).tiny, torch.finfo(torch.float64).min
     batch, found = len(start), [start]
     each = (x.unflatten(0, (batch, -1)).unbind(1) for x in (rows, powers))
@@ -130,10 +135,10 @@ def path(
         filtered: (B, L, H) weights of each site's states given the sites before it.
         into: (H, H), row = the state of the next site.
         last: (B,) h_{L+1}.
-        u: (L, B) a uniform for each draw.
+        u: (L, B) a uniform number for each draw.
 
     Returns:
-        (B, M) states, M = L + 1, the last of them ``last``; they do not depend on whether maps are composed.
+        (B, M) states with M = L + 1; the last one is ``last``. The loop and the composed maps give the same states.
     """
     batch, length, size = filtered.shape
     if length < _SHORT or batch * size**2 > _WORK:
@@ -150,7 +155,7 @@ def path(
 
 
 def _composed(maps: Int[Tensor, "B L H"], last: Int[Tensor, " B"]) -> Int[Tensor, "B L"]:
-    """Compute every site's state from the last state and each site's map from the next state to its own."""
+    """Compute the state of every site from the last state and the maps from the next site's state to a site's."""
     batch, length, size = maps.shape
     inside = math.isqrt(length)
     blocks = -(-length // inside)

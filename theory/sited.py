@@ -1,8 +1,8 @@
 r"""Track on which site each number of a tensor depends, to find independent choices in a running program.
 
 A ``Sited`` tensor holds numbers that depend on the choices made at *one* site of their row, and on the settled choices
-of the row. ``origin`` gives the row and site, one entry for each index of the leading axes. Every torch function called
-on one follows a rule:
+of the row. ``origin`` gives the row and site, one entry for each index of the leading axes. A torch function called on
+a sited tensor follows one of these rules:
 
     pointwise           combines numbers of the same site only                        stays sited
     data movement       ``origin`` is moved in the same way to find the new sites     stays sited, if one site each
@@ -10,9 +10,9 @@ on one follows a rule:
     the whole batch     any, all, sum, max over everything                            a plain number
     anything else       the tensor is *settled* first, and the function gets a plain tensor
 
-Settling divides the rows in which the tensor takes different values. So a function without a rule costs more rows but
-gives no wrong result: sites are never treated as independent by mistake. A result over the whole batch is not a choice
-of a row: by the contract of operators a row's law does not depend on the other rows.
+Settling divides the rows in which the tensor takes different values. So a function without a rule costs more rows, but
+sites are never treated as independent by mistake. A result over the whole batch needs no settling: by the contract of
+operators a row's law does not depend on the other rows.
 """
 
 # ruff: noqa: ANN401  (torch hands on functions of any arguments)
@@ -48,7 +48,7 @@ class Sited(Tensor):
 
     Attributes:
         origin: the site of each index of the leading axes, row * L + site.
-        ledger: the object that settles it.
+        ledger: the object that holds the rows and settles the tensor.
     """
 
     origin: Tensor
@@ -69,11 +69,11 @@ class Sited(Tensor):
             return self.as_subclass(Tensor)
 
     def like(self, values: Tensor) -> "Sited":
-        """Attach the same origin and ledger to other numbers."""
+        """Make a sited tensor of other numbers with the same origin and ledger."""
         return Sited.of(values, self.origin, self.ledger)
 
     def chosen(self) -> tuple[Tensor, Tensor]:
-        """Find where a mask is true, as indices of its flattened axes, and the sites there; cached."""
+        """Return the indices at which this mask is true, flattened, and the sites there; cached."""
         mask = self.as_subclass(Tensor)
         if self._chosen is None or self._chosen[0] != mask._version:  # a write to any view of it raises the version
             index = mask.flatten().nonzero()[:, 0]
@@ -122,7 +122,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _one(args: Any, kwargs: Any) -> Sited | None:
-    """Return a sited argument if all sited ones have the same sites and plain ones depend on none; else None."""
+    """Return the first sited argument if all of them have the same sites, else None.
+
+    Return None also if the sites are a list and a plain argument has different entries for them.
+    """
     everything = _tensors(args, kwargs)
     sited = [x for x in everything if isinstance(x, Sited)]
     first = sited[0]
@@ -161,7 +164,7 @@ def _cast(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _about(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return shapes, types or constants of the same shape, which do not depend on choices."""
+    """Apply a function whose result does not depend on choices: a shape, a type or a constant of the same shape."""
     rest = (args[1:], {key: value for key, value in kwargs.items() if key != "input"})
     return NotImplemented if any(isinstance(x, Sited) for x in _tensors(rest)) else func(*args, **kwargs)
 
@@ -185,7 +188,7 @@ def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _item(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Index x[index]: select chosen sites, or look up a table."""
+    """Apply x[index]: select chosen sites, or look up entries of a table."""
     x, index = args
     keys = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(key, Sited) for key in keys):

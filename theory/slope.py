@@ -23,18 +23,19 @@ def order(
     target: Float[Tensor, " N"] | None = None,
     window: tuple[float, float] | None = None,
 ) -> float:
-    r"""Fit the slope of -log TV(law, target) against log n to the last three n.
+    r"""Fit the slope of -log TV(law, target) against log n, for the last three numbers of steps n.
 
     Args:
         steps: increasing numbers of steps, at least three.
-        build: n -> a sampler with n steps.
+        build: a function from n to a sampler with n steps.
         target: (N,) the target law; by default the oracle's p_t at the last time of the grid.
-        window: (t, d): measure on an interior window instead, with n equal steps from the exact p_t to d, away from
-            the singular rates at the ends of [0, 1]. A declared order refers to such a window.
+        window: (t, d): take n equal steps from t to d instead, starting from the exact p_t. Such a window avoids the
+            singular rates at the ends of [0, 1]; a declared order refers to one.
 
     Raises:
         TypeError: if ``build`` is not callable or returns no Sampler.
-        ValueError: with fewer than three step numbers, or without a target if the model is not an Enumeration's.
+        ValueError: for fewer than three numbers of steps. Without ``target`` or with ``window``, if the model is not an
+            Enumeration's.
     """
     steps = wholes(steps, "order: steps", 1)
     if len(steps) < 3 or not all(a < b for a, b in itertools.pairwise(steps)):

@@ -1,10 +1,11 @@
-r"""Exact predictions for a tree, in which each token depends on its parent's, by messages up and down in O(L V^2).
+r"""Exact predictions for a tree, in which each token depends on its parent, by messages up and down in O(L V^2).
 
     up_i(p)   = sum_v A_i(p, v) e_i(v) prod_{c child of i} up_c(v)                 from i's subtree to its parent
     down_i(v) = sum_p A_i(p, v) down_p(p) e_p(p) prod_{c sibling of i} up_c(p)     from all other sites to i
     O_i(v)    ~ down_i(v) prod_{c child of i} up_c(v)
 
-Messages are normalised. A product without one factor is never computed as a quotient.
+A_i is the transition matrix from the parent of i, and e_i the evidence of site i. Messages are normalised. Products
+over siblings are computed without division, since a factor may be 0.
 
 Reference: Pearl (1988, https://doi.org/10.1016/C2009-0-27609-4).
 """
@@ -25,9 +26,9 @@ class Tree(Oracle):
     """Data law p0(x) = root(x_0) prod_{i > 0} A_i(x_parent(i), x_i).
 
     Args:
-        parents: the parent of each site; -1 for site 0, the root, and less than i for site i.
+        parents: the parent of each site: -1 for site 0, the root, and a number below i for any other site i.
         root: (V,) the law of the root.
-        transition: (V, V) for every edge, or (L, V, V) with one matrix for each site (the root's is not used).
+        transition: (V, V) A for every edge, or (L, V, V) with A_i for each site i; A_0 is not used.
 
     Raises:
         ValueError: if ``parents`` is not such a tree, rows are not laws, or shapes disagree.
@@ -53,7 +54,7 @@ class Tree(Oracle):
         self.children = [[c for c, p in enumerate(parents) if p == i] for i in range(len(parents))]
 
     def _up(self, evidence: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Compute each site's message to its parent, the product of its children's, and the log of the total."""
+        """Compute each site's message to its parent, the product of its children's messages, and the log evidence."""
         up: list[Tensor] = [evidence[:, 0]] * self.length
         below: list[Tensor] = [evidence[:, 0]] * self.length
         log_total = evidence.new_zeros(len(evidence), dtype=torch.float64)

@@ -1,4 +1,4 @@
-r"""Test an operator's draws and matrices on small worlds with known laws.
+r"""Test an operator's draws and matrices on small data laws that are known.
 
 Each function takes the cases of one kind of process and yields errors with the place where they occurred.
 """
@@ -32,7 +32,10 @@ ROWS = 2**32  # row ids are smaller
 
 
 class Case:
-    """Operator on a process, with a world whose laws are known."""
+    """Operator on a process, with a small data law (``world``) whose noisy laws are computed exactly.
+
+    ``home`` marks the first case of a kind, which is tested at more times and with more draws.
+    """
 
     def __init__(self, operator: Operator, process: Process, setting: Setting, seed: int, home: bool = False) -> None:
         self.operator, self.process, self.setting, self.home, self.seed = operator, process, setting, home, seed
@@ -44,7 +47,10 @@ class Case:
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...]:
-        """List the steps to test a predictor in; a corrector at their first times, and with ``home`` at time 0."""
+        """List the intervals (t, s) to test.
+
+        For a corrector they are (t, t) with the same times t, and with ``home`` also time 0.
+        """
         some = EVERYWHERE if self.home else ELSEWHERE
         if self.operator.moves:
             return some
@@ -64,7 +70,7 @@ class Case:
                 yield t, s, self.place(t, s)
 
     def refuses(self, t: float, s: float) -> str:
-        """Return the message with which a corrector refuses a time, "" if it does not; only 0 or 1 may be refused."""
+        """Return the message with which a corrector refuses time 0 or 1, and "" in all other cases."""
         if self.operator.moves or 0 < t < 1:
             return ""
         try:
@@ -76,7 +82,7 @@ class Case:
         return ""
 
     def matrix(self, t: float, s: float) -> Tensor:
-        """Return the exact matrix of a step, computed once."""
+        """Return the exact matrix of a step, which is computed once and kept."""
         if (t, s) not in self.known:
             end = s if self.operator.moves else None
             self.known[t, s] = kernel(self.operator, self.process, self.model, t, end, most=PATHS)
@@ -84,7 +90,7 @@ class Case:
 
     @property
     def is_enumerable(self) -> bool:
-        """Return whether its matrices can be enumerated."""
+        """Return whether the operator's matrices can be enumerated in all intervals."""
         if self._enumerable is None:
             self._enumerable = self.operator.enumerable
             try:
@@ -99,12 +105,12 @@ class Case:
     def run(
         self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
     ) -> tuple[Tensor, Counter]:
-        """Apply the operator once to given states, as a sampler does."""
+        """Apply the operator once to given states, as a sampler does; return tokens and the counter of calls."""
         run = Run.start(self.model, len(tokens), self.seed, first_row=first_row)
         return self.operator(*run.begin(tokens, t, s, 1, fixed)).tokens, run.model
 
     def starts(self, t: float, count: int) -> Tensor:
-        """Draw states from p_t."""
+        """Draw ``count`` states from the exact law p_t."""
         p = self.world.marginal(self.process, t)
         drawn = torch.multinomial(p, count, replacement=True, generator=torch.Generator().manual_seed(self.seed + 2))
         return all_states(self.process.states, self.setting.length)[drawn]
@@ -115,7 +121,7 @@ class Case:
         return torch.cat([self.run(x[:half], t, s)[0], self.run(x[half:], t, s, first_row=ROWS - len(x) + half)[0]])
 
     def draws_at(self, t: float) -> int:
-        """Return how many draws a statistical check at a time makes."""
+        """Return the number of draws of a statistical check at time t."""
         return DRAWS if self.home and 0.1 < t < 0.9 else DRAWS // 5
 
 
@@ -138,7 +144,7 @@ def enumerable(cases: Sequence[Case]) -> Iterator[Case]:
 
 
 def keyed(cases: Sequence[Case]) -> Errors:
-    """Check that a row's tokens depend on its id and not on the rest of the batch, for small ids and the largest."""
+    """Check that a row's tokens do not depend on the rest of the batch, for rows with small and large ids."""
     for case in cases:
         for t, s, where in case.over():
             x = case.starts(t, 64)
@@ -163,7 +169,7 @@ def alone(cases: Sequence[Case]) -> Errors:
 
 
 def frozen(cases: Sequence[Case]) -> Errors:
-    """Check that frozen sites stay, with any number of them in a row, from none to all."""
+    """Check that frozen sites keep their tokens; the number of frozen sites in a row is random."""
     for case in cases:
         for t, s, where in case.over():
             x = case.starts(t, 256)
@@ -177,9 +183,9 @@ def frozen(cases: Sequence[Case]) -> Errors:
 
 
 def calls(cases: Sequence[Case]) -> Errors:
-    """Check that a row makes on average no more calls than declared; it may make fewer.
+    """Check that a row needs on average at most the declared number of denoiser calls.
 
-    Check also that the batch makes as many as declared at some time at least.
+    The batch must need the declared number in at least one interval.
     """
     for case in cases:
         declared, most = case.operator.nfe or 0.0, 0
@@ -204,7 +210,10 @@ def laws(cases: Sequence[Case]) -> Errors:
 
 
 def draws(cases: Sequence[Case]) -> Errors:
-    """Compare draws with the matrix from a few initial states: from p_t a corrector would look like the identity."""
+    """Test draws from at most 16 initial states against the exact matrix by chi-square; yield -log10 p.
+
+    With all initial states drawn from p_t, an exact corrector could not be told from the identity.
+    """
     for case in enumerable(cases):
         size = case.process.states
         for t, s, where in case.over():
@@ -218,7 +227,7 @@ def draws(cases: Sequence[Case]) -> Errors:
 
 
 def ends_right(cases: Sequence[Case]) -> Errors:
-    """Check by draws that exact p_t is carried to p_s (by a corrector, to p_t).
+    """Test by chi-square that a step takes the exact p_t to p_s, or a corrector to p_t; yield -log10 p.
 
     Predictors are tested inside (0, 1), to which their order refers: at the ends rates may be infinite.
     """
@@ -236,7 +245,10 @@ def ends_right(cases: Sequence[Case]) -> Errors:
 
 
 def moves(cases: Sequence[Case]) -> Errors:
-    """Yield the least share of states that stay, over all times: at some time the corrector must move."""
+    """Yield the smallest share of states, over all times, that a corrector leaves unchanged.
+
+    A corrector must change states at one time at least.
+    """
     for case in cases:
         stayed = {}
         for t, s, where in case.over():
@@ -255,9 +267,10 @@ def keeps(cases: Sequence[Case]) -> Errors:
 
 
 def nearly(cases: Sequence[Case]) -> Errors:
-    """Yield TV(p_t K, p_t) / max(.1, TV(q, p_t)), with q the product of p_t's marginals.
+    """Yield TV(p_t K, p_t) / max(.1, TV(q, p_t)) for a corrector's matrix K.
 
-    Cases of at least three sites are used: with two, a corrector of two sites redraws the whole sequence.
+    q is the product of the sites' marginals of p_t. Only cases of at least three sites are used: in a sequence of two
+    sites a corrector of two sites redraws everything.
     """
     for case in enumerable([case for case in cases if case.setting.length > 2]):
         sites = all_states(case.process.states, case.setting.length)
@@ -270,5 +283,5 @@ def nearly(cases: Sequence[Case]) -> Errors:
 
 
 def keeps_by_draws(cases: Sequence[Case]) -> Errors:
-    """Check by draws that p_t is preserved, in cases without a matrix."""
+    """Test by chi-square that a corrector preserves p_t, in cases that cannot be enumerated; yield -log10 p."""
     yield from ends_right([case for case in cases if not case.is_enumerable])

@@ -17,7 +17,7 @@ _MOST_BYTES = 2 << 30
 
 
 def check_size(states: int, length: int, where: str, axes: int = 1) -> None:
-    """Raise ValueError if arrays over all S**L states would exceed 2 GiB, before any allocation.
+    """Raise ValueError if arrays over all S**L states would exceed 2 GiB; call it before allocating them.
 
     Args:
         states: S, the number of states of one site.
@@ -86,7 +86,7 @@ def law_of_prior(
 
 
 def sizes(vocab_size: object, length: object, where: str, axes: int = 1) -> tuple[int, int, int]:
-    """Check and return V, L and V**L: whole numbers, small enough to be listed."""
+    """Return V, L and V**L; raise TypeError or ValueError unless they are whole numbers small enough to list."""
     v, n = whole(vocab_size, f"{where}: vocab_size", 1), whole(length, f"{where}: length", 1)
     check_size(v, n, where, axes)
     return v, n, v**n
@@ -133,7 +133,7 @@ class Enumeration(Oracle):
         return all_states(self.alphabet, self.length).to(evidence.device)[pick(weights, u)]
 
     def _sum_out(self, evidence: Tensor, kept: int | None) -> Tensor:
-        """Compute sum over x of p0(x) prod_{j != kept} e_j(x_j), as a function of x_kept; if None, over all sites."""
+        """Compute sum_x p0(x) prod_{j != kept} e_j(x_j) for each value of x_kept; if ``kept`` is None, one sum."""
         total = self.p0.view(-1, *[self.alphabet] * self.length)
         axis = self.length
         for site in reversed(range(self.length)):
@@ -155,7 +155,7 @@ class Enumeration(Oracle):
         return law.flatten()
 
     def reachable(self, process: Process, t: float) -> Bool[Tensor, " M"]:
-        """Return which of the S**L noisy states have p_t > 0; at alpha = 0 in the limit alpha -> 0+.
+        """Return a mask of the S**L noisy states with p_t > 0; alpha = 0 means the limit alpha -> 0+.
 
         Raises:
             TypeError, ValueError: for a time outside [0, 1].
@@ -167,9 +167,9 @@ class Enumeration(Oracle):
 
 
 class Coupling(Oracle):
-    """Joint law of data and source on V^L: gives the exact denoiser of an ``Interpolant`` between them.
+    """Joint law of data and source on V^L, with the exact denoiser of an ``Interpolant`` between them.
 
-    Given the source tokens u of a row, its data has the law p(x0 | u).
+    For a row with source tokens u, the data has the law p(x0 | u).
 
     Shapes: the joint law (N, N) with N = V**L; laws over the M = S**L noisy states (M,).
 
@@ -193,14 +193,18 @@ class Coupling(Oracle):
         self.source = Enumeration(self.joint.sum(0), vocab_size=vocab_size, length=length)
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
-        """Compute log p_t(z, u) of states, natural log, including the law of the source."""
+        """Compute log p_t of states (z, u), natural log, including the probability of the source tokens u."""
         world, u = self.given(process, z), z % self.alphabet
         clean = process.place(torch.arange(self.alphabet), z[..., None])
         evidence = process.kernel(t)[clean, z[..., None]]
         return world.log_evidence(evidence) + self.source.p0.log()[state_index(u, self.alphabet)]
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> Oracle:
-        """Return the law of the data given the source in each state; raises ValueError unless on an Interpolant."""
+        """Return the law of the data given the source tokens in each row.
+
+        Raises:
+            ValueError: if ``process`` is not an Interpolant.
+        """
         if process.pairs is None:
             raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")
         rows = self.joint.T[state_index(process.pairs.split(x)[1], self.alphabet)]
@@ -211,7 +215,7 @@ class Coupling(Oracle):
         return world
 
     def initial(self, process: Interpolant) -> Float[Tensor, " M"]:
-        """Compute the law of the states (u, u) with u from the source, where sampling starts, for ``law(initial=)``."""
+        """Compute the law of a sampler's initial states (u, u), with u from the source, for ``law(initial=)``."""
         u = all_states(self.alphabet, self.length)
         law = torch.zeros(process.states**self.length, dtype=torch.float64)
         return law.index_add(0, state_index(process.join(u, u), process.states), self.source.p0)

@@ -1,7 +1,7 @@
-"""What a step costs, beside one read of the logits, the textbook step and other packages' steps.
+"""Measure the cost of a step against one read of the logits, the textbook step and other packages' steps.
 
-All cases of one problem are timed in turn, round after round, so that a busy machine slows all of them; a ratio is the
-median over rounds of the ratio within a round. Memory is what torch allocates beyond the inputs.
+Each round times all cases of a problem in turn, so that a busy machine slows all of them. A ratio is the median over
+rounds of the ratio within a round. Memory is what torch allocates beyond the inputs.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ Cases = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Problem:
-    """A step on random logits: half of the sites are noise, and ``share`` of all sites change.
+    """Size, dtype and device of a benchmark step on random logits, from a state in which half of the sites are noise.
 
     Attributes:
         batch, length, vocab: B, L and V.
-        share: the expected part of all sites that change in a masked step.
+        share: the expected part of all sites that a masked step reveals.
         dtype: "float32", "bfloat16" or "float16".
-        device: where.
+        device: the torch device, such as "cpu".
     """
 
     batch: int = 8
@@ -48,7 +48,7 @@ class Problem:
     device: str = "cpu"
 
     def logits(self) -> Tensor:
-        """Logits (B, L, V) with standard deviation 2."""
+        """Draw normal logits (B, L, V) with standard deviation 2, the same in every call."""
         generator = torch.Generator(self.device).manual_seed(0)
         shape = (self.batch, self.length, self.vocab)
         made = torch.empty(shape, dtype=getattr(torch, self.dtype), device=self.device)
@@ -58,13 +58,13 @@ class Problem:
 
     @property
     def times(self) -> tuple[float, float]:
-        """Times t and s of the step: alpha from 1/2 so far that share / (1/2) of the masked sites are revealed."""
+        """Times t and s of the step: on the linear clock alpha = 1 - t rises from 1/2 to 1/2 + share."""
         return 0.5, 0.5 - self.share
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case: median milliseconds, its ratio to one read of the logits, and MiB allocated at the peak."""
+    """Result of one case: median milliseconds, ratio to one read of the logits, and peak memory in MiB."""
 
     name: str
     milliseconds: float
@@ -73,12 +73,12 @@ class Result:
 
 
 class Meter(TorchDispatchMode):
-    """Weighs every tensor that torch makes while it is entered, and notes what torch's own generators drew.
+    """Context that measures the memory of new tensors and records which operations draw random numbers.
 
     Attributes:
-        largest: bytes of the largest tensor.
-        peak: the most bytes alive together.
-        drawn: names of the operations that drew from a generator.
+        largest: bytes of the largest tensor made inside the context.
+        peak: the largest number of their bytes in use at one time.
+        drawn: names of the operations that drew from a random generator of torch.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ def _tensors(tree: object) -> Iterator[Tensor]:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
+    """Return the hardware and software on which the figures are measured."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: not measured on a GPU"
     return {
         "cpu": _processor(),
@@ -132,7 +132,7 @@ def machine() -> dict[str, str | int]:
 
 
 def states(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Masked states, half of them masks, and uniform ones, both (B, L)."""
+    """Draw a masked state, about half of it masks, and a state of random tokens, both (B, L)."""
     generator = torch.Generator().manual_seed(1)
     shape = (problem.batch, problem.length)
     tokens = torch.randint(problem.vocab, shape, generator=generator)
@@ -143,7 +143,7 @@ def states(problem: Problem) -> tuple[Tensor, Tensor]:
 def cases(
     problem: Problem, logits: Tensor, *, textbook: bool = True, peers: bool = False
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; the first is the reference of all ratios."""
+    """Return the functions to time, by name; the first one is the reference of all ratios."""
     t, s = problem.times
     batch, length, vocab = logits.shape
     masked, uniform = Masked(vocab, Linear()), Uniform(vocab, Linear())
@@ -181,7 +181,10 @@ def cases(
 
 
 def measure(made: Cases, rounds: int = 9, slow: int = 3) -> list[Result]:
-    """Time all cases in turn, ``rounds`` times, those of more than a second ``slow`` times; then weigh each."""
+    """Time all cases in turn in every round, then measure the peak memory of each.
+
+    A case with a median above one second takes part in the first ``slow`` rounds only.
+    """
     taken: dict[str, list[float]] = {name: [] for name in made}
     reads: dict[str, list[float]] = {name: [] for name in made}
     for run in made.values():
@@ -207,12 +210,15 @@ def measure(made: Cases, rounds: int = 9, slow: int = 3) -> list[Result]:
 
 
 def report(problem: Problem, results: Sequence[Result]) -> dict[str, object]:
-    """A record for a file."""
+    """Return the machine, the problem and its results as a table that JSON can hold."""
     return {"machine": machine(), "problem": asdict(problem), "results": [asdict(result) for result in results]}
 
 
 def textbook_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
-    """The step as it is usually written: every site's posterior over V + 1 states, and a race at all of them."""
+    """Take a masked step as it is usually written: every site draws from a posterior over V + 1 states.
+
+    All sites draw by an exponential race, and those that are not masks then keep their state.
+    """
     move = (alpha_s - alpha_t) / (1 - alpha_t)
     p = torch.cat([logits.softmax(-1) * move, torch.full((*z.shape, 1), 1 - move, device=z.device).to(logits)], -1)
     drawn = (p / (1e-10 - (torch.rand_like(p) + 1e-10).log())).argmax(-1)
@@ -220,7 +226,7 @@ def textbook_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -
 
 
 def textbook_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
-    """The step as it is usually written: the uniform posterior with x0 summed out, and a race.
+    """Take a uniform step as it is usually written: sum x0 out of the posterior, draw by an exponential race.
 
     Reference: Austin et al., 2021, https://arxiv.org/abs/2107.03006.
     """

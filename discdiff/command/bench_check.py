@@ -1,7 +1,7 @@
-"""``discdiff bench --check``: has a step become slower than it was, by ratios that busy machines leave alone?
+"""``discdiff bench --check``: find steps that have become slower, by ratios that hardly change on a busy machine.
 
-Each case is measured against a reference of the same run: a plain PyTorch step, or one read of the logits. It fails
-where the ratio is over twice the stored one, in the first try and in two longer ones.
+Each case is timed together with a reference, a plain PyTorch step or one read of the logits. A case fails if its ratio
+to the reference is over twice the stored ratio in each of three tries. The second and third try take more rounds.
 """
 
 import json
@@ -33,14 +33,20 @@ _FACTOR, _TRIES = 2.0, 3
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are timed in turn, and the reference of each, which is timed with them and has none."""
+    """Cases that are timed in turn, and the name of each case's reference.
+
+    A reference is one of the cases too, but has no reference itself.
+    """
 
     where: str
     cases: Mapping[str, Case]
     references: Mapping[str, str]
 
     def ratios(self, rounds: int, only: set[str] | None = None) -> dict[str, float]:
-        """By "where: case", of all or of some such names."""
+        """Measure the ratio of each case to its reference; return the ratios by name, "where: case".
+
+        If ``only`` is given, only the cases with these names are measured.
+        """
         wanted = {f"{self.where}: {name}": name for name in self.references}
         if only is not None:
             wanted = {key: name for key, name in wanted.items() if key in only}
@@ -53,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Slower:
-    """A case that has become slower."""
+    """Case that has become slower, with the stored ratio and the ratio found."""
 
     case: str
     stored: float
@@ -64,7 +70,10 @@ class Slower:
 
 
 def groups() -> Iterator[Group]:
-    """What is checked: every operator at one size, those with a bound at two more, and the reading pass."""
+    """Yield the groups of cases to check.
+
+    They are all operators but ``SLOW`` at one size, four of them at two other sizes, and the pass over dense logits.
+    """
     every = [name for name in operators() if name not in SLOW]
     small, middle, large = SIZES[:3]
     for problem, names in ((small, _FEW), (middle, every), (large, _FEW)):
@@ -76,16 +85,17 @@ def groups() -> Iterator[Group]:
 
 
 def store(rounds: int = 9) -> None:
-    """Measure the ratios and write them where ``check`` reads them."""
+    """Measure the ratios and write them to ``STORED``, the file that ``check`` reads."""
     ratios = {key: round(value, 3) for group in groups() for key, value in group.ratios(rounds).items()}
     STORED.write_text(json.dumps(ratios, indent=1) + "\n", encoding="utf-8")
 
 
 def check(rounds: int = 9) -> tuple[list[Slower], dict[str, float]]:
-    """What has become slower, and all ratios that were found, the lowest of the tries.
+    """Return the cases that have become slower, and the lowest ratio found for every case.
 
     Args:
-        rounds: of the first try; the next ones take two and three times as many, of what was slower.
+        rounds: the number of rounds of the first try. The second and third try take two and three times as many, and
+            repeat only the cases that were slower.
 
     Raises:
         ValueError: for a case without a stored ratio.

@@ -1,4 +1,4 @@
-"""``discdiff bench``: what a step costs, what is promised of it, and whether it has become slower."""
+"""``discdiff bench``: time a step, compare steps with their goals, or check that no step has become slower."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ _WIDTH = 120  # of tables in a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command to its parser."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--goals",
@@ -42,10 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is found; 1 if a step has become slower than is stored, else 0.
+    """Measure, print the figures and return the exit status: 1 if ``--check`` finds a slower step, else 0.
 
     Raises:
-        TypeError, ValueError: for an option that is not a whole number of at least 1.
+        TypeError, ValueError: if --batch, --length, --vocab or --rounds is not a whole number of at least 1; for a
+            device that this machine does not have, or logits that exceed its memory.
     """
     for name in ("batch", "length", "vocab", "rounds"):
         whole(getattr(arguments, name), f"--{name}", 1)

@@ -1,4 +1,4 @@
-"""What is promised of small steps, of growth and of the reading pass: measured, and set beside its bound."""
+"""Measure small steps, their growth and the pass over the logits, and compare the figures with their bounds."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ _MOST_EXPONENT, _MOST_READS = 1.05, {"float32": 2.2, "bfloat16": 3.3}
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that is promised to be at most ``bound``; None where it could not be measured."""
+    """Figure that should be at most ``bound``; ``found`` is None if it could not be measured."""
 
     name: str
     bound: float
@@ -64,7 +64,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Tabled:
-    """A table in words."""
+    """Table of text: a title, a header and rows."""
 
     title: str
     header: Sequence[str]
@@ -73,17 +73,19 @@ class Tabled:
 
 
 def dense(problem: bench.Problem) -> dict[str, Case]:
-    """One read of the logits, and the pass over all rows."""
+    """Return two cases of a problem: one read of its logits, and the pass over all their rows."""
     made = bench.cases(problem, problem.logits(), textbook=False)
     return {name: lambda run=made[name]: run for name in (READ, PASS)}  # type: ignore[misc]
 
 
 def figures(rounds: int = 9, told: Callable[[str], object] = lambda text: None) -> Figures:
-    """Measure all of it, some minutes of one core; other packages' steps where they are installed.
+    """Measure all figures, which takes some minutes of one core.
+
+    Steps of other packages are included if the packages are installed.
 
     Args:
         rounds: how often each case is timed.
-        told: is told what is measured next.
+        told: a function that gets the name of each measurement before it starts.
     """
     found: Figures = {"steps": [], "growth": [], "dense": []}
     with one_thread():
@@ -123,7 +125,7 @@ def figures(rounds: int = 9, told: Callable[[str], object] = lambda text: None) 
 
 
 def goals(found: Figures) -> list[Goal]:
-    """Every promise beside what was found."""
+    """Return every goal with the figure that was found for it."""
     made = []
     for at, record in enumerate(found["steps"]):
         problem, cases = bench.Problem(**record["problem"]), record["cases"]
@@ -150,7 +152,7 @@ def goals(found: Figures) -> list[Goal]:
 
 
 def tables(found: Figures) -> list[Tabled]:
-    """What was found, as tables: promises first."""
+    """Return the result of ``figures`` as tables, goals first."""
     sizes = [named(bench.Problem(**record["problem"])) for record in found["steps"]]
     columns = [record["cases"] for record in found["steps"]]
 

@@ -1,6 +1,6 @@
-"""Steps of packages from the index, from logits to tokens, called as their documentation says.
+"""Call other packages' steps, from logits to tokens, as the packages' documentation describes.
 
-They must be installed (the ``bench`` extra); ImportError says so where they are not.
+The ``bench`` extra installs the packages. Without them the functions raise ImportError.
 """
 
 import contextlib
@@ -17,12 +17,14 @@ _NEEDED = "other packages' steps need them: pip install 'discdiff[bench]'"
 
 
 def installed() -> bool:
-    """Whether both packages are."""
+    """Return whether diffusers and flow_matching are both installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("diffusers", "flow_matching"))
 
 
 def ddim(logits: Tensor, tokens: Tensor, t: float, s: float) -> Callable[[], Tensor]:
-    """A step t -> s of diffusers' ``DiscreteDDIMScheduler`` at temperature 1; t - s divides 1 - t.
+    """Return a function that takes a step t -> s of diffusers' ``DiscreteDDIMScheduler`` at temperature 1.
+
+    The step's length t - s must divide 1 and 1 - t.
 
     Args:
         logits: (B, L, V).
@@ -30,7 +32,7 @@ def ddim(logits: Tensor, tokens: Tensor, t: float, s: float) -> Callable[[], Ten
         t, s: times of the linear clock, alpha = 1 - t.
 
     Raises:
-        ImportError: without diffusers.
+        ImportError: if diffusers is not installed.
     """
     try:
         from diffusers import DiscreteDDIMScheduler
@@ -42,16 +44,16 @@ def ddim(logits: Tensor, tokens: Tensor, t: float, s: float) -> Callable[[], Ten
 
 
 def euler(logits: Tensor, states: Tensor, t: float, s: float, vocab: int) -> Callable[[], Tensor]:
-    """A step t -> s of flow_matching's ``MixtureDiscreteEulerSolver`` on the linear path.
+    """Return a function that takes a step t -> s of flow_matching's ``MixtureDiscreteEulerSolver``, linear path.
 
     Args:
         logits: (B, L, V).
-        states: (B, L), tokens for a uniform source, or masks among them.
-        t, s: times of the linear clock; their time is 1 - t.
-        vocab: number of states, V or V + 1.
+        states: (B, L): tokens for a uniform source, tokens and masks for a masked one.
+        t, s: times of the linear clock; the time of flow_matching is 1 - t.
+        vocab: number of states: V for a uniform source, V + 1 for a masked one.
 
     Raises:
-        ImportError: without flow_matching.
+        ImportError: if flow_matching is not installed.
     """
     try:
         from flow_matching.path import MixtureDiscreteProbPath
@@ -85,16 +87,18 @@ def euler(logits: Tensor, states: Tensor, t: float, s: float, vocab: int) -> Cal
 
 
 def block_refinement(logits: Tensor, z: Tensor, steps: int, sites: int) -> Callable[[], Tensor]:
-    """A step of diffusers' ``BlockRefinementScheduler`` on the first ``sites``: the surest draws are kept.
+    """Return a function that takes a step of diffusers' ``BlockRefinementScheduler`` on a block.
+
+    The block is the first ``sites`` sites. The step keeps the draws of highest confidence.
 
     Args:
-        logits: (B, L, V), of which a block of ``sites`` is read.
+        logits: (B, L, V); only those of the block are read.
         z: (B, L) states, V where masked.
         steps: the number of steps in which a block is filled.
-        sites: of the block.
+        sites: the number of sites of the block.
 
     Raises:
-        ImportError: without diffusers.
+        ImportError: if diffusers is not installed.
     """
     try:
         from diffusers import BlockRefinementScheduler

@@ -1,8 +1,8 @@
-"""Steps at small sizes, beside a plain PyTorch step of the same law and other packages' steps, and how they grow.
+"""Time steps at small sizes, plain PyTorch steps of the same law and other packages' steps, and fit their growth.
 
-A step is one call of an operator on a state inside a run, the call of the denoiser among it, whose logits are at hand;
-what ``Sampler.sample`` adds once a run is a case of its own. A step of another package goes from the same logits to
-tokens. All is CPU time of one thread. Cases are timed in turn, round after round, and a ratio is the median over rounds
+A step is one call of an operator inside a run. It includes the call of a denoiser that returns logits computed before.
+What ``Sampler.sample`` adds once per run is a case of its own. A step of another package goes from the same logits to
+tokens. All times are CPU times of one thread. Each round times all cases in turn, and a ratio is the median over rounds
 of the ratio within a round.
 """
 
@@ -47,7 +47,7 @@ SINGLE = "Sampler.sample, one masked step"
 
 
 def named(problem: Problem) -> str:
-    """The sizes of a problem in words."""
+    """Return the sizes of a problem as text, for instance "V=2, L=64, B=1"."""
     return f"V={problem.vocab}, L={problem.length}, B={problem.batch}"
 
 
@@ -55,7 +55,7 @@ def named(problem: Problem) -> str:
 
 
 def plain_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
-    """A masked step in torch, only the rows of the masks that are revealed."""
+    """Take a masked step in plain torch that reads only the logits of the masks it reveals."""
     revealed = (z == logits.shape[-1]) & (torch.rand(z.shape) < (alpha_s - alpha_t) / (1 - alpha_t))
     x = z.clone()
     x[revealed] = torch.multinomial(logits[revealed].softmax(-1), 1)[:, 0]
@@ -63,7 +63,7 @@ def plain_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> T
 
 
 def plain_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
-    """A uniform step in torch: the posterior with x0 summed out, at every site."""
+    """Take a uniform step in plain torch: every site draws from its posterior with x0 summed out."""
     vocab, kept = logits.shape[-1], alpha_t / alpha_s
     backward = alpha_s * logits.softmax(-1) + (1 - alpha_s) / vocab
     posterior = backward * ((1 - kept) / vocab)
@@ -72,7 +72,7 @@ def plain_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> 
 
 
 def plain_unmask(logits: Tensor, z: Tensor, count: int) -> Tensor:
-    """The ``count`` masks of each row whose largest probability is largest, drawn in torch."""
+    """Reveal in plain torch the ``count`` masks of each row with the highest maximal probability."""
     vocab = logits.shape[-1]
     p = logits.softmax(-1)
     sites = p.amax(-1).masked_fill(z != vocab, -1).topk(count, -1).indices
@@ -81,7 +81,7 @@ def plain_unmask(logits: Tensor, z: Tensor, count: int) -> Tensor:
 
 
 def _called(operator: Operator, process: Process, state: Tensor, logits: Tensor, times: tuple[float, float]) -> Case:
-    """One call of an operator inside a run; the run itself is made before the clock starts."""
+    """Return a case that calls an operator once inside a run, which is set up before the clock starts."""
     batch, (t, s) = len(state), times
     one = logits[:1]  # where an operator asks about more states than there are rows
     model = Denoiser(
@@ -98,9 +98,10 @@ def _called(operator: Operator, process: Process, state: Tensor, logits: Tensor,
 
 
 def steps(problem: Problem, logits: Tensor, only: Sequence[str] | None = None) -> dict[str, Case]:
-    """Plain steps, then steps of the named operators on the masked and the uniform process, where they accept it.
+    """Return cases by name: the plain steps, then a step of each operator on each process that it accepts.
 
-    An operator that takes neither is called on ``AbsorbingUniform``.
+    The processes are the masked and the uniform one. An operator that accepts neither is called on
+    ``AbsorbingUniform``. Operators are those named in ``only``, by default all.
     """
     vocab, (t, s) = problem.vocab, problem.times
     z, tokens = states(problem)
@@ -130,19 +131,19 @@ def steps(problem: Problem, logits: Tensor, only: Sequence[str] | None = None) -
 
 
 def operators() -> list[str]:
-    """Every shipped operator, as ``verify`` names them, those with a bound first."""
+    """List the operators to time: four common ones, then the others of ``verify.SHIPPED``."""
     return list(dict.fromkeys(("ancestral", CHAIN, "unmask('max_prob')", "split_leap", *SHIPPED)))
 
 
 def reference(case: str) -> str:
-    """The plain step that a step of an operator is compared with."""
+    """Return the name of the plain step with which an operator's case is compared."""
     if case.startswith("unmask('max_prob')"):
         return PLAIN["unmask"]
     return PLAIN["uniform" if case.endswith("uniform") else "masked"]
 
 
 def single(problem: Problem, logits: Tensor) -> dict[str, Case]:
-    """A run of one masked step: a step, and what ``Sampler.sample`` adds to a run."""
+    """Return the case of a whole ``Sampler.sample`` call that takes one masked step."""
     process = Masked(problem.vocab, Linear())
     model = Denoiser(lambda x, time: logits, process, "loo")
     sampler = Sampler(process, model, samplers.Ancestral(), grid=problem.times)
@@ -151,10 +152,10 @@ def single(problem: Problem, logits: Tensor) -> dict[str, Case]:
 
 
 def packages(problem: Problem, logits: Tensor) -> dict[str, Case]:
-    """Steps of diffusers and flow_matching.
+    """Return cases by name for the steps of diffusers and flow_matching.
 
     Raises:
-        ImportError: where they are not installed.
+        ImportError: if they are not installed.
     """
     (t, s), (z, tokens), vocab = problem.times, states(problem), problem.vocab
     made = {
@@ -182,10 +183,10 @@ def one_thread() -> Iterator[None]:
 
 
 def interleaved(cases: Mapping[str, Case], rounds: int, most: float = 1.0) -> dict[str, list[float]]:
-    """CPU seconds of one call of each case in each round, all cases in turn.
+    """Measure the CPU seconds of one call of each case in each round; a round times all cases in turn.
 
-    A round calls a case once to warm up and takes the median of the next five calls, of fewer where they take more than
-    10 ms together. A case that has had ``most`` seconds is left out of later rounds.
+    A round calls a case once to warm up, then at most five times, fewer if all calls together take 10 ms. It records
+    the median without the first call. A case that has taken more than ``most`` seconds is left out of later rounds.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
     spent = dict.fromkeys(cases, 0.0)
@@ -210,7 +211,7 @@ def _seconds(prepare: Case) -> float:
 
 
 def ratio(times: Times, case: str, to: str) -> float:
-    """The median over rounds of the ratio of two cases within a round."""
+    """Return the median over rounds of the seconds of ``case`` divided by the seconds of ``to``."""
     return statistics.median(a / b for a, b in zip(times[case], times[to], strict=False))
 
 
@@ -226,7 +227,10 @@ _GROWING = ("ancestral", CHAIN, "unmask('max_prob')", "split_leap")
 
 
 def growing(variable: str) -> dict[str, dict[int, Case]]:
-    """Cases by name and size, for one of "L", "B" and "V"; in L also the exact leave-one-outs of a Markov chain."""
+    """Return cases by name and size, for sizes that grow in one variable: "L", "B" or "V".
+
+    For "L" a further case computes the exact leave-one-out predictions of a Markov chain.
+    """
     made: dict[str, dict[int, Case]] = {}
     for problem in GROWTH[variable]:
         size = {"L": problem.length, "B": problem.batch, "V": problem.vocab}[variable]
@@ -247,7 +251,7 @@ def _chain(length: int) -> Case:
 
 
 def slope(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> float:
-    """The median over rounds of the least-squares slope of log seconds by log size within a round."""
+    """Fit log seconds as a linear function of log size in each round; return the median slope over rounds."""
     x = [math.log(size) for size in sizes]
     mean = statistics.fmean(x)
     weights = [(one - mean) / sum((other - mean) ** 2 for other in x) for one in x]

@@ -38,7 +38,7 @@ _MANY = 1 << 20  # the largest number accepted for any count
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line."""
+    """Argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"discdiff: {message}; see {self.prog} --help\n")
@@ -127,7 +127,7 @@ def _digits(arguments: argparse.Namespace) -> None:
 
 
 def picture(tokens: Int[Tensor, "B 64"], columns: int = 10, zoom: int = 6, gap: int = 1) -> Int[Tensor, "H W"]:
-    """Arrange images in rows of ``columns``, with magnified pixels and a white gap between them."""
+    """Arrange images (B, 64) in a picture (H, W), ``columns`` in a row, with magnified pixels and white gaps."""
     columns = min(columns, len(tokens))
     rows = -(-len(tokens) // columns)
     padded = torch.nn.functional.pad(tokens, (0, 0, 0, rows * columns - len(tokens)))
@@ -232,7 +232,7 @@ def _pyplot() -> ModuleType:
 
 
 def _check_out(out: Path, pyplot: ModuleType | None = None, option: str = "--out") -> None:
-    """Check the output path before the work starts."""
+    """Raise ValueError for an unsuitable output path; called before the work starts."""
     if not out.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {out.parent}")
     if out.is_dir():

@@ -5,7 +5,7 @@ r"""``discdiff verify``: compare operators and processes, given by name, with ex
     discdiff verify mine:MyProcess                          a process
     discdiff verify                                         all that is shipped, on every process that it accepts
 
-Text is parsed, never evaluated; a named module is imported as Python would import it.
+Text is parsed and never evaluated, but a module that it names is imported.
 """
 
 import argparse
@@ -45,7 +45,7 @@ Parse = Callable[[str], Operator]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "subject",
         nargs="?",
@@ -64,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, parse: Parse) -> int:
-    """Print the findings; return 1 if a claim does not hold, else 0.
+    """Check the subject, print the findings and return the exit status: 1 if a claim does not hold, else 0.
 
     Raises:
-        ValueError: for ``--process`` with a process as the subject, or a seed below 0.
+        ValueError: if ``--process`` is given and the subject is a process, or for a seed below 0.
     """
     if arguments.seed < 0:
         raise ValueError(f"--seed: a whole number of at least 0, got {arguments.seed}")
@@ -93,11 +93,12 @@ def named(text: str, parse: Parse) -> Operator | Process:
 
     Args:
         text: module:name or module:name(literals); anything else is an expression for ``parse``. A process class
-            gets vocab_size=3 and a linear schedule if they are not given.
+            gets vocab_size=3 and a linear schedule unless the text gives them.
         parse: parses expressions of shipped operators.
 
     Raises:
-        ValueError: if it cannot be imported, does not exist, is not a call with literals, or is of another kind.
+        ValueError: if the module cannot be imported or has no such name, if arguments are not literals, or if the
+            object is neither an operator nor a process.
     """
     if not re.match(r"[\w.]+:", text):
         return parse(text)
@@ -121,7 +122,10 @@ def named(text: str, parse: Parse) -> Operator | Process:
 
 
 def _call(expression: str, text: str) -> tuple[str, list[object] | None, dict[str, object]]:
-    """Return a name and the literal arguments of its call; None if it is not called."""
+    """Return the name, the positional and the keyword arguments of a call with literals.
+
+    For a name without a call they are None and {}.
+    """
     try:
         match ast.parse(expression.strip(), mode="eval").body:
             case ast.Name(id=name):
@@ -183,7 +187,7 @@ def _show(report: Report) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings for one shipped operator on one kind of process; ``report`` is None if the process is refused."""
+    """Findings for one operator on one kind of process; ``report`` is None if the operator refuses the process."""
 
     operator: str
     kind: str
@@ -200,10 +204,12 @@ class Verdict:
 def shipped(
     parse: Parse, kinds: Sequence[str | Process], seed: int = 0, only: Sequence[str] = SHIPPED
 ) -> Iterator[Verdict]:
-    """Yield the verdict of every shipped operator, or of some, on every kind of process that it accepts.
+    """Yield the verdict of each operator on each kind of process, including those that it refuses.
+
+    Operators are those named in ``only``, by default all shipped ones.
 
     Raises:
-        ValueError: as ``theory.check_operator``.
+        ValueError: as ``theory.check_operator``, except for a process that is refused.
     """
     for text in only:
         operator = parse(text)
@@ -220,7 +226,7 @@ def shipped(
 
 
 def summary_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
-    """Return rows of text: operators down, kinds across."""
+    """Return a table of text: a header row, then a row for each operator; a column for each kind of process."""
     kinds = list(dict.fromkeys(verdict.kind for verdict in verdicts))
     rows = [["operator", *kinds]]
     for operator in dict.fromkeys(verdict.operator for verdict in verdicts):

@@ -1,1 +1,1 @@
-"""The example: small networks, their training, and data. No other room but adapters and the command needs it."""
+"""Examples: small networks, their training and their data; in the library only adapters and the command use them."""

@@ -1,4 +1,4 @@
-"""Data of the examples: handwritten digits from scikit-learn, and an English text stored beside this file."""
+"""Data of the examples: handwritten digits from scikit-learn, and an English text stored in ``assets``."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ def digits() -> Int[Tensor, "N 64"]:
     They have 8 x 8 pixels, row by row, with grey levels 0..16.
 
     Raises:
-        ImportError: without scikit-learn.
+        ImportError: if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -34,10 +34,10 @@ def digits() -> Int[Tensor, "N 64"]:
 
 
 class Vocabulary:
-    """Characters and their ids, in code-point order.
+    """Map between the characters of an alphabet and their ids, which are in code-point order.
 
     Args:
-        characters: the alphabet, each character once.
+        characters: the alphabet; repeated characters count once.
     """
 
     def __init__(self, characters: str) -> None:
@@ -56,7 +56,7 @@ class Vocabulary:
         return torch.tensor([self._ids[character] for character in string], dtype=torch.int64)
 
     def decode(self, tokens: Int[Tensor, " L"]) -> str:
-        """Return the string of some ids (L,)."""
+        """Return the string that ids (L,) stand for."""
         return "".join(self.characters[i] for i in tokens.tolist())
 
     def __len__(self) -> int:
@@ -66,10 +66,9 @@ class Vocabulary:
 def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
     """Return the example text as one long row of ids (N,), and its vocabulary.
 
-    The text is the Python documentation of ``pydoc_data.topics`` at the time the file was made
-    (``python -m discdiff.demo.training text-file``). The standard library's copy differs between Python versions, so a
-    copy is stored here.
-    The vocabulary is the set of its characters.
+    The text is the Python documentation in ``pydoc_data.topics`` at the time when the file was made by
+    ``python -m discdiff.demo.training text-file``. It is stored here because the standard library's text differs
+    between Python versions. The vocabulary is the set of its characters.
     """
     content = _TEXT.read_text(encoding="ascii").split("\n", 1)[1]
     vocabulary = Vocabulary(content)
@@ -79,7 +78,7 @@ def text() -> tuple[Int[Tensor, " N"], Vocabulary]:
 def examples(
     data: Literal["digits", "text"], count: int, generator: torch.Generator, length: int = 128
 ) -> Int[Tensor, "B L"]:
-    """Draw random images, or random windows of the text, (B, L).
+    """Draw ``count`` random images of digits, or random windows of ``length`` characters of the text, (B, L).
 
     Raises:
         ValueError: for a count below 1.
@@ -95,7 +94,7 @@ def examples(
 
 
 def text_from_topics() -> str:
-    """Return this Python's ``pydoc_data.topics`` as prose in ASCII, after a line with its SHA-256."""
+    """Return this Python's ``pydoc_data.topics`` as ASCII prose; the first line holds the SHA-256 of the original."""
     from pydoc_data.topics import topics
 
     source = "\n".join(topics[name] for name in sorted(topics))

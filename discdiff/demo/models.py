@@ -1,4 +1,4 @@
-"""A small network for the examples, and its file format."""
+"""Build the small networks of the examples, and save their weights."""
 
 import json
 import math
@@ -29,7 +29,7 @@ PROCESSES: dict[str, Callable[[int], Process]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """All that is needed to use a set of weights; stored in the file's metadata."""
+    """Description of a network, its process and its prediction; stored with the weights, as metadata of their file."""
 
     shape: Literal["image", "sequence", "blocks"]  # blocks: a transformer
     process: Literal["masked", "uniform", "absorbing"]
@@ -42,17 +42,19 @@ class Card:
 
 
 class Convolution(nn.Module):
-    """A residual network of convolutions of width 3 over states: dilated along a sequence, or 3 x 3 over an image.
+    """Residual convolutional network over states: width 3 and dilated on a sequence, 3 x 3 on an image.
 
-    It suits few data and a CPU, as it need not learn that neighbouring tokens matter most.
+    It suits small data sets and CPUs, because it need not learn that neighbouring tokens matter most.
 
-    On the absorbing reformulation a site is a pair (z, u). It embeds both tokens and whether they are equal.
+    On an ``AbsorbingUniform`` process each state is a pair of tokens (z, u). The network embeds both tokens and
+    whether they are equal.
 
     Args:
         card: sizes; the output has ``card.vocab_size`` columns.
 
     Raises:
-        ValueError: for an image that is not square; in a call, for another length, or without alpha where it is needed.
+        ValueError: for an image that is not square. A call raises it for a sequence of the wrong length, or if alpha is
+            needed and missing.
     """
 
     def __init__(self, card: Card) -> None:
@@ -74,7 +76,11 @@ class Convolution(nn.Module):
         self.head = nn.Linear(card.width, card.vocab_size)
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
-        """Return the logits (B, L, V) of states (B, L) at alpha (B,) or (B, L); raises ValueError as above."""
+        """Return the logits (B, L, V) of states (B, L) at alpha (B,) or (B, L).
+
+        Raises:
+            ValueError: for a sequence of the wrong length, or if alpha is needed and missing.
+        """
         length, longest = x.shape[1], len(self.position)
         if length > longest or (self.side is not None and length != longest):
             limit = "at most" if self.side is None else "exactly"
@@ -116,7 +122,7 @@ class _Block(nn.Module):
 
 
 def process_of(card: Card) -> Process:
-    """Return the process of a card."""
+    """Return the process that a card names."""
     return PROCESSES[card.process](card.vocab_size)
 
 
@@ -129,7 +135,7 @@ def network_of(card: Card) -> nn.Module:
 
 
 def build(card: Card) -> tuple[nn.Module, Denoiser]:
-    """Make a network with fresh weights and its denoiser."""
+    """Make the network of a card with fresh weights, and its denoiser."""
     network = network_of(card)
     return network, Denoiser(network, process_of(card), card.predicts, time=card.time)
 

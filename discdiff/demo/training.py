@@ -1,13 +1,13 @@
 r"""Train the examples' denoisers: ``python -m discdiff.demo.training digits masked`` and so on, four in all.
 
-Any bound of ``discdiff.losses`` is a loss (``bound``). The examples use another one, which serves both processes: the
-cross-entropy of the denoiser that the prediction implies,
+Any bound of ``discdiff.losses`` can be the loss (``bound``). The examples use one loss for both processes instead: the
+cross-entropy of the denoiser D that the network's prediction implies,
 
     E_{t, x0, x_t}  -1/L sum_i log D_t(x0_i | x_t).
 
-On a masked process the network is the denoiser. On a uniform one it is the leave-one-out denoiser and ``Prediction``
-adds the token's own evidence, a known scalar, before the loss; minimising a proper score of D over O finds O, since
-D and O determine each other. The network then never spends capacity on copying its input.
+On a masked process the network predicts D. On a uniform one it predicts the leave-one-out O, and ``Prediction`` adds
+the evidence of the site's own token, a known number, before the loss. D and O determine each other, so the minimum of
+this proper score of D is at the exact O. The network then spends no capacity on copying its input.
 """
 
 import argparse
@@ -33,16 +33,17 @@ Loss = Callable[[Denoiser, Int[Tensor, "B L"], torch.Generator], Float[Tensor, "
 
 
 def bound(objective: Objective) -> Loss:
-    """Make a loss of a likelihood bound, in nats a token."""
+    """Return a training loss that averages a likelihood bound over the batch, in nats per token."""
     return lambda model, x0, generator: objective(model, x0).mean() / x0.shape[1]
 
 
 def cross_entropy(
     model: Denoiser, x0: Int[Tensor, "B L"], generator: torch.Generator, prompts: bool = True
 ) -> Float[Tensor, ""]:
-    """Return the loss of the module docstring on one batch (B, L); alpha is uniform, stratified over the batch.
+    """Return the cross-entropy of the denoiser on one batch (B, L), in nats per token.
 
-    With ``prompts``, half of the rows have some clean sites, so that the model learns to use a prompt.
+    The alphas of the rows are uniform on [0, 1] and stratified over the batch. With ``prompts``, about half of the rows
+    have some clean sites, so that the model learns to use a prompt.
     """
     size = len(x0)
     alpha = ((torch.rand((), generator=generator) + torch.arange(size) / size) % 1).double()
@@ -54,7 +55,7 @@ def cross_entropy(
 
 
 def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "B L"]:
-    """Choose the sites of a clean prompt: a prefix in a quarter of the rows, scattered sites in another quarter."""
+    """Choose the clean sites of a prompt: a prefix in a quarter of the rows, scattered sites in another quarter."""
     size, length = x0.shape
     kind, share = torch.rand(2, size, 1, generator=generator)
     prefix = torch.arange(length) < share * length
@@ -64,18 +65,23 @@ def _given(x0: Int[Tensor, "B L"], generator: torch.Generator) -> Bool[Tensor, "
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with an exponential moving average of its weights, and the training curve: (step, smoothed loss)."""
+    """Trained network and its training curve.
+
+    Attributes:
+        network: the network, with the exponential moving average of its weights.
+        curve: (step, smoothed loss) after every 100 steps.
+    """
 
     network: torch.nn.Module
     curve: list[tuple[int, float]]
 
 
 def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate: float = 2e-3) -> Trained:
-    """Train a network with AdamW and a cosine learning-rate schedule.
+    """Train a network with AdamW and a cosine learning-rate schedule after a warm-up of 100 steps.
 
     Args:
         card: the network and the process.
-        batches: draws a batch of data with a generator.
+        batches: a function that draws a batch of data with a generator.
         loss: ``cross_entropy``, ``bound(UniformNELBO())`` or another function of (model, x0, generator).
         steps: the number of batches.
         seed: the seed of weights, data and noise.
@@ -108,7 +114,7 @@ def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate:
 
 
 def main() -> None:
-    """Train one of the four models and write its weights beside the data."""
+    """Train one of the four models and write its weights to ``ASSETS``, or write the example text."""
     parser = argparse.ArgumentParser(prog="python -m discdiff.demo.training", description=__doc__)
     parser.add_argument("data", choices=["digits", "text", "text-file"], help="text-file writes the text itself")
     parser.add_argument("process", choices=["masked", "uniform"], nargs="?", default="masked")

@@ -7,8 +7,8 @@ block attend to the clean tokens before the block, and to each other:
     i clean           j <= i           never
     i noisy           j < start(i)     start(j) = start(i)
 
-A noisy block of one site is an autoregressive step, p(x_i | x_{<i}). At alpha = 0 a token carries no information on the
-data, so its embedding is left out, and the step needs neither a mask nor a random token.
+A noisy block of one site is an autoregressive step, p(x_i | x_{<i}). At alpha = 0 a noisy token carries no information
+on the data. Its embedding is left out there, so the step needs neither a mask nor a random token.
 
 References: BlockGen (Deschenaux and Gulcehre, 2026, https://arxiv.org/abs/2606.02241); attention by
 ``scaled_dot_product_attention``, rotary positions (Su et al., 2021, https://arxiv.org/abs/2104.09864).
@@ -32,7 +32,10 @@ _NEVER = 1 << 40  # the position of padding, beyond every start, so that no toke
 
 @dataclass(frozen=True)
 class Places:
-    """Positions of tokens, the start of their block (of a clean token the next position), and which are noisy."""
+    """Positions of tokens, the starts of their blocks and which tokens are noisy, (B, N) each.
+
+    The start of a clean token is the position after it.
+    """
 
     position: Int[Tensor, "B N"]
     start: Int[Tensor, "B N"]
@@ -43,7 +46,7 @@ class Places:
         return Places(*(torch.cat(pair, 1) for pair in pairs))
 
     def sees(self, keys: "Places") -> Bool[Tensor, "B 1 N M"]:
-        """Return the attention mask of the module docstring."""
+        """Return which of these tokens attend to which keys, (B, 1, N, M), by the rule of the module docstring."""
         before = keys.position[:, None] < self.start[..., None]
         together = self.noisy[..., None] & keys.noisy[:, None] & (self.start[..., None] == keys.start[:, None])
         return ((before & ~keys.noisy[:, None]) | together)[:, None]
@@ -62,10 +65,10 @@ class Cache:
     """Keys and values of the clean tokens of a batch, and the clean tokens still to be added.
 
     Attributes:
-        kept: keys and values of each layer, (B, H, C, D).
-        position: (B, C) the position whose keys a column holds; ``_NEVER`` for an empty column.
-        length: (B,) clean tokens of a row, without pending ones.
-        pending: (B, n) tokens that the next call adds, so that a clean block costs no call of its own.
+        kept: keys and values of each layer, (B, H, C, D), for H heads of width D and C columns.
+        position: (B, C) the position of the token in each column; ``_NEVER`` for an empty column.
+        length: (B,) the number of clean tokens in each row, without pending ones.
+        pending: (B, n) clean tokens that the next call adds to the cache, so that they need no call of their own.
         used: the number of columns in use.
     """
 
@@ -76,12 +79,12 @@ class Cache:
     used: int = 0
 
     def select(self, rows: Int[Tensor, " R"]) -> "Cache":
-        """Return the cache of the rows at indices (R,), which may repeat."""
+        """Return the cache of the rows with indices (R,); an index may occur several times."""
         kept = [tuple(part[rows] for part in pair) for pair in self.kept]
         return Cache(kept, self.position[rows], self.length[rows], self.pending[rows], self.used)
 
     def room(self, count: int) -> None:
-        """Make room for ``count`` columns after those in use."""
+        """Enlarge the cache if fewer than ``count`` columns are free after those in use."""
         missing = self.used + count - self.position.shape[1]
         if missing > 0:
             more = (0, max(missing, 64))
@@ -89,7 +92,10 @@ class Cache:
             self.kept = [tuple(functional.pad(part, (0, 0, *more)) for part in pair) for pair in self.kept]
 
     def keep(self, count: int, position: Int[Tensor, "B n"]) -> None:
-        """Keep the first ``count`` columns after those in use, each row's after its own tokens."""
+        """Keep the first ``count`` columns after those in use, and move them directly behind each row's own tokens.
+
+        Their tokens have the positions ``position`` (B, n).
+        """
         row = torch.arange(len(position), device=position.device)[:, None]
         columns = self.length[:, None] + torch.arange(count, device=position.device)
         if bool((self.length != self.used).any()):
@@ -100,7 +106,7 @@ class Cache:
 
 
 class Transformer(nn.Module):
-    """The network of the module docstring.
+    """Transformer over clean and noisy tokens, with the attention rule of the module docstring.
 
     Shapes: states (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); alpha (B,), (B, L) or (B, n); block
     sizes (B, 1); logits (B, L, V) or (B, n, V).
@@ -110,11 +116,11 @@ class Transformer(nn.Module):
         states: the number of input ids: V, plus one for the mask if there is one.
         width: the width of a token, a multiple of 32; each head has width 32.
         depth: the number of layers.
-        sees_alpha: whether the survival probability alpha is an input; without it the noisy tokens must show it, as
-            masks do.
+        sees_alpha: whether the survival probability alpha is an input. If not, the noise must be visible in the tokens,
+            as masks are.
 
     Raises:
-        ValueError: for a width that is not a multiple of the size of a head.
+        ValueError: for a width that is not a multiple of 32.
     """
 
     def __init__(self, vocab_size: int, states: int, width: int, depth: int, sees_alpha: bool) -> None:
@@ -130,7 +136,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, vocab_size)
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
-        """Return the denoiser's logits of whole sequences, as one noisy block."""
+        """Return the logits for whole sequences, each processed as one noisy block."""
         position = torch.arange(x.shape[1], device=x.device)[None]
         whole = noisy_at(position, torch.zeros_like(position))
         return self._logits(x, alpha, whole, x[:, :0], clean_at(position[:, :0]))
@@ -142,9 +148,9 @@ class Transformer(nn.Module):
         alpha: Float[Tensor, "B *L"] | None,
         block: int | Int[Tensor, "B 1"],
     ) -> Float[Tensor, "B L V"]:
-        """Evaluate all blocks at once, each noisy block given the clean ones before it; used in training.
+        """Return the logits of all noisy blocks in one call, each given the clean blocks before it; used in training.
 
-        ``block`` is the block size, one for all rows or one for each.
+        ``block`` is the block size: one number for all rows, or (B, 1) for each row.
         """
         position = torch.arange(x0.shape[1], device=x0.device)[None]
         start = position // block * block
@@ -154,7 +160,10 @@ class Transformer(nn.Module):
     # --- with a cache ---
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Cache:
-        """Make a cache of the first ``length`` tokens of each row; it will hold at most ``capacity`` tokens."""
+        """Make a cache of the first ``length`` tokens of each row, with columns for ``capacity`` tokens.
+
+        The cache grows if more tokens are added.
+        """
         batch, width = tokens.shape
         head = self.head.weight
         shape = batch, head.shape[1] // _HEAD, max(capacity, width), _HEAD
@@ -171,19 +180,19 @@ class Transformer(nn.Module):
         return cache
 
     def extend(self, cache: Cache, tokens: Int[Tensor, "B n"]) -> None:
-        """Append a clean block to the prefix; the next call adds it to the cache."""
+        """Append a clean block to the prefix; the next call of the network adds it to the cache."""
         cache.pending = torch.cat([cache.pending, tokens], 1)
 
     def evaluate(
         self, cache: Cache, x: Int[Tensor, "B n"], alpha: Float[Tensor, "B *n"] | None
     ) -> Float[Tensor, "B n V"]:
-        """Return the logits of a noisy block after the prefix."""
+        """Return the logits of a noisy block that follows the prefix in the cache."""
         begin = (cache.length + cache.pending.shape[1])[:, None]
         position = begin + torch.arange(x.shape[1], device=x.device)
         return self._after(cache, x[:, :0], x, alpha, noisy_at(position, begin.expand_as(position)))
 
     def score(self, cache: Cache, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
-        """Return the autoregressive logits p(. | prefix, x_{<i}) of a clean block, in one call of 2n queries."""
+        """Return the autoregressive logits of p(. | prefix, x_{<i}) for a clean block; one call with 2n queries."""
         position = (cache.length + cache.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
         blank = torch.full_like(x, self.token.num_embeddings - 1)  # the mask, or any token, unused at alpha = 0
         alpha = None if self.time is None else torch.zeros(len(x), device=x.device)
@@ -210,14 +219,14 @@ class Transformer(nn.Module):
         clean_places: Places,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Return the logits of noisy tokens x after clean ones."""
+        """Return the logits of noisy tokens x, which are processed together with clean tokens."""
         shown = None if alpha is None else alpha.expand_as(x) if alpha.ndim == 2 else alpha[:, None].expand_as(x)
         h = torch.cat([self._embedded(clean, None, noisy=False), self._embedded(x, shown, noisy=True)], 1)
         h = self._run(h, clean_places.then(places), cache)
         return self.head(self.norm(h[:, clean.shape[1] :]))
 
     def _embedded(self, x: Tensor, alpha: Tensor | None, noisy: bool) -> Tensor:
-        """Embed tokens with their kind and survival probability; at alpha = 0 the token itself is left out."""
+        """Embed tokens, their survival probabilities and whether they are noisy; at alpha = 0 omit the token."""
         h = self.token(x)
         if alpha is not None:
             h = h * (alpha > 0)[..., None]
@@ -227,7 +236,7 @@ class Transformer(nn.Module):
         return h + self.noisy if noisy else h
 
     def _run(self, h: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        """Run all layers; the keys and values of these tokens stay in the cache, after the columns in use."""
+        """Run all layers; if there is a cache, write the tokens' keys and values to it, after the columns in use."""
         used, keys = 0, places
         if cache is not None:
             cache.room(h.shape[1])
@@ -265,7 +274,7 @@ class _Layer(nn.Module):
 
 
 def survival_features(alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
-    """Return sines and cosines of alpha, from half a period over [0, 1] up to a few hundred."""
+    """Return sines and cosines of alpha at 16 frequencies, from half a period to 219 periods over [0, 1]."""
     angle = alpha[..., None] * (math.pi * 1.5 ** torch.arange(FREQUENCIES, device=alpha.device))
     return torch.cat([angle.sin(), angle.cos()], -1)
 
