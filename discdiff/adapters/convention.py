@@ -79,8 +79,8 @@ class Convention:
         """Check the frame.
 
         Raises:
-            TypeError, ValueError: if the frame is not two ids or holds the mask. Also if ``shift`` is True: then no
-                position predicts the first token of a framed sequence as it should.
+            TypeError, ValueError: if the frame is not two ids or holds the mask. Also if ``shift`` is True, as the
+                logits between the ends would predict the end token and not the first token.
         """
         if self.frame is None:
             return
