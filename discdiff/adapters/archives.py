@@ -116,8 +116,8 @@ def owned(tensors: Mapping[str, Tensor], files: list[Path]) -> dict[str, Tensor]
     """Return copies of tensors, so that their files may be overwritten; tied tensors stay tied.
 
     Raises:
-        Refused: if a tensor is not dense or does not hold real or whole numbers, or if all together are much larger
-            than ``files``.
+        Refused: if a tensor is not dense or does not hold real or whole numbers, or if all together take more than 16
+            times the size of ``files`` plus 16 MiB.
     """
     where = files[0].name
     for name, tensor in tensors.items():

@@ -65,7 +65,7 @@ def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tupl
         where: the name of the file, for errors.
 
     Raises:
-        Refused: if there are no weights, or the averages do not fit the weights.
+        Refused: if there are no weights of this kind, or the averages do not fit the weights.
     """
     found = _raw(held, where)
     beside = {name: part for name, part in found.items() if _JAX.fullmatch(name)}

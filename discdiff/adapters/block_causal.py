@@ -33,8 +33,8 @@ class BlockCausal(nn.Module):
         network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M).
         block: the block size.
         shift: whether position i of the network predicts position i + 1. Logits are then moved to the position that
-            they predict. The first site of a block gets the logits at the last clean token before the block. Position
-            0, which nothing predicts, keeps its own.
+            they predict. The first site of a block gets the logits at the last clean token before the block. No logits
+            predict position 0; it keeps its own.
         longest: the largest number of tokens, for a network with a table of positions; None if there is no limit.
 
     Raises:

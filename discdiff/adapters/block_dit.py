@@ -31,7 +31,7 @@ class Memory:
     """Cache of the keys and values of a batch's clean tokens, in C columns.
 
     Attributes:
-        kept: for each layer its keys and its values, (B, H, C, D) each.
+        kept: for each layer its keys and its values, (B, H, C, D) each, with H heads of width D.
         position: (B, C) the position of the token in a column; a huge number if the column is empty.
         length: (B,) the number of cached tokens of a row, without pending ones.
         pending: (B, n) clean tokens that the next evaluation adds to the cache.

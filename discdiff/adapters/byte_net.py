@@ -34,7 +34,7 @@ class ByteNet(nn.Module):
         timed: whether the network takes a step k.
 
     Raises:
-        ValueError: for an even kernel, an odd narrow width or another activation.
+        ValueError: if ``kernel`` is even, ``narrow`` is odd, or the activation is another one.
     """
 
     def __init__(

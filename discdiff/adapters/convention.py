@@ -26,7 +26,7 @@ class Convention:
         family: the name of the checkpoint's family.
         process: the forward process that the network was trained for, with its schedule.
         predicts: the meaning of the output, as for ``Denoiser``.
-        columns: the width of the output. Only the first V columns are used, or S if it predicts ratios.
+        columns: the width of the output. Only the first columns are used: V (data tokens), or S (states) for ratios.
         mask_source: where the mask's id was found, for instance "config.json".
         time: the time argument, as for ``Denoiser``; None if the network takes none or ignores it.
         time_scale: a factor for the time argument.
@@ -44,9 +44,10 @@ class Convention:
         aligned: whether blocks begin at multiples of ``block``, also in the prompt; else they begin after the prompt.
         autocast: the dtype of the computation; None for that of the weights.
         weights: "raw", or "ema" for an exponential moving average of the weights.
-        frame: ids of the start and the end token that the network was trained with, or None. It gets [start] x [end]
-            and returns the logits of x. Tokens and lengths exclude both ends, which are never predicted. On an
-            absorbing process a direct call may include them: if all rows do, it returns the logits of every site.
+        frame: ids of the start and the end token that the network was trained with, or None. A call with tokens x
+            passes [start] x [end] to the network and returns the logits of x. Tokens and lengths exclude both ends,
+            which are never predicted. On an absorbing process x may include both ends in all rows; then nothing is
+            added, and the logits of every site are returned.
         files: the names of the weight files; "" if there are none.
         notes: other facts for the user, one line each.
     """
@@ -100,7 +101,7 @@ class Convention:
 
     @property
     def call(self) -> Call:
-        """The arguments of a ``Denoiser``'s calls; ``Called`` adds those that only checkpoints need."""
+        """The ``Call`` by which a ``Denoiser`` calls the network; ``Called`` adds what only checkpoints need."""
         return Call(self.process, self.time, self.shift, self.unpredicted, self.scalar_time)
 
     def denoiser(self, network: nn.Module) -> "Loaded":
@@ -153,7 +154,7 @@ class Called(nn.Module):
 
     @property
     def frame(self) -> tuple[int, int] | None:
-        """The ids of the tokens put around every sequence."""
+        """The ids of the start and the end token around every sequence, or None."""
         return self.convention.frame
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:

@@ -54,8 +54,8 @@ def sensitivity_curve(
 ) -> dict[Predicts, Float[Tensor, "A 2"]]:
     """Compute ``loo_sensitivity`` at several alphas, with the network's output read as "loo" and as "denoiser".
 
-    A network declared "loo" or "denoiser" is read in both ways; the right one is less sensitive. A network declared
-    "ratio" is read as "ratio" only.
+    A network declared "loo" or "denoiser" is read in both ways; the reading with the lower sensitivity is the right
+    one. A network declared "ratio" is read as "ratio" only.
 
     Args:
         model: the denoiser.
@@ -92,7 +92,12 @@ def sensitivity_curve(
 
 @dataclass(frozen=True)
 class Cycles:
-    """Sums of log ratios around closed paths, (B,) nats each; 0 for the ratios of one law."""
+    """Sums of log ratios around closed paths, in nats; they are 0 for the ratios of one law.
+
+    Attributes:
+        there_and_back: (B,) the sum over a change of one site and its reversal.
+        square: (B,) the sum over the changes of two sites in one order and back in the other.
+    """
 
     there_and_back: Float[Tensor, " B"]
     square: Float[Tensor, " B"]

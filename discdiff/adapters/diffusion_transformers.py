@@ -130,7 +130,7 @@ class _Kind:
 def _masked(config: Settings, rows: int, asked: Asked) -> Convention:
     """Make the convention of MDLM and BD3LM.
 
-    The mask is the user's or the tokenizer's, else the last row. The network takes a time if ``time_conditioning`` is
+    The mask is the user's or the tokenizer's, else the last id. The network takes a time if ``time_conditioning`` is
     true.
     """
     schedule, source = asked.schedule or _noise(config), "the family's rule: the last row"
@@ -260,7 +260,7 @@ def _in_blocks_of(said: Convention, block: int | None) -> Convention:
 
 
 def _blockgen(noise: Callable[[Settings, int, Asked], Convention], name: str) -> Callable[..., Convention]:
-    """Make the convention of BlockGen from that of its noise; the network takes no time."""
+    """Make a function for the convention of BlockGen from that for its noise; the network takes no time."""
 
     def convention(config: Settings, rows: int, asked: Asked) -> Convention:
         said = replace(noise(config, rows, asked), family=name, time=None)

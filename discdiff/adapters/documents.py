@@ -96,7 +96,7 @@ def json_text(said: str, name: str) -> Settings:
     """Read a table from JSON text, for instance from a header; ``name`` names the source in errors.
 
     Raises:
-        Refused: a ValueError, if the text is not a table of JSON with the limits of ``json_table``.
+        Refused: a ValueError, if ``json_table`` would refuse the text as the contents of a file.
     """
     try:
         found = json.loads(said, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)

@@ -1,7 +1,8 @@
 r"""EvoDiff: networks for proteins, and their noise processes.
 
 The order-agnostic models (OA_DM) mask amino acids and take no time. The D3PM models take a step k in 1..T-1, T = 500.
-At step k noise is the product of the transition matrices Q_0 ... Q_k. The time here is t = k / (T - 1); t = 0 is data.
+At step k the noise is the product of the transition matrices Q_0 ... Q_k. The time here is t = k / (T - 1), and t = 0
+is data.
 
     uniform    Q_k = (1 - beta_k) I + beta_k / K 11^T        beta_k = 1 / (T - k + 1)       exactly ``Uniform``
     BLOSUM     Q_k = I + beta_k G                            beta_k = e_k / e_{T-1} + 1/T   nearly ``General(G)``
@@ -166,8 +167,8 @@ class Squared(nn.Module):
         p(x_{k-1} | x_k) prop. to Q_k(x_{k-1}, x_k) sum_v p(v)^2 Qbar_{k-1}(v, x_{k-1}),    Qbar_k = Q_0 ... Q_k
 
     This is the exact posterior step if p^2 is proportional to the leave-one-out prediction. So training by the bound
-    leads to such a p, and 2 log p are the logits of the leave-one-out prediction. (Only at k = 1 the loss is the
-    cross-entropy.)
+    leads to such a p, and 2 log p are the logits of the leave-one-out prediction. (At k = 1 the loss is the
+    cross-entropy instead.)
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -41,7 +41,7 @@ class Files:
     Attributes:
         path: the given path.
         config, generation: contents of config.json and generation_config.json; empty for a single file. ``config``
-            lacks the table ``text_config`` or ``dllm_config`` if this holds only the mask's id, see ``mask_id``.
+            omits the table ``text_config`` or ``dllm_config`` if it holds only the mask's id; ``mask_id`` reads it.
 
     Raises:
         FileNotFoundError: if the path does not exist or has no weights.
@@ -85,7 +85,7 @@ class Files:
 
     @cached_property
     def run(self) -> Settings:
-        """The YAML configuration of a training run, from the weights' folder or the folder above; empty if none."""
+        """The YAML configuration of a training run from the weights' folder or the folder above; empty if absent."""
         places = (folder / name for folder in self._folders for name in _HYDRA)
         found = next(filter(is_there, places), None)
         return Settings({}, "config.yaml") if found is None else yaml_table(found)

@@ -41,7 +41,7 @@ class Kappa(Schedule):
             ``alpha_t`` = kappa, ``sigma_t`` = 1 - kappa and ``d_alpha_t``, the derivative of kappa.
 
     Raises:
-        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa (a Gaussian path's scheduler).
+        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa, as for Gaussian paths.
     """
 
     scheduler: Any

@@ -32,7 +32,7 @@ class Specials:
         """Return the id of a special token of one of these kinds, or None if none is found.
 
         Three sources are searched in this order, each for all kinds: the declarations in the tokenizer's files; the
-        ids in config.json that the network has; ``usual``.
+        ids in config.json, except those that the network lacks; the ids that ``usual`` returns.
 
         Args:
             files: the checkpoint.
@@ -56,7 +56,10 @@ class Specials:
         return next((number for number in usual if number is not None), None)
 
     def usual(self, files: Files, rows: int, kind: str) -> int | None:
-        """Return the id of the token with the usual name; without token files, its id in the shared vocabulary."""
+        """Return the id of a kind's token by its usual name, or None.
+
+        If the files list no tokens, the id is that in the shared vocabulary, if the network has as many ids.
+        """
         if not files.tokens:
             return self.ids.get(kind) if self.rows == rows else None
         number = files.tokens.get(self.names.get(kind, ""))

@@ -1,11 +1,13 @@
 r"""Run a discrete scheduler of diffusers as an operator in this package's sampler.
 
 The scheduler's ``step`` runs unchanged, but ``choose`` makes its random draws (``torch_draws``). They are keyed by row.
-Multinomials and integers can be enumerated. Then ``T.kernel`` and ``T.law`` are exact, and ``T.check_operator`` checks
-the operator's claims. A step that draws by ``torch.rand`` needs ``enumerable=False`` and is tested by chi-square.
+If all draws are multinomials and integers, they can be enumerated: then ``T.kernel`` and ``T.law`` are exact, and
+``T.check_operator`` checks the operator's claims. A step that draws by ``torch.rand`` needs ``enumerable=False`` and is
+tested by chi-square.
 
-Of N equal steps, step n goes from t = 1 - n/N to 1 - (n+1)/N. The survival probability is the scheduler's own, which
-is ``Linear()`` for ``DiscreteDDIMScheduler``. diffusers is not imported: any object with these methods works.
+Of N equal steps, step n goes from t = 1 - n/N to 1 - (n+1)/N. A scheduler has its own survival probability; it must be
+that of ``Linear()``, as for ``DiscreteDDIMScheduler``, and the process must have this schedule. diffusers is not
+imported: any object with these methods works.
 """
 
 import copy

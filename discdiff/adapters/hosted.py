@@ -122,7 +122,7 @@ def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
-    """Check that the weights have as many layers and experts as the settings give, before modules are made."""
+    """Check, before modules are made, that settings give no more layers and experts than the weights have."""
     wide = max((max(part.shape, default=0) for part in weights.values()), default=0)
     for what, keys, pattern, otherwise in (
         ("layers", ("num_hidden_layers", "n_layer"), r".*?\b(?:layers?|h)\.(\d+)\..*", 0),

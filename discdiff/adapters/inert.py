@@ -238,7 +238,7 @@ def tensors_in(found: object) -> Iterator[Tensor]:
 def plain(value: object) -> object:
     """Convert a configuration to dictionaries, lists and values; replace ``Inert`` objects by their contents.
 
-    Configurations of OmegaConf are converted too.
+    An object of OmegaConf is replaced by the value that it holds.
 
     Raises:
         Refused: if it is nested too deeply or has too many parts, for instance if it contains itself.

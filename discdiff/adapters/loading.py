@@ -220,7 +220,7 @@ def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None =
     """Put all weights into a network, converted to the dtype of its parameters.
 
     A network on the meta device (``with torch.device("meta"): network = ...``) takes no memory until it gets the
-    weights, so wrong sizes are reported before memory is used. Buffers that are not saved must not be on this device.
+    weights, so wrong sizes are reported before memory is used. Make buffers that are not saved on another device.
 
     Args:
         network: the network; weights must have the names and shapes in its ``state_dict``.

@@ -51,7 +51,7 @@ def _in_blocks(files: Files) -> bool:
 
 
 def _nearest(files: Files, known: Mapping[str, tuple[str, ...]], said: str) -> str | None:
-    """Return the nearest family by telling names of weights, else by the similarity of ``said`` to known names."""
+    """Return the nearest family by characteristic names of weights, else by the known name most similar to ``said``."""
     weights = _names(files)
     if not any(re.fullmatch(_OF_EXPERTS, weight) for weight in weights):
         for pattern, name in _TELLING:

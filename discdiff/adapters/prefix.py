@@ -48,7 +48,7 @@ class Prefix:
 def left_padded(
     tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"]
 ) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"]]:
-    """Move the first ``length`` tokens of each row to the right end; also return True where these tokens are now.
+    """Move the first ``length`` tokens of each row to the right end; also return a mask that is True at these tokens.
 
     Shapes: tokens (B, P), length (B,), both results (B, C) with C the largest length.
     """

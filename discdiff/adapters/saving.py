@@ -43,7 +43,7 @@ _BY_HAND = "by hand"
 
 
 def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Save a model to a folder for ``load``; return the folder's path. ``Denoiser.save`` calls this.
+    """Save a model to a folder that ``load`` reads, as ``Denoiser.save`` does; return the folder's path.
 
     Raises:
         TypeError: if an argument has another type.

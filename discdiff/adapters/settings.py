@@ -48,7 +48,7 @@ class Settings(Mapping[str, object]):
     @overload
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: D) -> int | D: ...
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: Any = ...) -> Any:
-        """Return the whole number at the first key that is present; it must lie in ``least`` to ``most``.
+        """Return the whole number at the first key that is present; it must be from ``least`` to ``most``.
 
         Raises:
             Refused: a ValueError, if the value is anything else, or missing without a default.

@@ -54,7 +54,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Randomness is keyed by (seed, row, step, site). So a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``;
     a run in blocks gives those of ``dd.Blockwise``. If a generator is passed to the first step of a run, the generator
-    draws the seed of the run. Options of other schedulers are refused if the operator decides what they decide.
+    draws the seed of the run. Options of other schedulers that would overrule the operator are refused.
 
     Shapes: tokens (B, L), in a block (B, n); model outputs (B, L, C); timesteps and flags of rows (B,).
 
