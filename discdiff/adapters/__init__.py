@@ -1,4 +1,4 @@
-"""Checkpoints and packages of other authors as this package's types: one module for each kind of file or package."""
+"""Convert checkpoints and packages of other authors to this package's types; each kind has a module."""
 
 from discdiff.adapters.convention import Convention, Loaded
 from discdiff.adapters.diffusion_transformers import DIFFUSION_TRANSFORMERS

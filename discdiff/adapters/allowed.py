@@ -1,10 +1,10 @@
-"""The configuration keys that are accepted, for each class of transformers and each author's format.
+"""List the accepted configuration keys of each class of transformers and of each author's format.
 
-Only the keys in ``used`` and ``parts`` reach a class of transformers; each has a type and a range. Keys in ``looked``
-must have the value at which they have no effect. Keys in ``passed`` do not change the forward pass in evaluation. Any
-other key is refused by name.
+Only the keys in ``used`` and ``parts`` reach a class of transformers; each has a type and a range. A key in ``looked``
+must have a value at which it has no effect. A key in ``passed`` does not change the forward pass in evaluation. Any
+other key raises an error with its name.
 
-Keys have the meanings of the classes in transformers 4.57 and 5, and of the configurations that the authors publish.
+Keys mean what they mean in transformers 4.57 and 5, and in the configurations that the authors publish.
 """
 
 import re
@@ -40,7 +40,7 @@ def FLAG(settings: Settings, key: str) -> bool:
 
 
 def _only(*neutral: object) -> Reader:
-    """Make a reader that accepts only these values, at which the setting has no effect."""
+    """Make a reader that accepts only the values ``neutral``, at which the setting has no effect."""
 
     def look(settings: Settings, key: str) -> None:
         value = settings[key]
@@ -55,18 +55,18 @@ def _only(*neutral: object) -> Reader:
 
 
 def _dtype(settings: Settings, key: str) -> None:
-    """Check the name of a dtype; it is not used, as the weights have their own."""
+    """Check that a setting names a dtype; the network gets the dtype of its weights instead."""
     settings.word(key, accepted=(*DTYPES, *(f"torch.{name}" for name in DTYPES[1:])))
 
 
 def _ones(settings: Settings, key: str) -> None:
-    """Check a list of ones, which means experts in every layer."""
+    """Check that a list holds only ones: every layer has experts."""
     if any(one != 1 or isinstance(one, bool) for one in settings.items_of(key)):
         raise settings.refused(f"{key} must be ones: layers without experts are not supported")
 
 
 def _sliding(settings: Settings) -> dict[str, Any]:
-    """Check the keys of windowed attention; only switched-off windows are accepted."""
+    """Check the keys of windowed attention; the windows must be switched off."""
     if settings.flag("use_sliding_window", default=False):
         raise settings.refused("use_sliding_window=true changes what the network computes and is not supported")
     if settings.get("sliding_window") is not None and settings.get("use_sliding_window") is None:
@@ -80,7 +80,7 @@ def _sliding(settings: Settings) -> dict[str, Any]:
 
 
 def _rotated(settings: Settings) -> dict[str, Any]:
-    """Read LLaDA2's rotary positions; ``rotary_dim`` must agree with the share."""
+    """Read LLaDA2's rotary positions; ``rotary_dim`` must agree with ``partial_rotary_factor``."""
     found = flat_rope(settings, partial=0.5)
     if settings.get("rotary_dim") is not None:
         heads = settings.whole("num_attention_heads", least=1)
@@ -94,7 +94,7 @@ def _rotated(settings: Settings) -> dict[str, Any]:
 
 
 def _overrides(settings: Settings) -> dict[str, Any]:
-    """Read DiffusionGemma's layers of another size: a table by layer number."""
+    """Read the table that gives some of DiffusionGemma's layers, by number, sizes of their own."""
     if settings.get("per_layer_config") is None:
         return {}
     layers, found = settings.part("per_layer_config"), {}
@@ -109,7 +109,7 @@ def _overrides(settings: Settings) -> dict[str, Any]:
 
 
 def _places(settings: Settings) -> dict[str, Any]:
-    """Read ESM-1's position table; positions begin after the padding row."""
+    """Check the size of ESM-1's position table; positions begin after the padding row."""
     rows, padding = (settings.whole(key, default=None) for key in ("max_position_embeddings", "pad_token_id"))
     rotary = settings.word("position_embedding_type", default="absolute") == "rotary"
     if not rotary and rows is not None and (padding is None or rows <= padding + 1):
@@ -163,10 +163,10 @@ class Allowed:
     """The accepted keys of a class of transformers, or of an author's format.
 
     Attributes:
-        used: keys that are read and passed on, with their readers.
-        looked: keys that are checked and not passed on.
-        passed: further keys without effect, as one regular expression.
-        parts: sets of keys that are read together, with their readers.
+        used: keys to pass to the class, with a reader for each.
+        looked: keys to check but not to pass, with a reader for each.
+        passed: a regular expression for further keys, which have no effect.
+        parts: sets of keys that one reader reads together.
         needed: required keys.
     """
 
@@ -179,12 +179,12 @@ class Allowed:
     def read(
         self, settings: Settings, ignore: Collection[str] = (), more: Mapping[str, Reader] | None = None
     ) -> dict[str, Any]:
-        """Return the settings to pass on, by name, each checked for type and range.
+        """Return the settings for the class, by name, after a check of their types and ranges.
 
         Args:
             settings: the whole configuration.
             ignore: keys that the user chose to ignore.
-            more: keys that the family reads elsewhere, with their readers.
+            more: keys that the family reads elsewhere, with their readers; they are checked here too.
 
         Raises:
             Refused: for an unknown key, or a value that is not accepted.

@@ -1,6 +1,6 @@
-"""Files of tensors: safetensors and the archives of torch and numpy, read without running code in them.
+"""Read files of tensors (safetensors, torch's and numpy's archives) without running code in them.
 
-The size of a file limits what is read: an archive may hold at most 16 times as much, and 16 MiB.
+The contents of a file of n bytes may take at most 16 n bytes plus 16 MiB.
 """
 
 import math
@@ -31,10 +31,10 @@ _WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 def opened(file: Path) -> Mapping[str, Any]:
     """Return the contents of a file by name: tensors, and from torch's files also other objects.
 
-    Tensors are mapped from the file if its format allows; ``owned`` copies them.
+    Tensors are memory-mapped if the file's format allows it; ``owned`` copies them.
 
     Raises:
-        Refused: a ValueError, if it is damaged, or of another format.
+        Refused: a ValueError, if the file is damaged or of another format.
     """
     if file.suffix == ".safetensors":
         return _safetensors(file)
@@ -47,7 +47,7 @@ def opened(file: Path) -> Mapping[str, Any]:
 
 
 def metadata(file: Path) -> dict[str, str]:
-    """Return the metadata in the header of a safetensors file; an empty table for other files.
+    """Return the metadata in the header of a safetensors file; return an empty table for other files.
 
     Raises:
         Refused: a ValueError, for a safetensors file whose header cannot be read.
@@ -72,7 +72,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a header of names and shapes larger than any in use; the library checks the rest."""
+    """Raise Refused if the header is larger than any in use; safetensors itself checks the rest."""
     held = size(file)
     with file.open("rb") as opened:
         said = int.from_bytes(opened.read(8), "little")
@@ -83,7 +83,7 @@ def _check_header(file: Path) -> None:
 
 
 def _arrays(file: Path) -> dict[str, Tensor]:
-    """Return every array of a numpy archive; the shape in its header must fit its bytes before memory is allocated."""
+    """Return every array of a numpy archive after checks of the archive's size and of each array's shape."""
     most = size(file) * _TIMES + _MORE
     try:
         with zipfile.ZipFile(file) as archive:
@@ -113,10 +113,11 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
 
 
 def owned(tensors: Mapping[str, Tensor], files: list[Path]) -> dict[str, Tensor]:
-    """Return copies that do not depend on the file, so that it may be overwritten; tied tensors stay tied.
+    """Return copies of tensors, so that their files may be overwritten; tied tensors stay tied.
 
     Raises:
-        Refused: for tensors that are not plain numbers in memory, or that hold more than their files.
+        Refused: if a tensor is not dense or does not hold real or whole numbers, or if all together take more than 16
+            times the size of ``files`` plus 16 MiB.
     """
     where = files[0].name
     for name, tensor in tensors.items():

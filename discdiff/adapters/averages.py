@@ -1,10 +1,10 @@
-"""Weights by name from the files of trainers: wrappers' prefixes and exponential moving averages.
+"""Find weights, or their exponential moving averages, in the files of trainers.
 
 Weights are at the top level, or under one of ``state_dict``, ``model_state_dict``, ``model``, ``module`` (DeepSpeed),
-``params``, ``network``, ``net``. Averages of them are under ``state_dict_ema``, ``ema_state_dict``, ``ema``,
-``model_ema``, ``ema_model``, ``params_ema``, ``shadow_params``, or among the weights with such a name as prefix. They
-are a table of tensors, perhaps inside one more of these names, or a list in the order of the parameters. JAX paths with
-``ema_params`` are averages of those with ``params``.
+``params``, ``network``, ``net``. Averages are under ``state_dict_ema``, ``ema_state_dict``, ``ema``, ``model_ema``,
+``ema_model``, ``params_ema`` or ``shadow_params``. They may also be among the weights, with a prefix such as
+``ema_model.``. Averages are a table of tensors, which may be nested under further such names, or a list in the order of
+the parameters. In JAX files a path with ``ema_params`` is the average of the path with ``params``.
 """
 
 import re
@@ -35,10 +35,10 @@ Tensors = dict[str, Tensor]
 
 
 def bare(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Remove from names the prefixes of wrappers: compilation, FSDP, DDP, DeepSpeed, PEFT.
+    """Remove the prefixes that wrappers (compilation, FSDP, DDP, DeepSpeed, PEFT) add to names.
 
     Raises:
-        Refused: if two tensors then have the same name.
+        Refused: if two tensors have the same name without prefixes.
     """
     found = _renamed(tensors, [_WRAPPERS.sub("", name) for name in tensors])
     while True:
@@ -57,15 +57,15 @@ def _renamed(tensors: Mapping[str, Tensor], names: list[str]) -> Tensors:
 
 
 def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tuple[Tensors, bool]:
-    """Return the weights in the contents of files, and whether they are averaged.
+    """Find the weights in the contents of files; also return whether they are averages.
 
     Args:
-        held: tensors by name, possibly inside what trainers save around them.
-        which: "raw", "ema", or None for averages if there are any.
+        held: the contents: tensors by name, possibly inside the tables that trainers save.
+        which: "raw", "ema", or None to take averages if there are any.
         where: the name of the file, for errors.
 
     Raises:
-        Refused: if there are no weights, or averages that do not fit them.
+        Refused: if there are no weights of this kind, or the averages do not fit the weights.
     """
     found = _raw(held, where)
     beside = {name: part for name, part in found.items() if _JAX.fullmatch(name)}
@@ -97,10 +97,10 @@ def _raw(held: Mapping[Any, Any], where: str, deep: int = 2) -> Tensors:
 
 
 def _tensors(table: Mapping[Any, Any], where: str) -> Tensors:
-    """Return the tensors of a table by name.
+    """Return the tensors of a table by name, without the counters of averages.
 
     Raises:
-        Refused: if an object of another class takes the place of a tensor.
+        Refused: if a weight or a bias is an object of another class.
     """
     found = {name: value for name, value in table.items() if isinstance(value, Tensor) and isinstance(name, str)}
     for name, value in table.items() if found else ():
@@ -110,7 +110,7 @@ def _tensors(table: Mapping[Any, Any], where: str) -> Tensors:
 
 
 def _divided(raw: Tensors) -> tuple[Tensors, Tensors]:
-    """Split weights and the averages among them, which have a prefix."""
+    """Split a table into its weights and its averages; the names of averages have a prefix."""
     for prefix in _AMONG:
         average = {name.removeprefix(prefix): part for name, part in raw.items() if name.startswith(prefix)}
         if average:
@@ -121,10 +121,10 @@ def _divided(raw: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _averaged(held: Mapping[str, Any], where: str) -> Tensors | list[Tensor]:
-    """Return averages by name, or in the order of the weights; empty if there are none.
+    """Return averages by name, or as a list in the order of the weights; empty if there are none.
 
     Raises:
-        Refused: for tensors under a name of averages that are neither.
+        Refused: if tensors under a name of averages are neither a table nor a list.
     """
     for key in _AVERAGED:
         found = _average(held.get(key), where, 2)
@@ -136,7 +136,7 @@ def _averaged(held: Mapping[str, Any], where: str) -> Tensors | list[Tensor]:
 
 
 def _average(value: object, where: str, deep: int) -> Tensors | list[Tensor]:
-    """Return the averages under such a name, or one level deeper; empty if there are no tensors."""
+    """Return the averages in a value or up to ``deep`` tables deeper; empty if there are none."""
     if isinstance(value, Inert):
         value = value.state
     if isinstance(value, list | tuple):
@@ -159,10 +159,10 @@ def _named(average: Tensors | list[Tensor], where: str) -> Tensors:
 
 
 def _merged(average: Tensors | list[Tensor], raw: Tensors, where: str) -> Tensors:
-    """Replace weights by their averages; buffers without an average stay.
+    """Replace weights by their averages; keep buffers that have no average.
 
     Raises:
-        Refused: if number, names or shapes do not fit the weights.
+        Refused: if the averages differ from the weights in number, names or shapes.
     """
     if isinstance(average, list):
         return raw | _paired(average, raw, where)
@@ -180,7 +180,7 @@ def _merged(average: Tensors | list[Tensor], raw: Tensors, where: str) -> Tensor
 
 
 def _paired(average: list[Tensor], raw: Tensors, where: str) -> Tensors:
-    """Assign names to a list of averages: all parameters, or all except those that are recomputed."""
+    """Name the averages of a list: they are of all parameters, of those not recomputed, or of all tensors."""
     first: dict[object, str] = {}  # the first name of tied parameters, which are listed once
     alias = {
         name: first.setdefault((part.data_ptr(), part.shape) if part.numel() else name, name)
@@ -198,9 +198,9 @@ def _paired(average: list[Tensor], raw: Tensors, where: str) -> Tensors:
 
 
 def _places(average: Tensors, raw: Tensors) -> dict[str, str] | None:
-    """Map the name of each average to that of its weight; either side may have one more prefix.
+    """Map the name of each average to the name of its weight; return None if names do not match.
 
-    Some trainers remove the dots from the names of averages.
+    One side may have a further prefix. Some trainers remove the dots from the names of averages.
     """
     for names in (
         {name: name for name in raw},

@@ -1,10 +1,11 @@
-r"""A decoder of transformers as a network of blocks: each attends to itself and the blocks before it; with a cache.
+r"""Run a decoder of transformers in blocks: each block attends to itself and to the cached blocks before it.
 
-    i sees j          j clean                 j noisy
+    i attends to j    j clean                 j noisy
     i clean           b(j) <= b(i)            never
     i noisy           b(j) <  b(i)            b(j) = b(i)
 
-b(j) is the block number of j. The mask is the decoder's ``attention_mask``, in transformers 4.57 and 5.
+b(j) is the number of the block of token j. The table is passed to the decoder as ``attention_mask``, in transformers
+4.57 and 5.
 
 References: block diffusion (Arriola et al., 2025, https://arxiv.org/abs/2503.09573), as in LLaDA2 (inclusionAI, 2025,
 https://arxiv.org/abs/2512.15745).
@@ -23,7 +24,7 @@ __all__ = ["BlockCausal"]
 
 
 class BlockCausal(nn.Module):
-    """The network of the module docstring.
+    """A decoder whose tokens attend to their own block and the blocks before it, with a cache of clean tokens.
 
     Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, C) or (B, n, C); block
     sizes (B, 1).
@@ -31,9 +32,10 @@ class BlockCausal(nn.Module):
     Args:
         network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M).
         block: the block size.
-        shift: whether its position i predicts position i + 1. Here the logits are moved to the predicted position: the
-            last clean token before a block gives those of the block's first site, and nothing those of position 0.
-        longest: the most tokens it takes, if it has a table of positions.
+        shift: whether position i of the network predicts position i + 1. Logits are then moved to the position that
+            they predict. The first site of a block gets the logits at the last clean token before the block. No logits
+            predict position 0; it keeps its own.
+        longest: the largest number of tokens, for a network with a table of positions; None if there is no limit.
 
     Raises:
         ValueError: for a block size that is not positive, or for more tokens than ``longest``.
@@ -62,7 +64,9 @@ class BlockCausal(nn.Module):
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
-        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training.
+        """Return the logits of all noisy blocks of ``x`` in one call, for likelihoods and training.
+
+        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size, for all rows or for each.
 
         Raises:
             ValueError: for more tokens than the network takes.
@@ -86,7 +90,7 @@ class BlockCausal(nn.Module):
         return torch.where(first, unshifted(clean_said), unshifted(said))
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
-        """Cache the first ``length`` tokens of each row; the cache grows beyond any ``capacity``.
+        """Cache the first ``length`` tokens of each row; ``capacity`` is ignored, as the cache grows when needed.
 
         Raises:
             ValueError: for more tokens than the network takes.
@@ -100,7 +104,7 @@ class BlockCausal(nn.Module):
         return prefix
 
     def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
-        """Append a clean block to the prefix; the next call adds it to the cache."""
+        """Append a clean block to the prefix; the next ``evaluate`` puts it into the cache."""
         prefix.pending = torch.cat([prefix.pending, tokens], 1)
 
     def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n C"]:
@@ -129,7 +133,7 @@ class BlockCausal(nn.Module):
             raise ValueError(f"the network takes at most {self.longest} tokens, got {length}")
 
     def _read(self, prefix: Prefix, tokens: Tensor, real: Tensor) -> Tensor:
-        """Return the logits of tokens after the prefix and add the tokens to it."""
+        """Append tokens to the prefix and return their logits; ``real`` is False at padding."""
         held = prefix.seen.shape[1]
         prefix.seen = torch.cat([prefix.seen, real.long()], 1)
         position = prefix.position

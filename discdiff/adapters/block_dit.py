@@ -1,11 +1,12 @@
 r"""The diffusion transformer of BD3LM and BlockGen, with a cache of clean tokens.
 
-    i sees j          j clean                 j noisy
+    i attends to j    j clean                 j noisy
     i clean           start(j) <= start(i)    never
     i noisy           j < start(i)            start(j) = start(i)
 
-start(j) is where the block of j begins. Clean tokens have blocks of their own, of one token in networks that are
-autoregressive too. The network gets no time, so the cache of clean tokens stays valid while a block is denoised.
+start(j) is the position where the block of token j begins. Clean tokens may have another block size than noisy ones. In
+networks that are also autoregressive, it is 1. The network gets no time, so the cache of clean tokens stays valid while
+a block is denoised.
 
 References: block diffusion (Arriola et al., 2025, https://arxiv.org/abs/2503.09573); BlockGen (Deschenaux and
 Gulcehre, 2026, https://arxiv.org/abs/2606.02241).
@@ -27,13 +28,13 @@ _NEVER = 2**30
 
 @dataclass
 class Memory:
-    """Keys and values of the clean tokens of a batch, and the clean tokens still to be added.
+    """Cache of the keys and values of a batch's clean tokens, in C columns.
 
     Attributes:
-        kept: keys and values of each layer, (B, H, C, D).
-        position: (B, C) the position whose keys a column holds; a huge number for an empty column.
-        length: (B,) clean tokens of a row, without pending ones.
-        pending: (B, n) tokens that the next call adds.
+        kept: for each layer its keys and its values, (B, H, C, D) each, with H heads of width D.
+        position: (B, C) the position of the token in a column; a huge number if the column is empty.
+        length: (B,) the number of cached tokens of a row, without pending ones.
+        pending: (B, n) clean tokens that the next evaluation adds to the cache.
     """
 
     kept: list[list[Tensor]]
@@ -42,21 +43,21 @@ class Memory:
     pending: Int[Tensor, "B n"]
 
     def select(self, rows: Int[Tensor, " R"]) -> "Memory":
-        """Return the memory of the rows at indices (R,), which may repeat."""
+        """Return the cache of the rows at indices (R,); indices may repeat."""
         kept = [[part[rows] for part in pair] for pair in self.kept]
         return Memory(kept, self.position[rows], self.length[rows], self.pending[rows])
 
 
 class BlockTransformer(DiffusionTransformer):
-    """The network of the module docstring; ``forward`` evaluates a whole sequence, causal between blocks.
+    """Diffusion transformer with attention causal between blocks; ``forward`` evaluates a whole sequence.
 
     Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, C) or (B, n, C); block
     sizes (B, 1).
 
     Args:
         rows, width, heads, depth, time_width: as in ``DiffusionTransformer``; a time input is always 0.
-        clean: the block size in which clean tokens attend to each other: that of the noisy blocks in BD3LM and in
-            BlockGen with one block size.
+        clean: the block size of clean tokens; in BD3LM, and in BlockGen with one block size, it is also that of noisy
+            tokens.
 
     Raises:
         ValueError: for a block size below 1.
@@ -71,9 +72,9 @@ class BlockTransformer(DiffusionTransformer):
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
-        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training.
+        """Return the logits of all noisy blocks of ``x`` in one call, for likelihoods and training.
 
-        ``block`` is the block size, one for all rows or one for each.
+        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size, for all rows or for each.
 
         Raises:
             ValueError: if a block begins inside a block of clean tokens.
@@ -85,10 +86,10 @@ class BlockTransformer(DiffusionTransformer):
         return self._after(memory, x0, x, noisy_at(position, start))
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Memory:
-        """Cache the first ``length`` tokens of each row; the memory grows beyond any ``capacity``.
+        """Cache the first ``length`` tokens of each row; ``capacity`` is ignored, as the cache grows when needed.
 
         Raises:
-            ValueError: if a prefix does not consist of whole blocks of clean tokens.
+            ValueError: if the length of a prefix is not a multiple of the block size ``clean``.
         """
         self._whole(length)
         weight, heads = self.vocab_embed.embedding, self.heads
@@ -102,10 +103,10 @@ class BlockTransformer(DiffusionTransformer):
         return Memory(kept, position, length, tokens[:, :0])
 
     def extend(self, memory: Memory, tokens: Int[Tensor, "B n"]) -> None:
-        """Append a clean block to the prefix; the next call adds it to the cache.
+        """Append clean tokens to the prefix; the next evaluation puts them into the cache.
 
         Raises:
-            ValueError: if it does not consist of whole blocks of clean tokens.
+            ValueError: if their number is not a multiple of the block size ``clean``.
         """
         self._whole(torch.tensor(tokens.shape[1]))
         memory.pending = torch.cat([memory.pending, tokens], 1)
@@ -117,7 +118,7 @@ class BlockTransformer(DiffusionTransformer):
         return self._after(memory, x[:, :0], x, noisy_at(position, begin.expand_as(position)))
 
     def _after(self, memory: Memory, clean: Tensor, x: Tensor, places: Places) -> Tensor:
-        """Return the logits of noisy tokens after the memory, pending tokens and more clean ones."""
+        """Return the logits of noisy tokens x, which follow the cached, the pending and the ``clean`` tokens."""
         n, columns = memory.pending.shape[1], memory.position.shape[1]
         shown = torch.cat([memory.pending, clean], 1)
         before = memory.length[:, None] + torch.arange(shown.shape[1], device=x.device)
@@ -132,7 +133,7 @@ class BlockTransformer(DiffusionTransformer):
         return self.output_layer(h[:, shown.shape[1] :], told)
 
     def _clean_at(self, position: Int[Tensor, "B N"]) -> Places:
-        """Make the places of clean tokens, which attend to all tokens before the end of their own block."""
+        """Make the places of clean tokens: each attends to all tokens before the end of its own block."""
         return Places(position, (position // self.clean + 1) * self.clean, torch.zeros_like(position).bool())
 
     def _whole(self, count: Tensor) -> None:
@@ -144,11 +145,13 @@ class BlockTransformer(DiffusionTransformer):
 
 
 class CausalBlockTransformer(BlockTransformer):
-    """A block transformer with causal clean tokens, as in BlockGen with several block sizes; a sequence is one block.
+    """Block transformer whose clean tokens are causal, as in BlockGen with several block sizes.
+
+    ``forward`` evaluates a sequence as one block.
 
     Args:
         rows, width, heads, depth, time_width: as in ``BlockTransformer``.
-        blank: the token at a site of pure noise: the mask, or any token if noise is uniform.
+        blank: the token to put at a site of pure noise: the mask, or any token if noise is uniform.
     """
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, blank: int) -> None:
@@ -156,6 +159,6 @@ class CausalBlockTransformer(BlockTransformer):
         self.block, self.blank = None, blank
 
     def score(self, memory: Memory, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n C"]:
-        """Return the autoregressive logits p(. | prefix, x_{<i}) of a clean block, in one call of 2n queries."""
+        """Return the logits of p(x_i | prefix, x_{<i}) at each site i of a clean block, in one call of 2n queries."""
         position = (memory.length + memory.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
         return self._after(memory, x, torch.full_like(x, self.blank), noisy_at(position, position))

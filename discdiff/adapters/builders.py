@@ -1,6 +1,7 @@
-"""The networks of this package by name: their arguments, and networks built from a file's record.
+"""Describe this package's networks by name and arguments, and build them from such descriptions.
 
-A file names one of these classes and gives its arguments, which have types and bounds; it cannot name anything else.
+A file names one of the classes listed here and gives its arguments; it cannot name any other code. Types and sizes of
+the arguments are checked.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,13 @@ _WIDEST = 1 << 24  # most of any size argument, as even the meta device counts t
 
 @dataclass(frozen=True)
 class _Builder:
-    """A class of networks.
+    """How to describe and build the networks of a class.
 
     Attributes:
         cls: the class.
-        arguments: reads the arguments that a network was made from.
-        inner: the class of the network inside, if any.
-        card: whether it is made from a ``Card`` of these arguments.
+        arguments: returns the arguments that a network was made from.
+        inner: the class of the network that it wraps; None if it wraps none.
+        card: whether its constructor takes a ``Card``, made from the arguments.
     """
 
     cls: type[nn.Module]
@@ -42,7 +43,7 @@ class _Builder:
 
 
 def described_network(network: nn.Module) -> dict[str, object] | None:
-    """Describe a network of this package as a table of JSON; None for any other network."""
+    """Return a network of this package as a table that JSON can hold; return None for any other network."""
     name = next((name for name, one in _BUILDERS.items() if type(network) is one.cls), None)
     if name is None:
         return None
@@ -55,15 +56,15 @@ def described_network(network: nn.Module) -> dict[str, object] | None:
 
 
 def built(settings: Settings, layers: int, of: type[nn.Module] = nn.Module) -> nn.Module:
-    """Build a network from the table of ``described_network``, with fresh weights on torch's default device.
+    """Build a network from a table of ``described_network``, with initial weights on torch's default device.
 
     Args:
         settings: the table.
-        layers: the largest depth accepted; each layer has at least one weight of its own.
-        of: its class, or a base class of it.
+        layers: the largest accepted depth: the number of weights in the file, as each layer has at least one.
+        of: the network's class must be a subclass of this one.
 
     Raises:
-        Refused: for an unknown name, or arguments that the class does not have.
+        Refused: for an unknown class, or arguments that the class does not accept.
     """
     builder = _BUILDERS[settings.word("builder", accepted=[n for n, b in _BUILDERS.items() if issubclass(b.cls, of)])]
     known(settings, {"builder", "arguments"})
@@ -79,7 +80,7 @@ def built(settings: Settings, layers: int, of: type[nn.Module] = nn.Module) -> n
 
 
 def _argument(settings: Settings, name: str, hint: Any, layers: int, inner: type[nn.Module] | None) -> Any:  # noqa: ANN401
-    """Read an argument by the type that the class declares."""
+    """Read an argument with the getter for the type that the class declares."""
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return built(settings.part(name), layers, inner or hint)
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)

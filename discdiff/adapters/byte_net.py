@@ -1,6 +1,6 @@
 r"""ByteNet: a network of dilated convolutions along a sequence, with EvoDiff's names for its weights.
 
-    h <- h + W_2 a(norm(conv_d(a(norm(W_1 a(norm(h)))))))        dilations d = 1, 2, 4, ..., and again
+    h <- h + W_2 a(norm(conv_d(a(norm(W_1 a(norm(h)))))))        a an activation, d = 1, 2, 4, ..., 1, 2, 4, ...
 
 References: ByteNet (Kalchbrenner et al., 2016, https://arxiv.org/abs/1610.10099), as in EvoDiff (Alamdari et al.,
 2023, https://doi.org/10.1101/2023.09.11.556673).
@@ -20,7 +20,7 @@ __all__ = ["ByteNet", "bytenet"]
 
 
 class ByteNet(nn.Module):
-    """The network of the module docstring.
+    """Residual network of dilated convolutions along the sequence.
 
     Args:
         rows: the number of input ids and of output columns.
@@ -29,12 +29,12 @@ class ByteNet(nn.Module):
         inner: the width within a layer.
         depth: the number of layers.
         kernel: the width of a convolution, odd.
-        period: the largest dilation; dilations go 1, 2, 4, ... up to it, and again.
+        period: the largest dilation, rounded down to a power of two; after it dilations start again from 1.
         activation: "gelu" or "relu".
-        timed: whether it takes a step k.
+        timed: whether the network takes a step k.
 
     Raises:
-        ValueError: for an even kernel, an odd narrow width or another activation.
+        ValueError: if ``kernel`` is even, ``narrow`` is odd, or the activation is another one.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class ByteNet(nn.Module):
 
         Args:
             x: (B, L) tokens.
-            step: (B,) k of each row, for a network that takes it.
-            input_mask: (B, L, 1) 1 at tokens of the sequence, 0 at padding.
+            step: (B,) the step k of each row, for a network that takes it.
+            input_mask: (B, L, 1) with 1 at tokens of the sequence and 0 at padding.
 
         Raises:
             ValueError: if the network takes a step and none is given.
@@ -126,7 +126,7 @@ class _Layer(nn.Module):
 
 
 def _waves(step: Int[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
-    """sin(k w_0), cos(k w_0), sin(k w_1), ... with w_j = 10^(-8 j / D)."""
+    """Return sin(k w_0), cos(k w_0), sin(k w_1), ... for steps k, with w_j = 10^(-8 j / D)."""
     angle = step[:, None] * torch.exp(torch.arange(0, width, 2, device=step.device) * (-math.log(1e4) / width))
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
@@ -135,13 +135,13 @@ def bytenet(shapes: Shapes, config: Settings, timed: bool) -> ByteNet:
     """Make the network whose weights have these shapes.
 
     Args:
-        shapes: by name, without the "module." of the files.
-        config: the authors' configuration, if there is one, for ``r`` and ``activation``, which the shapes do not show.
-            Both published configurations have 128 and gelu.
-        timed: whether it takes a step.
+        shapes: the shapes by the weights' names, without the files' prefix "module.".
+        config: the authors' configuration, possibly empty. It gives ``r``, the largest dilation, and ``activation``,
+            which the shapes do not show. Both published configurations have 128 and gelu.
+        timed: whether the network takes a step.
 
     Raises:
-        Refused: if the weights are of another network, or the configuration describes another one.
+        Refused: if the weights or the configuration are those of another network.
     """
     rows, narrow = matrix(shapes, "embedder.embedder.weight")
     inner, width, _ = axes(shapes, "embedder.layers.0.sequence1.2.conv.weight", 3)

@@ -1,4 +1,4 @@
-"""How a checkpoint is called and what its output means, as one record; families differ in its fields only."""
+"""Record how a checkpoint is called and what its output means; families differ only in the fields of this record."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -23,32 +23,33 @@ class Convention:
     """All that is needed to use a network as a denoiser.
 
     Attributes:
-        family: the family of checkpoints.
-        process: the forward process it was trained for, schedule included.
-        predicts: the meaning of its output, as for ``Denoiser``.
-        columns: the width of its output. Only the first columns are used: V, or S if it predicts ratios.
+        family: the name of the checkpoint's family.
+        process: the forward process that the network was trained for, with its schedule.
+        predicts: the meaning of the output, as for ``Denoiser``.
+        columns: the width of the output. Only the first columns are used: V (data tokens), or S (states) for ratios.
         mask_source: where the mask's id was found, for instance "config.json".
-        time: the time argument, as for ``Denoiser``; None if it takes none or ignores it.
+        time: the time argument, as for ``Denoiser``; None if the network takes none or ignores it.
         time_scale: a factor for the time argument.
-        integer_time: whether the product is rounded to a whole number.
-        scalar_time: whether it is one number a row.
+        integer_time: whether the scaled time is rounded to a whole number.
+        scalar_time: whether the time is one number a row.
         shift: whether position i predicts position i + 1.
-        suppress: ids that are never predicted: rows beyond the tokenizer, special tokens.
+        suppress: ids that are never predicted, such as special tokens and rows beyond the tokenizer.
         ids: the name of the argument for tokens; "" for the first positional one.
         clock: the name of the argument for the time; "" for the second positional one.
-        returns: "tensor", or "logits" for an object that has them as an attribute.
-        attention: the ``attention_mask`` argument: None, "ones" (B, L), or "bidirectional" (an additive mask of
-            zeros (1, 1, L, L), which replaces a causal one).
-        longest: the most tokens it takes, without those of the frame, if it has a table of positions.
+        returns: "tensor", or "logits" if the network returns an object with this attribute.
+        attention: the ``attention_mask`` argument: None, "ones" (B, L), or "bidirectional". The last is an additive
+            mask of zeros (1, 1, L, L); it replaces a causal mask.
+        longest: the largest number of tokens, without those of the frame; None if there is no limit.
         block: the block size of a network that was trained in blocks.
-        aligned: whether its blocks begin at multiples of that size, prompts included; else at the end of the prompt.
-        autocast: the dtype it computes in, or None for that of its weights.
-        weights: "raw", or "ema" for an exponential moving average of them.
-        frame: ids of the start and the end token that it was trained with, or None. It gets [start] x [end] and
-            returns the logits of x: tokens and lengths exclude the ends, which are never predicted. A direct call with
-            rows that all hold both ends passes them unchanged and returns the logits of every site.
-        files: the files of the weights; "" if there are none.
-        notes: other facts a user should know, a line each.
+        aligned: whether blocks begin at multiples of ``block``, also in the prompt; else they begin after the prompt.
+        autocast: the dtype of the computation; None for that of the weights.
+        weights: "raw", or "ema" for an exponential moving average of the weights.
+        frame: ids of the start and the end token that the network was trained with, or None. A call with tokens x
+            passes [start] x [end] to the network and returns the logits of x. Tokens and lengths exclude both ends,
+            which are never predicted. On an absorbing process x may include both ends in all rows; then nothing is
+            added, and the logits of every site are returned.
+        files: the names of the weight files; "" if there are none.
+        notes: other facts for the user, one line each.
     """
 
     family: str
@@ -79,8 +80,8 @@ class Convention:
         """Check the frame.
 
         Raises:
-            TypeError, ValueError: if it is not two ids, holds the mask, or is combined with a shift, which has a column
-                for the end but none for the first token.
+            TypeError, ValueError: if the frame is not two ids or holds the mask. Also if ``shift`` is True, as the
+                logits between the ends would predict the end token and not the first token.
         """
         if self.frame is None:
             return
@@ -95,12 +96,12 @@ class Convention:
 
     @property
     def unpredicted(self) -> tuple[int, ...]:
-        """Ids that are never predicted: those of ``suppress`` and of the frame."""
+        """Ids that are never predicted: those in ``suppress`` and in ``frame``."""
         return tuple(sorted({*self.suppress, *(v for v in self.frame or () if v < self.process.vocab_size)}))
 
     @property
     def call(self) -> Call:
-        """How a ``Denoiser`` calls the network; ``Called`` adds what only checkpoints need."""
+        """The ``Call`` by which a ``Denoiser`` calls the network; ``Called`` adds what only checkpoints need."""
         return Call(self.process, self.time, self.shift, self.unpredicted, self.scalar_time)
 
     def denoiser(self, network: nn.Module) -> "Loaded":
@@ -108,7 +109,7 @@ class Convention:
         return Loaded(network, self)
 
     def lines(self) -> dict[str, str]:
-        """Describe the convention for a person to check: name -> text."""
+        """Return the convention as printable text by name, for a person to check."""
         process, mask = self.process, self.process.mask_id
         clock: str = self.time or "none"
         if self.time is not None and (self.time_scale != 1 or self.integer_time):
@@ -138,10 +139,10 @@ class Convention:
 
 
 class Called(nn.Module):
-    """A network called as fn(x, time) with its convention, for a ``Denoiser``.
+    """Function fn(x, time) for a ``Denoiser``: it calls a network by its convention.
 
     Raises:
-        TypeError: if its output is not as the convention states, or has another number of columns.
+        TypeError: when called, if the output's type or its number of columns differs from the convention's.
     """
 
     network: Any  # a module; ``_called`` has checked its other methods
@@ -153,7 +154,7 @@ class Called(nn.Module):
 
     @property
     def frame(self) -> tuple[int, int] | None:
-        """The ids of the tokens put around every sequence."""
+        """The ids of the start and the end token around every sequence, or None."""
         return self.convention.frame
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, "B *L"] | None) -> Float[Tensor, "B L C"]:
@@ -161,7 +162,7 @@ class Called(nn.Module):
 
         Raises:
             ValueError: for more tokens than the network takes.
-            TypeError: if it returns something else than the convention's logits.
+            TypeError: if the network does not return logits as in the convention.
         """
         said, positional, named = self.convention, [], {}
         held = self._has_ends(x)
@@ -189,7 +190,7 @@ class Called(nn.Module):
         return logits if said.frame is None or held else logits[:, 1:-1]
 
     def _has_ends(self, x: Int[Tensor, "B L"]) -> bool:
-        """Whether every row holds both ends already, on a process whose noise cannot be an end."""
+        """Return whether every row has both ends already; False if the process's noise can be an end."""
         said = self.convention
         if said.frame is None or not said.process.absorbing or x.shape[1] < 2:
             return False
@@ -199,7 +200,7 @@ class Called(nn.Module):
     def _framed(
         self, x: Int[Tensor, "B L"], time: Tensor | None, frame: tuple[int, int]
     ) -> tuple[Int[Tensor, "B N"], Tensor | None]:
-        """Put the ends around the tokens, at the time of clean tokens."""
+        """Put the ends around the tokens; their time, if every site has one, is that of clean tokens."""
         x = nn.functional.pad(x, (1, 1))
         x[:, 0], x[:, -1] = frame
         if time is not None and time.ndim == 2:
@@ -213,7 +214,7 @@ class Called(nn.Module):
         return scaled.round().long() if self.convention.integer_time else scaled
 
     def _columns(self, out: object) -> Float[Tensor, "B L C"]:
-        """Return the columns of the output that are used."""
+        """Check the output and return those of its columns that are used."""
         said = self.convention
         logits = out if said.returns == "tensor" else getattr(out, "logits", None)
         if not isinstance(logits, Tensor):
@@ -236,7 +237,7 @@ class Called(nn.Module):
 
 
 class _Keeping(Called):
-    """A called network that is ``Cached``."""
+    """Called network with a cache of clean prefixes, as in ``Cached``."""
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> RowCache:
         with self._autocast(tokens.device):
@@ -252,7 +253,7 @@ class _Keeping(Called):
 
 
 class _AtOnce(_Keeping):
-    """A called network that also evaluates all blocks in one pass."""
+    """Called network with a cache that also evaluates all blocks in one pass."""
 
     def blocks_at_once(
         self,
@@ -266,7 +267,7 @@ class _AtOnce(_Keeping):
 
 
 class _Scoring(_AtOnce):
-    """A called network that also has autoregressive scores."""
+    """Called network with a cache that also gives autoregressive scores."""
 
     def score(self, cache: RowCache, x: Int[Tensor, "B n"]) -> Tensor:
         with self._autocast(x.device):
@@ -274,7 +275,7 @@ class _Scoring(_AtOnce):
 
 
 def _called(network: nn.Module, convention: Convention) -> Called:
-    """Wrap a network in the class that fits its methods."""
+    """Wrap a network in the class here that has the network's methods."""
     if convention.frame is not None:
         _check_frame(network, convention.frame)
     if not isinstance(network, Cached):
@@ -292,10 +293,10 @@ class Loaded(Denoiser):
         model = replace(model.convention, shift=True).denoiser(model.network)
 
     Attributes:
-        convention: the record.
+        convention: how the network is called and what its output means.
 
     Raises:
-        TypeError, ValueError: for a convention that does not fit the network.
+        TypeError, ValueError: if the convention does not fit the network.
     """
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
@@ -304,10 +305,10 @@ class Loaded(Denoiser):
 
     @property
     def network(self) -> nn.Module:
-        """The module.
+        """The network as a module.
 
         Raises:
-            AttributeError: after ``calling`` with a function that holds no module.
+            AttributeError: if ``calling`` replaced the network by a function that is not a module.
         """
         if isinstance(self.fn, Called):
             return self.fn.network
@@ -317,7 +318,7 @@ class Loaded(Denoiser):
 
 
 def _check_frame(network: nn.Module, frame: tuple[int, int]) -> None:
-    """Raise ValueError for a frame around a network that does not support it."""
+    """Raise ValueError if a network does not support the frame: it has a cache, or lacks one of the ids."""
     if isinstance(network, Cached):
         raise ValueError(f"Convention: frame={frame} needs a network of whole sequences, not one that keeps a prefix")
     embedding = network.get_input_embeddings() if hasattr(network, "get_input_embeddings") else None  # type: ignore[operator]
@@ -326,7 +327,7 @@ def _check_frame(network: nn.Module, frame: tuple[int, int]) -> None:
 
 
 def _kept(said: Convention) -> int:
-    """Return the number of columns used; a ratio also has one for the mask."""
+    """Return the number of used columns; for ratios it includes the mask's."""
     return min(said.columns, said.process.columns) if said.predicts == "ratio" else said.process.vocab_size
 
 

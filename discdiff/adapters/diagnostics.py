@@ -1,7 +1,7 @@
-r"""Tests of a checkpoint's predictions that need no knowledge of the data's law, and its activations by noise level.
+r"""Test a checkpoint's predictions without the law of the data, and read its activations at several noise levels.
 
-An exact prediction passes both. A leave-one-out prediction must not depend on the token that it leaves out. Concrete
-scores must be ratios of one law, so their logarithms sum to 0 around every closed path.
+An exact prediction passes both tests. First, a leave-one-out prediction (LOO) must not depend on the token that it
+leaves out. Second, concrete scores must be ratios of one law: their logarithms sum to 0 around every closed path.
 
 References: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765), appendix H; gauge freedom and
 conservativity (Horvat and Pfister, 2024, https://arxiv.org/abs/2402.03845).
@@ -26,13 +26,14 @@ __all__ = ["Cycles", "cycle_residual", "features", "loo_sensitivity", "sensitivi
 
 @torch.no_grad()
 def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Float[Tensor, " B"]:
-    """Measure how much the LOO of a site changes if that site's token is replaced: total variation, (B,), in [0, 1].
+    """Measure how much a site's leave-one-out prediction changes if the site's own token is replaced.
 
-    In each row of x (B, L) one random site gets another random token. The result is 0 for an exact leave-one-out. It is
-    far from 0 for a network that was trained by cross-entropy and declared "loo" by mistake.
+    In each row of x (B, L) one random site gets another random token. The result (B,) is a total variation in [0, 1].
+    It is 0 for an exact leave-one-out prediction. It is far from 0 for a network that was trained by cross-entropy but
+    is declared "loo".
 
     Raises:
-        ValueError: on an absorbing process, where noise is never a token, or with a single token.
+        ValueError: on an absorbing process, whose noise is never a data token, or with a single data token.
     """
     process = check_denoiser(model, "loo_sensitivity").process
     process.check_states(x, "x")
@@ -51,19 +52,19 @@ def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int 
 def sensitivity_curve(
     model: Denoiser, x0: Int[Tensor, "B L"], alphas: Sequence[float], seed: int = 0
 ) -> dict[Predicts, Float[Tensor, "A 2"]]:
-    """Compute ``loo_sensitivity`` against alpha, with the network's output read as "loo" and as "denoiser".
+    """Compute ``loo_sensitivity`` at several alphas, with the network's output read as "loo" and as "denoiser".
 
-    A network declared "loo" or "denoiser" is read in both ways. It learned the reading whose LOO depends less on the
-    site's own token. A "ratio" is read as such only.
+    A network declared "loo" or "denoiser" is read in both ways; the reading with the lower sensitivity is the right
+    one. A network declared "ratio" is read as "ratio" only.
 
     Args:
         model: the denoiser.
-        x0: (B, L) data, to be noised.
-        alphas: survival probabilities strictly between 0 and 1.
+        x0: (B, L) data; noise is added here.
+        alphas: A survival probabilities strictly between 0 and 1.
         seed: the seed of noise, sites and tokens.
 
     Returns:
-        For each reading the mean and its standard error over the batch at every alpha, (A, 2).
+        For each reading an (A, 2) tensor: at every alpha the mean over the batch and its standard error.
 
     Raises:
         ValueError: for fewer than two rows, alphas out of range, or a process that ``loo_sensitivity`` refuses.
@@ -91,7 +92,12 @@ def sensitivity_curve(
 
 @dataclass(frozen=True)
 class Cycles:
-    """Sums of log ratios around closed paths, (B,) nats each; 0 for the ratios of one law."""
+    """Sums of log ratios around closed paths, in nats; they are 0 for the ratios of one law.
+
+    Attributes:
+        there_and_back: (B,) the sum over a change of one site and its reversal.
+        square: (B,) the sum over the changes of two sites in one order and back in the other.
+    """
 
     there_and_back: Float[Tensor, " B"]
     square: Float[Tensor, " B"]
@@ -99,15 +105,16 @@ class Cycles:
 
 @torch.no_grad()
 def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Cycles:
-    r"""Test whether a learned ratio is conservative, on a random pair of sites (i, j) and tokens (v, w) in each row:
+    r"""Test whether a learned ratio is conservative: return its log sums around two closed paths in each row.
 
         there and back   log r_i(v | z) + log r_i(z_i | z^{i<-v})
         square           log r_i(v | z) + log r_j(w | z^{i<-v}) - log r_j(w | z) - log r_i(v | z^{j<-w})
 
-    Shapes: x (B, L).
+    z is a row of x (B, L); i, j are random sites and v, w random tokens. z^{i<-v} is z with token v at site i, and
+    r_i(v | z) is the model's ratio of the probability of z^{i<-v} to that of z.
 
     Raises:
-        ValueError: for a single site or token, or where the model does not determine the ratio.
+        ValueError: for a single site or data token, or if the model does not determine the ratio.
     """
     process = check_denoiser(model, "cycle_residual").process
     process.check_states(x, "x")
@@ -136,21 +143,22 @@ def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int =
 def features(
     model: Denoiser, x0: Int[Tensor, "B L"], alphas: Sequence[float], modules: Sequence[str], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return the outputs of chosen modules of a denoiser on data at several noise levels.
+    """Return the outputs of some modules of a denoiser for data at several noise levels.
 
     Args:
         model: a denoiser whose function is an ``nn.Module``.
         x0: (B, L) data.
-        alphas: survival probabilities in (0, 1].
+        alphas: A survival probabilities in (0, 1].
         modules: names of modules, as in ``named_modules``; each must return a tensor, or a tuple that begins with one.
         seed: the seed of the noise.
 
     Returns:
-        For each module its output, (A, ...) with a level for each alpha.
+        The outputs of each module by its name, stacked over the alphas: (A, ...).
 
     Raises:
         TypeError: if the function is not a module, or a module returns no tensor.
-        ValueError: for unknown names, or survival probabilities out of range.
+        ValueError: for unknown names, survival probabilities out of range, or a module that does not run exactly once
+            a call.
     """
     check_denoiser(model, "features")
     if not isinstance(model.fn, nn.Module):
@@ -190,7 +198,7 @@ def features(
 
 
 def _others(model: Denoiser, token: Int[Tensor, "B 1"], generator: torch.Generator) -> Int[Tensor, "B 1"]:
-    """Return a random data token different from the given one."""
+    """Draw for each row a uniform data token other than the given one."""
     data = model.process.data_tokens
     step = torch.randint(1, len(data), token.shape, generator=generator).to(token.device)
     rank = (data.to(token.device) == token[..., None]).long().argmax(-1)

@@ -1,4 +1,4 @@
-"""MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from folders of the hub and from Lightning checkpoints."""
+"""Load MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from folders of the hub or Lightning checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ _LOO = "trained by the plug-in bound, so that it predicts the leave-one-out (Uni
 
 
 def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove wrappers' prefixes from names, and weights that are recomputed (rotary tables, noise).
+    """Remove the prefixes of wrappers from names, and drop weights that are recomputed (rotary tables, noise).
 
     Raises:
-        Refused: if two weights then have the same name.
+        Refused: if two weights have the same name without prefixes.
     """
     found = dict[str, Tensor]()
     for name, tensor in weights.items():
@@ -42,10 +42,12 @@ def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTransformer:
-    """Make a network with the sizes of the weights; one of blocks without a time input caches its clean tokens.
+    """Make a network with the sizes of the weights.
+
+    A network in blocks without a time input gets a class with a cache of clean tokens.
 
     Raises:
-        Refused: if the configuration has other sizes.
+        Refused: if the configuration gives other sizes.
     """
     rows, width = matrix(shapes, "vocab_embed.embedding")
     heads = config.whole("n_heads", "num_attention_heads", least=1, most=width)
@@ -71,7 +73,7 @@ def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTrans
 
 @dataclass(frozen=True)
 class HybridClock:
-    """GIDD's survival probability, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))) with B = 2 p / (1 - p).
+    """GIDD's survival probability, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))), B = 2 p / (1 - p), p = ``p_uniform``.
 
     Reference: GIDD (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482).
     """
@@ -84,12 +86,12 @@ class HybridClock:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A family, and how its convention follows from its configuration and the number of rows.
+    """A family of diffusion transformers.
 
     Attributes:
         name, about: fields of the ``Family``.
-        recognises: decides by the configuration and the names of weights.
-        convention: makes the convention, except for what all families share.
+        recognises: returns whether files are of this family, by the configuration and the names of weights.
+        convention: makes the convention from the configuration, the number of token ids and the user's choices.
     """
 
     name: str
@@ -126,7 +128,11 @@ class _Kind:
 
 
 def _masked(config: Settings, rows: int, asked: Asked) -> Convention:
-    """MDLM and BD3LM: the mask is the tokenizer's or the last row; they take a time if the configuration says so."""
+    """Make the convention of MDLM and BD3LM.
+
+    The mask is the user's or the tokenizer's, else the last id. The network takes a time if ``time_conditioning`` is
+    true.
+    """
     schedule, source = asked.schedule or _noise(config), "the family's rule: the last row"
     tokenizer = config.word("tokenizer_name_or_path", default="")
     if asked.mask_id is None and "bert" in tokenizer:
@@ -142,7 +148,7 @@ def _masked(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _uniform(config: Settings, rows: int, asked: Asked) -> Convention:
-    """Duo and UDLM: no mask; they take a time unless the configuration says otherwise."""
+    """Make the convention of Duo and UDLM: no mask, and a time input unless ``time_conditioning`` is false."""
     if asked.mask_id is not None and asked.mask_source == "given":
         raise Refused(f"uniform noise has no mask, got mask_id={asked.mask_id}")
     process = Uniform(rows, asked.schedule or _noise(config))
@@ -151,7 +157,7 @@ def _uniform(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _ratios(config: Settings, rows: int, asked: Asked) -> Convention:
-    """SEDD on either graph; MDLM's relatives that are trained under this name are always absorbing."""
+    """Make the convention of SEDD: absorbing or uniform by ``graph_type``, and absorbing without this key."""
     schedule = asked.schedule or _noise(config)
     absorbs = config.word("graph_type", accepted=("absorb", "uniform"), default="absorb") == "absorb"
     process: Process = Masked(rows - 1, schedule) if absorbs else Uniform(rows, schedule)
@@ -162,10 +168,10 @@ def _ratios(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _noise(config: Settings) -> Schedule:
-    """Return the schedule that the configuration names, log-linear if it names none.
+    """Return the schedule that the configuration names; it is log-linear by default.
 
     Raises:
-        ValueError: for an unknown name, instead of sampling with another schedule.
+        ValueError: for an unknown name.
     """
     kind = config.word("noise_type", default="loglinear").replace("-", "")
     if kind == "geometric":
@@ -182,7 +188,10 @@ def _radd(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _gidd(config: Settings, rows: int, asked: Asked) -> Convention:
-    """The mask is the tokenizer's, or the last id; some files round the number of rows up to a multiple of 128."""
+    """Make the convention of GIDD: the mask is the user's or the tokenizer's, else the id ``vocab_size`` - 1.
+
+    The number of rows may be larger than ``vocab_size``, as some files round it up to a multiple of 128.
+    """
     p_uniform = config.number("p_uniform", interval="[0, 1)")
     known = config.whole("vocab_size", least=2, most=rows, default=rows)
     mask, source = (known - 1, "the family's rule") if asked.mask_id is None else (asked.mask_id, asked.mask_source)
@@ -199,7 +208,7 @@ def _gidd(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _kind(*names: str) -> Callable[[Files], bool]:
-    """Recognise by ``model_type``, or by the algorithm or backbone in a Lightning checkpoint."""
+    """Make a recogniser by ``model_type``, or by the algorithm or parameterization of a Lightning checkpoint."""
 
     def recognises(files: Files) -> bool:
         config = configuration(files)
@@ -251,7 +260,7 @@ def _in_blocks_of(said: Convention, block: int | None) -> Convention:
 
 
 def _blockgen(noise: Callable[[Settings, int, Asked], Convention], name: str) -> Callable[..., Convention]:
-    """BlockGen, whose network takes no time."""
+    """Make a function for the convention of BlockGen from that for its noise; the network takes no time."""
 
     def convention(config: Settings, rows: int, asked: Asked) -> Convention:
         said = replace(noise(config, rows, asked), family=name, time=None)

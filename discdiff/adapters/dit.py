@@ -3,8 +3,9 @@ r"""The diffusion transformer that MDLM, Duo, UDLM, SEDD, RADD, BD3LM and GIDD s
     h <- h + g_1 W_o attention(R W_qkv m_1(norm(h)))        m(h) = (1 + scale) h + shift
     h <- h + g_2 mlp(m_2(norm(h)))
 
-Scales, shifts and gates are affine in an embedding of the time; without a time they are 0, 0 and 1. Attention is
-torch's own: bidirectional, or causal between blocks.
+The scales and shifts of m_1 and m_2 and the gates g_1 and g_2 are affine in an embedding of the time; without a time
+they are 0, 0 and 1. R rotates queries and keys by position. Attention is torch's own: bidirectional, or causal between
+blocks.
 
 References: DiT (Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748), as in SEDD (Lou et al., 2024,
 https://arxiv.org/abs/2310.16834) and MDLM (Sahoo et al., 2024, https://arxiv.org/abs/2406.07524); blocks as in BD3LM
@@ -25,20 +26,20 @@ _ROPE = 10_000.0
 
 
 class DiffusionTransformer(nn.Module):
-    """The network of the module docstring.
+    """Transformer whose layers are modulated by the time.
 
     Args:
         rows: the number of input ids and of output columns.
-        width: the width of a token.
+        width: the width of a token's vector.
         heads: the number of attention heads.
         depth: the number of layers.
-        time_width: the width of the embedded time; None for a network without one.
-        block: if given, a site attends to its own block of this size and the blocks before it.
-        norm_shift: whether norms have a shift beside their scale (RADD's do).
-        classes: the number of labels of a row (UDLM's, including an empty one); None for a network without labels.
+        time_width: the width of the embedded time; None for a network without a time input.
+        block: the block size; a site attends to its own block and the blocks before it. None for no blocks.
+        norm_shift: whether norms have a shift in addition to their scale, as in RADD.
+        classes: the number of labels of a row, as in UDLM, with the empty label; None for a network without labels.
 
     Raises:
-        ValueError: if the width is not divisible by the heads, or there are classes and no time.
+        ValueError: if ``width`` does not divide into ``heads`` heads of even width, or there are classes but no time.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class DiffusionTransformer(nn.Module):
     ) -> Float[Tensor, "B L C"]:
         """Return the logits (B, L, C) of tokens (B, L) at times (B,).
 
-        A network with a time input gets 0 if none is given, as in its authors' code.
+        Without ``time`` a network with a time input gets time 0, as in its authors' code.
 
         Raises:
             ValueError: for a label given to a network without classes.
@@ -82,7 +83,7 @@ class DiffusionTransformer(nn.Module):
         return self.output_layer(self._hidden(x, told, position, seen), told)
 
     def _told(self, x: Tensor, time: Tensor | None, label: Tensor | None = None) -> Float[Tensor, "B D"] | None:
-        """Return the embedded time and label."""
+        """Return the sum of the embedded time and label; None for a network without a time input."""
         if label is not None and not hasattr(self, "cond_map"):
             raise ValueError("DiffusionTransformer: it was told a label, and has no classes")
         if not hasattr(self, "sigma_map"):
@@ -99,7 +100,10 @@ class DiffusionTransformer(nn.Module):
         seen: Bool[Tensor, "*heads N M"] | None,
         kept: list[list[Tensor]] | None = None,
     ) -> Float[Tensor, "B N W"]:
-        """Run all layers; ``kept`` holds keys and values of earlier tokens, a pair a layer, and theirs are appended."""
+        """Run all layers on tokens x and return their vectors.
+
+        ``kept`` holds a pair of keys and values of earlier tokens for each layer; those of x are appended to it.
+        """
         h = self.vocab_embed(x)
         half = torch.arange(0, self.width // self.heads, 2, device=x.device) * (self.heads / self.width)
         angle = position[..., None, :, None] * (_ROPE**-half)
@@ -110,11 +114,11 @@ class DiffusionTransformer(nn.Module):
 
 
 class Ratios(nn.Module):
-    r"""SEDD's output: log ratios, 0 at a site's own token.
+    r"""SEDD's network with log ratios as output, 0 at each site's own token.
 
-    On an absorbing graph the network's output y is the ratio without the known part:
+    If ``scaled``, as on an absorbing graph, the network's output y(v) for token v lacks a known term. It is added here:
 
-        log r(v) = y(v) - log(e^sigma - 1) - log V
+        log r(v) = y(v) - log(e^sigma - 1) - log V        V + 1 the number of output columns
     """
 
     def __init__(self, network: DiffusionTransformer, scaled: bool) -> None:
@@ -139,7 +143,7 @@ class _Embedding(nn.Module):
 
 
 class _Clock(nn.Module):
-    """Cosines and sines of the time, with periods from 2 pi to 1e4 times that, and two layers."""
+    """Embedding of the time: cosines and sines with periods from 2 pi to nearly 2e4 pi, then two layers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML files of other authors: regular UTF-8 files of bounded size, with a table at the top level."""
+"""Read text, JSON and YAML files of other authors; they must be regular UTF-8 files of bounded size."""
 
 import json
 import math
@@ -24,10 +24,10 @@ _KINDS = {
 
 
 def is_there(file: Path) -> bool:
-    """Whether there is a regular file of that name; links to one are accepted.
+    """Return whether a path is a regular file or a link to one; False if nothing is there.
 
     Raises:
-        Refused: if there is something else, or a broken link.
+        Refused: if the path is anything else, such as a folder or a broken link.
     """
     try:
         mode = file.stat().st_mode
@@ -47,7 +47,7 @@ def size(file: Path) -> int:
     """Return the size in bytes of a readable regular file.
 
     Raises:
-        Refused: if there is none, or it cannot be read.
+        Refused: if the file does not exist or cannot be read.
     """
     if not is_there(file):
         raise Refused(f"{file.name} is not there")
@@ -57,14 +57,14 @@ def size(file: Path) -> int:
 
 
 def text(file: Path, most: int) -> str | None:
-    """Return the text of a file, or None if there is none.
+    """Return the text of a file, without a byte-order mark at its start; None if the file does not exist.
 
     Args:
         file: a regular file.
-        most: the largest size in bytes.
+        most: the largest accepted size in bytes.
 
     Raises:
-        Refused: if it is larger, cannot be read, or is not UTF-8. A byte-order mark at its start is skipped.
+        Refused: if the file is larger, cannot be read, or is not UTF-8.
     """
     if not is_there(file):
         return None
@@ -82,21 +82,21 @@ def text(file: Path, most: int) -> str | None:
 
 
 def json_table(file: Path, most: int = CONFIGURATION) -> Settings:
-    """Read a file of JSON; an empty table if there is none.
+    """Read a table from a JSON file; return an empty table if the file does not exist.
 
     Raises:
-        Refused: if it is not JSON, is nested too deeply, repeats a key, holds numbers that are not finite or too
-            long, or has no table at its top level.
+        Refused: if the file is not JSON, is larger than ``most`` bytes, is nested too deeply, repeats a key, has no
+            table at its top level, or has a number that is not finite or has too many digits.
     """
     said = text(file, most)
     return Settings({}, file.name) if said is None else json_text(said, file.name)
 
 
 def json_text(said: str, name: str) -> Settings:
-    """Read a table of JSON from elsewhere, such as a header; refuses the same as ``json_table``.
+    """Read a table from JSON text, for instance from a header; ``name`` names the source in errors.
 
     Raises:
-        Refused: a ValueError, if it is no JSON, is nested too deeply, or as ``json_table``.
+        Refused: a ValueError, if ``json_table`` would refuse the text as the contents of a file.
     """
     try:
         found = json.loads(said, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
@@ -108,11 +108,12 @@ def json_text(said: str, name: str) -> Settings:
 
 
 def yaml_table(file: Path) -> Settings:
-    """Read a file of YAML; an empty table if there is none.
+    """Read a table from a YAML file; return an empty table if the file does not exist.
 
     Raises:
-        ImportError: without PyYAML.
-        Refused: as in ``json_table``; also for merge keys ("<<"), as a few lines of them can expand without end.
+        ImportError: if PyYAML is not installed.
+        Refused: if the file is not YAML, is too large or nested too deeply, repeats a key, or has no table at its top
+            level. Merge keys ("<<") are refused too, as a few lines of them can expand without end.
     """
     said = text(file, _YAML)
     if said is None:

@@ -1,16 +1,20 @@
 r"""EvoDiff: networks for proteins, and their noise processes.
 
-The order-agnostic models (OA_DM) hide amino acids and take no time. The D3PM models take k in 1..T-1, T = 500: the
-state has gone through Q_0 ... Q_k. Here t = k / (T - 1) is that time, and t = 0 is data.
+The order-agnostic models (OA_DM) mask amino acids and take no time. The D3PM models take a step k in 1..T-1, T = 500.
+At step k the noise is the product of the transition matrices Q_0 ... Q_k. The time here is t = k / (T - 1), and t = 0
+is data.
 
     uniform    Q_k = (1 - beta_k) I + beta_k / K 11^T        beta_k = 1 / (T - k + 1)       exactly ``Uniform``
     BLOSUM     Q_k = I + beta_k G                            beta_k = e_k / e_{T-1} + 1/T   nearly ``General(G)``
 
-with e_k = 1e-5 + (0.999 - 1e-5) exp(6 k / (T - 1)), and G the rates of substitution: the off-diagonal part of
-exp(BLOSUM62), scaled to be doubly stochastic. ``General`` has exp(beta_k G) in place of Q_k. They all commute, so only
-prod_j (1 + beta_j l) and exp(l sum_j beta_j) differ, at the eigenvalues l of G. The rows of q_t are within 2e-3 in
-total variation at every k (a test checks it), and a leave-one-out depends on the process through q_t only. No process
-in continuous time has these Q_k: from k = 384 on log Q_k has negative rates.
+K = 26 is the number of letters and e_k = 1e-5 + (0.999 - 1e-5) exp(6 k / (T - 1)). G holds the rates of substitution:
+the off-diagonal part of exp(BLOSUM62), scaled to be doubly stochastic.
+
+``General`` has exp(beta_k G) in place of Q_k. All these matrices commute. So the products differ only in their
+eigenvalues: prod_j (1 + beta_j l) and exp(l sum_j beta_j) for an eigenvalue l of G. The rows of the marginals q_t
+differ by at most 2e-3 in total variation at every k (a test checks it). A leave-one-out prediction depends on the
+process only through q_t. No process in continuous time has exactly these Q_k: from k = 384 on log Q_k has negative
+rates.
 
 References: EvoDiff (Alamdari et al., 2023, https://doi.org/10.1101/2023.09.11.556673); D3PM (Austin et al., 2021,
 https://arxiv.org/abs/2107.03006); BLOSUM62 (Henikoff and Henikoff, 1992, https://doi.org/10.1073/pnas.89.22.10915).
@@ -68,13 +72,13 @@ _SCORES = """
 
 @dataclass(frozen=True)
 class Tabulated(Schedule):
-    """Schedule alpha = exp(-sigma), with sigma given at n + 1 equal times and linear between them.
+    """Schedule alpha = exp(-sigma), with sigma from a table at n + 1 equally spaced times and linear between them.
 
     Args:
-        sigmas: sigma at the times 0, 1/n, ..., 1; begins at 0 and increases.
+        sigmas: sigma at the times 0, 1/n, ..., 1; the first is 0, and they increase.
 
     Raises:
-        ValueError: if they do not begin at 0, do not increase, or are fewer than two.
+        ValueError: if the sigmas do not begin at 0, do not increase, or are fewer than two.
     """
 
     sigmas: tuple[float, ...]
@@ -85,7 +89,7 @@ class Tabulated(Schedule):
             raise ValueError("Tabulated: sigmas must be two or more numbers that begin at 0 and grow")
 
     def _piece(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sigma where a piece begins, and the piece's length."""
+        """Return sigma at the beginning of piece number ``at``, and its increase over the piece."""
         table = torch.tensor(self.sigmas, dtype=torch.float64, device=at.device)
         return table[at], table[at + 1] - table[at]
 
@@ -112,7 +116,7 @@ class Tabulated(Schedule):
 
 
 def _clock(sigma: Float[Tensor, " T"]) -> Tabulated:
-    """Make the schedule of time k / (T - 1) for a state that has gone through Q_0 ... Q_k; data at k = 0."""
+    """Make the schedule whose sigma at time k / (T - 1) is ``sigma[k]``, the sum over Q_0 ... Q_k; 0 at k = 0."""
     return Tabulated((0.0, *sigma[1:].tolist()))
 
 
@@ -123,20 +127,20 @@ def uniform(steps: int = _STEPS) -> Uniform:
 
 
 def blosum(steps: int = _STEPS) -> General:
-    """Make the process of the D3PM models with BLOSUM substitutions; the module gives the error.
+    """Make the process of the D3PM models with BLOSUM substitutions; the module docstring gives its small error.
 
-    At t = 1 its law is far from the stationary one: 82 % of tryptophans are unchanged. Both the authors and ``prior``
-    nevertheless start from the stationary law, which is uniform.
+    At t = 1 the marginal is far from the stationary law, which is uniform: 82 % of tryptophans are unchanged. The
+    authors and ``prior`` nevertheless start from the stationary law.
     """
     rise = 1e-5 + (0.999 - 1e-5) * torch.linspace(0, 6, steps, dtype=torch.float64).exp()
     return General(blosum_rates(), _clock((rise / rise[-1] + 1 / steps).cumsum(0)))
 
 
 def blosum_rates() -> Float[Tensor, "26 26"]:
-    """Return G (26, 26), the rates of substitution by BLOSUM62, symmetric, per unit of beta.
+    """Return G (26, 26), the symmetric rates of substitution by BLOSUM62 per unit of beta.
 
-    Exponentiated scores are scaled to be doubly stochastic, together with a gap that is then removed. J, O, U and the
-    gap get score 4 with themselves and -4 with everything else.
+    The matrix of exponentiated scores, with the gap as a letter, is scaled to be doubly stochastic. Then the gap is
+    removed. J, O, U and the gap have score 4 with themselves and -4 with all other letters.
     """
     letters = ALPHABET[: _LETTERS + 1]
     score = torch.full((len(letters), len(letters)), -4.0, dtype=torch.float64).fill_diagonal_(4.0)
@@ -155,14 +159,16 @@ def blosum_rates() -> Float[Tensor, "26 26"]:
 
 
 class Squared(nn.Module):
-    r"""A D3PM network of EvoDiff as a leave-one-out.
+    r"""A D3PM network of EvoDiff that returns leave-one-out logits.
 
-    Its authors' reverse step, in training and in sampling, weights a clean token by the squared network output:
+    In training and in sampling, the authors' reverse step weights a clean token v by the square of the network's
+    probability p(v):
 
-        p(x_{k-1} | x_k) ~ Q_k(x_{k-1}, x_k) sum_v p(v)^2 Qbar_{k-1}(v, x_{k-1})
+        p(x_{k-1} | x_k) prop. to Q_k(x_{k-1}, x_k) sum_v p(v)^2 Qbar_{k-1}(v, x_{k-1}),    Qbar_k = Q_0 ... Q_k
 
-    This is the exact step if p^2 ~ leave-one-out. So the bound trains the network towards this, and the bridge needs
-    2 log p. (At k = 1 alone the loss is the cross-entropy.)
+    This is the exact posterior step if p^2 is proportional to the leave-one-out prediction. So training by the bound
+    leads to such a p, and 2 log p are the logits of the leave-one-out prediction. (At k = 1 the loss is the
+    cross-entropy instead.)
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -170,7 +176,7 @@ class Squared(nn.Module):
         self.network = network
 
     def forward(self, x: Int[Tensor, "B L"], step: Int[Tensor, " B"]) -> Float[Tensor, "B L C"]:
-        """Return twice the network's logits, (B, L, C), of tokens (B, L) at steps (B,), 0 taken as 1."""
+        """Return twice the network's logits, (B, L, C), for tokens (B, L) at steps (B,); step 0 counts as 1."""
         return 2 * self.network(x, step.clamp(min=1))
 
 
@@ -180,7 +186,13 @@ _MIXED = "in training the times of a batch were mixed among its rows, so it may 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A family: the text in a file's name that identifies it, and its process; None for the one that hides."""
+    """A family of EvoDiff's networks.
+
+    Attributes:
+        name, about: fields of the ``Family``.
+        said: words in a file's name, each of which identifies the family.
+        process: makes the D3PM process; None for the masked models.
+    """
 
     name: str
     about: str
@@ -191,7 +203,7 @@ class _Kind:
         return Family(self.name, self.about, self.recognises, self.build)
 
     def recognises(self, files: Files) -> bool:
-        """Recognise by the file's name, as all have the same weights and hold nothing to tell them apart."""
+        """Return whether the file's name identifies the family; the contents of all families look the same."""
         if "model_type" in files.config:
             return False
         named = f"{files.path.name} {files.parts[0].name}".lower().replace("_", "-")

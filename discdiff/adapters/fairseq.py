@@ -1,7 +1,7 @@
-"""RoBERTa from fairseq's trainer: one file of weights and arguments, with a list of words beside it.
+"""Load RoBERTa as fairseq's trainer saves it: one file of weights and arguments, with a list of words beside it.
 
-It runs as transformers' RoBERTa, between <s> and </s>. A vocabulary of fairseq is <s>, <pad>, </s>, <unk>, then the
-words of dict.txt, and finally <mask>.
+The network runs as transformers' RoBERTa, with sequences between <s> and </s>. A vocabulary of fairseq is <s>, <pad>,
+</s>, <unk>, then the words of dict.txt, and finally <mask>.
 
 References: RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692), for instance Sapiens (Prihoda et al., 2022,
 https://doi.org/10.1080/19420862.2021.2020203).
@@ -64,7 +64,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename weights to transformers' names, add its table of token types, and drop classifiers."""
+    """Rename weights to transformers' names, add a table of token types of zeros, and drop classifiers."""
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         inner, body = re.sub("^" + _BODY, "", name), re.match(_BODY, name) is not None
@@ -83,7 +83,7 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _arguments(files: Files) -> Settings:
-    """Return the training arguments: a namespace, or since fairseq 0.12 the part "model" of a table."""
+    """Return the training arguments: the namespace "args", or the table "model" in "cfg" since fairseq 0.12."""
     saved = files.saved
     told = plain(saved.get("args"))
     if not isinstance(told, dict):

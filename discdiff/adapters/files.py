@@ -1,4 +1,4 @@
-"""Checkpoint files: configurations, tokenizer and weights, read without running code from the files."""
+"""Read checkpoint files (configurations, tokenizer, weights) without running code from them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,22 +29,24 @@ _NESTED = ("text_config", "dllm_config")  # tables of config.json that may hold 
 class Files:
     """A checkpoint: a folder as on the hub, or one file.
 
-    A folder of an adapter (PEFT) gives its base with the adapter merged into it.
+    The folder of an adapter (PEFT) stands for its base model with the adapter merged into it.
 
     Args:
         path: a folder with config.json and weights, or a .safetensors, .ckpt, .pt, .pth, .bin, .tar or .npz file.
         file: the name of the file of weights in the folder, or of a folder in it; None for the usual one.
         which: "raw" or "ema"; None for averaged weights if there are any.
-        hub: fetches an adapter's base that is not here; None for a base, which may not be an adapter itself.
+        hub: fetches the base of an adapter if it is not on this machine. None if this is such a base: then it must not
+            be an adapter itself.
 
     Attributes:
         path: the given path.
-        config, generation: contents of config.json and generation_config.json; empty for a single file. A table in
-            config.json that holds only the mask's id is read here, and not passed on.
+        config, generation: contents of config.json and generation_config.json; empty for a single file. ``config``
+            omits the table ``text_config`` or ``dllm_config`` if it holds only the mask's id; ``mask_id`` reads it.
 
     Raises:
-        FileNotFoundError: if there is nothing there, or no weights in it.
-        Refused: for another kind of folder or file, or a damaged one. All methods that read more may raise it too.
+        FileNotFoundError: if the path does not exist or has no weights.
+        Refused: for another kind of folder or file, or a damaged one. Properties and methods that read files later may
+            raise it too.
     """
 
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
@@ -83,7 +85,7 @@ class Files:
 
     @cached_property
     def run(self) -> Settings:
-        """The YAML configuration of a training run, from the weights' folder or the one above."""
+        """The YAML configuration of a training run from the weights' folder or the folder above; empty if absent."""
         places = (folder / name for folder in self._folders for name in _HYDRA)
         found = next(filter(is_there, places), None)
         return Settings({}, "config.yaml") if found is None else yaml_table(found)
@@ -110,12 +112,12 @@ class Files:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """The metadata of a safetensors file."""
+        """The metadata of the first weight file if it is a safetensors file; else empty."""
         return archives.metadata(self.parts[0])
 
     @cached_property
     def saved(self) -> Mapping[str, Any]:
-        """The contents of a torch file: of a Lightning checkpoint the weights, hyperparameters and averages."""
+        """All contents of torch files, for a Lightning checkpoint also its hyperparameters; empty for other files."""
         return self._held if self.parts[0].suffix in TORCH else {}
 
     @cached_property
@@ -131,7 +133,7 @@ class Files:
 
     @cached_property
     def _own(self) -> tuple[dict[str, Tensor], bool]:
-        """Return the weights in the files without copying them, and whether they are averaged."""
+        """Find the weights in the files without copying them; also return whether they are averages."""
         found, averaged = weights_of(self._held, self._which if self.base is None else None, self.chosen)
         check_tensors(found, self.chosen)
         if self.base is None and is_adapter(found):
@@ -152,7 +154,7 @@ class Files:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of all weights by name, without wrappers' prefixes; averages if there are any."""
+        """Copies of all weights by name, without wrappers' prefixes: raw ones or averages, as ``which`` decides."""
         own = archives.owned(self._own[0], self.parts)
         if self.base is None:
             return own
@@ -162,10 +164,10 @@ class Files:
     # --- adapters -----------------------------------------------------------------------------------------------------
 
     def _is_adapter(self) -> bool:
-        """Whether it is an adapter of PEFT.
+        """Return whether the checkpoint is an adapter of PEFT.
 
         Raises:
-            Refused: if a folder holds both an adapter and whole weights, and ``file`` does not choose.
+            Refused: if the folder holds both an adapter and whole weights, and ``file`` names neither.
         """
         if self.path.is_file() or self._file is not None:
             return Path(self._file or self.path).name in ADAPTERS
@@ -178,7 +180,7 @@ class Files:
         return bool(own)
 
     def _base(self) -> "Files":
-        """Find an adapter's base: a path, relative to its folder or to the working folder, or a hub repository."""
+        """Open an adapter's base: a path relative to its folder or to the working folder, or a hub repository."""
         if not is_there(self.folder / "adapter_config.json"):
             raise Refused("this is an adapter, and adapter_config.json is not beside it")
         said = json_table(self.folder / "adapter_config.json")
@@ -204,14 +206,15 @@ class Files:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Ids of the tokens in the tokenizer's files."""
+        """Ids by token from the tokenizer's files, or else from ``beside``."""
         return self._tokenizer.tokens or self.beside
 
     @cached_property
     def beside(self) -> dict[str, int]:
-        """Ids of the tokens of ../vocab.txt, which some authors leave above several folders of weights.
+        """Ids by token from ../vocab.txt; some authors keep it above several folders of weights.
 
-        It is used if the folder has no tokenizer file and it has one line for every token of config.json.
+        Empty if the folder has tokenizer files of its own, or if the number of lines is not ``vocab_size`` in
+        config.json.
         """
         file, size = self.folder.resolve().parent / "vocab.txt", self.config.whole("vocab_size", default=None)
         if size is None or self.path.is_file() or self._tokenizer.is_there:
@@ -224,25 +227,27 @@ class Files:
 
     @property
     def tokenizer_size(self) -> int | None:
-        """One more than the largest id, or None without a tokenizer."""
+        """One more than the tokenizer's largest id; None without a tokenizer."""
         return self._tokenizer.size or len(self.beside) or None
 
     def special(self, *names: str) -> tuple[int, ...]:
-        """Return the ids of those special tokens, such as "bos_token", that the tokenizer has."""
+        """Return the sorted ids of special tokens, such as "bos_token"; omit those that the tokenizer lacks."""
         found = (self._tokenizer.special(name) for name in names)
         return tuple(sorted({self.tokens[token] for token in found if token in self.tokens}))
 
     # --- the mask -----------------------------------------------------------------------------------------------------
 
     def mask_id(self, rule: int | None, given: int | None) -> tuple[int, str]:
-        """Return the mask's id and its source; config.json, generation_config.json and the tokenizer must agree.
+        """Return the mask's id and where it was found.
+
+        config.json, generation_config.json and the tokenizer must agree if several of them have an id.
 
         Args:
-            rule: the family's id if none of them has one.
-            given: the user's id, which overrides all.
+            rule: the family's id, used if no file has one; None if the family has none.
+            given: the user's id, which overrides all others; None to use the files.
 
         Raises:
-            Refused: if they disagree, none has an id, or one has an invalid id.
+            Refused: if the files disagree, one has an invalid id, or there is no id at all.
         """
         if given is not None:
             return given, "given"

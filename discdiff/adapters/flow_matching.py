@@ -1,12 +1,13 @@
-r"""Discrete flow matching: its probability denoisers as ours, and our operators behind its solver's interface.
+r"""Use discrete flow-matching models as denoisers, and operators behind the interface of flow_matching's solver.
 
-Its mixture path replaces noise by data with probability kappa(tau), tau from 0 (noise) to 1 (data), and its model gives
-the posterior p(x1 | x_tau) at every site. So, with t = 1 - tau,
+A mixture path of flow_matching replaces noise by data x1 with probability kappa(tau), tau from 0 (noise) to 1 (data).
+Its model gives the posterior p(x1 | x_tau) at every site. With t = 1 - tau this means for the survival probability
+alpha, the denoiser D and the law pi of a noise token:
 
     alpha(t) = kappa(1 - t),    D = p(x1 | x_tau),    pi = the source law
 
-and the process is ``Masked`` for a source of a single token, ``Uniform`` or ``Marginal`` for others. The package
-flow_matching is not imported: paths, schedulers and models are recognised by their methods.
+The process is ``Masked`` if the source is a single token, else ``Uniform`` or ``Marginal``. The package flow_matching
+is not imported: any paths, schedulers and models with its methods work.
 
 Reference: Discrete Flow Matching (Gat et al., 2024, https://arxiv.org/abs/2407.15595).
 """
@@ -33,14 +34,14 @@ __all__ = ["Kappa", "OperatorSolver", "flow_denoiser", "flow_process"]
 class Kappa(Schedule):
     """Schedule alpha(t) = kappa(1 - t) of a flow-matching scheduler.
 
-    Two are equal if their schedulers have the same class and contents.
+    Two such schedules are equal if their schedulers have the same class and contents.
 
     Args:
-        scheduler: a convex scheduler: scheduler(tau) returns ``alpha_t`` (which is kappa), ``sigma_t`` = 1 - kappa and
-            ``d_alpha_t``, and it has ``kappa_inverse``.
+        scheduler: a convex scheduler with a method ``kappa_inverse``. scheduler(tau) returns an object with
+            ``alpha_t`` = kappa, ``sigma_t`` = 1 - kappa and ``d_alpha_t``, the derivative of kappa.
 
     Raises:
-        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa (a Gaussian path's scheduler).
+        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa, as for Gaussian paths.
     """
 
     scheduler: Any
@@ -79,7 +80,7 @@ class Kappa(Schedule):
 
 
 def _held(scheduler: object) -> dict[str, object]:
-    """Return the contents of a scheduler by name: the numbers that define it."""
+    """Return a scheduler's attributes by name: the numbers that define it."""
     return dict(getattr(scheduler, "__dict__", {}))
 
 
@@ -90,14 +91,14 @@ def _same(one: object, other: object) -> bool:
 
 
 def flow_process(path: Any, source: Float[Tensor, " V"]) -> Process:  # noqa: ANN401
-    """Return the process that a mixture path reverses.
+    """Return the forward process from data to noise that corresponds to a mixture path.
 
     Args:
         path: a path with a convex ``scheduler``.
-        source: (V,) law of a noise token; if it is a single token, this is the mask, one of the V.
+        source: (V,) law of a noise token. A token with probability 1 is the mask; its id is one of the V.
 
     Raises:
-        ValueError: if the source is not a law, or the scheduler is not convex.
+        ValueError: if ``source`` is not a probability law, or the scheduler is not convex.
     """
     law, clock = check_law(source, "flow_process: source"), Kappa(path.scheduler)
     if bool((law == 1).any()):
@@ -118,10 +119,10 @@ def flow_denoiser(
     """Make a denoiser of a flow-matching model.
 
     Args:
-        model: called as model(x=x, t=tau, **extras) with tau (B,); returns (B, L, V) posterior probabilities of x1. It
-            gets one time a row, so infill is exact on masked sources only.
+        model: called as model(x=x, t=tau, **extras) with tau (B,); returns (B, L, V) posterior probabilities of x1.
+            All sites of a row get the same time, so infill is exact only if the source is a mask.
         process: from ``flow_process``.
-        logits: whether it returns logits, as a network trained by cross-entropy does, instead of probabilities.
+        logits: whether the model returns logits instead, as a network trained by cross-entropy does.
         extras: further arguments of the model, the same for the whole batch.
         length: the sequence length, if the model accepts only one.
     """
@@ -141,9 +142,9 @@ class OperatorSolver:
     Args:
         model: returns posterior probabilities, as for ``flow_denoiser``.
         path: a mixture path.
-        vocabulary_size: V, a mask included.
+        vocabulary_size: V, which includes a mask.
         source_distribution_p: (V,) the law of a noise token; required here, because it determines the process.
-        operator: one step, such as ``Ancestral()``. ``DFM()`` on a masked source has the Euler solver's law.
+        operator: one step, such as ``Ancestral()``. With a mask as source, ``DFM()`` has the law of the Euler solver.
 
     Raises:
         TypeError, ValueError: for an operator that is not a predictor, or a source that is not a law on V tokens.
@@ -176,12 +177,12 @@ class OperatorSolver:
         extras: Mapping[str, object] | None = None,
         length: int | None = None,
     ) -> Sampler:
-        """Return the sampler that ``sample`` runs, for ``T.law``, and for its ``repr``, which describes the run.
+        """Return the sampler that ``sample`` runs, for instance for ``T.law``; its ``repr`` describes the run.
 
-        ``time_grid`` holds (N,) increasing times tau in [0, 1], as in ``sample``.
+        ``step_size`` and ``time_grid``, (N,) increasing times tau in [0, 1], are those of ``sample``.
 
         Raises:
-            ValueError: for times that do not increase within [0, 1], or step sizes that are not positive.
+            ValueError: if times do not increase within [0, 1], or ``step_size`` is not positive.
         """
         grid = [0.0, 1.0] if time_grid is None else [float(tau) for tau in time_grid]
         if step_size is not None:
@@ -205,22 +206,23 @@ class OperatorSolver:
         seed: int | None = None,
         **model_extras: object,
     ) -> Int[Tensor, "*N B L"]:
-        """Return tokens (B, L) at the end of the time grid, equal to ``sampler(...).sample(initial=x_init)``.
+        """Return tokens (B, L) at the end of the time grid, equal to those of ``sampler(...).sample(initial=x_init)``.
 
         Args:
             x_init: (B, L) tokens at the first time.
-            step_size: equal steps, the last one shorter; or None to use the time grid as it is.
+            step_size: the length of equal steps from the first to the last time; only the last step may be shorter.
+                None makes a step from each time of the grid to the next.
             div_free: must be 0: stochasticity belongs to the operator (``DFM(eta)``, ``ReMDM``, a corrector after it).
             dtype_categorical: ignored; draws are as exact as the model's output.
-            time_grid: (N,) increasing times tau in [0, 1]; [0, 1] by default. Unlike with the Euler solver, a run that
-                ends before 1 ends at the noise of that time.
-            return_intermediates: return (N, B, L), the states at the times of ``time_grid``, or nearest to them.
+            time_grid: (N,) increasing times tau in [0, 1]; [0, 1] by default. If the last time is below 1, the tokens
+                keep the noise of that time; with the Euler solver they do not.
+            return_intermediates: return (N, B, L) instead, the states nearest in time to those of ``time_grid``.
             verbose: show a progress bar on standard error.
             seed: the key of the randomness; drawn from torch's global generator if None.
             model_extras: further arguments of the model.
 
         Raises:
-            ValueError: for tokens or times out of range, or a divergence-free term.
+            ValueError: if tokens or times are out of range, or ``div_free`` is not 0.
         """
         if div_free != 0:
             raise ValueError("OperatorSolver: div_free must be 0; give a stochastic operator, such as DFM(eta=1.0)")

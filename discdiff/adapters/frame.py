@@ -1,4 +1,4 @@
-"""Special tokens of networks trained between a start and an end token, and where files name them."""
+"""Find the special tokens of networks that were trained between a start and an end token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ class Specials:
     """The special tokens of a type of tokenizer, by kind: "cls", "sep", "bos", "eos", "pad", "unk", "mask".
 
     Attributes:
-        names: their names in every tokenizer of this type.
-        rows: the size of the type's only vocabulary, if it has one.
-        ids: the special tokens of that vocabulary.
+        names: the usual name of each kind in tokenizers of this type.
+        rows: the size of the vocabulary, if all tokenizers of this type share one; else None.
+        ids: the ids of the special tokens in that shared vocabulary.
     """
 
     names: Mapping[str, str]
@@ -29,18 +29,18 @@ class Specials:
     ids: Mapping[str, int] = field(default_factory=dict)
 
     def id(self, files: Files, rows: int, *kinds: str) -> int | None:
-        """Return the id of the first of these kinds that is found, or None.
+        """Return the id of a special token of one of these kinds, or None if none is found.
 
-        Sources, in this order: the declarations in the tokenizer's files; config.json, if the network has the id; a
-        token of the usual name; the type's own vocabulary.
+        Three sources are searched in this order, each for all kinds: the declarations in the tokenizer's files; the
+        ids in config.json, except those that the network lacks; the ids that ``usual`` returns.
 
         Args:
             files: the checkpoint.
             rows: the number of ids that the network has.
-            kinds: the kinds.
+            kinds: the kinds, the preferred one first.
 
         Raises:
-            Refused: for an id of the tokenizer that the network does not have.
+            Refused: if the tokenizer's id is not one of the network's.
         """
         for kind in kinds:
             for number in files.special(f"{kind}_token"):
@@ -56,7 +56,10 @@ class Specials:
         return next((number for number in usual if number is not None), None)
 
     def usual(self, files: Files, rows: int, kind: str) -> int | None:
-        """Return the id of the token of the usual name, or of the type's own vocabulary; None if there is neither."""
+        """Return the id of a kind's token by its usual name, or None.
+
+        If the files list no tokens, the id is that in the shared vocabulary, if the network has as many ids.
+        """
         if not files.tokens:
             return self.ids.get(kind) if self.rows == rows else None
         number = files.tokens.get(self.names.get(kind, ""))
@@ -68,7 +71,7 @@ class Specials:
         return None if start is None or end is None else (start, end)
 
     def unpredicted(self, files: Files, rows: int) -> tuple[int, ...]:
-        """Return the ids of all special tokens but the mask."""
+        """Return the ids of all special tokens except the mask."""
         found = (self.id(files, rows, kind) for kind in ("bos", "cls", "sep", "eos", "pad", "unk"))
         return tuple(sorted({number for number in found if number is not None}))
 

@@ -1,12 +1,13 @@
-r"""A discrete scheduler of diffusers as an operator, which runs in our sampler with its own code.
+r"""Run a discrete scheduler of diffusers as an operator in this package's sampler.
 
-The scheduler's ``step`` runs unchanged; its draws are made by ``choose`` (``torch_draws``). They are keyed by row and,
-if they are multinomials and integers, enumerated. So ``T.kernel`` and ``T.law`` are exact for it, and
-``T.check_operator`` checks its claims. A step that draws by ``torch.rand`` needs ``enumerable=False`` and is tested by
-chi-square.
+The scheduler's ``step`` runs unchanged, but ``choose`` makes its random draws (``torch_draws``). They are keyed by row.
+If all draws are multinomials and integers, they can be enumerated: then ``T.kernel`` and ``T.law`` are exact, and
+``T.check_operator`` checks the operator's claims. A step that draws by ``torch.rand`` needs ``enumerable=False`` and is
+tested by chi-square.
 
-A scheduler's step n of N equal ones goes from t = 1 - n/N to 1 - (n+1)/N and has its own survival probability there;
-``Linear()`` is that of ``DiscreteDDIMScheduler``. diffusers is not imported: any object with these methods works.
+Of N equal steps, step n goes from t = 1 - n/N to 1 - (n+1)/N. A scheduler has its own survival probability; it must be
+that of ``Linear()``, as for ``DiscreteDDIMScheduler``, and the process must have this schedule. diffusers is not
+imported: any object with these methods works.
 """
 
 import copy
@@ -29,13 +30,13 @@ _MOST_STEPS = 4096
 
 @dataclass(frozen=True, eq=False)
 class _Scheduled(Operator):
-    """Common part of both operators.
+    """An operator that calls a method of a scheduler.
 
     Args:
-        scheduler: a scheduler of diffusers; it is copied before every step, and never changed.
-        options: further arguments of its step, such as {"temperature": 1.0}.
-        process: the kind of process it supports.
-        enumerable: False if it draws by ``torch.rand``.
+        scheduler: a scheduler of diffusers; it is copied before every step and never changed.
+        options: further arguments of the method, such as {"temperature": 1.0}.
+        process: the class of the processes that the scheduler supports.
+        enumerable: False if the scheduler draws by ``torch.rand``.
     """
 
     scheduler: Any
@@ -63,7 +64,7 @@ class _Scheduled(Operator):
         return scheduler
 
     def _tokens(self, step: Callable[..., Any], timestep: int | Tensor, state: State, at: At) -> Tensor:
-        """Return the tokens after a step from a state; given sites keep theirs."""
+        """Call a scheduler's method and return the new tokens; given sites keep their tokens."""
         scheduler = step.__self__  # type: ignore[attr-defined]
         said, before = at.predict(state).denoiser, dict(vars(scheduler))
         with Answered(state, at):
@@ -84,17 +85,20 @@ class _Scheduled(Operator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerStep(_Scheduled, Predictor):
-    """Run ``scheduler.step`` from t to s, which must be one of N equal steps; one denoiser call.
+    """Run ``scheduler.step`` from t to s, with one denoiser call; t to s must be one of N equal steps from 1 to 0.
 
     Args:
-        scheduler, options, process, enumerable: see above.
+        scheduler: a scheduler of diffusers; it is copied before every step and never changed.
+        options: further arguments of ``scheduler.step``, such as {"temperature": 1.0}.
+        process: the class of the processes that the scheduler supports.
+        enumerable: False if the scheduler draws by ``torch.rand``.
         settings: further arguments of ``set_timesteps``.
-        numbered: whether ``step`` takes the number n, as in block pipelines, instead of ``timesteps[n]``.
-        order: its claimed order.
+        numbered: whether ``step`` takes the number n of the step, as in block pipelines, instead of ``timesteps[n]``.
+        order: the claimed order of convergence; None for no claim.
 
     Raises:
-        ValueError: in a call, for an interval that is not one of N equal steps, a scheduler with internal state, or
-            draws that cannot be keyed.
+        ValueError: when called, if the interval is not one of N equal steps, the scheduler keeps state between steps,
+            or its draws cannot be keyed.
     """
 
     settings: Mapping[str, object] = field(default_factory=dict, kw_only=True)
@@ -115,16 +119,20 @@ class SchedulerStep(_Scheduled, Predictor):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerCorrection(_Scheduled, Corrector):
-    """Run ``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, between 0 and 1; one denoiser call.
+    """Run ``scheduler.step_correct`` at the state's time t, with one denoiser call.
 
-    At t = 0 it does nothing: no step of a scheduler begins there.
+    t must be 1 - (n+1)/N for a step n of N, strictly between 0 and 1. At t = 0 nothing is done, as no step of a
+    scheduler begins there.
 
     Args:
-        scheduler, options, process, enumerable: see above.
-        invariant: its claim whether it keeps p_t.
+        scheduler: a scheduler of diffusers; it is copied before every call and never changed.
+        options: further arguments of ``scheduler.step_correct``, such as {"temperature": 1.0}.
+        process: the class of the processes that the scheduler supports.
+        enumerable: False if the scheduler draws by ``torch.rand``.
+        invariant: the claim whether the corrector keeps p_t; None for no claim.
 
     Raises:
-        ValueError: in a call, at t = 1, where it is not defined, or at a time that fits no N up to 4096.
+        ValueError: when called, if t = 1, where it is not defined, or if t fits no N up to 4096.
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)

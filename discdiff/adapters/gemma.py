@@ -1,10 +1,10 @@
-r"""DiffusionGemma: blocks of noise ("canvases") after clean tokens, which an encoder caches.
+r"""DiffusionGemma: an encoder caches clean tokens, and a decoder denoises a block ("canvas") after them.
 
     logits of the canvas x = decoder(x, encoder(prefix))
 
 The encoder is causal. The decoder attends to the prefix and the whole canvas, and takes no time. Noise is uniform: a
-canvas starts as arbitrary tokens. It runs in transformers' own classes (5.11 or newer). The counted calls are the
-decoder's; the encoder reads each canvas once, when it is finished.
+canvas starts as random tokens. The network runs in transformers' own classes (5.11 or newer). Each finished canvas
+takes one more pass of the encoder, which does not count as a denoiser call.
 
 Reference: DiffusionGemma (Google, 2026, https://huggingface.co/google/diffusiongemma-26B-A4B-it).
 """
@@ -35,15 +35,15 @@ _NO_TOWER |= {"global_head_dim": 4, "position_embedding_size": 1}
 
 
 class Canvas(nn.Module):
-    """A network with a cache of clean prefixes, from transformers' ``DiffusionGemmaForBlockDiffusion``.
+    """DiffusionGemma with a cache of clean prefixes, around transformers' ``DiffusionGemmaForBlockDiffusion``.
 
     Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, V) or (B, n, V).
 
     Args:
         network: the model of transformers.
-        beginning: the token before a canvas that has no prefix; the authors' prompts begin with it.
-        rounds: how often it is called again with its own logits (self-conditioning), a decoder pass each. The authors
-            use the logits of the step before, so their step depends on more than the tokens.
+        beginning: the token to put before a canvas without a prefix; the authors' prompts begin with it.
+        rounds: how many further passes the decoder makes with its last logits as input (self-conditioning). The authors
+            use the logits of the previous step, so their step depends on more than the tokens.
     """
 
     network: Any
@@ -58,7 +58,10 @@ class Canvas(nn.Module):
         return self.evaluate(self.prefill(x[:, :0], none, 0), x, None)
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> Prefix:
-        """Cache the first ``length`` tokens of each row; where there are none, the beginning alone."""
+        """Cache the first ``length`` tokens of each row; a row without tokens gets ``beginning``.
+
+        ``capacity`` is ignored, as the cache grows when needed.
+        """
         from transformers import DynamicCache
 
         empty, tokens = length == 0, nn.functional.pad(tokens, (0, 1))
@@ -69,7 +72,7 @@ class Canvas(nn.Module):
         return prefix
 
     def extend(self, prefix: Prefix, tokens: Int[Tensor, "B n"]) -> None:
-        """Append a clean block to the prefix."""
+        """Append a clean block to the prefix: the encoder reads it into the cache."""
         self._read(prefix, tokens, torch.ones_like(tokens, dtype=torch.bool))
 
     def evaluate(self, prefix: Prefix, x: Int[Tensor, "B n"], time: None) -> Float[Tensor, "B n V"]:

@@ -1,4 +1,4 @@
-"""``generate``: a sampler with the interface of transformers' ``generate``."""
+"""Sample by a function with the interface of transformers' ``generate``."""
 
 import itertools
 from collections.abc import Sequence, Sized
@@ -41,38 +41,40 @@ def generate(
     overflowing_tokens: object = None,
     num_truncated_tokens: object = None,
 ) -> Int[Tensor, "B N"]:
-    """Continue prompts with a model; returns (B, N) tokens, N = P + new, as ``generate`` of transformers does.
+    """Continue prompts with a model; return (B, N) tokens, N = P + ``max_new_tokens``, as transformers' ``generate``.
 
     ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``;
     new tokens are ``[:, P:]``. They equal those of ``Sampler``, or ``Blockwise``, with the same seed: they depend on
     (seed, row) and not on the other rows. Consecutive rows of equal length are denoised together.
 
-    A model that was trained between a start and an end token (``Convention.frame``) takes prompts as its tokenizer
-    makes them, each between both ends. New tokens go between the prompt and the end token, which stays the last token
-    of every row, so that they are ``[:, P - 1 : -1]``. Prompts without the ends are returned without them.
+    A model that was trained between a start and an end token (``Convention.frame``) takes prompts between both ends, as
+    its tokenizer makes them. New tokens go between the prompt and the end token: they are ``[:, P - 1 : -1]``, and the
+    end token stays the last of every row. If prompts come without the ends, the result has no ends either.
 
     Args:
-        model: a denoiser; one from ``load`` has its block size.
+        model: a denoiser; one from ``load`` knows its block size.
         input_ids: (B, P) prompts, padded on the left: a tensor, an array or rows of one length.
         attention_mask: (B, P) 0 for padding and 1 elsewhere, or bools.
         max_new_tokens: how many tokens to add to each prompt.
         operator: one step of the sampler, or an expression such as "ancestral >> gibbs(sites=2)".
-        steps: the number of steps, in each block; by default the number of sites.
-        block_length: denoise this many new tokens at a time, with the later ones as noise (semi-autoregressive); for a
-            model that was trained in blocks, its own block size.
-        eos_token_id: tokens that end a row; after them it is padded.
-        pad_token_id: the padding; the end token itself by default.
+        steps: the number of steps, for each block if there are blocks. By default it is the number of new tokens, or
+            the block length.
+        block_length: the number of new tokens to denoise at a time. By default it is the block size that the model was
+            trained with; a model that was not trained in blocks denoises all new tokens at once. In blocks, such a
+            model sees noise at later positions (semi-autoregressive).
+        eos_token_id: end tokens; a row ends at the first of them, and the rest of it is padded.
+        pad_token_id: the padding token; by default the first one of ``eos_token_id``.
         seed: 64-bit key of the randomness; drawn from torch's global generator if None.
-        listen: make every choice a Pyro site, as in ``Sampler.sample``. The sites of rows that are denoised together
-            are named after the first of them, "row3/1.0.where".
+        listen: make every choice a Pyro site, as in ``Sampler.sample``. If rows are denoised together, the sites are
+            named after the first of these rows, as in "row3/1.0.where".
         token_type_ids: from some tokenizers; must be 0, as the network takes no second segment.
-        overflow_to_sample_mapping: from some tokenizers; must be 0 to B - 1, one row a text.
+        overflow_to_sample_mapping: from some tokenizers; must be 0 to B - 1: one row for each text.
         special_tokens_mask, offset_mapping, length, overflowing_tokens, num_truncated_tokens: from some tokenizers;
             ignored.
 
     Raises:
-        TypeError, ValueError: for padding on the right, prompts of which only some have the ends, or arguments that
-            the sampler refuses.
+        TypeError, ValueError: if prompts are padded on the right, only some prompts have the ends, or the sampler
+            refuses an argument.
     """
     check_denoiser(model, "generate")
     if isinstance(input_ids, Sequence) and len({len(row) for row in input_ids if isinstance(row, Sized)}) > 1:
@@ -122,7 +124,7 @@ def generate(
 
 
 def _check_segments(token_type_ids: object, overflow_to_sample_mapping: object, batch: int) -> None:
-    """Raise ValueError for prompts of two segments, or texts of several rows."""
+    """Raise ValueError if a prompt has two segments or a text takes several rows."""
     if token_type_ids is not None and bool(array(token_type_ids, "generate: token_type_ids").ne(0).any()):
         raise ValueError(
             "generate: token_type_ids must be 0 everywhere: the network is shown one segment, and a second one would "
@@ -138,7 +140,7 @@ def _check_segments(token_type_ids: object, overflow_to_sample_mapping: object, 
 
 
 def _edge(model: Denoiser, input_ids: Tensor, lengths: list[int]) -> int:
-    """Return 1 if every prompt is between the model's ends, 0 if none is."""
+    """Return 1 if every prompt stands between the model's start and end token, 0 if none begins with the start."""
     frame = model.frame
     if frame is None or input_ids.shape[1] == 0:
         return 0
@@ -159,7 +161,7 @@ def _edge(model: Denoiser, input_ids: Tensor, lengths: list[int]) -> int:
 
 
 def _lengths(input_ids: Tensor, attention_mask: object) -> list[int]:
-    """Return the number of tokens of each prompt."""
+    """Return the number of tokens of each prompt, without padding."""
     if attention_mask is None:
         return [input_ids.shape[1]] * len(input_ids)
     attention_mask = array(attention_mask, "generate: attention_mask")

@@ -1,8 +1,8 @@
-"""A network of transformers made from typed settings and weights; names and shapes are checked before memory is used.
+"""Build a network of transformers from checked settings and weights; check names and shapes before memory is used.
 
-Transformers' own checkpoint reading is not used. The class is built on the meta device, compared with the weights by
-name and shape, and built again with memory for its tables of positions only; then the weights are inserted. So a
-configuration on disk can name no hub repository, no kernel and no quantization.
+Transformers' own checkpoint reading is not used. The network is built on the meta device and compared with the weights
+by name and shape. Then it is built again with memory for its tables of positions only, and the weights are inserted.
+So a configuration on disk cannot name a hub repository, a kernel or a quantization.
 """
 
 import re
@@ -40,7 +40,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class _Unfilled(TorchFunctionMode):
-    """Makes allocations without initial values take no memory; computed tensors are computed."""
+    """While active, ``torch.empty`` takes no memory (meta device); other functions of torch work as usual."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
@@ -54,19 +54,19 @@ def native(
     rename: Callable[[Weights], Weights] = dict,
     **trial: Tensor,
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make a network of transformers by its class name, and a note on the weights that were ignored.
+    """Build a network of transformers by its class name; also return notes on weights that were ignored.
 
     Args:
         name: the name of the class.
-        settings: all settings of its configuration, already checked (``Allowed.read``).
+        settings: all settings of its configuration, checked by ``Allowed.read``.
         files: the checkpoint with its weights.
-        rename: maps the names on disk to the class's; it first gets tensors without memory.
-        trial: arguments of one trial call.
+        rename: maps the weights' names on disk to those of the class; it is first called with tensors without memory.
+        trial: arguments of a trial call; by default ``input_ids`` of one token.
 
     Raises:
         ImportError: if transformers is missing or too old to have the class.
-        Refused: if the class refuses the settings, weights are missing, left over or of another shape, or tied ones
-            differ.
+        Refused: if the class refuses the settings, if weights are missing, left over, of another shape or not
+            floating-point numbers, or if tied weights differ.
     """
     try:
         import transformers
@@ -101,7 +101,7 @@ def native(
 
 @contextmanager
 def _said(what: str) -> Iterator[None]:
-    """Turn any error of a foreign class into an error of the configuration."""
+    """Turn any error of transformers' code into a ``Refused`` that names the configuration."""
     try:
         yield
     except Refused:
@@ -122,7 +122,7 @@ def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
-    """Check that the settings ask for no more layers and experts than the weights have, before modules are made."""
+    """Check, before modules are made, that settings give no more layers and experts than the weights have."""
     wide = max((max(part.shape, default=0) for part in weights.values()), default=0)
     for what, keys, pattern, otherwise in (
         ("layers", ("num_hidden_layers", "n_layer"), r".*?\b(?:layers?|h)\.(\d+)\..*", 0),
@@ -137,7 +137,7 @@ def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
 
 
 def _without(network: nn.Module, name: str, weights: Weights) -> None:
-    """Remove parts that sampling does not use and that have no weights, so that no weights stay random."""
+    """Remove parts that sampling does not use if the files lack their weights, so that no weights stay random."""
     for part in _UNUSED.get(name, ()):
         wanted = {f"{part}.{key}": tensor.shape for key, tensor in network.get_submodule(part).state_dict().items()}
         if not all(key in weights and weights[key].shape == shape for key, shape in wanted.items()):
@@ -146,7 +146,7 @@ def _without(network: nn.Module, name: str, weights: Weights) -> None:
 
 
 def _joined(network: nn.Module, weights: Weights) -> Weights:
-    """Join experts that are separate on disk and one tensor in the network."""
+    """Join the weights of experts: on disk each expert has its own, in the network they are one tensor."""
     found = dict(weights)
     for name, own in network.state_dict().items():
         for joint, parts in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
@@ -160,7 +160,7 @@ def _joined(network: nn.Module, weights: Weights) -> Weights:
 
 
 def _tied(network: nn.Module) -> list[list[str]]:
-    """Return groups of names of the same tensor."""
+    """Return the names of tied tensors: a list for each tensor with several names."""
     groups: dict[int, list[str]] = {}
     for name, part in network.state_dict(keep_vars=True).items():
         groups.setdefault(id(part), []).append(name)
@@ -168,7 +168,7 @@ def _tied(network: nn.Module) -> list[list[str]]:
 
 
 def _compared(network: nn.Module, name: str, weights: Weights) -> tuple[str, ...]:
-    """Compare names and shapes; return a note on ignored weights.
+    """Compare the weights with the network by name and shape; return a note on ignored weights.
 
     Raises:
         Refused: for weights that are missing, left over or of another shape.
@@ -198,10 +198,12 @@ def _compared(network: nn.Module, name: str, weights: Weights) -> tuple[str, ...
 
 
 def _fill(network: Any, weights: Weights) -> None:  # noqa: ANN401
-    """Insert the weights, tied ones under all their names, and all in the most common dtype.
+    """Insert the weights into the network, tied ones under all their names.
+
+    All get the dtype of most weights, except float32 where the class requires it.
 
     Raises:
-        Refused: for tied weights that differ, or weights that are not floating-point numbers.
+        Refused: if tied weights differ, or weights are missing or not floating-point numbers.
     """
     own = network.state_dict()
     found = {key: part for key, part in weights.items() if key in own and not _COMPUTED.fullmatch(key)}

@@ -1,4 +1,4 @@
-"""From a path or a hub repository to a local folder or file; code is never fetched."""
+"""Find a folder or a file locally, or fetch it from a hub repository; code is never fetched."""
 
 import os
 import re
@@ -25,10 +25,10 @@ _ADVICE = {
 
 
 def folder_or_file(path: Path) -> bool:
-    """Whether there is a folder or a readable regular file.
+    """Return whether a path is a readable folder or a regular file; False if nothing is there.
 
     Raises:
-        Refused: for anything else: a fifo, a device, a loop of links, a folder without permission.
+        Refused: if it is anything else: a fifo, a device, a loop of links, a folder without permission.
     """
     try:
         if path.is_dir():
@@ -44,13 +44,13 @@ def folder_or_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hub:
-    """Access to the hub.
+    """Settings for access to the hub.
 
     Attributes:
         revision: a branch, a tag or a commit; None for the default branch.
-        token: for private repositories; None for that of the login.
-        cache_dir: the folder for fetched files; None for the hub's own.
-        file: the only file of weights, or folder of weights, to fetch; None for all.
+        token: the access token for private repositories; None for that of the user's login.
+        cache_dir: the folder for fetched files; None for the hub's default.
+        file: the only file or folder of weights to fetch; None for all.
     """
 
     revision: str | None = None
@@ -59,11 +59,11 @@ class Hub:
     file: str | None = None
 
     def found(self, source: str | Path) -> Path:
-        """Return a path as it is; fetch anything else of the form owner/name or owner/name/folder.
+        """Return an existing path as it is; else fetch owner/name or owner/name/folder from the hub.
 
         Raises:
-            FileNotFoundError: if there is nothing of that name, locally or on the hub.
-            ImportError: without huggingface_hub.
+            FileNotFoundError: if ``source`` exists neither locally nor on the hub.
+            ImportError: if the hub is needed and huggingface_hub is not installed.
         """
         path = Path(source)
         if folder_or_file(path):

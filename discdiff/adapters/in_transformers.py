@@ -1,7 +1,7 @@
-"""Families whose weights fit classes of transformers; they run in these classes, not in remote code.
+"""Load families whose weights fit classes of transformers; they run in these classes, not in remote code.
 
-The authors' classes differ from Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE in the attention mask, which is an
-argument. This holds in transformers 4.57 and 5. ``allowed`` lists the accepted keys of their configurations.
+The authors' decoders differ from Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE only in the attention mask. The mask is an
+argument of these classes in transformers 4.57 and 5. ``allowed`` lists the accepted keys of configurations.
 """
 
 import re
@@ -28,7 +28,7 @@ Rename = Callable[[Weights, Settings], Weights]
 
 
 def said_by(files: Files) -> Settings:
-    """Return config.json with typed getters."""
+    """Return the contents of config.json as ``Settings``, with typed getters."""
     return files.config if isinstance(files.config, Settings) else Settings(files.config, "config.json")
 
 
@@ -40,18 +40,18 @@ class _Native:
         name, about: fields of the ``Family``.
         kinds: its ``model_type`` values in config.json.
         cls: the name of the class in transformers.
-        needs: a key that its config.json has, if two families have the same ``model_type``.
+        needs: a key of config.json that distinguishes the family from others with the same ``model_type``.
         allowed: the accepted keys of the author's config.json; those of the class by default.
         settings: maps the contents of config.json to settings of the class's own configuration.
-        reads: keys that the family reads in addition, with their readers.
-        rename: maps the names of weights to the class's own.
+        reads: further accepted keys of config.json, with their readers.
+        rename: maps the names of weights to those of the class.
         attention: the attention mask to pass.
-        shift: whether position i predicts i + 1; or the key in config.json that states it.
-        mask_rule: the mask's id if no file states it.
+        shift: whether position i predicts i + 1; or the key of config.json with this flag.
+        mask_rule: the mask's id if no file has one.
         specials: the special tokens of a family that is trained between a start and an end token; they are never
             predicted.
-        block: the block size of a family that is causal between blocks, if its configuration does not state it.
-        notes: for the convention.
+        block: the default block size of a family that is causal between blocks; None for other families.
+        notes: notes for the convention.
     """
 
     name: str
@@ -117,10 +117,11 @@ class _Native:
         return (network, convention) if block is None else _in_blocks(network, convention, block)
 
     def _block(self, said: Settings, asked: Asked) -> int | None:
-        """Return the block size: the user's, or that of a family of blocks.
+        """Return the user's block size, else for a family of blocks the configured or default one, else None.
 
         Raises:
-            Refused: for an encoder, or if the configuration has a block size that the family does not read.
+            Refused: if the user gives a block size for an encoder, or the configuration has one that the family does
+                not read.
         """
         if asked.block is not None and self.attention != "bidirectional":
             raise said.refused(f"block={asked.block} is for decoders; {self.cls} sees every token in both directions")
@@ -136,7 +137,7 @@ class _Native:
 
 
 def _in_blocks(network: nn.Module, convention: Convention, block: int) -> tuple[nn.Module, Convention]:
-    """Make the decoder causal between blocks; shifted logits are moved to the positions that they predict."""
+    """Wrap a decoder to be causal between blocks; it moves shifted logits to the positions that they predict."""
     inside = ("position i speaks of i + 1 in the network; the logits are put in their places in each block",)
     return BlockCausal(network, block, convention.shift, convention.longest), replace(
         convention,
@@ -150,9 +151,9 @@ def _in_blocks(network: nn.Module, convention: Convention, block: int) -> tuple[
 
 
 def _longest(network: nn.Module) -> int | None:
-    """Return the most tokens that its table of positions takes; rotary positions have no limit.
+    """Return the largest number of tokens for the network's table of positions; None for rotary positions.
 
-    A table with a padding row starts at the row after it, as in RoBERTa and ESM-1.
+    If the table has a padding row, as in RoBERTa and ESM-1, positions start at the row after it.
     """
     for name, part in network.named_modules():
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(part, nn.Embedding):
@@ -161,12 +162,13 @@ def _longest(network: nn.Module) -> int | None:
 
 
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:
-    """Return the masked process for an output of so many columns, and the ids beyond the tokenizer.
+    """Return the masked process of a network with ``columns`` output columns, and the ids beyond the tokenizer.
 
-    A mask in the last column becomes the extra state V; any other mask id is one of the V ids.
+    If the mask's id is the last column, it becomes the state V = ``columns`` - 1 after the data tokens. Any other mask
+    id is one of the V = ``columns`` ids.
 
     Raises:
-        Refused: for a mask id without an embedding in the network.
+        Refused: if the mask's id is not one of the columns.
     """
     if not 0 <= mask < columns:
         raise Refused(
@@ -181,7 +183,7 @@ def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> 
 
 
 def _renamed(*rules: tuple[str, str]) -> Rename:
-    """Rename by regular expressions: the first that matches the whole name."""
+    """Make a function that renames each weight by the first regular expression that matches its whole name."""
 
     def rename(weights: Weights, settings: Settings) -> Weights:
         found = {}
@@ -198,7 +200,7 @@ def _renamed(*rules: tuple[str, str]) -> Rename:
 
 
 def _taken(said: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return the settings that have the same name in the class."""
+    """Return those of the named settings that are present, under the same names."""
     return {name: said[name] for name in names if name in said}
 
 
@@ -256,7 +258,7 @@ def _llada_moe(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llada2(said: dict[str, Any]) -> dict[str, Any]:
-    """Convert LLaDA2's configuration to GLM-4-MoE's. There a single expert keeps its own weight."""
+    """Convert LLaDA2's configuration to GLM-4-MoE's; with one expert a token, its weight is not normalized."""
     same = ("intermediate_size", "n_group", "topk_group", "routed_scaling_factor", "moe_intermediate_size")
     return _taken(said, *_SAME, *same, "first_k_dense_replace", "partial_rotary_factor") | {
         "head_dim": _head(said),
@@ -294,7 +296,7 @@ def _llada2_weights(weights: Weights, settings: Settings) -> Weights:
 
 
 def _diffugpt(weights: Weights, settings: Settings) -> Weights:
-    """Rename embeddings, body and head, which the saved wrapper keeps under its own attributes."""
+    """Rename the weights of the saved wrapper, ``denoise_model`` and ``embed_tokens``, to those of the class."""
     body, tokens = ("transformer", "wte") if settings["model_type"] == "gpt2" else ("model", "embed_tokens")
     rules = (r"denoise_model\.(.*)", rf"{body}.\1"), (r"embed_tokens\.weight", f"{body}.{tokens}.weight")
     return _renamed(*rules)(weights, settings)
@@ -307,7 +309,7 @@ _OLD_NORMS = _renamed(
 
 @dataclass(frozen=True)
 class _Wrapped(_Native):
-    """A family recognised by the names of its weights, as its configuration is that of the plain model."""
+    """A family whose configuration is that of the plain model; the names of its weights identify it."""
 
     def recognises(self, files: Files) -> bool:
         own = files.config.get("model_type") in self.kinds

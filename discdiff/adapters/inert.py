@@ -1,4 +1,4 @@
-"""Reading torch's files without running code that is pickled in them."""
+"""Read torch's files without running code that is pickled in them."""
 
 import _compat_pickle
 import io
@@ -53,7 +53,7 @@ _StandIn = tuple[Callable[..., object], str]
 
 
 class Inert:
-    """A stand-in for an object of a class that must not run: it keeps the pickled data and does nothing.
+    """Stand-in for a pickled object whose class must not run; it only keeps the pickled data.
 
     Attributes:
         arguments: the constructor's arguments.
@@ -76,13 +76,13 @@ class Inert:
 
 
 def load_inert(path: Path) -> object:
-    """Run torch.load(weights_only=True) with every foreign class replaced by an ``Inert`` one, so that none runs.
+    """Run torch.load(weights_only=True) with every foreign class replaced by an ``Inert`` one; return the contents.
 
-    Lightning checkpoints hold configurations of many packages beside their weights. Refusing them would lose the
-    weights; unpickling them would run their code. Tensors are mapped from the file, not copied, if its format allows.
+    Lightning checkpoints hold objects of many packages beside their weights. Refusing such files would lose the
+    weights; unpickling the objects would run foreign code. Tensors are memory-mapped if the file's format allows it.
 
     Raises:
-        Refused: if the file is not one of torch's, is damaged, or holds tensors that are not plain.
+        Refused: if the file is not one of torch.save, is damaged, or holds tensors that are not plain.
     """
     held = size(path)
     with path.open("rb") as file:
@@ -106,17 +106,17 @@ def load_inert(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason of an error, without torch's advice to run pickled code."""
+    """Return the reason in an error message of torch, without its advice to run pickled code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "WeightsUnpickler error:" in line), lines[0] if lines else "")
     return told.rpartition("WeightsUnpickler error:")[2].split(". Please use")[0].strip() or type(error).__name__
 
 
 def _records(path: Path, held: int) -> Counter[int]:
-    """Return the sizes of the records of a torch zip file.
+    """Return how often each record size occurs in a zip file of torch.
 
     Raises:
-        Refused: if it is damaged, or differs from torch.save's format: nothing compressed, no larger than the file.
+        Refused: if the file is damaged, or not as torch.save writes it, for instance compressed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -154,7 +154,7 @@ def _is_pickle(name: str) -> bool:
 
 
 def _globals(path: Path, zipped: bool) -> set[str]:
-    """Return the names of pickled classes and functions, as torch looks them up."""
+    """Return the full names of the classes and functions in a file's pickles."""
     if not zipped:
         with path.open("rb") as file:
             return {name for _ in range(4) for name in _named(file, path)}  # magic, protocol, machine, object
@@ -164,7 +164,7 @@ def _globals(path: Path, zipped: bool) -> set[str]:
 
 
 def _named(file: io.BufferedReader | io.BytesIO, path: Path) -> Iterator[str]:
-    """Yield the names in one pickle."""
+    """Yield the full names of the classes and functions in one pickle."""
     start = file.tell()
     for code, said, place in pickletools.genops(file):
         if (place or 0) - start > _PICKLE:
@@ -184,10 +184,10 @@ def _too_long(path: Path) -> Refused:
 
 
 def _stand_in(name: str, path: Path) -> _StandIn | None:
-    """Make an inert class of that name; None for what torch may construct itself.
+    """Make an inert class of that name; return None for a class that torch may construct itself.
 
     Raises:
-        Refused: for tensors that are not plain.
+        Refused: if the name is that of tensors that are not plain.
     """
     if name in _ODD:
         raise Refused(f"{path.name} holds {_ODD[name]} ({name}); save its weights as plain tensors")
@@ -202,10 +202,10 @@ def _is_dtype(name: str) -> bool:
 
 
 def _check_storages(found: object, records: Counter[int] | None, held: int, path: Path) -> None:
-    """Check that each storage has the size of a record in the file, as torch trusts the pickle on it.
+    """Check that each tensor storage has the size of a record in the file; torch believes the pickle's sizes.
 
     Raises:
-        Refused: if one does not.
+        Refused: if a storage has another size.
     """
     storages: dict[int, int] = {}
     for tensor in tensors_in(found):
@@ -218,7 +218,7 @@ def _check_storages(found: object, records: Counter[int] | None, held: int, path
 
 
 def tensors_in(found: object) -> Iterator[Tensor]:
-    """Yield all tensors in the contents, each once."""
+    """Yield all tensors in nested tables, lists and ``Inert`` objects, each once."""
     waiting, seen = [found], set[int]()
     while waiting:
         value = waiting.pop()
@@ -236,10 +236,12 @@ def tensors_in(found: object) -> Iterator[Tensor]:
 
 
 def plain(value: object) -> object:
-    """Return configurations as dictionaries, lists and values, from the state of OmegaConf's classes and others.
+    """Convert a configuration to dictionaries, lists and values; replace ``Inert`` objects by their contents.
+
+    An object of OmegaConf is replaced by the value that it holds.
 
     Raises:
-        Refused: if they are nested too deeply, or contain too many parts, for instance themselves.
+        Refused: if it is nested too deeply or has too many parts, for instance if it contains itself.
     """
     return _plain(value, itertools.count(), 0)
 

@@ -1,11 +1,11 @@
-r"""Denoisers with 8-bit weights and unquantized time modules.
+r"""Quantize the weights of denoisers to 8 bits, except those of modules that get only the time.
 
-    W ~ s_i round(W_ij / s_i),  s_i = max_j |W_ij| / 127
+    W_ij ~ s_i round(W_ij / s_i),  s_i = max_j |W_ij| / 127
 
-Only weights are rounded, with one scale a row; products use the dtype of the input, so nothing depends on the batch.
-(torch.ao's eager quantization is deprecated in torch 2.13, and its successor is a separate package tied to torch's
-version.) Modules that see only the time are few and affect every output, so they are not quantized. Their outputs are
-cached, because a sampler calls them with the times of its grid again and again.
+Only weights are rounded, with one scale s_i for each row i. Products use the dtype of the input, so nothing depends on
+the batch. (torch.ao's eager quantization is deprecated in torch 2.13, and its successor is a separate package tied to
+torch's version.) Modules that get only the time are few and affect every output, so they are not quantized. Their
+outputs are cached, because a sampler calls them with the times of its grid again and again.
 """
 
 import copy
@@ -26,7 +26,7 @@ _REMEMBERED = 4096
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight is stored as int8 (out, in) with a float scale for every row."""
+    """Linear layer whose weight is stored as int8, (out, in), with a floating-point scale for every row."""
 
     def __init__(self, layer: nn.Linear, levels: int = 127) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
 
 
 class Remembered(nn.Module):
-    """A module of one small tensor, such as a time, with a cache of its outputs by input."""
+    """Wrapper of a module with one tensor as input, such as a time; it caches outputs by input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Remembered(nn.Module):
         self.known: dict[tuple[object, ...], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the module's output; small inputs and outputs are remembered while no gradient is recorded."""
+        """Return the module's output; cache it if x has at most 4096 numbers and no gradient is recorded."""
         if torch.is_grad_enabled() or x.numel() > _REMEMBERED:
             return self.module(x)
         key = (tuple(x.shape), x.dtype, x.device, *x.flatten().tolist())
@@ -64,7 +64,7 @@ class Remembered(nn.Module):
 
 
 def time_module(name: str) -> bool:
-    """Whether a module sees only the time, judged by the usual names of such modules."""
+    """Return whether a module gets only the time, judged by the usual names of such modules."""
     return any(part in _TIME for part in name.split("."))
 
 
@@ -73,12 +73,12 @@ def quantize(model: Denoiser, whole: Callable[[str], bool] = time_module, levels
 
     Args:
         model: a denoiser whose function is an ``nn.Module``.
-        whole: tells by name which linear layers are not quantized.
+        whole: returns True for the name of a linear layer that is not to be quantized.
         levels: the number of levels on either side of 0, at most 127.
 
     Raises:
-        TypeError: if the function is not a module.
-        ValueError: if there is no layer to quantize, or levels are out of range.
+        TypeError: if the denoiser's function is not a module.
+        ValueError: if there is no layer to quantize, or ``levels`` is out of range.
     """
     levels = whole_number(levels, "quantize: levels", 1, 127)
     check_denoiser(model, "quantize")

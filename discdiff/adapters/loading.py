@@ -1,4 +1,4 @@
-"""``load``: make a ``Denoiser`` from a path or a hub repository, with the convention of its family."""
+"""Load a ``Denoiser`` from a path or a hub repository, with the convention of its family."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,12 @@ __all__ = ["Asked", "Family", "load"]
 
 @dataclass(frozen=True)
 class Asked:
-    """The user's choices, None where the files decide; ``ignore`` names foreign settings to ignore."""
+    """The user's choices for a family's ``build``; None where the files decide.
+
+    Attributes:
+        mask_id, schedule, block, ignore, weights, network: as in ``load``.
+        mask_source: where ``mask_id`` is from; "given" if from the user.
+    """
 
     mask_id: int | None = None
     schedule: Schedule | None = None
@@ -39,11 +44,11 @@ class Family:
     """A kind of checkpoint.
 
     Attributes:
-        name: its name.
+        name: the family's name.
         about: a description in one line, with the authors.
-        recognises: whether files are of this kind; it reads configurations and the names of weights only.
+        recognises: returns whether files are of this family, by file names, configurations and names of weights.
         build: makes the network with its weights, and its convention.
-        kinds: its values of ``model_type`` in config.json, if it is recognised by them.
+        kinds: the values of ``model_type`` in config.json by which the family is recognised, if any.
     """
 
     name: str
@@ -74,24 +79,23 @@ def load(
 ) -> Loaded:
     """Make a denoiser from files: recognise the family, infer its convention and print it on standard error.
 
-    No code from the files runs: configurations are read as JSON, weights as safetensors, arrays, or torch files in
-    which everything but the weights is inert. Of several files of weights in a folder it takes the usual name, else
-    ``last``, else that of the most steps. An adapter as PEFT saves it is merged into its base.
+    No code from the files runs. Configurations are read as JSON or YAML. Weights are read from safetensors, numpy
+    archives or torch files, whose foreign objects stay inert. If a folder has several files of weights, the usual name
+    is taken, else ``last``, else the file with the most steps. An adapter as PEFT saves it is merged into its base.
 
     Args:
         source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name" of a repository on the
-            hub, with a folder after it if needed. JSON, text and weights are fetched from it, and no code.
-        family: its name, if the files do not determine it (``discdiff list`` shows all).
+            hub, with a folder after it if needed. Only JSON, YAML, text and weights are fetched, no code.
+        family: the family's name, if the files do not determine it (``discdiff list`` shows all).
         mask_id: the mask's id, if the files disagree or have none.
         schedule: the schedule for sampling; the family's own by default.
-        block: the block size of a network of blocks, if its files do not have it.
-        network: your own network, which gets the weights of a folder that ``save`` wrote of it.
+        block: the block size of a network that denoises in blocks, if its files do not have it.
+        network: your own network, for a folder that ``save`` wrote of it; it gets the weights.
         file: the name of the file of weights in the folder, or of a folder in it such as "checkpoint-500".
-        weights: "raw" for the weights as trained, "ema" for their average, which is the default if the files have
-            both.
-        ignore: keys of the configuration, unknown to every family here, that are to be ignored.
+        weights: "raw" for the weights as trained, "ema" for their moving average; by default "ema" if the files have
+            an average.
+        ignore: keys of the configuration that ``load`` refuses but that do not change this network.
         dtype: the dtype to convert the weights to; unchanged by default.
-        dtype: what the weights are converted to; as they are by default.
         device: where to put the network.
         revision: a branch, a tag or a commit of a repository on the hub.
         token: for a private repository on the hub.
@@ -100,14 +104,14 @@ def load(
         quiet: print nothing.
 
     Returns:
-        The denoiser in evaluation mode, with ``convention`` and ``network``. To correct a wrong inference use
-        ``dataclasses.replace(model.convention, shift=True).denoiser(model.network)``; ``probe`` finds what is wrong.
+        The denoiser in evaluation mode, with attributes ``convention`` and ``network``. ``probe`` tests the convention.
+        To correct it, use ``dataclasses.replace(model.convention, shift=True).denoiser(model.network)``.
 
     Raises:
-        FileNotFoundError: if there is nothing there.
+        FileNotFoundError: if ``source`` does not exist or has no weights.
         TypeError: for an argument of another type.
-        ValueError: if no family recognises the files, or they are damaged, too large, do not fit the family's network,
-            are quantized, or disagree on the mask's id: "load: SOURCE (family NAME): FILE: ...".
+        ValueError: if no family recognises the files. Also if they are damaged, too large or quantized, do not fit the
+            family's network, or disagree on the mask's id; the text is "load: SOURCE (family NAME): FILE: ...".
         ImportError: if a needed package is missing.
     """
     asked = _asked(mask_id, schedule, block, ignore, weights, network)
@@ -182,7 +186,7 @@ def _hub(source: object, revision: object, token: object, cache_dir: object, fil
 
 
 def every_family() -> tuple[Family, ...]:
-    """Return our families, then those of installed packages (entry points of the group ``discdiff.families``)."""
+    """Return this package's families, then those of installed plug-ins (entry points ``discdiff.families``)."""
     from discdiff.adapters import FAMILIES  # imported here, as it imports every family, and those this module
 
     found, _ = plugged("families")
@@ -208,23 +212,24 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
 
 
 def keep_settings(network: nn.Module, family: str, settings: Mapping[str, object], ignore: tuple[str, ...]) -> None:
-    """Store on a network the settings that a family builds it from, unless stored already; ``save`` writes them."""
+    """Store on a network the settings that its family built it from, for ``save``; keep stored ones."""
     network.__dict__.setdefault("foreign_settings", (family, dict(settings), ignore))
 
 
 def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None = None) -> None:
     """Put all weights into a network, converted to the dtype of its parameters.
 
-    A network built on the meta device, ``with torch.device("meta"): network = ...``, gets the weights in place of its
-    own, so that wrong sizes are reported before memory is used. A buffer that is not saved must be made outside of it.
+    A network on the meta device (``with torch.device("meta"): network = ...``) takes no memory until it gets the
+    weights, so wrong sizes are reported before memory is used. Make buffers that are not saved on another device.
 
     Args:
-        network: its names and shapes are compared with those of the weights.
-        weights: by name.
-        files: their source, for the error.
+        network: the network; weights must have the names and shapes in its ``state_dict``.
+        weights: the weights by name.
+        files: the source of the weights, for the error.
 
     Raises:
-        Refused: if some are missing, left over, or of another shape or kind; names them.
+        Refused: if weights are missing, left over, or of another shape or kind; the error names them.
+        RuntimeError: if a buffer that is not saved is on the meta device.
     """
     own = network.state_dict()
     both = sorted(own.keys() & weights.keys())

@@ -1,10 +1,10 @@
-r"""Low-rank adapters as PEFT saves them, merged into the weights of their base.
+r"""Merge low-rank adapters, as PEFT saves them, into the weights of their base.
 
     W <- W + s B A        s = alpha / r, or alpha / sqrt(r) with ``use_rslora``
 
-B A is transposed for layers that store (in, out) (``fan_in_fan_out``) and for embeddings. Modules to save, biases and
-embedding tables saved with the adapter replace those of the base. A method that changes the sum in another way, such as
-DoRA, is refused by name.
+B A is transposed for layers that store (in, out) (``fan_in_fan_out``) and for embeddings. Whole modules, biases and
+embedding tables in the adapter's file replace those of the base. Methods with another formula, such as DoRA, are
+refused by name.
 
 References: LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685); rsLoRA (Kalajdzievski, 2023,
 https://arxiv.org/abs/2312.03732).
@@ -32,7 +32,7 @@ _OWN_STARTS = ("gaussian", "orthogonal", "eva")  # change A and B only; others s
 
 
 def is_adapter(names: Mapping[str, object]) -> bool:
-    """Whether weights are those of an adapter, by their names."""
+    """Return whether the names of weights are those of an adapter."""
     return any(".lora_A" in name or ".lora_embedding_A" in name for name in names)
 
 
@@ -40,13 +40,13 @@ def merged(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], said: Sett
     """Return the base's weights with an adapter merged into them.
 
     Args:
-        base: by name.
-        adapter: the weights of the adapter's file.
+        base: the weights of the base by name.
+        adapter: the weights in the adapter's file by name.
         said: the contents of adapter_config.json.
-        tied: whether the base's output layer is its embedding table.
+        tied: whether the base's output layer shares the weights of its embedding table.
 
     Raises:
-        Refused: for another method than LoRA, unknown settings, or names or shapes that do not fit.
+        Refused: if the method is not LoRA, settings are unknown, or names or shapes do not fit the base.
     """
     _check(said)
     found = dict(base)
@@ -107,7 +107,7 @@ def _sum(weight: Tensor, up: Tensor, down: Tensor, said: Settings, module: str, 
 
 
 def _alpha(said: Settings, module: str) -> float:
-    """Return the alpha of a module: of the first pattern that its name ends with, else the common one."""
+    """Return the alpha of the first pattern that ends the module's name, else the common alpha."""
     patterns = said.part("alpha_pattern")
     for pattern in patterns:
         if not re.fullmatch(r"\^?[\w.]+", pattern):

@@ -1,18 +1,20 @@
-r"""MD4's text networks, from the arrays of its JAX training code.
+r"""Load MD4's text networks from the arrays of its JAX training code.
 
     h <- h + g_1 W_o attention(R W_q m_1(norm(h)), ...)        m(h) = (1 + scale) h + shift
     h <- h + g_2 W_2 (a(W_1 m_2(norm(h))) * W_3 m_2(norm(h)))
 
-Scales, shifts and gates are affine in a(time). A network without a time has scaled root-mean-square norms instead. The
-time is that of its own schedule, alpha = 1 - t for the linear one; the authors stay 1e-4 away from both ends.
+R rotates by position, and a is the activation of the gate. The scales and shifts of m_1 and m_2 and the gates g_1 and
+g_2 are affine in a(embedded time). A network without a time has scaled root-mean-square norms instead. The time t is
+that of the network's own schedule, for instance alpha = 1 - t; the authors stay 1e-4 away from both ends.
 
-An array is named by its path in the parameters, with "/" or "." between. In the authors' environment
+An array is named by its path in the parameters, with "/" or "." between. In the authors' environment, save them by
 
     flat = flax.traverse_util.flatten_dict({"ema_params": state.ema_params}, sep="/")
     numpy.savez("md4.npz", **flat)
 
-What the arrays do not show is read from a config.json beside them (``config.to_json_best_effort()``, both in a folder),
-or is as in the published ones: ``mlp_type`` glu, ``noise_schedule`` linear, heads of 64.
+The arrays do not show everything. To give the rest, put a config.json (``config.to_json_best_effort()``) into the same
+folder. The defaults are ``mlp_type`` glu, ``noise_schedule`` linear, and heads as wide as the embedded time or the
+outer embeddings, or else 64.
 
 Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et al., 2024,
 https://arxiv.org/abs/2406.04329).
@@ -60,20 +62,20 @@ _PARTS = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": 
 
 
 class GatedTransformer(nn.Module):
-    """The network of the module docstring.
+    """Transformer with gated layers, modulated by the time.
 
     Args:
         states: the number of input ids; the last is the mask.
-        width: the width of a token.
+        width: the width of a token's vector.
         head: the width of one attention head.
         hidden: the width of the gated layers.
         depth: the number of layers.
-        time_width: the width of the embedded time; None for a network without one.
-        outside: the width of embeddings before a layer maps them to ``width``; None if they have ``width``.
+        time_width: the width of the embedded time; None for a network without a time input.
+        outside: the width of the embeddings, which a layer then maps to ``width``; None if they have ``width`` already.
         gate: "glu", "swiglu" or "geglu".
 
     Raises:
-        ValueError: for another gate, or a width that is not divisible into heads.
+        ValueError: for another gate, or if ``head`` is odd or does not divide ``width``.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class GatedTransformer(nn.Module):
         """Return the logits (B, L, V) of all ids but the mask, for tokens (B, L) at times (B,).
 
         Raises:
-            ValueError: if it takes a time and none is given.
+            ValueError: if the network takes a time and none is given.
         """
         told = None
         if self.time_width is not None:
@@ -173,7 +175,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
-    """Return sines, then cosines, of frequencies from 1 down to 1e-4."""
+    """Return the sines, then the cosines, of the time multiplied by frequencies from 1 down to 1e-4."""
     half = width // 2
     angle = time.float()[:, None] * torch.exp(torch.arange(half, device=time.device) * (-math.log(1e4) / (half - 1)))
     return functional.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))
@@ -183,7 +185,7 @@ def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
 
 
 def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Return weights by the names used here, and whether they are averaged; averaged ones if there are both.
+    """Return weights by the names used here, averages if there are any; also return whether they are averages.
 
     Raises:
         ValueError: for an array that MD4's text networks do not have.
@@ -253,7 +255,7 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
 
 
 def _check_other(config: Settings, heads: int | None, clock: int | None) -> None:
-    """Raise ``Refused`` for settings of a different network."""
+    """Raise ``Refused`` if the configuration is that of a different network."""
     told = config.whole("num_heads", default=heads)
     if told != heads:
         raise config.refused(f"num_heads says {told}, and feature_dim and the weights make {heads}")

@@ -1,4 +1,4 @@
-"""The family nearest to files that no family recognises, by the name of their model and their weights' names."""
+"""Find the known family nearest to files that no family recognises, by the names of their model and weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ _OF_EXPERTS = r".*\.experts\..*"
 
 
 def unknown(files: Files, known: Mapping[str, tuple[str, ...]]) -> Refused:
-    """Make the error for files that no family recognises: it names their model and the nearest family.
+    """Make the error for files that no family recognises; it names their model and the nearest family.
 
     Args:
-        files: the files.
-        known: the families' names, with the ``model_type`` values of each.
+        files: the checkpoint.
+        known: the ``model_type`` values of each family, by its name.
     """
     said = files.config.word("model_type", default=None)
     named = [str(one) for one in files.config.items_of("architectures")]
@@ -46,12 +46,12 @@ def unknown(files: Files, known: Mapping[str, tuple[str, ...]]) -> Refused:
 
 
 def _in_blocks(files: Files) -> bool:
-    """Whether it may be causal between blocks: its configuration mentions a block, or its weights are a decoder's."""
+    """Return whether a network may be causal between blocks, by configuration keys and names of weights."""
     return any("block" in key for key in files.config) or any(".self_attn." in name for name in _names(files))
 
 
 def _nearest(files: Files, known: Mapping[str, tuple[str, ...]], said: str) -> str | None:
-    """Choose by the weights if they are specific, else by similar names."""
+    """Return the nearest family by characteristic names of weights, else by the known name most similar to ``said``."""
     weights = _names(files)
     if not any(re.fullmatch(_OF_EXPERTS, weight) for weight in weights):
         for pattern, name in _TELLING:
@@ -62,7 +62,7 @@ def _nearest(files: Files, known: Mapping[str, tuple[str, ...]], said: str) -> s
 
 
 def _names(files: Files) -> Sequence[str]:
-    """Return the names of the weights; empty if there are none, which is reported elsewhere."""
+    """Return the names of the weights; empty if they cannot be read."""
     try:
         return list(files.shapes)
     except (FileNotFoundError, Refused):

@@ -1,4 +1,4 @@
-"""Networks trained with this package: files of ``save_trained``, with a card in their metadata."""
+"""Load networks that were trained with this package, from files of ``save_trained`` with a card in their metadata."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -49,11 +49,11 @@ def _card(text: str, layers: int) -> Card:
     """Read a card from the JSON of a file's metadata.
 
     Args:
-        text: JSON.
-        layers: the number of weights in the file, which bounds the depth.
+        text: the JSON text.
+        layers: the largest accepted depth: the number of weights in the file.
 
     Raises:
-        ValueError: if it is not a card, or sizes are out of range.
+        ValueError: if the text is not a card, or sizes are out of range.
     """
     said = json_text(text, "the card")
     strange = said.keys() - {one.name for one in fields(Card)}
@@ -78,11 +78,11 @@ def _card(text: str, layers: int) -> Card:
 
 
 def load_trained(path: Path) -> Denoiser:
-    """Read a file of ``save_trained``: a denoiser in float32, in evaluation mode.
+    """Read a file of ``save_trained`` and return its denoiser, in float32 and evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a safetensors file, has no card, or its weights do not fit the card's network.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not in safetensors format, has no card, or its weights do not fit the card's network.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")

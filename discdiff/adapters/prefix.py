@@ -1,4 +1,4 @@
-"""Clean prefixes of networks of transformers, in transformers' caches."""
+"""Keep the clean prefixes of a batch in a cache of transformers."""
 
 import copy
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ __all__ = ["Prefix", "left_padded"]
 
 @dataclass
 class Prefix:
-    """Cache of clean tokens, with rows padded on the left, so that all end where a block begins.
+    """Cache of clean tokens in C columns; rows are padded on the left, so that all end where the next block begins.
 
     Attributes:
-        kept: transformers' cache.
-        seen: (B, C) 1 for cached tokens, 0 for padding.
-        pending: (B, n) tokens that the next call adds.
-        last: (B, V) logits at the last cached token, if they were computed; else None.
+        kept: the cache of transformers.
+        seen: (B, C) with 1 for cached tokens and 0 for padding.
+        pending: (B, n) clean tokens that the next evaluation adds to the cache.
+        last: (B, V) logits at the last cached token; None if they were not computed.
     """
 
     kept: Any
@@ -29,16 +29,16 @@ class Prefix:
 
     @property
     def length(self) -> Int[Tensor, " B"]:
-        """The number of tokens of each row, (B,), without pending ones."""
+        """The number of cached tokens of each row, (B,), without pending ones."""
         return self.seen.sum(1)
 
     @property
     def position(self) -> Int[Tensor, "B C"]:
-        """Positions of the cached tokens in the sequence."""
+        """The positions of the cached tokens in their sequences, (B, C); 0 for padding."""
         return (self.seen.cumsum(1) - 1).clamp(min=0)
 
     def select(self, rows: Int[Tensor, " R"]) -> "Prefix":
-        """Return the prefixes of the rows at indices (R,), which may repeat."""
+        """Return the prefixes of the rows at indices (R,); indices may repeat."""
         kept = copy.deepcopy(self.kept)
         if self.seen.shape[1]:
             kept.batch_select_indices(rows)
@@ -48,7 +48,7 @@ class Prefix:
 def left_padded(
     tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"]
 ) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"]]:
-    """Move the first ``length`` tokens of each row to the right; also return the mask of their new places.
+    """Move the first ``length`` tokens of each row to the right end; also return a mask that is True at these tokens.
 
     Shapes: tokens (B, P), length (B,), both results (B, C) with C the largest length.
     """

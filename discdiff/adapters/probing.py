@@ -1,7 +1,8 @@
 """Test whether a checkpoint's convention is right, with the network and a few sequences of its data.
 
-A network predicts hidden tokens best if it is called as it was trained. So every test reads the same network in the
-declared way and in others, on the same noise, and compares -log D of the hidden tokens in nats.
+A network predicts hidden tokens best if it is called as it was trained. So the tests call the network by the declared
+convention and by others, with the same noise. They compare -log D of the hidden tokens in nats, where D is the
+probability that the network gives to the true token.
 """
 
 import copy
@@ -28,7 +29,13 @@ _CANDIDATES = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one test: "right", "wrong", or "unknown" if it could not be made."""
+    """The result of one test.
+
+    Attributes:
+        name: the tested property of the convention.
+        verdict: "right", "wrong", or "unknown" if the test could not decide.
+        said: the reason, usually with the measured numbers.
+    """
 
     name: Literal["shift", "mask id", "time", "predicts"]
     verdict: Literal["right", "wrong", "unknown"]
@@ -40,13 +47,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of ``probe``, a line each."""
+    """The results of ``probe``; printed, they take a line each."""
 
     found: tuple[Finding, ...]
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
-        """The tests that contradict the convention."""
+        """The findings with the verdict "wrong"."""
         return tuple(finding for finding in self.found if finding.verdict == "wrong")
 
     def __getitem__(self, name: str) -> Finding:
@@ -60,11 +67,13 @@ class Findings:
 def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) -> Findings:
     r"""Test the declared convention of a denoiser against its outputs.
 
-    * **shift**: the nats of hidden tokens, -log D(x0_i | x_t), with the logits read one position left and right.
-    * **mask id**: the same with the mask replaced by other ids, first those that no data holds.
-    * **time**: whether the output changes with time at all; and the same nats with the other time arguments.
-    * **predicts**: on processes whose tokens can be noise, whether the output depends on the token at its own site, by
-      ``sensitivity_curve``: a denoiser does, a leave-one-out does not.
+    * **shift** compares the nats of hidden tokens, -log D(x0_i | x_t), with those of logits one position left or right.
+    * **mask id** compares these nats with those for up to 8 other ids as the mask, such as suppressed ids and ids that
+      are absent from the data.
+    * **time** tests whether the output changes with time at all, and compares the nats with those of other time
+      arguments.
+    * **predicts** tests, if data tokens can be noise, whether the output of a site depends on the site's own token
+      (``sensitivity_curve``). The output of a denoiser does; that of a leave-one-out prediction does not.
 
     Args:
         model: the denoiser with its declared convention.
@@ -72,8 +81,8 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
         seed: the seed of the noise.
 
     Returns:
-        A finding for each. It is "wrong" if another reading is better by 3 standard errors over the rows and .02 nats
-        a token.
+        A finding for each test. It is "wrong" if another convention is better by 3 standard errors over the rows and,
+        where nats are compared, by .02 nats a token. "time" is also "wrong" if the output does not change with time.
 
     Raises:
         ValueError: for tokens out of range, or fewer than two rows.
@@ -97,7 +106,7 @@ def _noised(model: Denoiser, x0: Int[Tensor, "B L"], alpha: float, seed: int) ->
 
 @dataclass(frozen=True)
 class _Case:
-    """Data, its noised version, and the time."""
+    """A model, data x0, the noised data x and its time t."""
 
     model: Denoiser
     x0: Int[Tensor, "B L"]
@@ -105,9 +114,9 @@ class _Case:
     t: Float[Tensor, "1 1"]
 
     def nats(self, model: Denoiser | None = None, shown: Tensor | None = None, moved: int = 0) -> Float[Tensor, " B"]:
-        """Return the mean of -log D(x0_i | x) over a row's hidden tokens, with the logits read ``moved`` to the right.
+        """Return the mean of -log D(x0_i | x) over a row's hidden tokens i.
 
-        The model gets the states ``shown`` if given.
+        Logits are read ``moved`` positions to the right. The model gets the states ``shown``, by default x.
         """
         model = model or self.model
         out = model.output(self.x if shown is None else shown, self.t)
@@ -122,7 +131,7 @@ class _Case:
         return cost.sum(-1) / hidden.sum(-1).clamp(min=1)
 
     def best(self, readings: dict[str, Callable[[], Tensor]]) -> tuple[str | None, str]:
-        """Return the reading that is clearly better than the declared one, or None; and the nats of all."""
+        """Return the reading that is clearly better than the declared one, or None; also a text with all nats."""
         own = self.nats()
         told, better = [f"as declared {float(own.mean()):.3f} nats"], {}
         for name, cost in readings.items():
@@ -187,7 +196,7 @@ def _time(case: _Case) -> Finding:
 
 
 def _without_time(model: Denoiser, x: Int[Tensor, "B L"]) -> Finding | None:
-    """Return what is found if the model is called without a time, or ignores it."""
+    """Return the finding if the model gets no time or its output does not change with it; else None."""
     if model.call.time is None:
         return Finding("time", "unknown", "none is declared")
     early, late = (model.output(x, torch.full((1, 1), t, dtype=torch.float64)).logits().double() for t in (0.2, 0.8))

@@ -1,4 +1,4 @@
-"""Refusal of weights in fewer bits with scales beside them, by the name of their method; they are never converted."""
+"""Refuse quantized weights with the name of their method; they are never converted."""
 
 import re
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ _NAMES = {
 
 
 def check_settings(config: Settings) -> None:
-    """Refuse quantized weights by their configuration.
+    """Check that a configuration is not that of quantized weights.
 
     Raises:
-        Refused: naming the method and a remedy.
+        Refused: if it is; the error names the method and a remedy.
     """
     for table in (config, config.part("text_config")):
         for key in ("quantization_config", "compression_config"):
@@ -32,10 +32,10 @@ def check_settings(config: Settings) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse quantized weights by their names and dtypes.
+    """Check that no names or dtypes of tensors are those of quantized weights.
 
     Raises:
-        Refused: as in ``check_settings``.
+        Refused: if some are; the error names the method and a remedy.
     """
     for name, tensor in tensors.items():
         method = next((one for one, ends in _NAMES.items() if re.search(rf"(^|\.)({ends})$", name)), None)

@@ -1,6 +1,7 @@
-"""Processes, schedules and conventions as JSON and back: each kind has a name, and its arguments have types.
+"""Write processes, schedules and conventions as JSON and read them back.
 
-Names in a file are looked up only in the table of this module, so a file cannot choose code to run.
+Each kind of object has a name, and its arguments have types. Names in a file are looked up only in the table of this
+module, so a file cannot choose code to run.
 """
 
 import math
@@ -49,7 +50,7 @@ _OF_A_RUN = {"files"}  # fields of a convention that tell where it was read, not
 
 @dataclass(frozen=True)
 class _Argument:
-    """An argument of a kind: the attribute that holds it, and how to write and read it."""
+    """How to write and read one argument of a kind of object."""
 
     write: Callable[[Any, str], object]
     read: Callable[[Settings, str, int], object]
@@ -63,10 +64,12 @@ class _Kind:
 
 
 def described(value: object, where: str) -> dict[str, object]:
-    """Describe a process, a schedule or a schedule's function as a table of JSON.
+    """Return a process, a schedule or a schedule's function as a table that JSON can hold.
+
+    ``where`` says in errors what the value is.
 
     Raises:
-        ValueError: if it, or a part of it, cannot be written; names it.
+        ValueError: if the value or a part of it cannot be written; the error names the part.
     """
     name = next((name for name, kind in _KINDS.items() if type(value) is kind.cls), None)
     if name is None:
@@ -79,10 +82,10 @@ def described(value: object, where: str) -> dict[str, object]:
 
 
 def _made(settings: Settings, of: tuple[type, ...], most: int) -> Any:  # noqa: ANN401
-    """Make an object from a table of ``described``, if it is of one of these types; sizes are at most ``most``.
+    """Make an object of one of these types from a table of ``described``; sizes are at most ``most``.
 
     Raises:
-        Refused: for an unknown kind, or arguments that it does not have.
+        Refused: if the kind is unknown or of another type, or its arguments are not accepted.
     """
     accepted = [name for name, kind in _KINDS.items() if issubclass(kind.cls, of)]
     kind = _KINDS[settings.word("kind", accepted=accepted)]
@@ -95,7 +98,7 @@ def _made(settings: Settings, of: tuple[type, ...], most: int) -> Any:  # noqa: 
 
 
 def known(settings: Settings, keys: set[str]) -> None:
-    """Raise ``Refused`` for an unknown key: it could change the meaning of the others."""
+    """Raise ``Refused`` if a key is not in ``keys``, as it could change the meaning of the others."""
     strange = sorted(settings.keys() - keys)
     if strange:
         raise settings.refused(
@@ -134,10 +137,10 @@ def _read_numbers(settings: Settings, key: str, most: int) -> Tensor | None:
 
 
 def table(settings: Settings, key: str) -> Tensor:
-    """Return a vector or a matrix of finite numbers, float64.
+    """Return the list of finite numbers at a key, or of such lists, as a vector or a matrix in float64.
 
     Raises:
-        Refused: for anything else.
+        Refused: if the value is anything else.
     """
     rows = settings.items_of(key)
     nested = [row for row in rows if isinstance(row, list)]
@@ -239,10 +242,10 @@ _KINDS: dict[str, _Kind] = {
 
 
 def recorded(convention: Convention) -> dict[str, object]:
-    """Describe a convention as a table of JSON.
+    """Return a convention as a table that JSON can hold; ``convention_of`` reads it.
 
     Raises:
-        ValueError: if its process cannot be written.
+        ValueError: if the process cannot be written, or a number is not finite.
     """
     said: dict[str, object] = {}
     for one in fields(Convention):
@@ -258,14 +261,14 @@ def recorded(convention: Convention) -> dict[str, object]:
 
 
 def convention_of(settings: Settings, most: int) -> dict[str, Any]:
-    """Return the arguments of the convention that ``recorded`` wrote.
+    """Read a table of ``recorded``; return the arguments of its ``Convention`` by name.
 
     Args:
         settings: the table.
-        most: the largest size or id accepted.
+        most: the largest accepted size or id.
 
     Raises:
-        Refused: for a field that is unknown, missing or of another type.
+        Refused: if a field is unknown, missing or of another type.
     """
     hints = get_type_hints(Convention)
     names = [one.name for one in fields(Convention) if one.name not in _OF_A_RUN]
@@ -274,17 +277,17 @@ def convention_of(settings: Settings, most: int) -> dict[str, Any]:
 
 
 def clock_of(settings: Settings, most: int) -> Schedule:
-    """Return the schedule that ``described`` wrote.
+    """Make a schedule from a table of ``described``; sizes are at most ``most``.
 
     Raises:
-        Refused: a ValueError, if they are no schedule.
+        Refused: a ValueError, if the table does not describe a schedule.
     """
     found: Schedule = _made(settings, (Schedule,), most)
     return found
 
 
 def dtype_of(settings: Settings, key: str) -> torch.dtype | None:
-    """Return a floating dtype by its name, or None."""
+    """Return the floating-point dtype whose name is at a key; None if there is no name."""
     name = settings.word(key, accepted=_DTYPES, default=None)
     return None if name is None else _DTYPES[name]
 
@@ -294,7 +297,7 @@ def _needed(name: str) -> bool:
 
 
 def _field(settings: Settings, name: str, hint: Any, most: int) -> object:  # noqa: ANN401
-    """Read a field by the type that ``Convention`` declares."""
+    """Read a field with the getter for the type that ``Convention`` declares."""
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     if type(None) in kinds and settings.get(name) is None:
         return None
@@ -315,7 +318,7 @@ def _field(settings: Settings, name: str, hint: Any, most: int) -> object:  # no
 
 
 def _several(settings: Settings, name: str, kinds: tuple[Any, ...], most: int) -> tuple[object, ...]:
-    """Read a list of words or of ids, of the length that the type declares, if it does."""
+    """Read a list of words or of ids; if its type declares a length, the list must have it."""
     values = settings.items_of(name)
     if kinds[-1] is not ... and len(values) != len(kinds):
         raise settings.refused(f"{name} must hold {len(kinds)} values, got {shown(values)}")

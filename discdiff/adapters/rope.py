@@ -1,7 +1,8 @@
-"""Rotary positions from a configuration, in a form that transformers 4.57 and 5 both accept.
+"""Read the settings of rotary positions and return them in a form that transformers 4.57 and 5 both accept.
 
-4.57 writes ``rope_theta`` and ``rope_scaling``, 5 a single table ``rope_parameters``. Typed getters read both, and only
-the numbers of the table's own kind are passed on. "dynamic" is refused, as its frequencies depend on earlier inputs.
+4.57 writes ``rope_theta`` and ``rope_scaling``; 5 writes a single table ``rope_parameters``. Both are read. Each
+``rope_type`` has its own numbers, and other keys are refused. The type "dynamic" is refused, as its frequencies depend
+on earlier inputs.
 """
 
 from typing import Any
@@ -41,10 +42,10 @@ _LAYERS = ("full_attention", "sliding_attention")
 
 
 def _table(table: Settings, theta: float, kinds: tuple[str, ...], share: bool) -> dict[str, Any]:
-    """Read one table: its kind, its base and the numbers of that kind; any other key is refused.
+    """Read one table: its ``rope_type``, its base ``rope_theta`` and the numbers of this type.
 
     Raises:
-        Refused: for an unknown kind or key, or a number outside its interval.
+        Refused: for an unknown type or key, or a number outside its interval.
     """
     kind = table.word("rope_type", "type", accepted=kinds, default="default")
     found: dict[str, Any] = {
@@ -69,15 +70,16 @@ def _table(table: Settings, theta: float, kinds: tuple[str, ...], share: bool) -
 
 
 def flat_rope(settings: Settings, partial: float | None = None, theta: float = 10000.0) -> dict[str, Any]:
-    """Return ``rope_theta``, ``rope_scaling`` and, if a share of the head rotates, ``partial_rotary_factor``.
+    """Return ``rope_theta``, ``rope_scaling`` and, if ``partial`` is not None, ``partial_rotary_factor``.
 
     Args:
-        settings: with the keys of ``FLAT``.
-        partial: the default share that rotates; None for a network that rotates the whole head.
+        settings: a configuration; the keys in ``FLAT`` are read.
+        partial: the default share of a head that rotates; None for a network that rotates whole heads.
         theta: the default base.
 
     Raises:
-        Refused: as in ``_table``, and for two tables that disagree.
+        Refused: if there are two tables, a table and the configuration disagree on a key, a key or a kind is unknown,
+            or a number is not accepted.
     """
     if settings.get("rope_scaling") and settings.get("rope_parameters"):
         raise settings.refused("rope_scaling and rope_parameters are both given; keep one")
@@ -100,10 +102,10 @@ def flat_rope(settings: Settings, partial: float | None = None, theta: float = 1
 
 
 def layered_rope(settings: Settings) -> dict[str, Any]:
-    """Return ``layer_types`` and a table for each layer type, for DiffusionGemma (transformers 5).
+    """Return DiffusionGemma's ``layer_types`` and ``rope_parameters``, with a table for each type of layer.
 
     Raises:
-        Refused: a ValueError, for an unknown kind of layer.
+        Refused: a ValueError, if a type of layer is unknown or a table is not accepted.
     """
     tables = settings.part("rope_parameters")
     found = {}
@@ -115,7 +117,7 @@ def layered_rope(settings: Settings) -> dict[str, Any]:
 
 
 def layer_types(settings: Settings) -> list[str] | None:
-    """Return the kind of attention of each layer; None to use the network's own pattern."""
+    """Return the type of attention of each layer; None if the configuration leaves it to the network."""
     kinds = settings.items_of("layer_types")
     for kind in kinds:
         if kind not in _LAYERS:
@@ -127,12 +129,13 @@ def layer_types(settings: Settings) -> list[str] | None:
 
 
 def modernbert_rope(settings: Settings) -> dict[str, Any]:
-    """Return the types and bases of ModernBERT's layers, from a period and two numbers (4.57) or two lists (5).
+    """Return the types and rotary bases of ModernBERT's layers.
 
-    The result has ``layer_types`` and ``rope_parameters`` for 5, and the equivalent period and numbers for 4.57.
+    Transformers 4.57 writes a period of layers with full attention and two bases; 5 writes ``layer_types`` and
+    ``rope_parameters``. Either is read, and the result has both.
 
     Raises:
-        Refused: for scaled positions, or layers that do not follow a period.
+        Refused: if positions are scaled, or layers with full attention do not follow a period.
     """
     if settings.get("rope_scaling"):
         raise settings.refused("rope_scaling changes what the network computes and is not supported for ModernBERT")

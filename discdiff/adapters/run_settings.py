@@ -1,8 +1,8 @@
-"""Configurations of MDLM and its relatives as one flat table: hub folders, checkpoints, Hydra's YAML.
+"""Read configurations of MDLM and its relatives as one flat table, from hub folders, checkpoints or Hydra's YAML.
 
-Of a training run only the tables of the model, the algorithm, the noise and the graph describe the network; those of
-trainer, optimiser, loader, logger and evaluation are ignored. A setting that changes the network and is not read here
-is refused by name, unless the user ignores it by ``ignore=``.
+Only the tables of the model, the algorithm, the noise, the graph and the data are merged into it. Those of trainer,
+optimiser, loader, logger and evaluation are ignored. A setting that changes the network and is not supported here is
+refused by name, unless the user passes it in ``ignore=``.
 """
 
 import re
@@ -66,7 +66,7 @@ _STRICT = ("mdlm", "duo", "udlm", "bd3lm")  # families whose hub configurations 
 
 
 def said(files: Files) -> Settings:
-    """Return config.json, or the hyperparameters in a Lightning checkpoint, or the YAML of a training run."""
+    """Return config.json, else the hyperparameters in a Lightning checkpoint, else the YAML of a training run."""
     if files.config:
         return files.config
     held = plain(files.saved.get("hyper_parameters"))
@@ -78,10 +78,12 @@ def said(files: Files) -> Settings:
 
 
 def configuration(files: Files) -> Settings:
-    """Return the flat table: of two equal keys the inner one; "type" becomes "noise_type" and so on.
+    """Return the configuration as one flat table; if a key occurs twice, the inner value is taken.
+
+    The keys "type", "name" and "eps" of an inner table get the table's name as prefix, as in "noise_type".
 
     Raises:
-        Refused: a ValueError, for invalid weights of blocks.
+        Refused: a ValueError, if ``block_weights`` is invalid.
     """
     whole = said(files)
     tables = {part for part in _TABLES if isinstance(whole.get(part), Mapping)}
@@ -97,7 +99,7 @@ def configuration(files: Files) -> Settings:
 
 
 def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None:
-    """Raise Refused for a setting that changes, or may change, the network to one not supported here."""
+    """Raise Refused if a setting changes, or may change, the network to one that is not supported here."""
     whole = said(files)
     for part in _TABLES:
         whole.part(part)
@@ -119,7 +121,7 @@ def check_known(config: Settings, files: Files, ignore: tuple[str, ...]) -> None
 
 
 def _resolved(value: object, whole: Mapping[str, object]) -> object:
-    """Resolve a reference such as "${model.length}", which Hydra leaves in saved files; return other values as is."""
+    """Resolve a reference of Hydra such as "${model.length}"; return any other value as it is."""
     pointed = re.fullmatch(r"\$\{([\w.]{1,200})\}", value) if isinstance(value, str) else None
     if pointed is None:
         return value
@@ -130,7 +132,7 @@ def _resolved(value: object, whole: Mapping[str, object]) -> object:
 
 
 def _in_blocks(config: Settings, files: Files) -> dict[str, object]:
-    """Return BlockGen's noise and largest block, from the configuration of a run or else from folder names."""
+    """Return BlockGen's noise and largest block size, from a run's configuration or else from folder names."""
     algorithm = str(config.get("algo_name", ""))
     if config.get("type") != "block-dit" and not algorithm.startswith("blockgen-"):
         return {}
@@ -144,10 +146,12 @@ def _in_blocks(config: Settings, files: Files) -> dict[str, object]:
 
 
 def _block_weights(config: Settings) -> int | None:
-    """Return the largest block with a positive weight; "0.05 0.0 0.95" is for 1, 2 and 4. None without weights.
+    """Return the largest block size with a positive weight in ``block_weights``; None without weights.
+
+    The weights are for sizes 1, 2, 4, ...: "0.05 0.0 0.95" gives 4.
 
     Raises:
-        Refused: for invalid weights.
+        Refused: if the weights are invalid.
     """
     told = config.word("block_weights", default="").split()
     try:

@@ -1,12 +1,12 @@
-"""``Denoiser.save``: write a folder that ``load`` reads; and the family of such folders.
+"""Write a denoiser to a folder (``Denoiser.save``), and define the family by which ``load`` reads such folders.
 
     discdiff.json         the convention, the process and how the network is built
-    model.safetensors     its weights (in parts, where a class of transformers writes them so)
-    config.json           the author's settings, for a network of a class of transformers
+    model.safetensors     its weights (in several files, if transformers writes them so)
+    config.json           the author's settings, if the network is of a class of transformers
 
-A network of this package is recorded by name with its arguments. One of a class of transformers is rebuilt by its
-family from its author's settings. Any other must be passed to ``load`` as ``network=``: a file names no class to
-import.
+A network of this package is recorded by its name and arguments. A network of a class of transformers is rebuilt by its
+family from its author's settings. Any other network must be passed to ``load`` as ``network=``, because a file cannot
+name a class to import.
 """
 
 import json
@@ -43,10 +43,13 @@ _BY_HAND = "by hand"
 
 
 def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Save a model to a folder, as ``Denoiser.save``.
+    """Save a model to a folder that ``load`` reads, as ``Denoiser.save`` does; return the folder's path.
 
     Raises:
-        TypeError, ValueError, FileExistsError: as ``Denoiser.save``.
+        TypeError: if an argument has another type.
+        FileExistsError: if ``folder`` is a file. Also if it is not empty, unless ``overwrite`` is True and the folder
+            holds a saved model.
+        ValueError: if a part of the model cannot be written; the error names it.
     """
     target = _free(folder, decided(overwrite, "save: overwrite"))
     network, convention = _parts(model)
@@ -82,7 +85,7 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
 
 
 def _written(network: Any, folder: Path) -> None:  # noqa: ANN401
-    """Write the weights of a class of transformers by its own names, which every version of it reads."""
+    """Write the weights by the names of transformers' class, which every version of transformers reads."""
     from transformers.utils import logging
 
     shows = logging.is_progress_bar_enabled()
@@ -98,7 +101,7 @@ def _written(network: Any, folder: Path) -> None:  # noqa: ANN401
 
 
 def _free(folder: object, overwrite: bool) -> Path:
-    """Return the folder if it may be written."""
+    """Return the folder's resolved path after a check that it may be written."""
     if not isinstance(folder, str | Path):
         raise TypeError(f"save: folder must be a path, got {shown(folder)}")
     target = Path(folder).resolve()
@@ -113,7 +116,7 @@ def _free(folder: object, overwrite: bool) -> Path:
 
 
 def _put(written: Path, target: Path) -> None:
-    """Move the written folder to its target; an old one is set aside first, and restored if the move fails."""
+    """Move a written folder to its target; set an old target aside first, and restore it if the move fails."""
     if not target.is_dir() or not any(target.iterdir()):
         os.replace(written, target)
         return
@@ -131,10 +134,10 @@ def _put(written: Path, target: Path) -> None:
 
 
 def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
-    """Return the network and its convention.
+    """Return the model's network and its convention.
 
     Raises:
-        ValueError: for a function that is not a module, or anything that changes the network's output; names it.
+        ValueError: if the model's function is not a module, or the model has guides, a context or a head.
     """
     for name, held in (("guides", model.guides), ("context", model.context), ("head", model.call.head)):
         if held:
@@ -158,7 +161,7 @@ def _parts(model: Denoiser) -> tuple[nn.Module, Convention]:
 def _network(
     network: nn.Module, convention: Convention
 ) -> tuple[dict[str, object], dict[str, Tensor] | None, dict[str, Any]]:
-    """Return how to rebuild it, its weights (None if transformers writes them), and its author's settings."""
+    """Return how to rebuild a network, its weights (None if transformers writes them), and its author's settings."""
     state = network.state_dict()
     wrong = [name for name, part in state.items() if not isinstance(part, Tensor) or part.is_meta or part.is_sparse]
     if wrong:
@@ -190,13 +193,13 @@ def _network(
 
 
 def _inner(network: nn.Module) -> Any:  # noqa: ANN401
-    """Return the network of a class of transformers that it is, or holds; None if there is none."""
+    """Return the network, or the one in its attribute ``network``, if it is of transformers; else None."""
     held = [network, getattr(network, "network", None)]
     return next((one for one in held if hasattr(one, "save_pretrained") and hasattr(one, "config")), None)
 
 
 def _same(network: nn.Module, built: dict[str, Tensor], held: dict[str, Tensor]) -> None:
-    """Raise ValueError if the weights differ from those of a new network of its class: it was modified."""
+    """Raise ValueError if the weights differ in names or shapes from those of a new network of the class."""
     shapes = [{name: tuple(part.shape) for name, part in state.items()} for state in (built, held)]
     changed = [name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)]
     if changed:
@@ -211,7 +214,7 @@ def _changed(network: nn.Module, what: str) -> ValueError:
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors that share no memory, and a map from further names of a tensor to its first name."""
+    """Return each tensor once, as a copy, and a map from further names of a tensor to its first name."""
     first: dict[tuple[object, ...], str] = {}
     found, tied = dict[str, Tensor](), dict[str, str]()
     for name, part in state.items():
@@ -229,7 +232,7 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 
 @dataclass(frozen=True)
 class _Saved(Convention):
-    """A convention with the other settings of a ``Denoiser``."""
+    """A convention together with further settings of a saved ``Denoiser``."""
 
     direct: bool = False
     length: int | None = None
@@ -276,7 +279,7 @@ def _built(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
 
 
 def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]]) -> _Saved:
-    """Read the convention; no size in its process may exceed the largest size of the weights."""
+    """Read the convention; sizes and ids in its process are bounded by the largest size in ``shapes``."""
     largest = max((size for shape in shapes for size in shape), default=1)
     given = convention_of(said.part("convention"), largest + 1)
     if asked.schedule is not None and given.get("time") == "t":
@@ -303,7 +306,7 @@ def _by_family(part: Settings, files: Files, convention: Convention) -> nn.Modul
 
 
 def _given(part: Settings, network: nn.Module | None) -> nn.Module:
-    """Return the user's own network."""
+    """Return the user's own network; raise Refused if none was passed."""
     known(part, {"class"})
     if network is None:
         raise Refused(f"its network is a {part.word('class')} of the user's own: pass load(..., network=) such a one")
@@ -311,7 +314,7 @@ def _given(part: Settings, network: nn.Module | None) -> nn.Module:
 
 
 def _own(part: Settings, weights: dict[str, Tensor]) -> nn.Module:
-    """Build a network of this package, without memory yet."""
+    """Build a network of this package on the meta device, where it takes no memory."""
     dtypes = _dtypes(weights)
     if len(dtypes) > 1:
         raise Refused(f"{_WEIGHTS}: its weights must have one dtype, got {' and '.join(dtypes)}")
@@ -324,7 +327,7 @@ def _dtypes(weights: dict[str, Tensor]) -> list[str]:
 
 
 def _weights(said: Settings, files: Files) -> dict[str, Tensor]:
-    """Return all of the network's weights by its own names; no prefix is taken for a wrapper's here."""
+    """Return the weights by the network's own names; prefixes of names are kept."""
     file = files.folder / _WEIGHTS
     found = owned(opened(file), [file])
     tied = said.part("tied")

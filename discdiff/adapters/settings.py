@@ -1,4 +1,4 @@
-"""Settings of other authors, read by typed getters: an error names the file, the key and the accepted values."""
+"""Read settings of other authors by typed getters; errors name the file, the key and the accepted values."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, overload
@@ -11,18 +11,21 @@ D = TypeVar("D")
 
 
 class Refused(ValueError):
-    """What ``load`` refuses: the text names the fault and the file; ``load`` prepends the path and the family."""
+    """Error for files that ``load`` does not accept.
+
+    The text names the file and the fault; ``load`` puts the path and the family before it.
+    """
 
 
 class Settings(Mapping[str, object]):
-    """Table of settings from JSON or YAML; every value is checked for its type when it is read.
+    """Table of settings from JSON or YAML whose getters check the type of a value.
 
-    A missing key, or null, gives the default; without a default it is an error. Of several given keys the first that is
-    present is read.
+    A getter with several keys reads the first that is present. A key whose value is null counts as missing. If all are
+    missing, the getter returns its default, or raises ``Refused`` if it has none.
 
     Args:
         values: the table.
-        file: the name of its file, for errors: "config.json".
+        file: the name of the file for errors, such as "config.json".
     """
 
     def __init__(self, values: Mapping[str, object], file: str) -> None:
@@ -45,10 +48,10 @@ class Settings(Mapping[str, object]):
     @overload
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: D) -> int | D: ...
     def whole(self, *keys: str, least: int | None = None, most: int | None = None, default: Any = ...) -> Any:
-        """Return a whole number from ``least`` to ``most``.
+        """Return the whole number at the first key that is present; it must be from ``least`` to ``most``.
 
         Raises:
-            Refused: a ValueError, for another value, or if there is none and no default.
+            Refused: a ValueError, if the value is anything else, or missing without a default.
         """
         key, value = self._found(keys, default)
         try:
@@ -61,10 +64,10 @@ class Settings(Mapping[str, object]):
     @overload
     def number(self, *keys: str, interval: str = "(-inf, inf)", default: D) -> float | D: ...
     def number(self, *keys: str, interval: str = "(-inf, inf)", default: Any = ...) -> Any:
-        """Return a number in an interval such as "[0, 1)".
+        """Return the number at the first key that is present; it must lie in an interval such as "[0, 1)".
 
         Raises:
-            Refused: a ValueError, for another value, or if there is none and no default.
+            Refused: a ValueError, if the value is anything else, or missing without a default.
         """
         key, value = self._found(keys, default)
         try:
@@ -77,10 +80,10 @@ class Settings(Mapping[str, object]):
     @overload
     def flag(self, *keys: str, default: D) -> bool | D: ...
     def flag(self, *keys: str, default: Any = ...) -> Any:
-        """Return True or False.
+        """Return the value, True or False, at the first key that is present.
 
         Raises:
-            Refused: a ValueError, for another value, or if there is none and no default.
+            Refused: a ValueError, if the value is anything else, or missing without a default.
         """
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, bool):
@@ -92,10 +95,10 @@ class Settings(Mapping[str, object]):
     @overload
     def word(self, *keys: str, accepted: Collection[str] = (), default: D) -> str | D: ...
     def word(self, *keys: str, accepted: Collection[str] = (), default: Any = ...) -> Any:
-        """Return a string; if ``accepted`` is given, one of these.
+        """Return the string at the first key that is present; it must be in ``accepted`` unless that is empty.
 
         Raises:
-            Refused: a ValueError, for another value, or if there is none and no default.
+            Refused: a ValueError, if the value is anything else, or missing without a default.
         """
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, str):
@@ -105,10 +108,10 @@ class Settings(Mapping[str, object]):
         return value
 
     def part(self, *keys: str) -> "Settings":
-        """Return a table inside; an empty one if there is none.
+        """Return the inner table at the first key that is present, else an empty table.
 
         Raises:
-            Refused: a ValueError, for another value.
+            Refused: a ValueError, if the value is not a table with strings as keys.
         """
         key, value = self._found(keys, {})
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
@@ -116,10 +119,10 @@ class Settings(Mapping[str, object]):
         return Settings(value, f"{self.file}, {key}" if key is not None else self.file)
 
     def items_of(self, *keys: str) -> list[object]:
-        """Return a list inside; an empty one if there is none.
+        """Return the list at the first key that is present, else an empty list.
 
         Raises:
-            Refused: a ValueError, for another value.
+            Refused: a ValueError, if the value is not a list.
         """
         key, value = self._found(keys, [])
         if not isinstance(value, list | tuple):
@@ -127,7 +130,7 @@ class Settings(Mapping[str, object]):
         return list(value)
 
     def refused(self, what: str) -> Refused:
-        """Make the error for this file."""
+        """Make an error whose text begins with the name of this file; the caller raises it."""
         return Refused(f"{self.file}: {what}")
 
     def _found(self, keys: tuple[str, ...], default: object) -> tuple[str | None, object]:

@@ -1,4 +1,4 @@
-"""The sizes of a network from the shapes of its weights."""
+"""Read the sizes of a network from the shapes of its weights."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def axes(shapes: Shapes, name: str, count: int, least: int = 1) -> tuple[int, ..
     """Return the shape of a weight after a check of its number of axes.
 
     Raises:
-        Refused: if it is missing, has another number of axes, or one smaller than ``least``.
+        Refused: if the weight is missing, does not have ``count`` axes, or has an axis shorter than ``least``.
     """
     if name not in shapes:
         raise Refused(f"the weight {name} is missing; there are {', '.join(list(shapes)[:4])}")
@@ -25,16 +25,18 @@ def axes(shapes: Shapes, name: str, count: int, least: int = 1) -> tuple[int, ..
 
 
 def matrix(shapes: Shapes, name: str, least: int = 1) -> tuple[int, int]:
-    """Return rows and columns of a weight."""
+    """Return the numbers of rows and columns of a weight with two axes, each at least ``least``."""
     rows, columns = axes(shapes, name, 2, least)
     return rows, columns
 
 
 def depth(shapes: Shapes, prefix: str) -> int:
-    """Count the layers with a weight named PREFIX NUMBER.NAME; ``fit`` checks the numbers.
+    """Count the layers: the different numbers after ``prefix`` in names such as "blocks.0.w1.weight".
+
+    That they are 0, 1, 2, ... is checked later, by ``fit``.
 
     Raises:
-        Refused: if there is none.
+        Refused: if there are no layers.
     """
     found = {m[1] for m in (re.match(re.escape(prefix) + r"([0-9]+)\.", name) for name in shapes) if m}
     if not found:

@@ -1,4 +1,4 @@
-"""Operators as schedulers of diffusers: they run in its pipelines and draw the same tokens as our samplers.
+"""Run operators as schedulers in the pipelines of diffusers; they draw the same tokens as this package's samplers.
 
 Import this module only where diffusers is installed; nothing else of discdiff needs it.
 """
@@ -31,12 +31,13 @@ __all__ = ["OperatorScheduler", "OperatorSchedulerOutput"]
 
 @dataclass
 class OperatorSchedulerOutput(BaseOutput):
-    """The result of a step, with the fields that diffusers' block pipelines read.
+    """Result of a step, with the fields that diffusers' block pipelines read.
 
     Attributes:
         prev_sample: (B, L) the next tokens.
-        transfer_index: (B, L) where a mask became a token; on a process without a mask, where the token changed.
-        editing_transfer_index: (B, L) where a token changed, or was hidden again.
+        transfer_index: (B, L) True where a mask became a token; on a process without a mask, where a token changed.
+        editing_transfer_index: (B, L) True where a token changed or was masked again; on a process without a mask,
+            False everywhere.
         sampled_tokens: (B, L) the same as ``prev_sample``.
         sampled_probs: (B, L) the softmax of the model's output at these tokens; 0 for a mask.
     """
@@ -49,26 +50,26 @@ class OperatorSchedulerOutput(BaseOutput):
 
 
 class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """An operator, its process and its seed, with ``set_timesteps``, ``step`` and ``add_noise``.
+    """Scheduler of diffusers (``set_timesteps``, ``step``, ``add_noise``) whose step is an operator.
 
-    Randomness is keyed by (seed, row, step, site): a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``, and
-    block after block those of ``dd.Blockwise``. If the first step of a run gets a generator, it draws the seed of the
-    run. Options of other schedulers whose role the operator has are refused.
+    Randomness is keyed by (seed, row, step, site). So a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``;
+    a run in blocks gives those of ``dd.Blockwise``. If a generator is passed to the first step of a run, the generator
+    draws the seed of the run. Options of other schedulers that would overrule the operator are refused.
 
     Shapes: tokens (B, L), in a block (B, n); model outputs (B, L, C); timesteps and flags of rows (B,).
 
     Args:
         operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
         process: "masked" or "uniform".
-        vocab_size: V; a mask id below it is one of the V.
+        vocab_size: V; a mask id below V counts as one of the V ids.
         mask_token_id: the mask of a masked process; V by default.
         schedule: an expression such as "Linear()" or "LogLinear(eps=0.001)".
         predicts: the meaning of the model's output, as for ``Denoiser``.
         seed: the key of the randomness.
-        block_length: the block length that block pipelines read.
+        block_length: the block length; only block pipelines read it.
 
     Raises:
-        ValueError: for an operator with more than one call a step, or unknown words.
+        ValueError: if the operator does not move in time with one denoiser call a step, or an argument is not accepted.
     """
 
     order = 1
@@ -115,10 +116,12 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None, block_length: int | None = None
     ) -> None:
-        """Set equal steps of t from 1 to 0 and start a new run; step n is called with timestep n, from 0.
+        """Set equal steps of t from 1 to 0 and start a new run.
+
+        The timesteps are the numbers of the steps: 0, 1, ...
 
         Raises:
-            TypeError, ValueError: for numbers that are not whole, or below 1.
+            TypeError, ValueError: if a number is not whole, or is below 1.
         """
         steps = whole(num_inference_steps, "set_timesteps: num_inference_steps", 1)
         if block_length is not None:
@@ -128,10 +131,10 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin()
 
     def prior(self, batch: int, length: int) -> Int[Tensor, "B L"]:
-        """Return the initial noise of a run of ``dd.Sampler`` with this seed; all masks on a masked process.
+        """Return the initial noise (B, L) of a run of ``dd.Sampler`` with this seed; all masks on a masked process.
 
         Raises:
-            ValueError: before ``set_timesteps``.
+            ValueError: if ``set_timesteps`` was not called before.
         """
         if not self._grid:
             raise ValueError("prior: call set_timesteps first")
@@ -139,7 +142,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return choose("prior", self.process.prior(batch, length), state, at)
 
     def scale_model_input(self, sample: Int[Tensor, "B L"], timestep: int | None = None) -> Int[Tensor, "B L"]:
-        """Return the sample unchanged, as tokens have no scale."""
+        """Return the sample (B, L) unchanged, as tokens have no scale."""
         return sample
 
     @torch.no_grad()
@@ -164,22 +167,22 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Make one step of the operator.
 
         Args:
-            model_output: logits, or log ratios, of the model at ``sample``.
+            model_output: (B, L, C) logits, or log ratios, of the model at ``sample``.
             timestep: the number of the step, from 0; 0 again begins the next block.
             sample: (B, L) tokens.
             mask_token_id: the pipeline's mask; it must be that of the process.
             temperature, top_k, top_p: truncation of the prediction, as in ``dd.Truncation``; temperature 0 takes the
                 most probable token.
-            sampling_method: "multinomial" or "auto"; "greedy" is temperature 0.
-            threshold, editing_threshold, minimal_topk: the operator decides what is revealed or edited, so values other
-                than the pipelines' defaults (.7, .5 and 1) are refused.
-            prompt_mask: (L,) given sites.
-            generator: in the first step of a run, draws the seed of the run, instead of the configured one.
+            sampling_method: "multinomial" or "auto" to draw tokens; "greedy" for temperature 0.
+            threshold, editing_threshold, minimal_topk: refused, except for the pipelines' defaults (.7, .5 and 1), as
+                the operator decides what is revealed or edited.
+            prompt_mask: (L,) True at given sites.
+            generator: draws the seed of the run in its first step; None to use the configured seed.
             return_dict: whether to return an object rather than a tuple.
 
         Raises:
-            TypeError, ValueError: before ``set_timesteps``, for an unknown timestep, tokens out of range, another
-                mask, or an option that is out of range or decided by the operator.
+            TypeError, ValueError: if ``set_timesteps`` was not called, the timestep is unknown, tokens are out of
+                range, the mask is another one, or an option is out of range or decided by the operator.
         """
         number = whole(timestep, "step: timestep") + self._uncounted
         if not 0 <= number < len(self._grid) - 1:
@@ -214,7 +217,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return OperatorSchedulerOutput(tokens, changed & filled, changed & ~filled, tokens, said)
 
     def _seeded(self, generator: torch.Generator | None, number: int) -> None:
-        """Draw the seed of the run from a given generator, in its first step."""
+        """Draw the seed of the run from the generator, if there is one, in the first step of the run."""
         if generator is None or self._run_seed is not None:
             return
         if not isinstance(generator, torch.Generator):
@@ -227,10 +230,10 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(
         self, original_samples: Int[Tensor, "B L"], noise: Tensor | None, timesteps: Int[Tensor, " B"]
     ) -> Int[Tensor, "B L"]:
-        """Draw from q_t(. | x0), with t the time at which step ``timesteps`` begins.
+        """Draw noised tokens from q_t(. | x0), with t the time at which step number ``timesteps`` begins.
 
         Raises:
-            ValueError: for given noise, as the process draws its own; for unknown timesteps.
+            ValueError: if ``noise`` is not None, as the process draws its own, or if timesteps are unknown.
         """
         if noise is not None:
             raise ValueError("add_noise: the process draws its noise; noise must be None")
@@ -250,7 +253,10 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         mask_token_id: int,
         prompt_length: int,
     ) -> Bool[Tensor, " B"]:
-        """Return the ended rows: they have an end token after the prompt, and no mask before it."""
+        """Return True (B,) for rows that have ended: they have an end token after the prompt, with no mask before it.
+
+        Rows that are True in ``finished`` stay True.
+        """
         new = cur_x[:, prompt_length:]
         ends = (new == eos_token_id).int()
         known = (new != mask_token_id).int().cumprod(-1).bool()
@@ -267,10 +273,12 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         max_post_steps: int,
         finished: Bool[Tensor, " B"],
     ) -> bool:
-        """Continue until the steps or all rows have ended, as an operator may hide revealed tokens again.
+        """Return whether a block needs more steps: until all steps are made or all rows have ended.
+
+        Steps go on when no mask remains, as an operator may mask revealed tokens again.
 
         Raises:
-            ValueError: for ``max_post_steps`` other than the pipelines' 16, as nothing is edited after the steps.
+            ValueError: if ``max_post_steps`` is not the pipelines' default 16, as nothing is edited after the steps.
         """
         if max_post_steps != 16:
             raise ValueError(f"max_post_steps = {max_post_steps}: nothing is edited after the operator's steps")
@@ -291,7 +299,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         block: int,
         cut: Truncation | None = None,
     ) -> tuple[State, At]:
-        """Return the state and its address in a run, at the start of step ``number``, from 1."""
+        """Return the state and its address in a run at the start of step ``number``; steps count from 1 here."""
         handed = [] if output is None else [output]
 
         def model(x: Tensor, time: Tensor | None) -> Tensor:
@@ -308,12 +316,12 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def _kept(self) -> int:
-        """The number of columns of a model's output that are read."""
+        """The number of columns that are read of a model's output."""
         return self.process.columns if self._predicts == "ratio" else self.process.vocab_size
 
 
 def _refuse_others(threshold: float | None, editing_threshold: float | None, minimal_topk: int | None) -> None:
-    """Raise ValueError for options that the operator decides. Pipelines always pass their defaults."""
+    """Raise ValueError for options that the operator decides, except for the values that pipelines always pass."""
     told = ""
     if threshold not in (None, 0.7):
         told = f"threshold = {threshold}: give operator='threshold({threshold})'"
@@ -326,7 +334,7 @@ def _refuse_others(threshold: float | None, editing_threshold: float | None, min
 
 
 def _schedule(text: str) -> Schedule:
-    """Parse a schedule from its repr: a name and literal arguments, never evaluated."""
+    """Make a schedule from its repr, a name with literal arguments; the text is parsed, not run."""
     known = {
         name: getattr(schedules, name)
         for name in ("Linear", "LogLinear", "Cosine", "Polynomial", "Geometric", "Sigmoid")

@@ -1,4 +1,4 @@
-"""Token ids and special tokens from a tokenizer's files."""
+"""Read token ids and special tokens from a tokenizer's files."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,7 +16,7 @@ _FILES |= {"added_tokens.json", "tokenizer.model", "spiece.model", "sentencepiec
 
 
 def word_list(file: Path) -> dict[str, int]:
-    """Return ids by token from a file with one token a line; empty if there is no such file."""
+    """Return ids by token from a file with one token a line; empty if the file does not exist."""
     lines = (text(file, TOKENIZER) or "").replace("\r\n", "\n").removesuffix("\n")
     return {line: n for n, line in enumerate(lines.split("\n"))} if lines else {}
 
@@ -24,10 +24,10 @@ def word_list(file: Path) -> dict[str, int]:
 class Tokenizer:
     """A tokenizer's files: vocab.txt, vocab.json, tokenizer.json and those of added tokens.
 
-    A missing value, or null, is ignored; one of a wrong type is an error that names file and key.
+    A missing value or null is ignored. A value of a wrong type raises an error that names the file and the key.
 
     Args:
-        folders: the folders of the files; if several have a file of the same name, the first one's is used.
+        folders: the folders of the files; if several folders have a file of one name, the first folder's is used.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -35,10 +35,10 @@ class Tokenizer:
 
     @cached_property
     def tokens(self) -> dict[str, int]:
-        """Return ids by token.
+        """Ids by token, from all files together.
 
         Raises:
-            Refused: for ids that are not whole numbers, or tokens that are not strings.
+            Refused: if an id is not a whole number, or a token is not a string.
         """
         found = word_list(self._place("vocab.txt"))
         found |= _ids(self._table("vocab.json"))
@@ -62,14 +62,14 @@ class Tokenizer:
 
     @property
     def size(self) -> int | None:
-        """One more than the largest id, or None without a vocabulary."""
+        """One more than the largest id; None without a vocabulary."""
         return max(self.tokens.values()) + 1 if self.tokens else None
 
     def special(self, name: str) -> str | None:
-        """Return a special token such as "mask_token"; None if it is not declared.
+        """Return the text of a special token such as "mask_token"; None if the files do not declare it.
 
         Raises:
-            Refused: if it is neither a string nor a table with its content.
+            Refused: if the declaration is neither a string nor a table with the key "content".
         """
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             said = self._table(file)
@@ -90,7 +90,7 @@ class Tokenizer:
 
 
 def _vocabulary(model: Settings) -> dict[str, int]:
-    """Return ids by token from tokenizer.json; for unigrams from a list of tokens with scores."""
+    """Return ids by token from the "model" of tokenizer.json: a table, or a list of tokens with scores (unigrams)."""
     known = model.get("vocab")
     if not isinstance(known, list):
         return _ids(model.part("vocab"))

@@ -1,9 +1,9 @@
-r"""Steps of other packages as programs of ours: calls of torch's random functions are answered by ``choose``.
+r"""Run steps of other packages as operators: ``choose`` replaces torch's random functions.
 
 A step of another package draws by ``torch.multinomial``, ``randint`` and ``rand``. Inside ``Answered`` each such call
-is a named choice of the operator that runs it. So the step's own code is keyed by (seed, row, step, site) and recorded
-like any operator here. If its draws have finitely many values, its exact transition matrix can be enumerated. The rest
-of the code runs unchanged.
+is a named choice of the operator that runs the step. So its draws are keyed by (seed, row, step, site) and recorded as
+in any operator here. If they have finitely many values, the step's exact transition matrix can be enumerated. The rest
+of the step's code runs unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,16 +56,17 @@ class Uniforms(Choice):
 
 
 class Answered(TorchFunctionMode):
-    """While active, torch's draws are choices of the operator at ``at``, named by function and turn: "rand1".
+    """Context in which torch's draws are choices of the operator at ``at``.
 
-    A draw must be of whole rows: the rows of the state are the slowest axis of the draw. Generators are ignored.
+    A choice is named by the function and the number of the draw, as in "rand1". Each draw must have the same number of
+    values for every row of the state, in the order of the rows. Generators are ignored.
 
     Args:
         state: the state whose rows the draws are for.
         at: the address of the operator.
 
     Raises:
-        ValueError: for a draw of another shape, or by a function that is not supported.
+        ValueError: if a draw has another shape or is made by a function that is not supported.
     """
 
     def __init__(self, state: State, at: At) -> None:
@@ -152,7 +153,7 @@ class Answered(TorchFunctionMode):
         return tensor.copy_(a + (b - a) * self._rand(tensor.shape, dtype=tensor.dtype, device=tensor.device))
 
     def _event(self, name: str, shape: torch.Size) -> tuple[int, int]:
-        """Return (B, E) of a draw of a shape."""
+        """Return (B, E): the number of rows, and of values that a draw of this shape has for each row."""
         rows = len(self.state.rows)
         if shape.numel() % rows:
             raise ValueError(f"the step's {name} of shape {tuple(shape)} is not one of the {rows} rows of the state")

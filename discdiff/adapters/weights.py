@@ -1,4 +1,4 @@
-"""The weight files of a folder: the usual names, shards with or without an index, the newest checkpoint."""
+"""Find the weight files of a folder: by the usual names, as shards with or without an index, or the newest."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -24,12 +24,13 @@ _SHOWN = 6
 
 
 def parts(folder: Path) -> list[Path]:
-    """Return the files of a folder's weights; several if it is in shards.
+    """Return the weight files of a folder; these are several if the weights are in shards.
 
-    It takes the first of the usual names, else the only file of weights, else ``last`` or that of the most steps.
+    The first of the usual names is taken, else the only file of weights, else ``last``, else the file with the most
+    steps.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the folder has no weights.
         Refused: if shards are missing, or several files have no recognisable order.
     """
     for name in _HUB:
@@ -47,10 +48,10 @@ def parts(folder: Path) -> list[Path]:
 
 
 def named_parts(folder: Path, name: str) -> list[Path]:
-    """Return the file of that name in a folder, with the other shards if it is one.
+    """Return the file of that name in a folder; if it is a shard, return all shards.
 
     Raises:
-        Refused: if it is outside the folder, missing, or not a file of weights.
+        Refused: if the file is outside the folder, missing, or not a file of weights, or if shards are missing.
     """
     file = folder / inside(name, "file=")
     if not is_there(file):
@@ -62,7 +63,7 @@ def named_parts(folder: Path, name: str) -> list[Path]:
 
 
 def beside(file: Path) -> list[Path]:
-    """Return a file of weights; all shards if it is one.
+    """Return a file of weights in a list; if it is a shard, return all shards in its folder.
 
     Raises:
         Refused: if shards are missing.
@@ -82,7 +83,7 @@ def inside(name: object, what: str) -> str:
     """Return a file name after a check that it stays inside its folder.
 
     Raises:
-        Refused: for an absolute path, one with "..", or an invalid name.
+        Refused: if the name is an absolute path, contains "..", or is invalid.
     """
     plain = isinstance(name, str) and 0 < len(name) < 1000 and not re.search(r"[\\\x00-\x1f]", name)
     path = PurePosixPath(str(name))
@@ -92,9 +93,10 @@ def inside(name: object, what: str) -> str:
 
 
 def newest_folder(folder: Path) -> Path:
-    """Return the folder of the weights: itself, or the last of its folders checkpoint-500, checkpoint-1000, ...
+    """Return the folder of the weights: ``folder`` if it has weights, else one of its folders.
 
-    If it has none of these, its folder "checkpoints" is searched. DeepSpeed's folders are called global_step500.
+    This is the last of checkpoint-500, checkpoint-1000, ..., else the last of DeepSpeed's global_step500, ..., else
+    "checkpoints" if that has weights. Without any of these ``folder`` is returned.
     """
     if weights_in(folder) or any(is_there(folder / name) for name in (*ADAPTERS, *_TRAINED)):
         return folder
@@ -108,7 +110,7 @@ def newest_folder(folder: Path) -> Path:
 
 
 def _usual(folder: Path, name: str) -> list[Path]:
-    """Return the files of one of the hub's names: whole, in the shards of its index, or in shards without one."""
+    """Return the files of weights with one of the hub's names: one file, or its shards; empty if there are none."""
     if is_there(folder / name):
         return [folder / name]  # an index beside it is outdated
     index = f"{name}.index.json"
@@ -138,7 +140,7 @@ def _all_there(folder: Path, names: list[str], who: str) -> None:
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Return names of possible weight files; states of optimisers and random generators, and adapters, are excluded."""
+    """Return the names of a folder's weight files, without adapters and states of optimisers or random generators."""
     names = (file.name for file in folder.iterdir() if file.suffix in KNOWN and not file.is_dir())
     return sorted(name for name in names if not _ASIDE.fullmatch(name) and name not in ADAPTERS)
 
@@ -147,7 +149,7 @@ def weights_in(folder: Path) -> list[str]:
 
 
 def _chosen(names: list[str]) -> str:
-    """Return ``last``, or the file of the most steps.
+    """Return the only name, else ``last``, else the name with the most steps.
 
     Raises:
         Refused: if the order cannot be determined.
@@ -166,7 +168,7 @@ def _chosen(names: list[str]) -> str:
 
 
 def _step(name: str) -> tuple[str, int] | None:
-    """Return a name without its numbers, and the number of steps, or else of epochs; None if it has neither."""
+    """Return a name without its numbers, and its number of steps, else of epochs, else at its end; else None."""
     stem, dot, end = name.rpartition(".")
     form = re.sub(r"\d+(\.\d+)?", "#", stem) + dot + end
     for pattern in (r"step[s=_-]*(\d{1,18})(?!\d)", r"epoch[s=_-]*(\d{1,18})(?!\d)"):
