@@ -1,10 +1,11 @@
 r"""Redraw a few sites from their conditional given the other sites (the Gibbs corrector).
 
-    p_t(z_i | z_{-i}) = O_i Q_t,       alpha_t O_i + (1 - alpha_t) pi on a process of rank one
+    p_t(z_i | z_{-i}) = O_i Q_t        with constant noise: alpha_t O_i + (1 - alpha_t) pi
 
-needs only the leave-one-out prediction O. p_t stays invariant because the choice of sites, uniform or in turn, does not
-depend on the tokens. One site is exact; several in parallel are not. On a uniform process one call gives O at every
-site. On an absorbing one D does not determine O at a revealed site, so the chosen sites are masked before the call.
+The conditional needs only the leave-one-out prediction O. p_t stays invariant because the choice of sites, uniform or
+in turn, does not depend on the tokens. A redraw of one site is exact; a redraw of several in parallel is not. On a
+uniform process one call gives O at every site. On an absorbing process the denoiser D does not determine O at a
+revealed site, so the chosen sites are hidden before the call.
 
 References: Informed Correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.21243); Uniform Diffusion Models
 Revisited (2026, https://arxiv.org/abs/2605.22765).

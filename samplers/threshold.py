@@ -25,7 +25,7 @@ class Threshold(Sure):
     steps as there are sites.
 
     Args:
-        threshold: in [0, 1]; at 1 nearly one token is revealed a call.
+        threshold: the least probability of a site's likeliest token, in [0, 1]; at 1 a call reveals about one token.
 
     Raises:
         ValueError: for a threshold outside [0, 1].
