@@ -35,7 +35,7 @@ def check_select(select: str, where: str) -> None:
 def check_masked(operator: Operator, process: Process) -> None:
     """Raise ValueError unless the process is absorbing, such as ``Masked`` or ``AbsorbingUniform``.
 
-    Absorbing noise only hides a token: behind the mask, or behind a noise token that the site keeps.
+    Absorbing noise only hides a token. It shows the mask in its place, or a noise token that the site keeps.
     """
     if not process.absorbing:
         raise ValueError(f"{operator} needs a process that hides tokens, Masked or AbsorbingUniform, got {process}")

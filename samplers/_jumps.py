@@ -4,9 +4,9 @@ Every row runs on its own clock l = -log(1 - alpha). In this clock a mask is rev
 as alpha goes to 1. The time to the next event of a row is exponential; a row is done when its next event lies beyond s.
 The process must be rank-one with one noise law.
 
-Two steps are ancestral, because a rate or the clock is infinite there: the step from pure noise on a process that does
-not hide tokens, and the step to time 0 on a process that is not masked. To keep their error small, start the grid below
-1 and end it with a short step.
+Two kinds of steps are ancestral, because a rate or the clock is infinite there: the step from pure noise on a process
+that does not hide tokens, and the step to time 0 on a process that is not masked. To keep their error small, start the
+grid below 1 and end it with a short step.
 """
 
 from abc import abstractmethod

@@ -23,7 +23,9 @@ __all__ = ["EntropyBounded"]
 
 @dataclass(frozen=True)
 class EntropyBounded(Sure):
-    """Reveal the masks of least entropy while the bound is at most gamma; at least one a row, and all in the last step.
+    """Reveal the masks of least entropy H while sum H - max H is at most gamma, but at least one in each row.
+
+    The step to time 0 reveals all masks.
 
     As in ``Threshold``, the schedule does not set the number of revealed masks. With an exact denoiser and enough
     steps, KL(p0 || law) <= gamma times the number of denoiser calls of a row.

@@ -78,7 +78,7 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
 def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
     """Return the operators by name, and by name the error of each plugged-in operator that cannot be used.
 
-    Of two operators of the same name, one of this library and one of another package, the first is returned.
+    An operator of this library takes precedence over one of the same name from another package.
     """
     found, broken = plugged("operators")
     others = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Operator)}

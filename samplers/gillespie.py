@@ -1,7 +1,7 @@
 r"""Simulate the reverse CTMC jump by jump, with rates recomputed after every jump (Gillespie's algorithm).
 
-Between two jumps the rates are those after the first, so they depend on the current tokens of all sites. Only their
-change with time is neglected. On a masked process they do not change with time, and the simulation is exact.
+Between two jumps the rates are those after the earlier jump, so they depend on the current tokens of all sites. Only
+their change with time is neglected. On a masked process they do not change with time, and the simulation is exact.
 
 Reference: Gillespie (1977, https://doi.org/10.1021/j100540a008).
 """

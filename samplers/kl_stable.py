@@ -20,7 +20,7 @@ __all__ = ["KLStable"]
 
 @dataclass(frozen=True)
 class KLStable(Predictor):
-    """Reveal the masks that are confident and stable; at least one a row, and all in the last step.
+    """Reveal the masks whose prediction is confident and stable; at least one a row, and all in the step to time 0.
 
     Args:
         threshold: the least probability of the likeliest token.
