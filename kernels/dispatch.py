@@ -321,7 +321,7 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     "where", so that a step in which no site changes needs no denoiser call.
 
     Args:
-        rows: N rows of O.
+        rows: N rows of logits of the leave-one-out prediction O.
         what: the other inputs.
 
     Returns:

@@ -1,7 +1,7 @@
 r"""Philox-4x32-10, the counter-based generator of all random numbers.
 
 A 64-bit seed is the key. The counter is four 32-bit words, which encode where a random word is used. So a random word
-does not depend on earlier draws:
+does not depend on earlier draws. The counter words are
 
     c0 = kind (2 bits) | tag (10 bits) | column block (20 bits)
     c1 = position in the sequence

@@ -1,4 +1,4 @@
-r"""The definition of every kernel, in plain torch on rows in memory.
+r"""Define what every kernel computes, in plain torch on rows in memory.
 
 A row of V logits is split into groups of 1024 columns. This number is part of the specification: tokens depend on it.
 One reading of the row gives for every group, with m_g its largest logit,

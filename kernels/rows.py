@@ -176,10 +176,10 @@ class Mixture:
 
     Attributes:
         rows: rows of logits.
-        place: (N,) the row of each site; -1 for a site without one, where the softmax is 0.
+        place: (N,) the number of each site's row; -1 for a site without a row, where the softmax counts as 0.
         weight, level, scale: (N,) float64.
         pi: (C,) float64; C may exceed the width of the rows.
-        spike, anchor: (N,) float64 and a column, or None.
+        spike, anchor: (N,) float64, and (N,) a column of each site, or None.
         own: (N,) a column of each site, or None.
         relative: whether to divide by c(own) and to set that column to 0. A site with scale 0 has only zeros.
     """

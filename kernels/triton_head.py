@@ -107,7 +107,7 @@ def _head_pick_kernel(
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Run the race of row n among groups of SHARE tiles."""
+    """Run the race of row n among groups of SHARE tiles, and store its key and token."""
     n = tl.program_id(0).to(tl.int64)
     id = tl.load(id_ptr + n).to(tl.uint32)
     place = tl.load(place_ptr + n).to(tl.uint32)

@@ -51,7 +51,7 @@ def balanced(view: View, balance: Balance | None = None) -> Sites:
     A row is computed when it is read. At the site's own state it is -inf.
 
     Raises:
-        ValueError: if the LOO is undefined at a site.
+        ValueError: if the leave-one-out prediction is undefined at a site.
     """
     process, x, conditional = view.prediction.process, view.x, view.conditional.rows
     rate = LOG_RATE[balance] if balance else torch.nn.Identity()

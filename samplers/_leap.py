@@ -46,7 +46,7 @@ class Leap(Predictor):
         return self.probability(rate)
 
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
-        """Return exit rates, given the LOO probability ``own`` = O(z) of each site's own token z.
+        """Return exit rates, given the leave-one-out probability ``own`` = O(z) of each site's own token z.
 
         By default they are those of the reverse process.
         """
@@ -90,10 +90,10 @@ def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Te
 
 
 def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[Tensor, "B L"]:
-    """Return the LOO probability O(z) of each chosen site's own token, (B, L) float64; 0 at other sites and at masks.
+    """Return the leave-one-out probability O(z) of each chosen site's own token, (B, L) float64; 0 elsewhere.
 
-    It is 1 if the model predicts the denoiser D and the state z excludes all other tokens. There D(z) = 1 for every O,
-    so D does not determine O.
+    At masks it is 0 too. It is 1 if the model predicts the denoiser D and the state z excludes all other tokens. There
+    D(z) = 1 for every O, so D does not determine O.
     """
     said, process, x = at.predict(state), at.process, state.tokens
     token = where & (process.column(x) < process.vocab_size)

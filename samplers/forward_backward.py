@@ -30,10 +30,10 @@ class ForwardBackward(Corrector):
 
     Args:
         u: the time up to which noise is added. If t >= u the corrector is the identity.
-        sites: how many; 1 preserves p_t exactly, more only approximately.
+        sites: the number of sites; 1 preserves p_t exactly, more only approximately.
 
     Raises:
-        ValueError: for a time outside (0, 1], or ``sites`` below 1.
+        ValueError: for ``u`` outside (0, 1], or ``sites`` below 1.
     """
 
     u: float = 0.6
@@ -69,7 +69,7 @@ class TauForwardBackward(Corrector):
 
     Raises:
         ValueError: for a length that is not positive; in sampling, if the process is not rank-one, or if the model does
-            not determine the LOO at a site whose state may come from noise.
+            not determine the leave-one-out prediction at a site whose state may come from noise.
     """
 
     h: float = 0.05

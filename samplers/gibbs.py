@@ -31,7 +31,7 @@ class Gibbs(Corrector):
     """Redraw ``sites`` sites of each row in parallel; one denoiser call, or one for each group of a sweep.
 
     Args:
-        sites: how many; 1 preserves p_t exactly, more only approximately.
+        sites: the number of sites; 1 preserves p_t exactly, more only approximately.
         scan: "random": uniformly chosen sites, in one call. "systematic": a sweep that redraws every site once, from
             left to right, in ceil(L / sites) calls; the sites of one call are evenly spaced, so they lie far apart.
 

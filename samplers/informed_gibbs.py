@@ -44,7 +44,8 @@ class InformedGibbs(Corrector):
 
     Raises:
         ValueError: for an unknown score, ``exact`` with several sites, or a temperature that is not positive; in
-            sampling, if the model does not determine the LOO at a site that holds a token (a masked denoiser).
+            sampling, if the model does not determine the leave-one-out prediction at a site that holds a token (as with
+            a denoiser of a masked process).
     """
 
     select: Rule = "margin"

@@ -24,7 +24,7 @@ class KLStable(Predictor):
 
     Args:
         threshold: the least probability of the likeliest token.
-        kl: the bound on the change of the prediction, in nats.
+        kl: the bound on KL(present prediction || earlier prediction) of a stable site, in nats.
 
     Raises:
         ValueError: for a threshold outside [0, 1] or a negative kl.

@@ -32,7 +32,8 @@ class LocallyBalanced(Corrector):
         balance: the function g of the rates: "barker", "sqrt", "min" or "max".
 
     Raises:
-        ValueError: for an unknown g; in sampling, if the model does not determine the LOO at a site with a token.
+        ValueError: for an unknown g; in sampling, if the model does not determine the leave-one-out prediction at a
+            site with a token.
     """
 
     balance: Balance = "barker"
@@ -75,7 +76,7 @@ class TauLocallyBalanced(Corrector):
 
     Raises:
         ValueError: for an unknown g, or a length that is not positive; in sampling, if the model does not determine the
-            LOO at a site with a token.
+            leave-one-out prediction at a site with a token.
     """
 
     h: float = 0.05

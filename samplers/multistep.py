@@ -9,7 +9,7 @@ are infinite.
 
 With equal steps of length h a rate is clipped if a jump in the step before divided it by more than 3. Such a jump has
 probability O(h), and so has the jump of this step at the clipped rate. So the error of a step is O(h^2), and the order
-is 1 in the worst case. But the constant is small. With n steps the error of the end law is a / n + b / n^2. On masked
+is 1 in the worst case. With n steps the error of the end law is a / n + b / n^2, and a is small. On masked
 processes at 95 % coupling b / a was 17 for one law and 200 for another; the second still has slope 1.5 between 96 and
 384 steps. If noise never takes some token, the slope is 1.1 with 8 to 64 steps.
 

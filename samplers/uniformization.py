@@ -1,6 +1,6 @@
 r"""Simulate the reverse CTMC by a Poisson process whose fixed rate bounds all exit rates (uniformization).
 
-With lambda >= the total exit rate of every state and time in the step,
+With R the generator and lambda >= the total exit rate of every state and time in the step,
 
     exp(l R) = sum_k Poisson(k; lambda l) (I + R / lambda)^k
 
