@@ -1,7 +1,7 @@
-"""``reference`` on rows that are not in memory: gathered in chunks that fit a cache, or read in place by a backend.
+"""Run the functions of ``reference`` on rows that are not in memory.
 
-A backend's pass may read rows in place. Rows that it cannot read are gathered in chunks, and torch does what no pass
-supports. Memory is allocated for one chunk and a few numbers a group.
+A backend's pass may read rows in place. Rows that it cannot read are gathered in chunks that fit a cache, and torch
+does what no pass supports. Memory is allocated for one chunk and a few numbers a group.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,10 @@ __all__ = ["Pass", "log_prob", "race", "read", "threshold"]
 
 @runtime_checkable
 class Pass(Protocol):
-    """The interface of a backend: ``reference`` on rows in place, or None for rows that it cannot read."""
+    """Interface of a backend, which runs functions of ``reference`` on rows in place.
+
+    A method returns None for rows that it cannot read.
+    """
 
     def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None: ...
 
@@ -38,7 +41,7 @@ _WINDOWS = 256  # winning groups processed together
 
 
 def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool = True) -> Reading:
-    """``reference.read`` of rows that are not in memory."""
+    """Return ``reference.read`` of rows that are not in memory; ``by`` is the backend's pass, None for torch."""
     groups = by.statistics(rows, tilt) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
     if groups is not None and isinstance(rows, Rows):
         return _finish(rows, groups, at, top, by)
@@ -56,7 +59,10 @@ def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool
 
 
 def race(rows: Source, key: Key, positions: Tensor, reading: Reading | None, first_group: int, by: Pass | None) -> Race:
-    """``reference.race`` of rows that are not in memory; a given reading of them is reused."""
+    """Return ``reference.race`` of rows that are not in memory.
+
+    A given reading is reused, unless the rows are computed or have a conversion: these are read again, chunk by chunk.
+    """
     if not isinstance(rows, Rows) or rows.convert is not None:  # read the winning group while its chunk is in memory
         parts = [race(Rows.of(x), key[part], positions[part], None, first_group, by) for part, x in _chunks(rows)]
         keys = [part.key for part in parts] or [torch.zeros(0, dtype=torch.float64, device=rows.device)]
@@ -78,13 +84,13 @@ def race(rows: Source, key: Key, positions: Tensor, reading: Reading | None, fir
 
 
 def threshold(rows: Source, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
-    """``reference.threshold`` of rows that are not in memory."""
+    """Return ``reference.threshold`` of rows that are not in memory."""
     found = [reference.threshold(x, top_k, top_p, min_p) for _, x in _chunks(rows)]
     return torch.cat(found) if found else torch.zeros(0, dtype=rows.dtype, device=rows.device)
 
 
 def log_prob(rows: Source, columns: Tensor) -> Tensor:
-    """Return log softmax at columns (N, ...) of the rows, -inf outside; differentiable."""
+    """Return log softmax of the rows at columns (N, ...), -inf at columns that do not exist; differentiable."""
     found = [torch.zeros(0, *columns.shape[1:], dtype=rows.dtype, device=rows.device)]
     for part, x in _chunks(rows, keep=torch.is_grad_enabled()):
         column = columns[part].reshape(len(x), -1)
@@ -95,7 +101,7 @@ def log_prob(rows: Source, columns: Tensor) -> Tensor:
 
 
 def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """Yield consecutive rows in memory, in a buffer that the next chunk overwrites unless ``keep``."""
+    """Yield consecutive rows as slices and tensors; each tensor overwrites the one before unless ``keep``."""
     held = 8 if isinstance(rows, Computed) else 1  # the function has temporaries of its own
     count = max(1, _CHUNK.get(rows.device.type, 1 << 18) // (rows.width * held))
     buffer = None if keep else torch.empty(min(count, len(rows)), rows.width, dtype=rows.dtype, device=rows.device)
@@ -107,7 +113,10 @@ def _chunks(rows: Source, keep: bool = False) -> Iterator[tuple[slice, Tensor]]:
 def _finish(
     rows: Rows, groups: tuple[Tensor, Tensor, Tensor | None], at: Tensor | None, top: bool, by: Pass | None
 ) -> Reading:
-    """Make a reading from the statistics of the groups, and read single columns or one group a row again."""
+    """Make a reading from the statistics of the groups.
+
+    Columns ``at``, and with ``top`` the best group of each row, are read again.
+    """
     value = argmax = runner_up = None
     if at is not None:
         known = (at >= 0) & (at < rows.width)
@@ -124,7 +133,7 @@ def _finish(
 
 
 def _largest(rows: Rows, group: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """``reference.two_largest`` of one group of each row, ``_WINDOWS`` rows at a time."""
+    """Return ``reference.two_largest`` of one group of each row, ``_WINDOWS`` rows at a time."""
     column, second = torch.empty_like(group), torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
     for part in _parts(len(rows)):
         column[part], second[part] = reference.two_largest(rows.window(part, group[part] * size, size))

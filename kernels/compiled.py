@@ -1,8 +1,8 @@
-"""The C sources of this folder as a library: shipped in a wheel or compiled at first use, verified before loading.
+"""Load the C sources of this folder as a library, which a wheel contains or the C compiler makes at first use.
 
-There is one file for each processor level; the best level of this processor is loaded. Calling a damaged file of
-machine code would end the process. So each file has its hash beside it and the hash of its sources in its name. A file
-that does not match is compiled again. If that fails too, torch does all the work, after one warning.
+There is one library file for each processor level, such as "avx2"; the best level of this processor is loaded. Calling
+a damaged file of machine code would end the process. So each file has its hash beside it and the hash of its sources in
+its name. A file that does not match is compiled again. If that fails too, torch does all the work, after one warning.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ _THREADS = ("-fopenmp", "")
 
 
 def _family() -> tuple[str, ...]:
-    """Return the levels of processors of this architecture, best first."""
+    """Return the processor levels of this architecture, best first."""
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         return "avx512", "avx2", "plain"
@@ -106,7 +106,7 @@ def _built(compiler: list[str], level: str, threads: str) -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str] | None:
-    """Return the command of the C compiler; CC may contain arguments, as in make."""
+    """Return the command of the C compiler, None without one; the variable CC may contain arguments, as in make."""
     asked = shlex.split(os.environ.get("CC", "cc"))
     for words in (asked, ["cc"], ["gcc"], ["clang"]):
         if words and shutil.which(words[0]):
@@ -115,7 +115,7 @@ def _compiler() -> list[str] | None:
 
 
 def _kept() -> Path:
-    """Return the folder of the user's cache."""
+    """Return the folder of this library in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "discdiff"
 
 
@@ -127,7 +127,7 @@ def _name(level: str, threads: str, compiler: list[str] | None = None) -> str:
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
-    """Load the library if the file has the hash of the one that was built."""
+    """Load a library file if it has the hash that is stored beside it; else return None."""
     try:
         if _digest(path) != _beside(path).read_text().strip():
             return None
@@ -146,7 +146,7 @@ def _digest(path: Path) -> str:
 
 
 def _build(compiler: list[str], level: str, threads: str, path: Path) -> bool:
-    """Compile to ``path``, completely or not at all.
+    """Compile to ``path`` and return whether it succeeded; no partial file is left there.
 
     Linking is a separate step without ``-fopenmp``, so that no second OpenMP runtime is loaded: two would compete for
     the cores.

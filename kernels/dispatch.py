@@ -1,6 +1,6 @@
-"""The entry points of all kernels: argument checks, and the choice of a backend by device.
+"""Entry points of all kernels, which check arguments and choose a backend by device.
 
-Every kernel takes an (N, V) tensor of logits, or a recipe for rows not yet read: ``Rows`` or ``Computed``.
+Kernels of logits take an (N, V) tensor, or a recipe for rows not yet read: ``Rows`` or ``Computed``.
 """
 
 import functools
@@ -73,7 +73,7 @@ def draw(
 def drawn(
     source: Source, key: Key, positions: Tensor, reading: Reading | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """``draw`` with a key of N ids, whose ranges are not checked."""
+    """Draw as ``draw`` does, with a ``Key`` of N ids in place of the separate words; ranges are not checked."""
     _check_ids(key.ids, len(source), "draw: rows")
     if _backend(source, backend) == "native" and isinstance(source, Rows):
         column = native.draw(source, key, positions, reading)
@@ -143,7 +143,7 @@ def _race(source: Source, key: Key, positions: Tensor, reading: Reading | None, 
 
 
 def winner(*races: Race) -> Tensor:
-    """Return the tokens (N,) of the shards' races; -1 if a shard had a NaN or +inf, or none had mass."""
+    """Return the tokens (N,) that win over all shards; -1 if a shard had a NaN or +inf, or none had mass."""
     if not races:
         raise ValueError("winner: takes the races of one shard at least, got none")
     keys, tokens = torch.stack([r.key for r in races]), torch.stack([r.token for r in races])
@@ -159,9 +159,9 @@ def read(
     entropy: bool = True,
     backend: Backend = "auto",
 ) -> Reading:
-    """Read each row once: log-sum-exp, entropy, largest probability, and what later draws of these rows need.
+    """Read each row once and return its log-sum-exp, entropy, largest probability, and sums that later draws reuse.
 
-    With gradients enabled it is differentiable in the logits and has the same values.
+    If gradients are enabled, the result is differentiable in the logits and has the same values.
 
     Args:
         logits: (N, V), or a recipe for them.
@@ -189,7 +189,7 @@ def read(
 
 
 def _read_mixed(rows: Computed, at: Tensor | None) -> Reading | None:
-    """Read rows that are mixtures without computing them, in one group a row; None if the kernel cannot."""
+    """Return the reading of mixtures, one group a row, without computing the rows; None if the kernel cannot."""
     first = None if rows.mixed is None else rows.mixed.of[0]
     own = None if first is None or first.own is None or first.relative else first.own[rows.number]
     if at is not None and (own is None or not torch.equal(own, at)):  # the kernel knows the value at that column alone
@@ -210,7 +210,7 @@ def _read_mixed(rows: Computed, at: Tensor | None) -> Reading | None:
 
 @torch.no_grad()
 def best(logits: Tensor | Source, *, backend: Backend = "auto") -> Tensor:
-    """The most probable column (N,) of each row, the lowest of equal ones; -1 for a row without mass, with NaN or +inf.
+    """Return the most probable column (N,) of each row, the lowest of equal ones; -1 without mass, with NaN or +inf.
 
     Raises:
         ValueError: for wrong shapes or dtypes.
@@ -226,7 +226,7 @@ def best(logits: Tensor | Source, *, backend: Backend = "auto") -> Tensor:
 
 
 def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
-    """Return log softmax(logits) at columns (N, ...) of the rows, -inf outside 0..V-1; differentiable."""
+    """Return log softmax(logits) at columns (N, ...), -inf at columns outside 0..V-1; differentiable."""
     source = _source(logits, "log_prob")
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.shape[:1] != (len(source),):
         raise ValueError(f"log_prob: columns must be an int64 tensor ({len(source)}, ...), got {shown(columns)}")
@@ -234,7 +234,7 @@ def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
 
 
 def total_variation(one: Source, other: Source) -> Tensor | None:
-    """Return the total variation between the softmax of rows and of others, (N,) float64; None if no kernel can."""
+    """Return the total variation (N,), float64, between softmax(one) and softmax(other); None if no kernel can."""
     with torch.no_grad():
         if not (isinstance(one, Rows) and isinstance(other, Rows) and _backend(one, "auto") == "native"):
             return None
@@ -246,7 +246,7 @@ def total_variation(one: Source, other: Source) -> Tensor | None:
 def threshold(
     logits: Tensor | Source, *, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
 ) -> Tensor:
-    """Return the least logit (N,) kept by top-k, then nucleus, then min-p truncation; no sort; ties are kept.
+    """Return the least logit (N,) that top-k, then nucleus, then min-p truncation keeps; ties with it are kept.
 
     Raises:
         ValueError: for wrong shapes, dtypes or ranges.
@@ -275,7 +275,7 @@ def uniforms(
 
 
 def coins(key: Key, length: int) -> tuple[Tensor, Tensor]:
-    """Return two float64 uniforms (B, L) in (0, 1) for each position of each row of a key: ``uniforms`` of them."""
+    """Return the two ``uniforms`` (B, L) of the B rows of a key at positions 0 to L - 1, with L = ``length``."""
     positions = torch.arange(length, device=key.ids.device)
     if key.ids.device.type == "cpu" and native.available():
         return native.uniforms(key, positions)
@@ -283,10 +283,10 @@ def coins(key: Key, length: int) -> tuple[Tensor, Tensor]:
 
 
 def flips(probs: Tensor, key: Key) -> tuple[Tensor, Tensor | None]:
-    """Flip coins with probabilities (B, L) of True: u < probs with the first of ``coins``.
+    """Flip coins that are True with probabilities (B, L): u < probs, with u the first uniform of ``coins``.
 
     Returns:
-        (B, L) bool, and a mask (B, L) of the probabilities outside [0, 1], or None if there are none.
+        (B, L) bool, and a mask (B, L) of the probabilities outside [0, 1], or None if native code finds none.
     """
     if probs.device.type == "cpu" and probs.dtype == torch.float64 and native.available():
         heads, wrong = native.flips(probs.detach(), key)
@@ -299,33 +299,36 @@ def _outside(probs: Tensor) -> Tensor:
 
 
 def fuses(device: torch.device) -> bool:
-    """Whether ``step`` is available on a device."""
+    """Return whether ``step`` is available on a device."""
     return (device.type == "cuda" and _has_triton()) or (device.type == "cpu" and native.available())
 
 
 def steps_whole(device: torch.device) -> bool:
-    """Whether ``step`` also chooses the sites, so that the host need not wait to learn whether any site changes."""
+    """Return whether ``step`` also chooses the sites, so that the host need not wait for this choice."""
     return device.type == "cuda"
 
 
 def steps(rows: Rows, whole: bool) -> bool:
-    """Whether ``step`` can read these rows, and choose the sites ``where`` too if ``whole``."""
+    """Return whether ``step`` can read these rows; ``whole`` if it must choose the sites too (on a GPU)."""
     return rows.convert is None and (whole or (native.available() and native.readable(rows)))
 
 
 @torch.no_grad()
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """Make the choices of a reverse step in fused kernels: where, accept, data, token and noise at N sites.
+    """Make the choices "where", "accept", "data", "token" and "noise" of a reverse step at N sites in fused kernels.
 
     On a GPU (``triton_step``) it makes all of them without a synchronisation. On a CPU (keyed.c) it makes those after
-    ``where``, so that a step in which no site changes needs no denoiser call.
+    "where", so that a step in which no site changes needs no denoiser call.
 
     Args:
-        rows: N rows of O.
+        rows: N rows of logits of the leave-one-out prediction O.
         what: the other inputs.
 
     Returns:
         (N,) states after the step, and (N,) a mask of sites that were read and had no mass, a NaN or +inf.
+
+    Raises:
+        ValueError: for rows with a head, or if there is not one row for each site.
     """
     if rows.convert is not None or len(rows) != len(what.tokens):
         raise ValueError(f"step: needs {len(what.tokens)} rows of logits without a head, got {rows}")
@@ -337,12 +340,12 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
 
 
 def row_pass() -> str:
-    """Return the reader of rows on this machine's CPU: "native", compiled at first use, or "torch"."""
+    """Return the backend that reads rows on this machine's CPU: "native" (compiled C code) or "torch"."""
     return "native" if native.available() else "torch"
 
 
 def _pass(backend: str) -> chunked.Pass | None:
-    """Return the pass that reads rows in place, or None if torch does all."""
+    """Return the module of a backend that reads rows in place; None for torch."""
     if backend == "triton":
         from discdiff.kernels import triton_rows  # imported here: only CUDA builds of torch include triton
 
@@ -386,7 +389,7 @@ def _check_ids(ids: Tensor, count: int, name: str) -> None:
 
 
 def _key(rows: Tensor, **words: int) -> Key:
-    """Return the key of whole numbers seed, step and tag, after checks of their ranges."""
+    """Return the key with row ids ``rows`` and words seed, step and tag, after checks of the words' ranges."""
     ends = {"seed": 1 << 64, "step": 1 << 32, "tag": TAGS}
     seed, step, tag = (whole(words[name], f"random key: {name}", 0, end - 1) for name, end in ends.items())
     return Key(seed, rows, step, name=tag)

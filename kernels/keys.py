@@ -1,4 +1,4 @@
-"""The address of random words as one value, which goes through choices and kernels."""
+"""The address of random words, as one value that choices pass to kernels."""
 
 import functools
 import zlib
@@ -15,14 +15,16 @@ __all__ = ["Key", "stream"]
 
 @dataclass(frozen=True, eq=False)
 class Key:
-    """The address of one choice's random words. The value of a choice depends on its law and its key alone.
+    """The address of one choice's random words.
+
+    The value of a choice depends only on its law and its key.
 
     Attributes:
         seed: the run's 64-bit seed.
         ids: (B,) row ids in [0, 2**32), or one for each draw; a row keeps its id in every sub-batch.
         step, slot: the step's number and the operator's slot in it: 20 and 12 bits of one word.
         turn: the repetition in a loop, counted from 1; 0 outside a loop.
-        name: the choice's name, of which the tag is crc32 modulo 1024; a number is the tag itself.
+        name: the choice's name, whose crc32 modulo 1024 is the tag; or the tag itself, a number.
     """
 
     seed: int
@@ -43,7 +45,7 @@ class Key:
 
     @functools.cached_property
     def words(self) -> tuple[int, int, int]:
-        """The seed of the turn, the word of slot and step, and the tag: what a kernel needs beside the ids."""
+        """The seed of the turn, the word of slot and step, and the tag; a kernel needs only these and the ids."""
         tag = self.name if isinstance(self.name, int) else zlib.crc32(self.name.encode()) % TAGS
         return stream(self.seed, 0, self.turn), self.slot << 20 | self.step, tag
 
@@ -58,7 +60,8 @@ class Key:
 def stream(seed: int, kind: int, n: int) -> int:
     """Return the seed of the n-th part of a run: kind 0 for turns of a loop, 1 for blocks, 2 for stages.
 
-    Part 0 keeps the seed. The others take it from Philox at counters that no choice uses (kind 3).
+    Part 0 keeps the seed. The seeds of other parts are Philox words at counters of kind 3, which no choice uses; see
+    ``philox_words`` for the kinds of counters.
     """
     if n == 0:
         return seed

@@ -1,7 +1,8 @@
-"""Draws as one torch operation, ``torch.ops.discdiff.draw``, which a compiled graph contains as one node.
+"""Register draws as one torch operation, ``torch.ops.discdiff.draw``, which is one node of a compiled graph.
 
-Under ``torch.compile`` the tracer uses its shapes and does not trace into it. Under autocast the input keeps its dtype,
-since a draw has no matrix product. Outside a graph the plain functions are called directly.
+Under ``torch.compile`` the tracer needs only the shapes of this operation and does not trace into it. Under autocast
+the logits keep their dtype, since a draw has no matrix product. Outside a graph the plain functions are called
+directly.
 """
 
 import torch
@@ -15,7 +16,7 @@ _SCHEMA = "(Tensor logits, Tensor rows, Tensor positions, SymInt seed, SymInt st
 
 @torch.library.custom_op("discdiff::draw", mutates_args=(), schema=_SCHEMA)
 def draw(logits: Tensor, rows: Tensor, positions: Tensor, *words: int) -> Tensor:
-    """``dispatch.draw`` of an (N, V) tensor with the words seed, step and tag; the seed is a signed integer."""
+    """Return ``dispatch.draw`` of an (N, V) tensor; ``words`` are seed, step and tag, the seed as a signed integer."""
     from discdiff.kernels import dispatch  # imported here, as it imports this file
 
     seed, step, tag = words

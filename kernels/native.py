@@ -1,7 +1,7 @@
-"""Reading, drawing and whole reverse steps on the CPU, in C compiled at first use; torch is the fallback.
+"""Read rows, draw from them and finish reverse steps on the CPU, in compiled C code; torch is the fallback.
 
 A pass in torch writes the exponentials of each chunk and reads them again: about five reads of the tensor where one
-would do. Philox in torch's int64 takes half the time of a small step. The C code reads a row once and draws from it
+suffices. Philox in torch's int64 takes half the time of a small step. The C code reads a row once and draws from it
 while it is in the cache.
 """
 
@@ -28,7 +28,7 @@ _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Rows(ctypes.Structure):
-    """``struct rows`` of row_pass.c."""
+    """Copy of the C type ``struct rows`` in row_pass.c."""
 
     _fields_: ClassVar = [
         ("base", _P),
@@ -44,13 +44,13 @@ class _Rows(ctypes.Structure):
 
 
 class _Address(ctypes.Structure):
-    """``struct address`` of keyed.c."""
+    """Copy of the C type ``struct address`` in keyed.c."""
 
     _fields_: ClassVar = [("seed", ctypes.c_uint64), ("step", ctypes.c_uint32)]
 
 
 class _Step(ctypes.Structure):
-    """``struct step`` of keyed.c."""
+    """Copy of the C type ``struct step`` in keyed.c."""
 
     _fields_: ClassVar = [
         *((name, _P) for name in ("ids", "tokens", "where", "data", "odds", "kept", "noise")),
@@ -62,7 +62,7 @@ class _Step(ctypes.Structure):
 
 
 class _Mixture(ctypes.Structure):
-    """``struct mixture`` of mixture.c."""
+    """Copy of the C type ``struct mixture`` in mixture.c."""
 
     _fields_: ClassVar = [
         *((name, _P) for name in ("rows", "place", "weight", "level", "spike", "scale", "pi", "anchor", "own")),
@@ -71,7 +71,7 @@ class _Mixture(ctypes.Structure):
 
 
 class _Mixtures(ctypes.Structure):
-    """``struct mixtures`` of mixture.c."""
+    """Copy of the C type ``struct mixtures`` in mixture.c."""
 
     _fields_: ClassVar = [
         *((name, _P) for name in ("one", "two")),
@@ -97,17 +97,17 @@ _ARGUMENTS = {
 
 
 def available() -> bool:
-    """Whether the compiled code is available on this machine."""
+    """Return whether the compiled code is available on this machine."""
     return compiled.library() is not None
 
 
 def readable(rows: Rows) -> bool:
-    """Whether rows can be read in place: 32 or 16 bits in CPU memory, with adjustments but no conversion."""
+    """Return whether rows can be read in place: floats of 32 or 16 bits in CPU memory, without a conversion."""
     return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
 
 
 def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """``reference.statistics`` of 32- or 16-bit rows in place; None for others."""
+    """Return ``reference.statistics`` of 32- or 16-bit rows, read in place; None for other rows."""
     if not _can(rows):
         return None
     shape = (len(rows), -(-rows.width // group_size(rows.width)))
@@ -119,7 +119,7 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | 
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
-    """``reference.two_largest`` of one group of each row, for 32- or 16-bit rows; None for others."""
+    """Return ``reference.two_largest`` of one group of each row, for 32- or 16-bit rows; None for other rows."""
     if not _can(rows):
         return None
     column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
@@ -129,7 +129,10 @@ def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def best(rows: Rows) -> Tensor | None:
-    """The lowest column with the largest logit of rows in 32 or 16 bits, -1 for bad ones; None for others."""
+    """Return the lowest column with the largest logit of each 32- or 16-bit row; None for other rows.
+
+    The column is -1 for a row without mass or with a NaN or +inf.
+    """
     if not _can(rows):
         return None
     column = torch.empty(len(rows), dtype=torch.int64)
@@ -139,7 +142,7 @@ def best(rows: Rows) -> Tensor | None:
 
 
 def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first: int) -> Race | None:
-    """``reference.race`` of 32- or 16-bit rows, read here unless a reading is given; None for others."""
+    """Return ``reference.race`` of 32- or 16-bit rows, read here unless a reading is given; None for other rows."""
     if not _can(rows):
         return None
     best = torch.empty(len(rows), dtype=torch.float64)
@@ -148,7 +151,7 @@ def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first
 
 
 def draw(rows: Rows, key: Key, positions: Tensor, reading: Reading | None) -> Tensor | None:
-    """Return the tokens of ``race`` among all columns, without its keys."""
+    """Return the tokens of ``race`` among all columns, without its keys; None for rows that ``race`` cannot read."""
     return _columns(rows, key, positions, reading, 0, None) if _can(rows) else None
 
 
@@ -168,7 +171,7 @@ def _columns(
 
 
 def contests(lse: Tensor, key: Key, positions: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.contest``."""
+    """Return ``reference.contest`` of groups with log-sum-exp (N, G)."""
     lse, ids, positions = lse.double().contiguous(), key.ids.contiguous(), positions.contiguous()
     best, group, share = torch.empty(len(ids), dtype=torch.float64), torch.empty_like(ids), torch.empty_like(lse[:, 0])
     _call("contests")(
@@ -179,7 +182,7 @@ def contests(lse: Tensor, key: Key, positions: Tensor, first: int) -> tuple[Tens
 
 
 def uniforms(key: Key, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """``reference.uniforms`` at every position (L,) of every row (B,)."""
+    """Return ``reference.uniforms`` at every position (L,) of every row (B,)."""
     ids, positions = key.ids.contiguous(), positions.contiguous()
     u, v = (torch.empty(len(ids), len(positions), dtype=torch.float64) for _ in range(2))
     _call("uniforms")(
@@ -199,7 +202,7 @@ def flips(p: Tensor, key: Key) -> tuple[Tensor, bool]:
 
 
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """Make the choices of a step after ``where``; see ``dispatch.step``."""
+    """Make the choices of a reverse step after "where"; arguments and results are those of ``dispatch.step``."""
     assert what.where is not None
     given, _kept = _rows(rows)
     key = what.keys["token"]
@@ -223,8 +226,8 @@ def _address(key: Key) -> tuple[_Address, int]:
 def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return c(own) of the first mixture, the largest g and the sum of g of each row, float64; None if not readable.
 
-    A NaN stands for a result that float64 may not hold, because terms below 1e-300 are cut off; with ``strict`` also
-    for every sum below 1e-50.
+    ``Mixture`` defines c and own, ``Mixed`` the rate g. A result that may be wrong because terms below 1e-300 are cut
+    off is NaN. With ``strict`` every sum below 1e-50 is NaN too.
     """
     made = _mixtures(rows)
     if made is None:
@@ -238,7 +241,7 @@ def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, T
 
 
 def mixture_draw(rows: Computed, key: Key, positions: Tensor) -> Tensor | None:
-    """``draw`` from mixtures; -2 in place of a token where ``mixture_sums`` is NaN. None if not readable."""
+    """Draw a column of each mixture row, -2 where a strict ``mixture_sums`` is NaN; None if not readable."""
     made = _mixtures(rows)
     if made is None:
         return None

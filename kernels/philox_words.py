@@ -1,7 +1,7 @@
 r"""Philox-4x32-10, the counter-based generator of all random numbers.
 
-A 64-bit seed is the key and four 32-bit words are the counter. So a random word is a function of where it is used, and
-does not depend on earlier draws:
+A 64-bit seed is the key. The counter is four 32-bit words, which encode where a random word is used. So a random word
+does not depend on earlier draws. The counter words are
 
     c0 = kind (2 bits) | tag (10 bits) | column block (20 bits)
     c1 = position in the sequence
@@ -53,6 +53,10 @@ def philox(
 
     Returns:
         Four int64 tensors of the broadcast shape with values in [0, 2**32).
+
+    Raises:
+        TypeError: for a seed or a counter word that is no whole number.
+        ValueError: for a counter word that is a tensor of floats or bools.
     """
     seed = whole(seed, "philox: seed")
     for word in (c0, c1, c2, c3):
@@ -67,7 +71,7 @@ def philox(
 
 
 def rounds(k0: int, k1: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
-    """``philox`` of words in [0, 2**32): the counters are tensors of one shape, or integers, which are faster."""
+    """Return ``philox`` of words in [0, 2**32): counters are tensors of one shape, or integers, which are faster."""
     for _ in range(10):
         # The product wraps modulo 2**64 in int64; both halves survive the wrap.
         p0, p2 = x0 * _MULTIPLIER_0, x2 * _MULTIPLIER_2
@@ -87,7 +91,7 @@ def uniform53(high: Tensor, low: Tensor) -> Tensor:
 
 
 def _to_one_device(*words: int | Tensor) -> tuple[int | Tensor, ...]:
-    """Move words to one device: integers stay integers beside CPU tensors, else they follow the tensors."""
+    """Move words to one device: integers become tensors on the device of the tensors, except beside CPU tensors."""
     device = next((w.device for w in words if isinstance(w, Tensor)), None)
     if device is None or device.type == "cpu":
         return words

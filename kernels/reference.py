@@ -1,18 +1,18 @@
-r"""The definition of every kernel, in plain torch on rows in memory.
+r"""Define what every kernel computes, in plain torch on rows in memory.
 
 A row of V logits is split into groups of 1024 columns. This number is part of the specification: tokens depend on it.
 One reading of the row gives for every group, with m_g its largest logit,
 
-    s_g = sum exp(l - m_g),     a_g = sum exp(l - m_g) (l - m_g),
+    s_g = sum exp(l - m_g),     a_g = sum exp(l - m_g) (l - m_g)
 
-and these numbers give log-sum-exp, entropy, the largest logit and a draw. ``draw`` has two levels:
+These numbers give log-sum-exp, entropy, the largest logit and a draw. ``draw`` has two levels:
 
     group  = argmax_g  m_g + log s_g + G_g          G_g = -log(-log1p(-u_g)), one 32-bit uniform a group
     column = the first c of the group with  sum_{c' <= c} exp(l_c' - m_g) > v * sum over the group
 
-It is exact and reads one group a second time. u_g is word g % 4 of the Philox call at column block g // 4, mapped to
-min((w + 1/2) / 2**32, 1 - 2**-24). Small u win the race, and there the grid has full relative precision. v has 53
-bits. Group sums are float32 (float64 for float64 logits). Keys and the sums inside the winning group are float64,
+The draw is exact and reads one group a second time. u_g is word g % 4 of the Philox call at column block g // 4, mapped
+to min((w + 1/2) / 2**32, 1 - 2**-24). Small u win the race, and small u have full relative precision. v is a uniform of
+53 bits. Group sums are float32 (float64 for float64 logits). Keys and the sums inside the winning group are float64,
 because a float32 running sum loses every token of probability below 6e-8 after a likely one. Ties go to the lowest
 column.
 
@@ -44,8 +44,8 @@ class Reading:
     """The results of one pass over N rows.
 
     Attributes:
-        peak, mass, tilt: (N, G) of each group m_g, s_g and a_g (None without entropy); mass is NaN if the group holds a
-            NaN or +inf.
+        peak, mass, tilt: (N, G) the numbers m_g, s_g and a_g of each group, see the module. mass is NaN if the group
+            holds a NaN or +inf; tilt is None if entropies were not requested.
         value: (N,) the logit of the requested column, -inf if it does not exist; None if not requested.
         argmax: (N,) the lowest column with the largest logit; None if not requested.
         runner_up: (N,) the largest logit of the other columns; None if not requested.
@@ -99,18 +99,18 @@ class Reading:
 
     @property
     def joined(self) -> "Reading":
-        """The same rows as one group each, in float64 and without entropies."""
+        """The reading with the groups of each row merged to one, in float64 and without entropies."""
         peak, total = self.peak.double().amax(-1, keepdim=True), self.log_sum_exp[:, None]
         empty = total == -torch.inf
         mass = (total.masked_fill(empty, 0.0) - peak.masked_fill(empty, 0.0)).exp().masked_fill(empty, 0.0)
         return Reading(peak, mass, None, self.value, self.argmax, self.runner_up)
 
     def subset(self, keep: Tensor) -> "Reading":
-        """Return the rows of a mask or an index."""
+        """Return the reading of the rows that a mask or an index chooses."""
         return self._from([self], lambda parts: parts[0][keep])
 
     def along(self, path: "Reading") -> "Reading":
-        """Return the same numbers with the derivatives of another reading of the same rows."""
+        """Return this reading with the derivatives of ``path``, another reading of the same rows."""
         return self._from([self, path], lambda parts: graft(*parts) if parts[1].requires_grad else parts[0])
 
     @classmethod
@@ -129,7 +129,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Race:
-    """The draw of N rows among the columns of one shard.
+    """The result of a draw for N rows among the columns of one shard of the vocabulary.
 
     Attributes:
         key: (N,) float64, the key of the winning group; -inf without mass, NaN for a bad row.
@@ -141,7 +141,7 @@ class Race:
 
 
 def uniforms(key: Key, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two independent float64 uniforms in (0, 1) for each (row, position), from one call of 128 bits.
+    """Return two independent float64 uniforms in (0, 1) for each (row, position), from one Philox call of 128 bits.
 
     The positions (...) are broadcast with the key's ids.
     """
@@ -151,7 +151,7 @@ def uniforms(key: Key, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gumbel32(word: Tensor) -> Tensor:
-    """Make a standard Gumbel in float64 from a 32-bit word, precise in the tail that wins a race."""
+    """Return a standard Gumbel variable in float64 from a 32-bit word; large values, which win a race, are precise."""
     u = ((word.to(torch.float64) + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
     return -torch.log(-torch.log1p(-u))
 
@@ -162,7 +162,7 @@ def group_size(width: int) -> int:
 
 
 def statistics(x: Tensor, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return (peak, mass, tilt) of the groups of rows (N, V), each (N, G); an empty group has -inf, 0 and 0."""
+    """Return (peak, mass, tilt) of the groups of rows (N, V), each (N, G); a group without mass has -inf, 0 and 0."""
     n, width = x.shape
     size = group_size(width)
     groups = -(-width // size)
@@ -177,7 +177,7 @@ def statistics(x: Tensor, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def read(x: Tensor, at: Tensor | None = None, top: bool = False, tilt: bool = True) -> Reading:
-    """Make the reading of rows (N, V) in float32 or float64."""
+    """Return the reading of rows (N, V) in float32 or float64; ``at`` (N,) requests a column of each row."""
     value = argmax = runner_up = None
     if at is not None:
         known = (at >= 0) & (at < x.shape[1])
@@ -203,7 +203,10 @@ def group_words(key: Key, positions: Tensor, first: int, groups: int) -> Tensor:
 
 
 def contest(lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the race among groups (N, G): the winning keys (N,), the groups, and the uniforms v for use within them."""
+    """Run the race among groups with log-sum-exp (N, G).
+
+    Returns the winning keys, their groups, and the uniforms v for the draw within them, (N,) each.
+    """
     best, group = (lse + gumbel32(group_words(key, positions, first_group, lse.shape[1]))).max(-1)
     seed, step, tag = key.words
     high, low, _, _ = philox(seed, counter(WITHIN, tag), positions, step, key.ids)
@@ -211,7 +214,10 @@ def contest(lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple
 
 
 def within(x: Tensor, share: Tensor) -> Tensor:
-    """Draw a column of each row (N, size) of a winning group by inverse CDF: the first whose running sum exceeds v."""
+    """Draw a column of each winning group (N, size) by inverse CDF, with the uniforms ``share`` (N,).
+
+    It is the first column whose running sum of exp(x - max) exceeds ``share`` times the whole sum.
+    """
     weight = (x - x.amax(-1, keepdim=True)).exp_().double()
     total = weight.cumsum(-1)
     # v < 1, so v * total[-1] < total[-1] except by rounding; then the last column with mass is drawn.
@@ -225,7 +231,7 @@ def race(
     positions: Tensor,  # (N,) positions in the sequence
     first_group: int = 0,
 ) -> Race:
-    """Run the race among the groups of these columns; the first is group ``first_group`` of the vocabulary."""
+    """Run the race among the groups of rows x; their first group is group ``first_group`` of the vocabulary."""
     width = x.shape[1]
     size = group_size(width)
     best, group, share = contest(read(x, tilt=False).group_lse, key, positions, first_group)
@@ -243,9 +249,11 @@ def draw(x: Tensor, key: Key, positions: Tensor) -> Tensor:
 def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
     """Return the least logit (N,) that a truncation of softmax(x) keeps; ties with it are kept.
 
-    In turn: keep the ``top_k`` most probable tokens; of these, renormalised, the fewest most probable ones with mass
-    ``top_p``; tokens of at least ``min_p`` times the largest probability. It bisects the bits of the gap to the largest
-    logit, so nothing is sorted. After 31 halvings of the non-negative floats it is exact.
+    The truncation keeps the ``top_k`` most probable tokens. Of these, renormalised, it keeps the fewest most probable
+    ones with total mass ``top_p``. Of these it keeps tokens of at least ``min_p`` times the largest probability.
+
+    The least logit is found by bisection of the bits of its gap to the largest logit, so nothing is sorted. After 31
+    halvings of the non-negative floats it is exact.
     """
     peak = x.amax(-1, keepdim=True)
     gap = (peak - x).to(torch.float32).where(x > -torch.inf, torch.inf)

@@ -1,4 +1,4 @@
-r"""Recipes for rows of logits not yet read: the sites, and the operations on each row.
+r"""Recipes for rows of logits that are not yet read: their sites, and the operations on each row.
 
 A sampling step changes few sites, so an operator gives a kernel this recipe instead of a new (B, L, V) tensor. The
 kernel carries it out in registers, or in chunks that fit a cache:
@@ -34,7 +34,7 @@ class Rows:
         width: V.
         convert: maps raw rows (n, K), and their numbers (n,) among the original rows, to (n, V).
         hidden: columns set to -inf.
-        own, shift: (N,) a column of each row and a number added to it; skipped if the column is outside 0..V-1.
+        own, shift: (N,) a column of each row, and a number added there; skipped if the column is outside 0..V-1.
         temperature: the row is divided by it.
         floor: (N,) logits below it, after all other operations, are set to -inf.
         whole: whether these are all rows of ``source`` in order, so that they need not be gathered.
@@ -70,8 +70,9 @@ class Rows:
         convert: Convert | None = None,
         batch_rows: Tensor | None = None,
     ) -> "Rows":
-        """Return the rows of sites given by row and position, or of all, read ``back`` positions before each site.
+        """Return the rows of chosen sites, or of all sites in order if ``place`` is None.
 
+        ``place`` is the row and the position of each site, (N,) each. A site's logits lie ``back`` positions before it.
         ``batch_rows`` (B,) gives the source row of each batch row; by default they are in order.
         """
         batch, length = len(source) if batch_rows is None else len(batch_rows), source.shape[1]
@@ -112,14 +113,14 @@ class Rows:
         )
 
     def then(self, convert: Convert) -> "Rows":
-        """Return the same rows with one more conversion, before the adjustments."""
+        """Return the same rows with one more conversion, after the earlier ones and before the adjustments."""
         first, kind = self.convert, self.dtype
         if first is None:
             return replace(self, convert=lambda raw, number: convert(raw.to(kind), number))
         return replace(self, convert=lambda raw, number: convert(first(raw, number).to(kind), number))
 
     def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
-        """Return rows in float32 or float64; differentiable, unless written to ``out``."""
+        """Return the rows ``part`` as a tensor (n, V) of ``dtype``; differentiable, unless written to ``out``."""
         out = out if type(self.row) is Tensor else None  # a tensor subclass cannot be written to a buffer
         raw = self._raw(part, out)
         if self.convert is not None:
@@ -149,7 +150,7 @@ class Rows:
         return flat[index]
 
     def _adjust(self, x: Tensor, part: slice | Tensor, first: Tensor, in_place: bool) -> Tensor:
-        """Adjust columns first, first + 1, ... of the rows; in place if x is a buffer."""
+        """Apply hidden, shift, temperature and floor to x, which holds columns first, first + 1, ... of the rows."""
         for column in self.hidden:
             index, inside = _column(column - first, x)
             x = (x.scatter_ if in_place else x.scatter)(-1, index, x.gather(-1, index).masked_fill(inside, -torch.inf))
@@ -167,18 +168,20 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """At N sites a mixture of the softmax of a row and of a noise law, over its value at one column if ``relative``.
+    """A mixture of the softmax of a row and a noise law, at each of N sites.
 
-        scale c(v) / c(own),    c(v) = weight softmax(row)(v) + level pi(v) + spike 1(v = anchor)
+        scale c(v),    c(v) = weight softmax(row)(v) + level pi(v) + spike 1(v = anchor)
+
+    If ``relative``, it is scale c(v) / c(own).
 
     Attributes:
         rows: rows of logits.
-        place: (N,) the row of each site; -1 for a site without one, where the softmax is 0.
+        place: (N,) the number of each site's row; -1 for a site without a row, where the softmax counts as 0.
         weight, level, scale: (N,) float64.
         pi: (C,) float64; C may exceed the width of the rows.
-        spike, anchor: (N,) float64 and a column, or None.
+        spike, anchor: (N,) float64, and (N,) a column of each site, or None.
         own: (N,) a column of each site, or None.
-        relative: whether to divide by c(own) and to set that column to 0. Sites with scale 0 are 0.
+        relative: whether to divide by c(own) and to set that column to 0. A site with scale 0 has only zeros.
     """
 
     rows: Rows
@@ -194,18 +197,19 @@ class Mixture:
 
     @classmethod
     def softmax(cls, rows: Rows, scale: float) -> "Mixture":
-        """Return ``scale`` times the softmax of every row."""
+        """Return mixtures that are ``scale`` times the softmax of each row."""
         one, number = torch.ones(len(rows), dtype=torch.float64), torch.arange(len(rows))
         return cls(rows, number, one, torch.zeros_like(one), scale * one, one.new_zeros(rows.width))
 
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """Rows log g(c) at N sites, with c the sum of one or two mixtures where it is positive, and 0 elsewhere.
+    """Rows log g(c) at N sites, with c the positive part of the sum of one or two mixtures.
 
     Attributes:
         of: the mixtures.
-        rate: g; "plain" is c, "barker" c / (1 + c), "sqrt" its root, "min" min(c, 1), "max" max(c, 1) where c > 0.
+        rate: the function g: "plain" c, "barker" c / (1 + c), "sqrt" sqrt(c), "min" min(c, 1), "max" max(c, 1). All are
+            0 at c = 0.
         without: (N,) a column that is left out of each row, or None.
     """
 
@@ -223,7 +227,8 @@ class Computed:
         width: the number of columns.
         number: (N,) the numbers of these rows.
         dtype: float64 or float32.
-        mixed: the rows of all numbers as mixtures, which a kernel reads without writing them; None if they are none.
+        mixed: the rows of all numbers as mixtures, so that a kernel reads them without writing them; None if the rows
+            are no mixtures.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -234,7 +239,7 @@ class Computed:
 
     @classmethod
     def difference(cls, one: Rows, other: Rows) -> "Computed":
-        """Return log (softmax(one) - softmax(other))_+."""
+        """Return rows log max(softmax(one) - softmax(other), 0)."""
         mixed = Mixed((Mixture.softmax(one, 1.0), Mixture.softmax(other, -1.0)))
 
         def function(n: Tensor) -> Tensor:
@@ -284,14 +289,15 @@ class Step:
     Attributes:
         tokens: (N,) states before the step.
         length: L.
-        bound: (N,) float64 probability of ``where``; None if that choice has been made.
-        where: (N,) the sites it chose, on a CPU; None if it has not been made.
-        data: (N,) those of them that become data; None if that choice has not been made.
-        odds: (N,) float64 noise odds of each token, or None if every candidate is accepted.
-        kept: (N,) float64 probability of ``data``, if that choice has not been made.
+        bound: (N,) float64 probability that a site is proposed; None if the choice "where" has been made.
+        where: (N,) the proposed sites, on a CPU; None if the choice "where" has not been made.
+        data: (N,) the sites that become data; None if the choice "data" has not been made.
+        odds: (N,) float64 noise odds of each token; None if every proposed site is accepted.
+        kept: (N,) float64 probability of "data"; None if the choice "data" has been made.
         noise: (S,) float64 cumulated noise law.
-        last: the last state with noise.
-        keys: the keys of the choices to make, by name: token, noise, and of where, accept and data those to make.
+        last: the last state of positive noise mass.
+        keys: by name, the keys of the choices to make: "token", "noise", and those of "where", "accept" and
+            "data" that are still to be made.
     """
 
     tokens: Tensor

@@ -1,7 +1,7 @@
-r"""From hidden states to tokens without storing logits: the last layer and the draw as two Triton kernels.
+r"""Draw tokens from hidden states without storing logits, with two Triton kernels for the last layer and the draw.
 
-The first multiplies a tile of rows with a tile of 128 columns of the head. It stores the largest logit and the sum of
-exponentials of the tile: N x V / 128 pairs instead of N x V logits. The second combines tiles to the groups of the
+The first multiplies a tile of rows with a tile of 128 columns of the head. For each row it stores the tile's largest
+logit and sum of exponentials: N x V / 128 pairs instead of N x V logits. The second combines tiles to the groups of the
 specification and runs the race among them. It finds the winning tile by the running sum of its group's tiles and
 computes that tile once more. The arithmetic of a tile, and so the tokens, do not depend on the number of rows.
 """
@@ -29,7 +29,7 @@ def _tile(
     DEPTH: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Compute the logits of rows (N,) at columns (C,), float32; EVEN: DEPTH divides the depth."""
+    """Compute the logits of rows (N,) at columns (C,), float32; EVEN means that DEPTH divides the depth."""
     out = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
     d = tl.arange(0, DEPTH)
     here = tl.where(ok, row * stride_row + position * stride_position, 0)
@@ -107,7 +107,7 @@ def _head_pick_kernel(
     BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Run the race of row n among groups of SHARE tiles."""
+    """Run the race of row n among groups of SHARE tiles, and store its key and token."""
     n = tl.program_id(0).to(tl.int64)
     id = tl.load(id_ptr + n).to(tl.uint32)
     place = tl.load(place_ptr + n).to(tl.uint32)
@@ -155,7 +155,7 @@ def _head_pick_kernel(
 
 
 def race(rows: Rows, head: LinearHead, key: Key, positions: Tensor, first_group: int) -> Race:
-    """``reference.race`` of the logits that a linear head makes of ``rows``, which are hidden states."""
+    """Return ``reference.race`` of the logits that a linear head computes from ``rows`` of hidden states."""
     count, width, depth = len(rows), rows.width, rows.source.shape[2]
     tiles = triton.cdiv(width, _COLUMNS)
     share = GROUP_SIZE // _COLUMNS

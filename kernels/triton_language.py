@@ -1,7 +1,7 @@
 """Functions shared by the Triton kernels: random words, adjusted rows, the race among groups, the draw within one.
 
-They also run in the interpreter: only built-in reductions, counter words cast to uint32 (a 64-bit word would silently
-select Philox-4x64), and no difference of two infinities.
+They also run in Triton's interpreter. So they use only built-in reductions, cast counter words to uint32 (a 64-bit word
+would silently select Philox-4x64), and never subtract two infinities.
 """
 
 import triton
@@ -18,14 +18,17 @@ _COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 @triton.jit
 def uniform53(high, low):
-    """Make a float64 in (0, 1) from two words: (k + 1/2) / 2**53."""
+    """Make a float64 in (0, 1) from two words: (k + 1/2) / 2**53 with k their 53 leading bits."""
     k = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
     return (k.to(tl.float64) + 0.5) * 1.1102230246251565e-16
 
 
 @triton.jit
 def gumbel32(word):
-    """Make a Gumbel from a word; log1p(x) = x log(1+x) / ((1+x) - 1), exact to rounding where 1+x != 1."""
+    """Make a Gumbel variable from a word.
+
+    log1p(x) is computed as x log(1 + x) / ((1 + x) - 1), which is exact to rounding where 1 + x != 1.
+    """
     u = tl.minimum((word.to(tl.float64) + 0.5) * 2.3283064365386963e-10, 1.0 - 5.9604644775390625e-08)
     y = 1.0 - u
     return -tl.log(u * tl.log(y) / (y - 1.0))
@@ -38,8 +41,8 @@ def adjusted(
 ):  # fmt: skip
     """Apply the adjustments of ``Rows`` to columns first + column of row n, or of rows n[:, None].
 
-    All columns are less than ``beyond``. A single column (own, hidden) is searched only where it may occur, as a
-    comparison of every element costs as much as reading it. WHOLE: all columns are inside the width.
+    All columns are less than ``beyond``. A hidden column is searched only in tiles that may hold it, because comparing
+    every element costs as much as reading it. WHOLE means that all columns are inside the width.
     """
     for h in range(HIDDEN):
         hidden = tl.load(hidden_ptr + h)
@@ -56,7 +59,10 @@ def adjusted(
 
 @triton.jit
 def group_word(number, seed, tag, position, step, row):
-    """Return word g % 4 of the Philox call at column block g // 4: group Gumbels, kind 0 (kernels/philox.py)."""
+    """Return the random word of group g = ``number``: word g % 4 of the Philox call at column block g // 4.
+
+    The kind of the counter is 0 (kernels/philox_words.py).
+    """
     c0 = (tag.to(tl.uint32) << 20) | (number // 4).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
     lane = number % 4
@@ -65,7 +71,7 @@ def group_word(number, seed, tag, position, step, row):
 
 @triton.jit
 def within_share(seed, tag, position, step, row):
-    """Return the uniform of the draw within a group, kind 1."""
+    """Return the uniform of the draw within a group; the counter has kind 1."""
     c0 = (tag.to(tl.uint32) << 20) | 0x40000000
     w0, w1, _, _ = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
     return uniform53(w0, w1)
@@ -79,13 +85,16 @@ def safe_log(mass):
 
 @triton.jit
 def shift_of(peak):
-    """Return the number subtracted in exponents, so that inf - inf never occurs: 0 for empty groups, 2e38 for +inf."""
+    """Return the number that is subtracted from logits before exp: the peak, but 0 for -inf and 2e38 for +inf.
+
+    So inf - inf never occurs.
+    """
     return tl.where(peak == float("-inf"), 0.0, tl.where(peak == float("inf"), 2e38, peak))
 
 
 @triton.jit
 def coins(seed, tag, position, step, row):
-    """Return the two uniforms of a coin, kind 2."""
+    """Return the two uniforms of a coin; the counter has kind 2."""
     c0 = (tag.to(tl.uint32) << 20) | 0x80000000
     w0, w1, w2, w3 = tl.philox(seed, c0.to(tl.uint32), position, step.to(tl.uint32), row)
     return uniform53(w0, w1), uniform53(w2, w3)
@@ -100,8 +109,8 @@ def columns(
 ):  # fmt: skip
     """Return the adjusted logits of row n at columns first + column < beyond; -inf where not inside.
 
-    Columns are counted from the first, so that offsets are part of a load's instruction. NEAR: the columns are
-    contiguous, so 32 bits hold the offsets. WHOLE: all of them are inside.
+    Columns are counted from ``first``, so that offsets are part of a load's instruction. NEAR means that columns are
+    contiguous, so that 32 bits hold the offsets. WHOLE means that all columns are inside.
     """
     base = source_ptr + tl.load(row_ptr + n) * stride_row + tl.load(position_ptr + n) * stride_position
     if NEAR:
@@ -120,7 +129,7 @@ def columns(
 
 @triton.jit
 def sums(x, TILT: tl.constexpr):
-    """Return (peak, mass, tilt) of the rows of a tile; the tilt only if TILT.
+    """Return (peak, mass, tilt) of the rows of a tile; the tilt is computed only if TILT.
 
     exp2 takes one instruction, exp six. The subtraction comes first, so large logits lose no precision.
     """
@@ -141,7 +150,7 @@ def sums(x, TILT: tl.constexpr):
 
 @triton.jit
 def keep(x, at, ok, peak_ptr, mass_ptr, tilt_ptr, TILT: tl.constexpr):
-    """Store the sums of groups."""
+    """Store peak, mass and tilt of groups at ``at``, where ``ok``."""
     peak, mass, tilt = sums(x, TILT)
     tl.store(peak_ptr + at, peak, mask=ok)
     tl.store(mass_ptr + at, mass, mask=ok)
@@ -157,7 +166,7 @@ def read(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Sum a tile of TILE groups of row n; a group has SIZE columns in LANES, a power of two."""
+    """Store the sums of TILE groups of row n; a group has SIZE columns, padded to LANES, a power of two."""
     group = tile * TILE + tl.arange(0, TILE)
     first = tile * TILE * SIZE
     beyond = first + TILE * SIZE
@@ -192,7 +201,7 @@ def read(
 
 @triton.jit
 def group_lse(peak, mass):
-    """Return log-sum-exp of groups in float64."""
+    """Return log-sum-exp of groups in float64, from their peak and mass."""
     return tl.where(mass == 0, float("-inf"), peak.to(tl.float64) + safe_log(mass))
 
 
@@ -214,6 +223,6 @@ def passing(running, target):
 
 @triton.jit
 def within(x, seed, tag, position, step, row):
-    """Draw a column of a winning group by inverse CDF."""
+    """Draw a column of a winning group with logits x by inverse CDF."""
     running = tl.cumsum(tl.exp(x - tl.max(x, 0)).to(tl.float64), 0)
     return passing(running, within_share(seed, tag, position, step, row) * tl.max(running, 0))

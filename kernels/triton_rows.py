@@ -1,8 +1,8 @@
-r"""Reading and drawing as two Triton kernels: every group of every row, then a winner for each row.
+r"""Read rows and draw from them with two Triton kernels: one sums every group, the other draws a token for each row.
 
-Only the first reads logits in bulk: a program reads a few groups of one row in place, adjusts them as ``Rows`` states
-in registers, and writes three numbers a group. The second runs the race among a row's groups and reads the winning one
-again. Neither writes a row.
+Only the first reads all logits. One of its programs reads a few groups of one row in place, applies the adjustments of
+``Rows`` in registers, and writes three numbers a group. The second runs the race among a row's groups and reads the
+winning group again. Neither writes a row.
 
 Tile sizes are chosen here, as autotuning fails in the interpreter.
 """
@@ -33,7 +33,7 @@ def _read_kernel(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Sum groups TILE b .. TILE b + TILE - 1 of row n."""
+    """Store the sums of groups TILE b to TILE b + TILE - 1 of row n, in program (n, b)."""
     read(
         source_ptr, row_ptr, position_ptr, own_ptr, shift_ptr, floor_ptr, hidden_ptr, peak_ptr, mass_ptr, tilt_ptr,
         tl.program_id(0).to(tl.int64), tl.program_id(1), stride_row, stride_position, stride_column, width, groups,
@@ -50,7 +50,7 @@ def _pick_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Run the race of row n."""
+    """Run the race among the groups of row n, and store its key and token."""
     n = tl.program_id(0).to(tl.int64)
     row = tl.load(id_ptr + n).to(tl.uint32)
     position = tl.load(place_ptr + n).to(tl.uint32)
@@ -82,7 +82,7 @@ def _largest_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Find the two largest logits of one group of row n."""
+    """Store the column of the largest logit of one group of row n, and the second largest logit."""
     n = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     first = tl.load(group_ptr + n) * SIZE
@@ -98,7 +98,7 @@ def _largest_kernel(
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
-    """``reference.two_largest`` of one group of each row."""
+    """Return ``reference.two_largest`` of one group of each row."""
     size = group_size(rows.width)
     column, second = torch.empty_like(group), torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
     pointers, strides, flags = arguments(rows)
@@ -112,7 +112,7 @@ def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``reference.statistics`` of rows in place."""
+    """Return ``reference.statistics`` of rows, read in place."""
     size = group_size(rows.width)
     groups = -(-rows.width // size)
     lanes = triton.next_power_of_2(size)
@@ -130,7 +130,7 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | 
 
 
 def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first_group: int) -> Race:
-    """``reference.race`` of rows, which are read here unless a reading is given."""
+    """Return ``reference.race`` of rows, which are read here unless a reading is given."""
     reading = Reading(*statistics(rows, tilt=False)) if reading is None else reading
     size = group_size(rows.width)
     groups = reading.peak.shape[1]
@@ -154,7 +154,7 @@ def _columns(columns: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def arguments(rows: Rows) -> tuple[list[Tensor], tuple[int, ...], dict[str, bool | int]]:
-    """Return the kernels' arguments for the rows: tensors, strides, and which adjustments there are."""
+    """Return the kernels' arguments for the rows: tensors, strides, and flags of the adjustments."""
     unused = rows.row
     shifted = rows.own is not None and rows.shift is not None
     pointers = [

@@ -1,15 +1,17 @@
-r"""The choices of a reverse step as three Triton kernels: where, accept, data, token, noise, at all sites.
+r"""Make the choices of a reverse step at all sites with three Triton kernels.
 
-They are the body of a reverse step on a process of constant noise. With u_name the uniforms of a site for each choice:
+The process is rank-one with constant noise. With z the token of a site, O its leave-one-out prediction and u_name its
+uniform for the choice of that name, the choices are
 
     where   u_where  < bound                        before any logit is read
-    accept  u_accept < 1 / (1 + O(z) / odds)        if the process needs it
+    accept  u_accept < 1 / (1 + O(z) / odds)        unless every proposed site is accepted
     data    u_data   < kept                         at accepted sites
-    token   a draw from O where data, from the noise law where not
+    token   a draw from O                           where "data" is true
+    noise   a draw from the noise law               at the other accepted sites
 
-Each depends on (seed, site, choice), so the tokens equal those of the program that makes these choices. A program whose
-site keeps its token ends at once, so logits are read only at sites that may change. Nothing is compacted, no size
-returns to the host, and no shape depends on a draw, so a CUDA graph can contain the step.
+A choice depends on (seed, site, name), so the tokens equal those of an operator that makes these choices one by one. A
+kernel's program ends at once if its site keeps its token, so logits are read only at sites that may change. Sites are
+not compacted, no size returns to the host, and no shape depends on a draw. So a CUDA graph can contain the step.
 """
 
 import torch
@@ -33,7 +35,7 @@ def _decide_kernel(
     id_ptr, place_ptr, bound_ptr, kept_ptr, code_ptr, count, seed, step, tag_where, tag_data,
     BLOCK: tl.constexpr, ACCEPT: tl.constexpr,
 ):  # fmt: skip
-    """Decide each site as far as this needs no logits."""
+    """Make the choices of each site that need no logits: "where", and "data" unless ACCEPT."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = n < count
     row = tl.load(id_ptr + n, mask=ok, other=0).to(tl.uint32)
@@ -56,7 +58,7 @@ def _groups_kernel(
     SIZE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr, NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Sum a few groups of one site, if it is read."""
+    """Store the sums of TILE groups of one site, if its logits are needed."""
     n = tl.program_id(0).to(tl.int64)
     if tl.load(code_ptr + n) == _READ:
         read(
@@ -76,7 +78,7 @@ def _finish_kernel(
     NEAR: tl.constexpr, DOUBLE: tl.constexpr,
     HIDDEN: tl.constexpr, SHIFT: tl.constexpr, TEMPER: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Make the remaining choices of one site."""
+    """Make the remaining choices of one site, and store its state after the step."""
     n = tl.program_id(0).to(tl.int64)
     z = tl.load(token_ptr + n)
     code = tl.load(code_ptr + n).to(tl.int32)  # names must have the same type after both branches
@@ -135,7 +137,7 @@ def _finish_kernel(
 
 
 def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
-    """Make the choices of a step at N sites, whose rows of O are ``rows``.
+    """Make all choices of a reverse step at N sites; ``rows`` are logits of their leave-one-out predictions O.
 
     Returns:
         (N,) states after the step, and (N,) a mask of the sites that were read and had no mass, a NaN or +inf.

@@ -46,6 +46,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Raise AttributeError; for an old name it gives the new one."""
+    """Raise AttributeError; if the name was changed, the message gives the new name."""
     now = {"Cycle": "RePaint", "Coloured": "EntropyRedraw", "ancestral_gibbs": "Ancestral() >> Gibbs() ** n"}
     raise renamed("discdiff.samplers", name, now)

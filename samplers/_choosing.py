@@ -1,8 +1,8 @@
 r"""Choose which masked sites to reveal by confidence, and how many by the schedule.
 
-If one token is revealed at a time, the law is exact for every selection that does not depend on the token about to be
-drawn. Confidence is read from the denoiser's own output: temperature and truncation act on the drawn tokens, not on the
-order.
+If one token is revealed at a time, the samples follow the model's law exactly, for every selection that does not depend
+on the token about to be drawn. Confidence is computed from the prediction before truncation. So temperature and
+truncation change the drawn tokens, but not the order in which sites are revealed.
 """
 
 from collections.abc import Callable
@@ -33,52 +33,65 @@ def check_select(select: str, where: str) -> None:
 
 
 def check_masked(operator: Operator, process: Process) -> None:
-    """Raise ValueError unless noise only hides tokens, by a mask or by a noise token that each site has of its own."""
+    """Raise ValueError unless the process is absorbing, such as ``Masked`` or ``AbsorbingUniform``.
+
+    Absorbing noise only hides a token. It shows the mask in its place, or a noise token that the site keeps.
+    """
     if not process.absorbing:
         raise ValueError(f"{operator} needs a process that hides tokens, Masked or AbsorbingUniform, got {process}")
 
 
 def check_mask(operator: Operator, process: Process) -> None:
-    """Raise ValueError unless the process has a true mask: unmasking rules count the revealed sites.
+    """Raise ValueError unless all noise of the process is the mask.
 
-    On ``AbsorbingUniform`` a revealed token may equal the site's noise token. It would be revealed again in every step,
-    and with more steps the law would depart from p0.
+    Unmasking rules count the revealed sites, and a mask shows which these are. On ``AbsorbingUniform`` a revealed token
+    may equal the site's noise token. It would be revealed again in every step, and with more steps the law would depart
+    from p0.
     """
     if not process.masks:
         raise ValueError(f"{operator} needs a process with a true mask, Masked, got {process}")
 
 
 def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:
-    """Find the free sites of (B, L) that hold their mask, or a clean token equal to their noise token."""
+    """Return which free sites are hidden, (B, L) bool: those at the mask, or where token and noise token are equal.
+
+    On ``AbsorbingUniform`` a revealed token may equal the site's noise token by chance; it then counts as hidden.
+    """
     return state.free & (state.tokens == at.process.hide(state.tokens))
 
 
 def believed(view: View) -> Sites:
-    """Return D at the hidden sites of a view, unread, from which revealed tokens are drawn; at a true mask D = O."""
+    """Return rows of the denoiser D at the hidden sites of a view, from which tokens are drawn when they are revealed.
+
+    At a mask D equals the leave-one-out prediction O, and O is returned. No logit is read yet.
+    """
     return view.loo if view.prediction.process.masks else view.denoiser
 
 
 def draw_clean(state: State, where: Bool[Tensor, "B L"], at: At) -> Int[Tensor, "B L"]:
-    """Draw the chosen hidden sites from D and return all tokens, (B, L); choice "token"."""
+    """Draw clean tokens at the chosen hidden sites (B, L) and return all tokens (B, L); random choice "token"."""
     z = state.tokens
     drawn = choose("token", Tokens(believed(at.predict(state)[where]), at.process.column(z)), state, at)
     return torch.where(where, at.process.place(drawn, z), z)
 
 
 def quota(state: State, at: At) -> Int[Tensor, " B"]:
-    """Count the masks of each row to reveal, (B,), so that 1 - alpha_s of the free sites are left on average."""
+    """Return how many masks of each row (B,) to reveal, so that a share 1 - alpha_s of the free sites stays masked.
+
+    The number that stays masked is rounded. If every position has a clock of its own, the share is the mean over them.
+    """
     free = state.free.sum(-1)
     share = 1 - at.process.sitewise(at.alpha(at.s), state.tokens).mean(-1)
     return (hidden(state, at).sum(-1) - (free * share + 0.5).floor().to(free)).clamp(min=0)
 
 
 def confidence(state: State, where: Bool[Tensor, "B L"], select: Select, at: At) -> Float[Tensor, "B L"]:
-    """Score each chosen site of (B, L); sites with larger scores are revealed first; -inf elsewhere.
+    """Return a score (B, L) of each chosen site, -inf elsewhere; sites with larger scores are revealed first.
 
     "max_prob": log of the largest probability. "entropy": minus the entropy. "margin": log of the largest minus the
-    second largest probability. These three read the prediction. "left_to_right": by position. "spread": by the reversed
-    binary digits of the position, so that sites revealed together lie far from each other (dilated unmasking,
-    Luxembourg et al., 2025, https://arxiv.org/abs/2506.19037).
+    second largest probability. Only these three use the prediction. "left_to_right": minus the position. "spread":
+    minus the position with its binary digits reversed, so that sites revealed together lie far from each other (dilated
+    unmasking, Luxembourg et al., 2025, https://arxiv.org/abs/2506.19037).
     """
     position = torch.arange(where.shape[1], device=where.device)
     if select == "left_to_right":
@@ -100,9 +113,9 @@ def confidence(state: State, where: Bool[Tensor, "B L"], select: Select, at: At)
 
 
 def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
-    """Choose the ``count`` (B,) largest scores of each row of (B, L), or all above -inf if fewer.
+    """Return a mask (B, L) of the sites with the ``count`` (B,) largest scores of each row.
 
-    Ties go to the lowest position.
+    Sites with score -inf are never chosen, so there may be fewer. Ties go to the lowest position.
     """
     order = score.argsort(dim=-1, descending=True, stable=True)
     chosen = torch.arange(score.shape[1], device=score.device) < count[:, None]
@@ -110,14 +123,17 @@ def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, 
 
 
 def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " N"]:
-    """Compute a divergence of log-probabilities between two predictions at the same N sites, (N,), in chunks."""
+    """Return a divergence (N,) between two predictions at the same N sites, computed in chunks of rows.
+
+    ``divergence`` maps two tensors of log-probabilities (n, V) to (n,).
+    """
     size = max(1, (1 << 16) // one.rows.width)
     parts = [divergence(one.log_probs(n, size), other.log_probs(n, size)) for n in range(0, len(one.rows), size)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=one.where.device)
 
 
 def total_variation(one: Sites, other: Sites) -> Float[Tensor, " N"]:
-    """Compute the total variation between two predictions at the same N sites, (N,)."""
+    """Return the total variation distance (N,) between two predictions at the same N sites."""
     found = kernels.total_variation(one.rows, other.rows)
     if found is not None and not torch.is_grad_enabled():
         return found
@@ -126,7 +142,7 @@ def total_variation(one: Sites, other: Sites) -> Float[Tensor, " N"]:
 
 
 def kl_rows(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """Compute KL(p || q) of each row of (N, V), (N,), for ``compare``."""
+    """Return KL(p || q) of each row, (N,), from log-probabilities (N, V); a ``divergence`` for ``compare``."""
     apart = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
     ruled_out = apart == torch.inf  # by q alone: the divergence is the constant +inf, without a gradient
     return (log_p.exp() * apart.masked_fill(ruled_out, 0.0)).masked_fill(ruled_out, torch.inf).sum(-1)

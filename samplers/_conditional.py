@@ -1,10 +1,11 @@
-r"""Compute the one-site conditional c = O Q_t and balanced rates from it, for informed and locally balanced correctors.
+r"""Compute balanced jump rates from the one-site conditional c, for informed and locally balanced correctors.
 
-    c_i(v | z) = p_t(z_i = v | z_{-i}) = alpha O_i(v) + (1 - alpha) pi(v),        r_i(v | z) = c_i(v) / c_i(z_i)
+    c_i(v | z) = p_t(z_i = v | z_{-i}) = (O_i Q_t)(v),        r_i(v | z) = c_i(v) / c_i(z_i)
 
-r is the concrete score: p_t of the sequence with site i at v, over p_t of the sequence. A rate g(r) with
+O is the leave-one-out prediction (LOO) and Q_t the forward transition; with constant noise c = alpha O + (1 - alpha)
+pi. r is the concrete score: p_t of the sequence z with state v at site i, divided by p_t of z. A rate g(r) with
 g(r) = r g(1 / r) is in detailed balance with p_t. The rows are computed and read in chunks, never all at once. On a
-rank-one process a kernel can sum them without computing them: they are mixtures of the LOO and the noise law.
+rank-one process c is a mixture of the LOO and the noise law, so a kernel can sum rows without computing them.
 """
 
 from collections.abc import Callable
@@ -45,10 +46,12 @@ def check_balance(balance: str, where: str) -> None:
 
 
 def balanced(view: View, balance: Balance | None = None) -> Sites:
-    """Give log g(r) at the sites of a view, or log r without a ``balance``; unread, -inf at each site's own state.
+    """Return rows of log g(r) at the sites of a view, or of log r if ``balance`` is None.
+
+    A row is computed when it is read. At the site's own state it is -inf.
 
     Raises:
-        ValueError: where the LOO is undefined.
+        ValueError: if the leave-one-out prediction is undefined at a site.
     """
     process, x, conditional = view.prediction.process, view.x, view.conditional.rows
     rate = LOG_RATE[balance] if balance else torch.nn.Identity()

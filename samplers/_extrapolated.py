@@ -2,9 +2,9 @@ r"""Step with rates that combine two predictions, for the methods of higher orde
 
     R = ( a R_1 + b R_0 )_+,      a + b = 1
 
-with R_1 the rates at one state and time and R_0 those at another. b is negative if a method extrapolates. Negative
-rates are clipped to 0, and where that happens the order is lost. Both are rates of "set site i to v", so they are also
-defined at a site that has moved in between.
+R_1 are the reverse rates at one state and time, R_0 those at an earlier state and time. If a method extrapolates, b is
+negative. Negative rates are clipped to 0; a method loses its order where that happens. Each rate is that of setting
+site i to v. So R_0 is also defined at a site that has moved since.
 """
 
 import torch
@@ -28,13 +28,15 @@ def combined_leap(
     length: Float[Tensor, "B L"],
     at: At,
 ) -> State:
-    """Jump from ``state`` with frozen rates (a R_late + (1 - a) R_early)_+ and P(r) = 1 - exp(-r).
+    """Let each site jump from ``state``, at most once, with frozen rates (a R_late + (1 - a) R_early)_+.
+
+    A site with total rate R jumps with probability 1 - exp(-length R).
 
     Args:
         state: the state at the start.
-        late, early: the two predictions.
-        a: the weight of ``late``, (B, L).
-        length: of the step, in alpha, (B, L).
+        late, early: the predictions that give R_late and R_early.
+        a: the weight of R_late, (B, L).
+        length: the length of the step in alpha, (B, L).
         at: the process, run and address of the operator.
     """
     process, x = at.process, state.tokens
@@ -66,9 +68,10 @@ def combined_leap(
 
 
 def share(state: State, part: float, at: At) -> tuple[float, Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """Find the time that lies ``part`` of the way from the state's to s in alpha, and the lengths before and after it.
+    """Return the time at which the fraction ``part`` of a step is done, and the step's lengths before and after it.
 
-    Both lengths are in alpha, (B, L). If every position has a clock of its own, ``part`` is measured in time.
+    The step goes from the state's time to ``at.s``. The fraction is measured in alpha, but in time if every position
+    has a clock of its own. Both lengths are in alpha, (B, L).
     """
     process, schedule = at.process, at.process.schedule
     start, end = at.alpha(state.t), at.alpha(at.s)

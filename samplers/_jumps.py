@@ -1,10 +1,12 @@
 r"""Base class of samplers that simulate the reverse CTMC event by event.
 
-Every row has its own clock, l = -log(1 - alpha): in it a mask is revealed at rate 1 and rates stay finite towards data.
-The time to the next event of a row is exponential; a row is done if its next event lies beyond s. The process must be
-rank-one with one noise law. Where rates are infinite the step is ancestral: from pure noise on a process that does not
-hide tokens, and in the step to time 0 unless the process is masked. In these cases start the grid below 1 and end it
-with a short step.
+Every row runs on its own clock l = -log(1 - alpha). In this clock a mask is revealed at rate 1, and rates stay finite
+as alpha goes to 1. The time to the next event of a row is exponential; a row is done when its next event lies beyond s.
+The process must be rank-one with one noise law.
+
+Two kinds of steps are ancestral, because a rate or the clock is infinite there: the step from pure noise on a process
+that does not hide tokens, and the step to time 0 on a process that is not masked. To keep their error small, start the
+grid below 1 and end it with a short step.
 """
 
 from abc import abstractmethod
@@ -25,7 +27,7 @@ __all__ = ["Jumps", "leaves", "look", "pick_site"]
 
 
 class Jumps(Predictor):
-    """Simulate the reverse process event by event; a subclass gives the rates of events and what an event does.
+    """Simulate the reverse process event by event; a subclass defines the rates of events and their effect.
 
     Shapes: tokens and rates (B, L), alpha of each row (B, 1).
     """
@@ -38,13 +40,16 @@ class Jumps(Predictor):
 
     @abstractmethod
     def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
-        """Return the rate of events at each site per unit of l until the next, and the state with what was seen."""
+        """Return the rates of events (B, L) until the next event, and the state.
+
+        Rates are per unit of l = -log(1 - alpha). The state contains the prediction if one was made.
+        """
 
     @abstractmethod
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
-        """Return the tokens after an event at ``alpha``."""
+        """Return the tokens (B, L) after an event at alpha (B, 1); ``rates`` (B, L) come from the method ``rates``."""
 
     def check(self, process: Process) -> None:
         if not process.one_noise_law or process.schedule.sites is not None:
@@ -78,17 +83,23 @@ class Jumps(Predictor):
 
 
 def leaves(state: State, alpha: Float[Tensor, "B 1"], at: At) -> Bool[Tensor, "B L"]:
-    """Find the sites (B, L) that can leave their state at alpha (B, 1): on a masked process, the masks."""
+    """Return which free sites (B, L) can leave their state at alpha (B, 1); on a masked process these are the masks."""
     return state.free & (at.process.inflow(state.tokens, alpha)[..., 0] > 0)
 
 
 def look(state: State, where: Bool[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At) -> tuple[State, Exit]:
-    """Predict each row at its alpha (B, 1), and compute exit rates per unit of alpha at the chosen sites of (B, L)."""
+    """Call the denoiser on each row at its alpha (B, 1); return the state with this prediction, and exit rates (B, L).
+
+    Exit rates are per unit of alpha. They are those of the prediction only at the sites ``where``.
+    """
     state = replace(state, seen=at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0))))
     own = own_probability(state, where & leaves(state, alpha, at), at)
     return state, at.rank_one.exit(state.tokens, alpha, own)
 
 
 def pick_site(state: State, rates: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
-    """Draw one site of each row with probability proportional to its rate (B, L); return a mask; choice "site"."""
+    """Draw one site of each row with probability proportional to its rate (B, L), and return it as a mask (B, L).
+
+    A row of zero rates gets no site. The random choice is "site".
+    """
     return choose("site", Ranking(kernels.log(rates), torch.ones_like(state.rows)), state, at) >= 0

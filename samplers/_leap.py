@@ -4,10 +4,14 @@ The reverse rates at time t, per unit of alpha and frozen for the step, are
 
     R(z -> v) = Q(v, z) c(v) / (alpha c(z)),      c = O Q_t
 
-In a step of length d = alpha_s - alpha_t a site with total rate R jumps with probability P(d R), to v with probability
-R(z -> v) / R. The clock is alpha, so the laws depend on time through alpha alone; on the linear schedule 1 - alpha is
-time. On rank-one processes sites are proposed with a bound on R that needs no logits. A proposed site jumps with a
-probability that needs the prediction at its own token only, and only a jump to data reads the whole row.
+Q is the forward generator per unit of -log alpha, O the leave-one-out prediction (LOO) and Q_t the forward transition.
+In a step of length d = alpha_s - alpha_t a site with total rate R jumps with probability P(d R). It jumps to v with
+probability R(z -> v) / R. The clock is alpha, so the laws depend on time through alpha alone; on the linear schedule
+1 - alpha is time.
+
+On rank-one processes sites are proposed with a bound on R that needs no logits. A proposed site is accepted with a
+probability that depends on the LOO at its own token alone. So logits are read only at proposed sites, and on a masked
+process only at sites that jump to data.
 """
 
 from abc import abstractmethod
@@ -26,25 +30,33 @@ __all__ = ["Leap", "jump", "own_probability"]
 
 
 class Leap(Predictor):
-    """Step with frozen rates; a subclass gives the probability of a jump, and the step to time 0 is ancestral.
+    """Step with frozen rates; a subclass defines the probability of a jump.
+
+    The step to time 0 is ancestral.
 
     Shapes: tokens, rates and probabilities (B, L).
     """
 
     @abstractmethod
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Return P(r), the probability that a site jumps, with r = rate times length of the step."""
+        """Return P(r), the probability that a site jumps; ``rate`` is r, its rate times the length of the step."""
 
     def bound(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Bound ``probability`` for this rate and all below it."""
+        """Return an upper bound on ``probability`` for this rate and all smaller rates."""
         return self.probability(rate)
 
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
-        """Compute exit rates from O(z) at each site's own token; by default those of the reverse process."""
+        """Return exit rates, given the leave-one-out probability ``own`` = O(z) of each site's own token z.
+
+        By default they are those of the reverse process.
+        """
         return process.exit(x, alpha, own)
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
-        """Bound the rates of ``exit`` for every O(z); on a masked process z determines them, and the bound is exact."""
+        """Return exit rates that bound those of ``exit`` for every O(z).
+
+        On a masked process z determines the rates, and the bound is exact.
+        """
         return process.exit(x, alpha, 0.0)
 
     def __call__(self, state: State, at: At) -> State:
@@ -78,9 +90,10 @@ def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Te
 
 
 def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[Tensor, "B L"]:
-    """Read O(z) at the chosen sites of (B, L), 0 at others and at masks; float64.
+    """Return the leave-one-out probability O(z) of each chosen site's own token, (B, L) float64; 0 elsewhere.
 
-    It is 1 if the model predicts D and z excludes all other tokens: then D(z) = 1 for every O, which is undetermined.
+    At masks it is 0 too. It is 1 if the model predicts the denoiser D and the state z excludes all other tokens. There
+    D(z) = 1 for every O, so D does not determine O.
     """
     said, process, x = at.predict(state), at.process, state.tokens
     token = where & (process.column(x) < process.vocab_size)
@@ -93,7 +106,10 @@ def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[T
 
 
 def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, at: At) -> Int[Tensor, "B L"]:
-    """Move the chosen sites of (B, L) to other states by the law of ``exit``; choices "data", "token", "noise"."""
+    """Move the chosen sites to other states drawn from the law of ``exit``, and return all tokens (B, L).
+
+    Random choices: "data", "token", "noise".
+    """
     process, x = at.rank_one, state.tokens
     data = choose("data", Coins(torch.where(where, exit.data, 0.0)), state, at)
     tokens = choose("token", Tokens(at.predict(state)[data].others, process.column(x)), state, at)

@@ -1,8 +1,9 @@
-r"""Draw chosen sites from O Q_alpha: the move shared by reverse steps and Gibbs correctors.
+r"""Redraw chosen sites from O Q_alpha, a move that reverse steps and Gibbs correctors share.
 
-That is p(z_i | the other sites) at survival alpha, with O the leave-one-out prediction: draw a clean token, then noise
-it. On a rank-one process "data or noise" is drawn before the token. This is exact in float32 and reads logits only at
-sites that become data.
+O is the leave-one-out prediction and Q_alpha the forward transition at survival probability alpha. So O Q_alpha is the
+law of a site given the other sites: draw a clean token from O, then noise it. On a rank-one process the choice between
+data and noise is made before the token is drawn. So the law is exact in float32, and logits are read only at sites that
+become data.
 """
 
 import torch
@@ -25,18 +26,20 @@ def redraw(
     at: At,
     read: Sites | None = None,
 ) -> Int[Tensor, "B L"]:
-    """Redraw the chosen sites from O Q_alpha and return all tokens; choices "data", "token", "noise".
+    """Redraw the chosen sites from O Q_alpha and return all tokens (B, L); random choices "data", "token", "noise".
+
+    O is the leave-one-out prediction and Q_alpha the forward transition.
 
     Args:
-        state: the state whose sites are redrawn. If it has not been seen, the denoiser is called only if some site
+        state: the state whose sites are redrawn. If its ``seen`` is None, the denoiser is called only if some site
             becomes data.
-        where: (B, L) the sites.
+        where: (B, L) the sites to redraw.
         alpha: the survival probability at which they are drawn.
         at: the process, run and address of the operator.
-        read: O at these sites and perhaps others, if it has been read already.
+        read: rows of O at these sites and perhaps others, with their reading, if the operator has read them already.
 
     Raises:
-        TypeError: if the state has seen a tensor: logits alone do not tell whether they are of O or of D.
+        TypeError: if ``state.seen`` is a tensor: logits alone do not tell whether they are of O or of the denoiser.
     """
     if not isinstance(state.seen, Prediction | None):
         raise TypeError(
@@ -67,19 +70,19 @@ def fused_step(
     data: Bool[Tensor, "B L"] | None = None,
     odds: Float[Tensor, "B L"] | None = None,
 ) -> Int[Tensor, "B L"] | None:
-    """Make the remaining choices of a reverse step in one kernel, with the same tokens; None if it does not apply.
+    """Make the remaining choices of a reverse step in one kernel and return all tokens (B, L); None if it cannot.
 
-    It applies if choices are neither recorded nor listened to, the process is rank-one with one noise law, and the
-    kernel can read the logits.
+    The tokens equal those of separate choices. The kernel needs a rank-one process without an anchor and logits that it
+    can read. It is not used if choices are recorded or Pyro's handlers see them.
 
     Args:
         state: the state whose sites are redrawn.
-        said: the denoiser's output.
+        said: the prediction at this state.
         alpha: the survival probability at which they are drawn.
         at: the process, run and address of the operator.
-        bound: (B, L) probability of ``where``, on a GPU, where the kernel makes that choice too.
-        where: (B, L) the chosen sites, on a CPU.
-        data: (B, L) which of them become data, if that choice is already made.
+        bound: (B, L) the probability that a site is proposed, on a GPU, where the kernel makes the choice "where" too.
+        where: (B, L) the proposed sites, on a CPU, where the choice "where" is already made.
+        data: (B, L) which of them become data, if the choice "data" is already made.
         odds: (B, L) noise odds of the sites' own tokens; None if every proposed site is accepted.
     """
     process, z = at.process.rank_one, state.tokens

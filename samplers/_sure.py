@@ -16,14 +16,14 @@ __all__ = ["Sure"]
 class Sure(Predictor):
     """Reveal the masks that a subclass picks; the step that ends at time 0 reveals all that are left.
 
-    One denoiser call a step, none if no mask is left.
+    A step makes one denoiser call, or none if no mask is left.
 
     Shapes: masks (B, L).
     """
 
     @abstractmethod
     def pick(self, state: State, masks: Bool[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
-        """Return the masks to reveal, at least one in each row that has any."""
+        """Return which of ``masks`` (B, L) to reveal: at least one in each row that has a mask."""
 
     def check(self, process: Process) -> None:
         check_mask(self, process)

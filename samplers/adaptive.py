@@ -6,11 +6,13 @@ sites' predictions, in total variation summed over them. A step of length d then
 
     e = 1/2 (sum_i r_i) r c d^2
 
-d is the largest with e <= tolerance (sum_i r_i) d / L, so d = 2 tolerance / (L r c). On a masked process sum_i r_i = L
-per unit of alpha on average, so ``tolerance`` is the estimated error per unit of alpha. c is a running mean of
-sum_i TV(O_i before, O_i after) over the row's moves, initialised as one pseudo-move of value 1; O after a move is that
-of the next step's denoiser call. The step's length depends on the past alone. No step is rejected: that would favour
-outcomes that change little. Every row has its own steps.
+The step takes the largest d with e <= tolerance (sum_i r_i) d / L, so d = 2 tolerance / (L r c) for L free sites. On a
+masked process sum_i r_i = L per unit of alpha on average, so ``tolerance`` is the estimated error per unit of alpha.
+
+c is the mean over the row's moves so far of sum_i TV(O_i before, O_i after), with O the leave-one-out prediction. The
+mean starts with one pseudo-move of value 1. O after a move comes from the next step's denoiser call. The length of a
+step depends only on earlier steps, and is at most four times the length of the last one. No step is rejected, because
+rejection would favour outcomes that change little. Every row has its own steps.
 
 Reference: step selection in tau-leaping (Cao, Gillespie and Petzold, 2006, https://doi.org/10.1063/1.2159468).
 """
@@ -35,14 +37,17 @@ __all__ = ["Adaptive"]
 
 @dataclass(frozen=True)
 class Adaptive(Predictor):
-    """Take as many ancestral steps from t to s as the tolerance needs, for instance on grid=[1, 0]; one call for each.
+    """Take as many ancestral steps from t to s as the tolerance needs; one denoiser call for each.
+
+    The grid may have a single interval: ``grid=[1, 0]``.
 
     Args:
         tolerance: the error allowed in total variation per unit of alpha (on the linear schedule, of time).
         first: the length of the first step, in alpha, in (0, 1].
 
     Raises:
-        ValueError: if they are out of range; in sampling, if the process is not rank-one or has a clock for each site.
+        ValueError: for an argument out of range; in sampling, for a process that is not rank-one, or one with a clock
+            for each site.
     """
 
     tolerance: float = 0.1
@@ -96,11 +101,11 @@ class Adaptive(Predictor):
 
 
 def _open(process: RankOne, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
-    """Return the sites that could have moved from x at alpha: their leave-one-out prediction is defined."""
+    """Return which sites (B, L) can move from x at alpha (B, 1); at these the leave-one-out prediction is defined."""
     return process.candidate(x, alpha, torch.ones_like(alpha)) > 0
 
 
 def _change(before: Prediction, after: Prediction, where: Bool[Tensor, "B L"]) -> Float[Tensor, "B 1"]:
-    """Compute sum_i TV(O_i, O'_i) over the chosen sites of each row."""
+    """Return sum_i TV(O_i, O'_i), (B, 1), over the chosen sites of each row: O before the moves, O' after them."""
     tv = total_variation(before[where].loo, after[where].loo)
     return spread(tv, where, 0.0).sum(-1, True)

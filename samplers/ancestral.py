@@ -2,10 +2,12 @@ r"""Draw every site independently from its exact reverse marginal (ancestral sam
 
     p(z_s^i | z_t) = q(z_t^i | z_s^i) (O Q_s)(z_s^i) / (O Q_t)(z_t^i)
 
-with O the leave-one-out prediction. On a rank-one process this keeps z_t or redraws it from alpha_s O + (1 - alpha_s)
-pi. The sites to redraw are proposed with a bound that needs no logits, then accepted with the true probability over the
-bound; on a masked process the two are equal. On other processes the whole row of probabilities is computed and drawn
-from. The error comes from moving sites independently: order 1 in total variation, no error for one site.
+O is the leave-one-out prediction and Q_s the forward transition from time 0 to s. On a process of constant noise pi
+this law keeps z_t or redraws the site from alpha_s O + (1 - alpha_s) pi. Sites are proposed with a bound on the
+probability of a redraw, which needs no logits. They are accepted with the true probability divided by the bound; on a
+masked process the two are equal. On a process that is not rank-one the new state is drawn from a whole row of
+probabilities. The only error comes from moving sites independently of each other. It has order 1 in total variation,
+and is 0 for a single site.
 
 References: D3PM (Austin et al., 2021, https://arxiv.org/abs/2107.03006); MDLM (Sahoo et al., 2024,
 https://arxiv.org/abs/2406.07524); UDLM (Schiff et al., 2025, https://arxiv.org/abs/2412.10193); Uniform Diffusion
@@ -29,7 +31,10 @@ __all__ = ["Ancestral", "reverse_step", "reverse_tokens"]
 
 @dataclass(frozen=True)
 class Ancestral(Predictor):
-    """Step from t to s by the bridge with the LOO in place of x0; at most one denoiser call a step, order 1."""
+    """Draw each site at s from the bridge q(z_s | z_t, x0), with the leave-one-out prediction in place of x0.
+
+    At most one denoiser call a step, order 1.
+    """
 
     order = 1.0
 
@@ -40,7 +45,7 @@ class Ancestral(Predictor):
 def reverse_step(
     state: State, where: Bool[Tensor, "B L"], at: At, look: float | None = None, to: float | None = None
 ) -> State:
-    """Draw the chosen sites from their reverse marginals, from the state's time to another.
+    """Draw the chosen sites from their reverse marginals at an earlier time, and return the state there.
 
     Args:
         state: the state at the start.
@@ -56,10 +61,10 @@ def reverse_step(
 def reverse_tokens(
     state: State, where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival, at: At
 ) -> Int[Tensor, "B L"]:
-    """Draw the chosen sites of (B, L) from their reverse marginals between survivals alpha_t and alpha_s.
+    """Draw the chosen sites from their reverse marginals between alpha_t and alpha_s, and return all tokens (B, L).
 
-    Choices "where", "accept", "data", "token", "noise" on rank-one processes, "state" on others. On a rank-one process
-    the denoiser is not called if no site is proposed, except in a fused step on a GPU.
+    Random choices: "where", "accept", "data", "token", "noise" on rank-one processes, "state" on others. On a rank-one
+    process the denoiser is not called if no site is proposed, except in a fused step on a GPU.
     """
     process, z = at.process.rank_one, state.tokens
     if process is None:
@@ -87,5 +92,5 @@ def reverse_tokens(
 
 
 def _odds(process: RankOne, z: Int[Tensor, "B L"], alpha_t: Survival) -> Float[Tensor, "B L"] | None:
-    """Return the noise odds that decide whether a proposed site is accepted; None on a masked process: all are."""
+    """Return the noise odds that decide if a proposed site is accepted; None on a masked process, where all are."""
     return None if process.masks else process.odds(z, alpha_t)

@@ -1,7 +1,10 @@
-r"""Reveal one token a denoiser call, in any order: exact at time 0 for every selection rule.
+r"""Reveal one token per denoiser call, in any order; the law at time 0 is exact for every selection rule.
 
-The choice of the site depends on the revealed tokens alone, and its token is drawn from its law given them:
-p0(x) = prod_k p0(x_{i_k} | x_{i_1}, ..., x_{i_{k-1}}) holds for every adaptive order.
+The site is chosen from the revealed tokens alone, and its token is drawn from its law given these. The product
+
+    p0(x) = prod_k p0(x_{i_k} | x_{i_1}, ..., x_{i_{k-1}})
+
+holds for every order that is chosen in this way.
 
 References: ARDM (Hoogeboom et al., 2022, https://arxiv.org/abs/2110.02037); masked diffusion as any-order models (Shi
 et al., 2024, https://arxiv.org/abs/2406.04329; Ou et al., 2025, https://arxiv.org/abs/2406.03736).
@@ -21,7 +24,9 @@ __all__ = ["AnyOrder"]
 
 @dataclass(frozen=True)
 class AnyOrder(Predictor):
-    """Reveal masks as ``Unmask`` does, with a denoiser call for every token: L calls in all over any grid, e.g. [1, 0].
+    """Reveal masks in the order of ``Unmask``, one token per denoiser call.
+
+    L masks take L calls in all, on any grid; [1, 0] suffices.
 
     Args:
         select, noise, block: as in ``Unmask``.

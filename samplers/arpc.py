@@ -8,12 +8,13 @@ r"""Draw a clean block and re-noise the sites with the largest scores under the 
     "kl"  KL(p_i || D_i(z))      "reverse_kl"  KL(D_i(z) || p_i)               "tv"  TV(p_i, D_i(z))
 
 These scores depend on the drawn tokens, so the end law is biased: with more steps samples concentrate on the mode.
-Report their entropy beside any quality measure. Two choices depend on no token and need no autoregressive law:
+Report the samples' entropy beside any quality measure. Two scores depend on no token and need no autoregressive law:
 
-    "random"   k uniformly chosen sites. On a masked process the end law converges to p0, fast. On a uniform process at
-               least one site is re-noised even if alpha_s implies less; the denoiser at alpha_s does not remove the
-               excess, so the law drifts
-    "forward"  every site with probability 1 - alpha_s, as the forward process does: converges to p0 on every process
+    "random"   re-noises k uniformly chosen sites. On a masked process the end law converges to p0, fast. On a uniform
+               process at least one site is re-noised even if alpha_s implies less; the denoiser at alpha_s does not
+               remove the excess, so the law drifts
+    "forward"  re-noises every site with probability 1 - alpha_s, as the forward process does. The end law converges to
+               p0 on every process
 
 References: BlockGen (2026, https://arxiv.org/abs/2606.02241); random re-noising is that of ReMDM (Wang et al., 2025,
 https://arxiv.org/abs/2503.00307).
@@ -43,12 +44,14 @@ _BLIND = ("random", "forward")
 class ARPC(Predictor):
     """Draw clean tokens, then re-noise the sites with the largest scores.
 
-    Two denoiser calls a step, of which the second has two queries a token; "random" and "forward" need only the first.
-    For a network without ``score`` the second call gets one copy of the block for each of its sites.
+    A step makes two denoiser calls. The second has two queries a token; "random" and "forward" do not make it. For a
+    network without a method ``score`` the second call gets one copy of the block for each of its sites.
 
     Args:
-        score: which sites are re-noised first.
-        temperature: of the selection, which is Plackett-Luce by score / temperature; 0 takes the largest scores.
+        score: the score that chooses the sites: "nll", "gap", "entropy", "kl", "reverse_kl", "tv", "random" or
+            "forward".
+        temperature: 0 takes the largest scores. Above 0 sites are drawn without replacement, with weights
+            exp(score / temperature) (Plackett-Luce).
 
     Raises:
         ValueError: for an unknown score or a negative temperature; in sampling, if the network does not give its
@@ -64,13 +67,14 @@ class ARPC(Predictor):
         object.__setattr__(self, "temperature", real(self.temperature, "ARPC: temperature", "[0, inf)"))
 
     def scheduled(self, steps: SupportsIndex, *, warmup: SupportsIndex = 0, period: SupportsIndex = 1) -> Operator:
-        """Return the published schedule: this in every ``period``-th step from ``warmup`` on, never in the last.
+        """Return the published schedule: this operator in every ``period``-th step from ``warmup`` on, else ancestral.
 
-        The other steps are ancestral. A block takes steps + floor((steps - 2 - warmup) / period) + 1 denoiser calls,
-        and at most ``steps`` if warmup > steps - 2.
+        Steps are counted from 0. The last step is always ancestral. A block takes at most
+        steps + floor((steps - 2 - warmup) / period) + 1 denoiser calls, or ``steps`` if warmup > steps - 2.
 
         Raises:
-            ValueError: for numbers that are too small; in sampling, if the grid is not ``steps`` equal steps.
+            ValueError: for ``steps`` or ``period`` below 1, or ``warmup`` below 0; in sampling, if a step of the grid
+                starts where none of ``steps`` equal steps does.
         """
         steps, warmup = whole(steps, "ARPC: steps", 1), whole(warmup, "ARPC: warmup", 0)
         return when(Guided(steps, warmup, whole(period, "ARPC: period", 1)), self, Ancestral())
@@ -96,7 +100,7 @@ class ARPC(Predictor):
         return clean.at(again, at.s)
 
     def _chosen(self, clean: State, said: Prediction, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
-        """Choose k sites of each row, or none at alpha_s = 1."""
+        """Return a mask (B, L) of k chosen sites of each row; none are chosen at alpha_s = 1."""
         count = ((1 - alpha).mean(-1) * clean.free.sum(-1)).round().clamp(min=1).long()
         count = torch.where((alpha < 1).all(-1), count, 0)
         score = torch.zeros_like(alpha)
@@ -134,10 +138,12 @@ _DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Guided:
-    """Hold in step i of equal steps, from 0, if i >= warmup and (i - warmup) % period = 0; never in the last.
+    """Condition for ``when``: it holds in step i of equal steps if i >= warmup and (i - warmup) % period = 0.
+
+    Steps are counted from 0. In the last step the condition never holds.
 
     Raises:
-        ValueError: in a call, at a time at which none of the equal steps begins.
+        ValueError: when called with a time at which none of the equal steps begins.
     """
 
     steps: int

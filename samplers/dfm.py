@@ -1,19 +1,19 @@
 r"""Step with the rates of discrete flow matching on the mixture path, with adjustable stochasticity.
 
-Given x0, every other state jumps to x0 at rate 1 / (1 - alpha) per unit of alpha. Any flux in detailed balance with
-q_t(. | x0) may be added. Here a clean token turns to noise and noise turns to x0, scaled by eta:
+Given x0, every other state jumps to x0 at rate 1 / (1 - alpha) per unit of alpha. Any rates in detailed balance with
+q_t(. | x0) may be added. The added rates here turn x0 to noise and noise to x0, in proportion to eta:
 
     z = x0 -> v:  eta alpha pi(v) / (alpha + (1 - alpha) pi(z)),        v -> x0:  eta alpha / (1 - alpha)
 
-Averaged over the denoiser, with D(z) the probability that the token is clean, the rates are
+Averaged over x0 drawn from the denoiser D, the rates from z are
 
-    to a token v of D, not z:   (1 + eta alpha) D(v) / (1 - alpha)
-    to a token v of noise:      eta alpha D(z) pi(v) / (alpha + (1 - alpha) pi(z))
+    to data v, v != z:    (1 + eta alpha) D(v) / (1 - alpha)
+    to noise v, v != z:   eta alpha D(z) pi(v) / (alpha + (1 - alpha) pi(z))
 
 On a masked process eta is the rate of remasking, as in ``ReMDM(rule="rate")``.
 
-References: Campbell et al. (2024, https://arxiv.org/abs/2402.04997), whose flux on a uniform process differs from this
-one by a factor that depends on alpha alone; Gat et al. (2024, https://arxiv.org/abs/2407.15595).
+References: Campbell et al. (2024, https://arxiv.org/abs/2402.04997), whose added rates on a uniform process differ
+from these by a factor that depends on alpha alone; Gat et al. (2024, https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass
@@ -31,13 +31,15 @@ __all__ = ["DFM"]
 
 @dataclass(frozen=True)
 class DFM(Leap):
-    """Leap with flow-matching rates frozen for a step, P(r) = 1 - exp(-r); one denoiser call a step, order 1.
+    """Let each site jump with flow-matching rates, frozen for a step; one denoiser call a step, order 1.
+
+    A site with total rate R jumps in a step of length d in alpha with probability 1 - exp(-d R).
 
     Args:
-        eta: the stochasticity, per unit of alpha; 0 adds no flux.
+        eta: the stochasticity, per unit of alpha; at 0 no clean token turns to noise.
 
     Raises:
-        ValueError: for a negative eta.
+        ValueError: for a negative eta; in sampling, for a process that is not rank-one or has an anchor.
     """
 
     eta: float = 0.0

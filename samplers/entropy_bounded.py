@@ -1,8 +1,8 @@
-r"""Reveal as many masks at once as keep a bound on the error of independent draws below gamma.
+r"""Reveal as many masks at once as a bound on the error of independent draws allows.
 
-The error of drawing the sites of U independently is their total correlation, TC(U) <= sum_U H - max_U H. The masks are
-sorted by entropy, and the longest prefix whose bound is at most gamma is revealed. So a bound on the error of a step,
-in nats, is known before the step.
+If the sites of a set U are drawn independently, the error is their total correlation, TC(U) <= sum_U H - max_U H, with
+H the entropy of a site's prediction. The masks are sorted by entropy, and the longest prefix whose bound is at most
+gamma is revealed. So a bound on the error of a step, in nats, is known before the step.
 
 Reference: EB-sampler (Ben-Hamu et al., 2025, https://arxiv.org/abs/2505.24857).
 """
@@ -23,13 +23,15 @@ __all__ = ["EntropyBounded"]
 
 @dataclass(frozen=True)
 class EntropyBounded(Sure):
-    """Reveal the masks of least entropy while the bound is at most gamma; at least one a row, and all in the last step.
+    """Reveal the masks of least entropy H while sum H - max H is at most gamma, but at least one in each row.
 
-    The schedule does not set the number of masks, as in ``Threshold``. With an exact denoiser and enough steps,
-    KL(p0 || law) <= gamma times the number of denoiser calls of a row.
+    The step to time 0 reveals all masks.
+
+    As in ``Threshold``, the schedule does not set the number of revealed masks. With an exact denoiser and enough
+    steps, KL(p0 || law) <= gamma times the number of denoiser calls of a row.
 
     Args:
-        gamma: nats a step, at least 0.
+        gamma: the bound on the error of a step, in nats; at least 0.
 
     Raises:
         ValueError: for a negative gamma.

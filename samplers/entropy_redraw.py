@@ -2,9 +2,9 @@ r"""Redraw each site with a probability that grows with the entropy of its leave
 
     redraw site i with probability min(1, budget H(O_i) / log V),        z_i ~ alpha O_i + (1 - alpha) pi
 
-H is the entropy of the leave-one-out prediction, which does not depend on z_i. So with one uniformly chosen site the
-move preserves p_t exactly; a choice by the entropy of D, or a budget shared among the sites, would not. In parallel, at
-all sites, it is approximate, and redraws mostly the sites that the other sites do not determine.
+H is the entropy of the leave-one-out prediction O_i, which does not depend on z_i. So with one uniformly chosen site
+the move preserves p_t exactly. It would not if it used the entropy of the denoiser D, or if the sites shared a budget.
+At all sites in parallel the move is approximate; it redraws mostly the sites that the other sites do not determine.
 
 Introduced here; inspired by the informed correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.21243).
 """
@@ -27,8 +27,9 @@ class EntropyRedraw(Corrector):
     """Redraw sites whose leave-one-out entropy is large; one denoiser call.
 
     Args:
-        budget: the probability of a redraw where O is uniform, H = log V; capped at 1.
-        sites: how many uniformly chosen sites of a row may be redrawn: 1 is exact; more, or all (None), approximate.
+        budget: the probability of a redraw at a site whose O is uniform (H = log V); probabilities are capped at 1.
+        sites: how many uniformly chosen sites of a row may be redrawn. 1 preserves p_t exactly; more, or all (None),
+            only approximately.
 
     Raises:
         ValueError: for a budget that is not positive, or ``sites`` below 1.

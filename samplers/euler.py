@@ -16,7 +16,10 @@ __all__ = ["Euler"]
 
 @dataclass(frozen=True)
 class Euler(Leap):
-    """Leap with P(r) = min(r, 1); one denoiser call a step, order 1; equals ``Ancestral`` on masked processes."""
+    """Let each site jump with probability min(R d, 1), with R its total rate and d the step length in alpha.
+
+    One denoiser call a step, order 1. On masked processes it equals ``Ancestral``.
+    """
 
     order = 1.0
 

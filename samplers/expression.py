@@ -1,4 +1,4 @@
-"""Operators from text, which is parsed and never evaluated."""
+"""Build operators from text, which is parsed and never evaluated."""
 
 import ast
 import re
@@ -17,12 +17,13 @@ _LONGEST = 2000  # most characters of an expression; deeper nesting could overfl
 def parse_operator(expression: str, option: str = "--sampler") -> Operator:
     """Parse an operator from text such as "ancestral >> gibbs(sites=2) ** 3".
 
-    Names are the classes of ``discdiff.samplers`` in snake case and the operators that other packages plug in, with or
-    without literal arguments, joined by >>, ** and parentheses. The text is never evaluated.
+    Names are the classes of ``discdiff.samplers`` in snake case, and the operators that other packages plug in. A name
+    may have literal arguments. Operators are joined by >>, ** and parentheses. The text is never evaluated. ``option``
+    is the setting that an error message names.
 
     Raises:
         ValueError: for any other text, stating what is accepted.
-        TypeError: for an ill-formed composition.
+        TypeError: for an ill-formed composition, such as two predictors.
     """
     if not isinstance(expression, str) or len(expression) > _LONGEST:
         raise ValueError(
@@ -75,7 +76,10 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
 
 
 def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
-    """Return operators by name, ours before those of other packages, and the error of each that fails to import."""
+    """Return the operators by name, and by name the error of each plugged-in operator that cannot be used.
+
+    An operator of this library takes precedence over one of the same name from another package.
+    """
     found, broken = plugged("operators")
     others = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Operator)}
     broken |= dict.fromkeys(found.keys() - others.keys(), "is no Operator class")

@@ -27,7 +27,7 @@ __all__ = ["FirstHitting"]
 
 @dataclass(frozen=True)
 class FirstHitting(Predictor):
-    """Reveal one mask a denoiser call at its exact time: no error at any step size.
+    """Reveal one mask per denoiser call, at its exact random time; the step size causes no error.
 
     On a process with noise tokens instead of a mask, the step to time 0 is ancestral: make the grid's last step short.
     """

@@ -1,8 +1,9 @@
 r"""Correct at a fixed time by adding noise and removing it again (forward-backward correctors).
 
-The sum of the forward rates R and the reverse rates Rbar preserves p_t (Campbell et al., 2022). ``ForwardBackward`` is
-exact for one site: it is noised from t to u and drawn back from its exact one-site reverse law, given by the LOO.
-``TauForwardBackward`` lets every site follow R + Rbar for a length h with frozen rates; its bias is O(h).
+Jumps with the forward rates R plus the reverse rates Rbar preserve p_t (Campbell et al., 2022). ``ForwardBackward``
+noises a site from t to u and draws it back from its one-site reverse law. The leave-one-out prediction (LOO) gives this
+law exactly, so the move is exact for one site. ``TauForwardBackward`` lets every site jump with the frozen rates
+R + Rbar for a length h; its bias is O(h).
 
 Reference: Campbell et al. (2022, https://arxiv.org/abs/2205.14987).
 """
@@ -29,10 +30,10 @@ class ForwardBackward(Corrector):
 
     Args:
         u: the time up to which noise is added. If t >= u the corrector is the identity.
-        sites: how many; 1 preserves p_t exactly, more only approximately.
+        sites: the number of sites; 1 preserves p_t exactly, more only approximately.
 
     Raises:
-        ValueError: for a time outside (0, 1], or ``sites`` below 1.
+        ValueError: for ``u`` outside (0, 1], or ``sites`` below 1.
     """
 
     u: float = 0.6
@@ -59,7 +60,7 @@ class ForwardBackward(Corrector):
 
 @dataclass(frozen=True)
 class TauForwardBackward(Corrector):
-    """Let all sites follow R + Rbar, frozen, for a length h of -log alpha; one denoiser call.
+    """Let all sites jump with frozen forward plus reverse rates for a length h of -log alpha; one denoiser call.
 
     At time 0 it is the identity: the reverse rates are not finite there, so frozen rates would leave noise.
 
@@ -68,7 +69,7 @@ class TauForwardBackward(Corrector):
 
     Raises:
         ValueError: for a length that is not positive; in sampling, if the process is not rank-one, or if the model does
-            not determine the LOO at a site whose state may come from noise.
+            not determine the leave-one-out prediction at a site whose state may come from noise.
     """
 
     h: float = 0.05
@@ -105,7 +106,7 @@ class TauForwardBackward(Corrector):
 
 
 def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"]) -> Float[Tensor, "#n C"]:
-    """Compute the forward rates from each state to every column; (1, C) if they are the same for all states."""
+    """Return the forward rates (n, C) from each state to every column; (1, C) if they are the same for all states."""
     if process.anchor(x) is None:
         return process.noise(x.device).pi[None]
     columns = torch.arange(process.columns, device=x.device).expand(len(x), -1)
@@ -115,7 +116,7 @@ def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"])
 def _mixed(
     process: RankOne, back: kernels.Mixture | None, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
 ) -> kernels.Mixed | None:
-    """Give the sum of reverse rates and forward rates, without the own column, as mixtures."""
+    """Return reverse plus forward rates, without each site's own column, as mixtures; None if ``back`` is None."""
     if back is None:
         return None
     share = process.anchored_inflow(alpha)  # of forward jumps that go to the anchor

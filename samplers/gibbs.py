@@ -1,10 +1,11 @@
 r"""Redraw a few sites from their conditional given the other sites (the Gibbs corrector).
 
-    p_t(z_i | z_{-i}) = O_i Q_t,       alpha_t O_i + (1 - alpha_t) pi on a process of rank one
+    p_t(z_i | z_{-i}) = O_i Q_t        with constant noise: alpha_t O_i + (1 - alpha_t) pi
 
-needs only the leave-one-out prediction O. p_t stays invariant because the choice of sites, uniform or in turn, does not
-depend on the tokens. One site is exact; several in parallel are not. On a uniform process one call gives O at every
-site. On an absorbing one D does not determine O at a revealed site, so the chosen sites are masked before the call.
+The conditional needs only the leave-one-out prediction O. p_t stays invariant because the choice of sites, uniform or
+in turn, does not depend on the tokens. A redraw of one site is exact; a redraw of several in parallel is not. On a
+uniform process one call gives O at every site. On an absorbing process the denoiser D does not determine O at a
+revealed site, so the chosen sites are hidden before the call.
 
 References: Informed Correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.21243); Uniform Diffusion Models
 Revisited (2026, https://arxiv.org/abs/2605.22765).
@@ -30,7 +31,7 @@ class Gibbs(Corrector):
     """Redraw ``sites`` sites of each row in parallel; one denoiser call, or one for each group of a sweep.
 
     Args:
-        sites: how many; 1 preserves p_t exactly, more only approximately.
+        sites: the number of sites; 1 preserves p_t exactly, more only approximately.
         scan: "random": uniformly chosen sites, in one call. "systematic": a sweep that redraws every site once, from
             left to right, in ceil(L / sites) calls; the sites of one call are evenly spaced, so they lie far apart.
 

@@ -1,7 +1,7 @@
 r"""Simulate the reverse CTMC jump by jump, with rates recomputed after every jump (Gillespie's algorithm).
 
-The rates are those after the last jump, so they depend on the current tokens of all sites. Only their change with time
-between two jumps is neglected. On a masked process they do not change, and the simulation is exact.
+Between two jumps the rates are those after the earlier jump, so they depend on the current tokens of all sites. Only
+their change with time is neglected. On a masked process they do not change with time, and the simulation is exact.
 
 Reference: Gillespie (1977, https://doi.org/10.1021/j100540a008).
 """
@@ -20,7 +20,10 @@ __all__ = ["Gillespie"]
 
 @dataclass(frozen=True)
 class Gillespie(Jumps):
-    """Freeze the rates between jumps: order 1 in the step's length, exact on masked processes; a call for each jump."""
+    """Simulate jumps with rates that are frozen between jumps; order 1 in the step's length, exact on masked processes.
+
+    One denoiser call for each jump, and one more in each step.
+    """
 
     order = 1.0
 

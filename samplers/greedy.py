@@ -18,7 +18,10 @@ __all__ = ["Greedy"]
 
 @dataclass(frozen=True)
 class Greedy(Predictor):
-    """Set clean tokens in one step; one denoiser call, none if no site is hidden; ties go to the lowest id."""
+    """Set the most probable token at every site, or at the hidden sites if noise hides tokens; one denoiser call.
+
+    If there are no such sites, there is no call. Ties go to the lowest token id.
+    """
 
     def __call__(self, state: State, at: At) -> State:
         where = hidden(state, at) if at.process.absorbing else state.free

@@ -5,9 +5,10 @@ r"""Redraw sites chosen by a confidence score of the prediction (informed Gibbs 
     "current_prob"  -log c_i(z_i)        "max_prob"  -max_v log c_i(v)
     "margin"  max_{v != z_i} log c_i(v) - log c_i(z_i)
 
-Sites are chosen without replacement (Gumbel top-k). The choice depends on the tokens, so the published move does not
-preserve p_t for any number of sites. With ``exact`` the one-site move is accepted with min(1, w(i | z') / w(i | z)).
-c_i does not depend on z_i, so this is the whole Metropolis ratio, and p_t is preserved.
+O is the leave-one-out prediction. Sites are chosen without replacement (Gumbel top-k). The choice depends on the
+tokens, so the published move does not preserve p_t for any number of sites. With ``exact`` the one-site move to z' is
+accepted with probability min(1, w(i | z') / w(i | z)). c_i does not depend on z_i, so this is the whole Metropolis
+ratio, and p_t is preserved.
 
 References: Zhao et al. (2024, https://arxiv.org/abs/2407.21243); Uniform Diffusion Models Revisited (2026,
 https://arxiv.org/abs/2605.22765). The Metropolis step is introduced here.
@@ -36,14 +37,15 @@ class InformedGibbs(Corrector):
     """Redraw the sites chosen by a score from their conditionals; one denoiser call, two if ``exact``.
 
     Args:
-        select: the score.
+        select: the score: "margin", "max_prob" or "current_prob".
         exact: add a Metropolis acceptance step, which preserves p_t; only for one site.
         sites: how many sites of a row are redrawn in parallel.
-        temperature: of the selection; as it grows the choice becomes uniform.
+        temperature: the temperature of the selection; as it grows the choice becomes uniform.
 
     Raises:
         ValueError: for an unknown score, ``exact`` with several sites, or a temperature that is not positive; in
-            sampling, if the model does not determine the LOO at a site that holds a token (a masked denoiser).
+            sampling, if the model does not determine the leave-one-out prediction at a site that holds a token (as with
+            a denoiser of a masked process).
     """
 
     select: Rule = "margin"
@@ -85,7 +87,7 @@ class InformedGibbs(Corrector):
         return state.at(torch.where(accept, after.tokens, state.tokens))
 
     def _weight(self, state: State, at: At) -> Float[Tensor, "B L"]:
-        """Compute log w, normalised over the free sites of each row; -inf elsewhere."""
+        """Return log w (B, L), normalised over the free sites of each row; -inf elsewhere."""
         free, view = state.free, at.predict(state)[state.free]
         if self.select == "margin":
             score = balanced(view).known().peak.amax(-1)

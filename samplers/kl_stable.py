@@ -20,11 +20,11 @@ __all__ = ["KLStable"]
 
 @dataclass(frozen=True)
 class KLStable(Predictor):
-    """Reveal the masks that are confident and stable; at least one a row, and all in the last step.
+    """Reveal the masks whose prediction is confident and stable; at least one a row, and all in the step to time 0.
 
     Args:
         threshold: the least probability of the likeliest token.
-        kl: the bound on the change of the prediction, in nats.
+        kl: the bound on KL(present prediction || earlier prediction) of a stable site, in nats.
 
     Raises:
         ValueError: for a threshold outside [0, 1] or a negative kl.

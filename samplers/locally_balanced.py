@@ -2,9 +2,11 @@ r"""Jump to state v at site i at rate g(r_i(v)) with g(r) = r g(1 / r) (locally 
 
     "barker"  r / (1 + r)        "sqrt"  sqrt(r)        "min"  min(1, r)        "max"  max(1, r)
 
-Such rates are in detailed balance with p_t. ``LocallyBalanced`` proposes one jump, (i, v) ~ g(r_i(v | z)) / Z(z), and
-accepts it with probability min(1, Z(z) / Z(z')), which preserves p_t exactly. ``TauLocallyBalanced`` lets all sites
-jump independently for a length h of the jump process's time, with frozen rates: its bias is O(h).
+r_i(v | z) is the concrete score: p_t of the sequence z with state v at site i, divided by p_t of z. Such rates are in
+detailed balance with p_t. ``LocallyBalanced`` proposes one jump, (i, v) ~ g(r_i(v | z)) / Z(z) with Z the sum over i
+and v. It accepts the new sequence z' with probability min(1, Z(z) / Z(z')), which preserves p_t exactly.
+``TauLocallyBalanced`` lets all sites jump independently for a length h of the jump process's time. Its rates are
+frozen, so it has a bias O(h).
 
 References: Zanella (2020, https://arxiv.org/abs/1711.07424); Sun et al. (2022, https://arxiv.org/abs/2206.14897); Zhao
 et al. (2024, https://arxiv.org/abs/2407.21243).
@@ -27,10 +29,11 @@ class LocallyBalanced(Corrector):
     """Propose one jump in each row and accept it by the Metropolis rule; two denoiser calls.
 
     Args:
-        balance: g.
+        balance: the function g of the rates: "barker", "sqrt", "min" or "max".
 
     Raises:
-        ValueError: for an unknown g; in sampling, if the model does not determine the LOO at a site with a token.
+        ValueError: for an unknown g; in sampling, if the model does not determine the leave-one-out prediction at a
+            site with a token.
     """
 
     balance: Balance = "barker"
@@ -64,14 +67,17 @@ class LocallyBalanced(Corrector):
 
 @dataclass(frozen=True)
 class TauLocallyBalanced(Corrector):
-    """Let all sites jump for a length h, site i with probability 1 - exp(-h sum_v g(r_i(v))); one denoiser call.
+    """Let all sites jump independently with frozen rates for a length h; one denoiser call.
+
+    Site i jumps with probability 1 - exp(-h sum_v g(r_i(v))).
 
     Args:
-        h: the length, in units in which a state as probable as the current one is reached at rate g(1).
-        balance: g.
+        h: the length, in units of time in which a site jumps at rate g(1) to a state as probable as its own.
+        balance: the function g of the rates: "barker", "sqrt", "min" or "max".
 
     Raises:
-        ValueError: for an unknown g, or a length that is not positive.
+        ValueError: for an unknown g, or a length that is not positive; in sampling, if the model does not determine the
+            leave-one-out prediction at a site with a token.
     """
 
     h: float = 0.05

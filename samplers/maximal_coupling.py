@@ -1,4 +1,4 @@
-r"""Step by the maximal coupling of the marginals: a site keeps its state as often as possible, else moves to data.
+r"""Step by the maximal coupling of the marginals: a site keeps its state as often as they allow, else moves to data.
 
     z_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else z_s = z_t;      x0 ~ D(z_t)
 
@@ -23,7 +23,10 @@ __all__ = ["MaximalCoupling"]
 
 @dataclass(frozen=True)
 class MaximalCoupling(Predictor):
-    """Draw from ``dd.bridge.MaximalCoupling`` averaged over the denoiser; at most one call a step, order 1."""
+    """Draw each site from the bridge ``dd.bridge.MaximalCoupling``, averaged over the denoiser.
+
+    At most one denoiser call a step, order 1.
+    """
 
     order = 1.0
 

@@ -7,11 +7,11 @@ the Adams-Bashforth rule of order 2. Like the theta-trapezoid it has order 2 whi
 jumps make other jumps much less likely. There is no extrapolation in the first step, nor at an end of time where rates
 are infinite.
 
-With equal steps a rate is clipped if a jump in the step before divided it by more than 3. Such a jump has probability
-O(h), and so has the clipped jump of this step: an error of O(h^2) a step, hence order 1 in the worst case. The constant
-is small. The error of the end law is a / n + b / n^2; on masked processes at 95 % coupling b / a was 17 for one law and
-200 for another, whose slope is still 1.5 between 96 and 384 steps. If noise never takes some token, the slope is 1.1
-with 8 to 64 steps.
+With equal steps of length h a rate is clipped if a jump in the step before divided it by more than 3. Such a jump has
+probability O(h), and so has the jump of this step at the clipped rate. So the error of a step is O(h^2), and the order
+is 1 in the worst case. With n steps the error of the end law is a / n + b / n^2, and a is small. On masked
+processes at 95 % coupling b / a was 17 for one law and 200 for another; the second still has slope 1.5 between 96 and
+384 steps. If noise never takes some token, the slope is 1.1 with 8 to 64 steps.
 
 Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022, https://arxiv.org/abs/2211.01095).
 """
@@ -28,7 +28,10 @@ __all__ = ["Multistep"]
 
 @dataclass(frozen=True)
 class Multistep(Predictor):
-    """Leap with extrapolated rates: order 2 while none is clipped, 1 at strong coupling; one denoiser call a step."""
+    """Let each site jump with rates extrapolated from the step before; one denoiser call a step.
+
+    Order 2 while no rate is clipped, order 1 at strong coupling.
+    """
 
     order = 1.0
     remembers = True

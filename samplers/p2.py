@@ -2,10 +2,10 @@ r"""Let a planner decide which sites stay revealed; tokens may be masked again (
 
     draw      a token at every mask
     plan      score every free site by the planner: log of the probability of its token
-    update    mask the sites with the least scores, in the schedule's number, and reveal the others
+    update    mask the sites with the least scores, as many as the schedule sets, and reveal the others
 
-Scores of revealed sites are multiplied by eta: eta = 0 never masks a token again, a larger eta masks more easily. The
-choice depends on the tokens it keeps, so the end law is BIASED, as with every sample-then-select order.
+Scores of revealed sites are multiplied by eta. With eta = 0 no token is masked again; a larger eta masks more easily.
+The choice depends on the tokens it keeps, so the end law is BIASED, as with every order chosen after the tokens.
 
 Reference: P2 (Peng et al., 2025, https://arxiv.org/abs/2502.03540).
 """
@@ -30,12 +30,13 @@ Planner = Callable[[Int[Tensor, "B L"]], Float[Tensor, "B L"]]
 
 @dataclass(frozen=True)
 class P2(Predictor):
-    """Draw tokens, score them and keep the best; one denoiser call a step (the planner's own are not counted).
+    """Draw tokens, score them and keep the best; one denoiser call a step (calls of a planner are not counted).
 
     Args:
         eta: the weight of a revealed site's score, at least 0.
-        planner: from tokens without masks (B, L) to log-probabilities (B, L), for instance of a masked language model.
-            By default the denoiser is the planner; with eta > 0 it must predict the LOO at revealed sites.
+        planner: a function from tokens without masks (B, L) to log-probabilities (B, L), such as those of a masked
+            language model. By default the denoiser is the planner; with eta > 0 the model must then determine the
+            leave-one-out prediction at revealed sites.
 
     Raises:
         ValueError: for a negative eta; in sampling, if the planner gives NaN or +inf.

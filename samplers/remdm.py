@@ -3,11 +3,11 @@ r"""Take steps of masked diffusion that mask some revealed tokens again (ReMDM).
     revealed:  mask again with probability sigma
     masked:    reveal x0 with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t),    x0 ~ D
 
-These preserve every marginal q_t(. | x0) for 0 <= sigma <= m = min(1, (1 - alpha_s) / alpha_t). If sigma does not
-shrink with the step, many sites change together in every step, so inside (0, 1) the error does not vanish: order 0.
-Near t = 0 the bound m falls with t; with n steps, errors made at times above n^(-1/2) are removed later, and from noise
-to data the order is 1/2. With sigma = rho times the step's length both orders are 1. The published loop is ``Remask``
-at one time: when(..., Ancestral() >> Remask(0.1) ** n, Ancestral()).
+These steps preserve every marginal q_t(. | x0) for 0 <= sigma <= m = min(1, (1 - alpha_s) / alpha_t). If sigma does not
+shrink with the step, many sites change together in every step. So between times inside (0, 1) the error does not
+vanish: order 0. Near t = 0 the bound m falls with t. With n steps, errors made at times above n^(-1/2) are removed
+later, so the order from noise to data is 1/2. If sigma is proportional to the step's length, both orders are 1. The
+published loop repeats ``Remask`` at one time: when(..., Ancestral() >> Remask(0.1) ** n, Ancestral()).
 
 Reference: ReMDM (Wang et al., 2025, https://arxiv.org/abs/2503.00307).
 """
@@ -32,12 +32,15 @@ Rule = Literal["cap", "rescale", "rate"]
 class ReMDM(Predictor):
     """Take ancestral steps that mask some revealed tokens again; at most one denoiser call a step.
 
+    A revealed token is masked with probability sigma <= m = min(1, (1 - alpha_s) / alpha_t).
+
     Args:
         eta: the strength of remasking; in [0, 1], or [0, inf) for "rate".
         rule: "cap": sigma = min(eta, m). "rescale": sigma = eta m. "rate": sigma = min(eta (alpha_s - alpha_t), m), the
             only one of order 1; the others have order 0 inside (0, 1) and 1/2 from noise to data.
         confident: divide sigma among the revealed sites in proportion to softmax(-O(z)), so that the least probable
-            tokens are masked first. The model must predict the LOO at revealed sites; marginals are not preserved.
+            tokens are masked most often. The model must determine the leave-one-out prediction O at revealed sites.
+            Marginals are not preserved.
 
     Raises:
         ValueError: for an unknown rule, or eta out of range.
@@ -90,10 +93,10 @@ class ReMDM(Predictor):
 
 @dataclass(frozen=True)
 class Remask(Corrector):
-    """Mask a revealed site with probability sigma, reveal a masked one with sigma alpha / (1 - alpha); time stays.
+    """Mask revealed sites with probability sigma, and reveal masked ones with probability sigma alpha / (1 - alpha).
 
     Args:
-        sigma: in [0, 1]; where it exceeds (1 - alpha) / alpha it is lowered to that.
+        sigma: in [0, 1]; where it exceeds (1 - alpha) / alpha this bound replaces it.
         sites: how many uniformly chosen sites of a row may change. 1 preserves p_t exactly; more, or all (None), only
             approximately.
 

@@ -4,12 +4,13 @@ r"""Sample the process ``AbsorbingUniform`` with fresh noise tokens: a revealed 
     z_s ~ q(z_s | z_t, x), the bridge of the uniform process
     u_s = z_s if z_s != x; else z_s with probability (1 - alpha_s) pi / (alpha_s + (1 - alpha_s) pi), or drawn from pi
 
-The last line draws from q(u | x, z_s). Given x, the pair (z_s, u_s) has its joint law at time s, and (x, z_s, z_t)
-follows the joint law of the uniform process. ``Ancestral`` on this process keeps the noise token fixed and loses this.
+A state is a pair of a token z and a noise token u. The last line draws from q(u | x, z_s). Given x, the pair (z_s, u_s)
+has its joint law at time s, and (x, z_s, z_t) follows the joint law of the uniform process. ``Ancestral`` keeps the
+noise token fixed, so its path (x, z_s, z_t) has another law.
 
-Fresh noise tokens are drawn independently at each site. At two hidden sites that is not their joint law, and every step
-repeats the error: inside (0, 1) the law of the pairs does not converge to p_t (order 0). As t -> 0 no site is hidden,
-and the error in the tokens vanishes: from noise to data the measured order is 1.
+Fresh noise tokens are drawn independently at each site. At two hidden sites this is not their joint law, and every step
+repeats the error. So between times inside (0, 1) the law of the pairs does not converge to p_t (order 0). As t -> 0 no
+site is hidden, and the error in the tokens vanishes: the measured order from noise to data is 1.
 
 Reference: ReAUDM of Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 """

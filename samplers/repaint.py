@@ -21,12 +21,12 @@ class RePaint(Corrector):
 
     Args:
         u: the time up to which noise is added. If t >= u the corrector is the identity.
-        predictor: the operator that runs back.
+        predictor: the operator that runs from u back to t.
         steps: the number of equal steps back.
 
     Raises:
         TypeError: if ``predictor`` does not move in time.
-        ValueError: for a time outside (0, 1], or ``steps`` below 1.
+        ValueError: for ``u`` outside (0, 1], or ``steps`` below 1.
     """
 
     u: float = 0.6

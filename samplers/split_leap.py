@@ -1,15 +1,16 @@
-r"""Leap, keep half of the sites that moved, and leap again from there: two stages without extrapolation.
+r"""Draw a whole step, keep half of its moves, and draw the other sites again from there: no extrapolation.
 
     stage 1   draw every site from its reverse marginal over the whole step, with the denoiser at the middle time; of
               the n sites that moved keep ceil(n / 2), chosen at random, and reset the others
     stage 2   if any site moved, call the denoiser again and draw every other site from its reverse marginal over the
               second half of the step
 
-A single jump happens at a time that is uniform in the step, so on average half a step remains, with the rates after the
-jump. Of two jumps one is drawn with the rates before the other and one with those after it. Hence the law of paths with
-up to two jumps is correct to second order for any coupling. With many jumps in every step the method becomes two
-ancestral half-steps, at the same cost. No rate is negative, so none is clipped, and the method can end at time 0. If
-the process is not rank-one, its slow modes make the rates at pure noise singular: the step from there is ancestral.
+A single jump happens at a time that is uniform in the step. So on average half a step remains, in which the rates are
+those after the jump. If two sites jump, one jump is drawn with the rates before the other jump, and one with the rates
+after it. Hence the law of paths with up to two jumps is correct to second order, however strongly sites are coupled.
+With many jumps in every step the method becomes two ancestral half-steps, at the same cost. No rate is negative, so
+none is clipped, and the method can end at time 0. On a process that is not rank-one slow modes make the rates at pure
+noise singular; the step from there is ancestral.
 """
 
 from dataclasses import dataclass, replace
@@ -60,7 +61,10 @@ class _LookAgain(Predictor):
 
 @dataclass(frozen=True)
 class SplitLeap(Staged):
-    """Run the two stages: order 2 at any coupling; at most two denoiser calls a step."""
+    """Draw a whole step, keep half of its moves, and draw the other sites again from there.
+
+    At most two denoiser calls a step, order 2 however strongly sites are coupled.
+    """
 
     order = 2.0
 

@@ -22,11 +22,13 @@ Several = Literal["last", "reject"]
 
 @dataclass(frozen=True)
 class TauLeaping(Leap):
-    """Leap with a Poisson number of jumps at each site; one denoiser call a step, order 1.
+    """Draw a Poisson number of jumps at each site, with frozen rates; one denoiser call a step, order 1.
+
+    P(r) is the probability that a site moves, with r its total rate times the step length in alpha.
 
     Args:
-        several: the effect of more than one jump of a site. "last": it ends where the last one leads,
-            P(r) = 1 - exp(-r). "reject": it stays, P(r) = r exp(-r), as in tau-LDR on data that is not ordinal.
+        several: the effect of more than one jump of a site. "last": it ends where the last jump leads, so
+            P(r) = 1 - exp(-r). "reject": it stays, so P(r) = r exp(-r), as in tau-LDR on data that is not ordinal.
 
     Raises:
         ValueError: for an unknown convention.

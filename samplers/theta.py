@@ -1,12 +1,12 @@
-r"""Step with rates at two stages: the theta-RK-2 and theta-trapezoidal methods.
+r"""Take steps with rates from two states, in two stages: the theta-RK-2 and theta-trapezoidal methods.
 
-    stage 1     leap from x over theta of the step with the rates R_0 of x, to y
+    stage 1     leap from x over the fraction theta of the step, with the rates R_0 at x, to y
     trapezoid   leap from y over the rest with        (a R_y - (a - 1) R_0)_+,    a = 1 / (2 theta (1 - theta))
     RK-2        leap from x over the whole step with  (R_y / (2 theta) + (1 - 1 / (2 theta)) R_0)_+
 
-The trapezoid has order 2 while no rate is clipped, which needs R_y / R_0 >= (1 - theta)^2 + theta^2. If tokens are
-strongly coupled, a jump makes others much less likely, and the order falls to 1. RK-2 discards the moves of stage 1
-when it leaps again from x; it has order 1 in law for every theta.
+R_y are the rates at y. The trapezoid has order 2 while no rate is clipped, which needs
+R_y / R_0 >= (1 - theta)^2 + theta^2. If tokens are strongly coupled, a jump makes others much less likely, and the
+order falls to 1. RK-2 leaps again from x, so it discards the moves of stage 1; it has order 1 in law for every theta.
 
 References: Ren et al. (2025, https://arxiv.org/abs/2502.00234); Hu, Li and Min (2011,
 https://doi.org/10.1063/1.3609119); Anderson and Koyama (2012, https://arxiv.org/abs/1102.2922).
@@ -24,7 +24,7 @@ __all__ = ["ThetaRK2", "ThetaTrapezoidal"]
 
 
 def _singular(at: At) -> bool:
-    """Return whether the step touches an end of time where rates are infinite; it is then ancestral."""
+    """Return whether rates are infinite at an end of the step, which is then ancestral."""
     return at.s == 0 or (at.t == 1 and not at.process.absorbing)
 
 

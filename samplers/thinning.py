@@ -1,9 +1,10 @@
-r"""Propose jumps at a bound on the rate that needs no denoiser, and accept with true rate / bound (thinning).
+r"""Propose jumps at a rate that needs no denoiser and bounds the true one, then accept or reject them (thinning).
 
-For every prediction a site leaves at a rate of at most 1 + (1 - pi(z)) (1 - alpha) / alpha per unit of
-l = -log(1 - alpha), the value at O(z) = 0. Proposals come at that rate; at each one the denoiser is called, and the
-jump is made with probability (true rate) / (bound). This simulates the model's reverse CTMC exactly, without a time
-discretisation. On masked processes the bound equals the rate, and the method is ``FirstHitting``.
+A site in state z leaves it at a rate of at most 1 + (1 - pi(z)) (1 - alpha) / alpha per unit of l = -log(1 - alpha).
+This is the rate if the leave-one-out prediction has O(z) = 0, so it is a bound for every prediction. Jumps are proposed
+at this rate. At each proposal the denoiser is called, and the jump is made with probability (true rate) / (bound). This
+simulates the model's reverse CTMC exactly, without a time discretisation. On masked processes the bound equals the
+rate, and the method is ``FirstHitting``.
 
 References: Lewis and Shedler (1979, https://doi.org/10.1002/nav.3800260304); Chen and Ying (2024,
 https://arxiv.org/abs/2402.08095).
@@ -26,7 +27,11 @@ __all__ = ["Thinning"]
 
 @dataclass(frozen=True)
 class Thinning(Jumps):
-    """Simulate exactly on processes with one noise law, except at the ends of time; one denoiser call a proposal."""
+    """Simulate the reverse process exactly; one denoiser call for each proposed jump.
+
+    The process must be rank-one with one noise law. Two steps are ancestral: from pure noise on a process that does not
+    hide tokens, and to time 0 on a process that is not masked.
+    """
 
     order = math.inf
 

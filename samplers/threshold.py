@@ -19,13 +19,13 @@ __all__ = ["Threshold"]
 
 @dataclass(frozen=True)
 class Threshold(Sure):
-    """Reveal the masks whose largest probability reaches ``threshold``; at least one a row, and all in the last step.
+    """Reveal the masks whose largest probability reaches ``threshold``, but at least one in each row.
 
-    The schedule does not set the number of masks. Steps after all masks are revealed cost no call, so give as many
-    steps as there are sites.
+    The step to time 0 reveals all masks. The schedule does not set the number of revealed masks. Steps after all masks
+    are revealed cost no call, so give as many steps as there are sites.
 
     Args:
-        threshold: in [0, 1]; at 1 nearly one token is revealed a call.
+        threshold: the least probability of a site's likeliest token, in [0, 1]; at 1 a call reveals about one token.
 
     Raises:
         ValueError: for a threshold outside [0, 1].

@@ -1,6 +1,6 @@
 r"""Simulate the reverse CTMC by a Poisson process whose fixed rate bounds all exit rates (uniformization).
 
-With lambda >= the total exit rate of every state and time in the step,
+With R the generator and lambda >= the total exit rate of every state and time in the step,
 
     exp(l R) = sum_k Poisson(k; lambda l) (I + R / lambda)^k
 
@@ -29,12 +29,15 @@ __all__ = ["Uniformization"]
 
 @dataclass(frozen=True)
 class Uniformization(Jumps):
-    """Simulate exactly on processes with one noise law, except at the ends of time; one denoiser call an event.
+    """Simulate the reverse process exactly; one denoiser call for each event.
+
+    The process must be rank-one with one noise law. Two steps are ancestral: from pure noise on a process that does not
+    hide tokens, and to time 0 on a process that is not masked.
 
     Args:
-        bound: lambda of a whole sequence, per unit of l = -log(1 - alpha). The default is valid for every prediction:
-            L (1 + (1 - least pi) (1 - alpha_t) / alpha_t), or L on absorbing processes. A smaller bound that is valid
-            for a model saves calls.
+        bound: lambda, the rate of events of a row, per unit of l = -log(1 - alpha). The default is valid for every
+            prediction: L (1 + (1 - least pi) (1 - alpha_t) / alpha_t) for L free sites, or L on absorbing processes. A
+            smaller bound that is valid for a model saves calls.
 
     Raises:
         ValueError: for a bound that is not positive; in sampling, if a rate exceeds it, naming the row.
@@ -62,7 +65,7 @@ class Uniformization(Jumps):
     def event(
         self, state: State, rates: Float[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At
     ) -> Int[Tensor, "B L"]:
-        """Return the tokens after an event that may change nothing; raises ValueError if a rate exceeds the bound."""
+        """Return the tokens (B, L) after an event, perhaps unchanged; raises ValueError if a rate exceeds the bound."""
         state, exit = look(state, state.free, alpha, at)
         true, bound = (1 - alpha) * exit.total.where(state.free, 0.0), rates.sum(-1)
         total = true.sum(-1)

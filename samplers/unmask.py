@@ -1,8 +1,9 @@
 r"""Choose which masks to reveal, then draw their tokens.
 
-The schedule gives the number: after a step to s, 1 - alpha_s of the free sites are masked. Revealed tokens stay. Sites
-revealed together are drawn independently. That is the only error: KL(p0 || law) is the sum of their expected total
-correlations when the order is fixed (bounded by entropies in Ben-Hamu et al., 2025, https://arxiv.org/abs/2505.24857).
+The schedule sets the number: after a step to s, a share 1 - alpha_s of the free sites is masked. Revealed tokens stay.
+Sites revealed together are drawn independently of each other, which is the only error. If the order is fixed,
+KL(p0 || law) is the sum of the expected total correlations of these sites. Entropies bound this sum (Ben-Hamu et
+al., 2025, https://arxiv.org/abs/2505.24857).
 
 References: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200); token ordering (Kim et al., 2025,
 https://arxiv.org/abs/2502.06768); LLaDA (Nie et al., 2025, https://arxiv.org/abs/2502.09992); dilated unmasking
@@ -39,7 +40,8 @@ class Unmask(Predictor):
     """Reveal the schedule's number of masks in a chosen order; one denoiser call a step, none if no mask is due.
 
     Args:
-        select: the order, see ``choosing.confidence``; "random" chooses uniformly.
+        select: the order of the sites. "random" chooses uniformly; "max_prob", "entropy" and "margin" by confidence;
+            "left_to_right" and "spread" by position. Scores are defined in ``confidence`` in samplers/_choosing.py.
         noise: the temperature of Gumbel noise on the scores (MaskGIT); 0 takes the largest scores.
         block: reveal blocks of this many sites from left to right (semi-autoregressive).
         draw_first: draw a token at every mask and keep the most probable ones, as LLaDA does. BIASED: the choice
@@ -70,7 +72,10 @@ class Unmask(Predictor):
 
 
 def reveal(state: State, how: Unmask, count: Int[Tensor, " B"], at: At) -> State:
-    """Reveal ``count`` (B,) masks a row at the state's time; choices "order" (random or with noise) and "token"."""
+    """Reveal ``count`` (B,) masks of each row, and return the state at the same time.
+
+    Random choices: "token", and "order" if the order is random or noisy.
+    """
     if not bool((count > 0).any()):
         return state
     masks, state = hidden(state, at), replace(state, seen=at.predict(state))
@@ -92,7 +97,11 @@ def _taken(
     score: Float[Tensor, "B L"] | None,
     at: At,
 ) -> Bool[Tensor, "B L"]:
-    """Choose ``count`` masks of each row: all in the leftmost blocks, then by score in the next block."""
+    """Return a mask (B, L) of ``count`` (B,) masked sites of each row.
+
+    With blocks, whole blocks are taken from the left while they fit, and the rest in the next block. Sites are taken by
+    ``score``, or uniformly if it is None.
+    """
     sure = torch.zeros_like(masks)
     if how.block is not None:
         block = torch.arange(masks.shape[1], device=masks.device) // how.block
