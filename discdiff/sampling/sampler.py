@@ -44,12 +44,12 @@ class Sampler:
         process: the forward process.
         model: a ``Denoiser`` for the same process.
         operator: one step of the sampler; it has exactly one predictor.
-        steps: N equal intervals of t from 1 to 0.
+        steps: N, the number of equal intervals of t from 1 to 0.
         grid: instead of ``steps``, N + 1 decreasing times in [0, 1].
 
     Raises:
         TypeError: if the model is not a Denoiser or the operator has no predictor.
-        ValueError: if the processes differ, the operator is not defined on this one, or the grid is invalid.
+        ValueError: if the model is for another process, the operator does not support this one, or the grid is invalid.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Sampler:
     def nfe(self) -> float | None:
         """Planned denoiser calls of a row: the sum of ``nfe`` of the operators that run, or None if one is unknown.
 
-        ``Samples.nfe`` is the measured number. It is smaller if a call is not needed: the prediction is still known, or
-        a two-stage predictor needs only one call in the last step.
+        ``Samples.nfe`` is the measured number. It is smaller if a call is not needed, because the prediction is still
+        known or a two-stage predictor needs only one call in the last step.
         """
         total = 0.0
         for often, part, time in self._acting():
@@ -104,7 +104,7 @@ class Sampler:
             yield step, t, s
 
     def through(self, state: State, run: Run) -> Iterator[State]:
-        """Yield the state after every step, from a state at the first time of the grid."""
+        """Run all steps on a state at the first time of the grid, and yield the state after each."""
         for step, t, s in self.intervals():
             state = self.operator(state, At(self.process, run, t, s, step))
             yield state
@@ -134,21 +134,21 @@ class Sampler:
             length: L; optional if ``initial`` is given or the model accepts only one length.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            prompt: given tokens: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used where
-                ``frozen`` is True.
-            frozen: (L,) or (B, L), the infill pattern: these sites keep their prompt (or ``initial``) token, and the
-                denoiser gets time 0 for them, as they are clean.
+            prompt: the tokens of the first P sites, (P,) or (B, P). With ``frozen`` it is (L,) or (B, L), and the
+                tokens where ``frozen`` is True are used.
+            frozen: (L,) or (B, L) bools, True at given sites (infill). These sites keep their token of ``prompt`` or
+                ``initial``, and the denoiser gets time 0 for them, as they are clean.
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
-            record: keep the trajectory and the log-probability.
-            listen: make every choice a Pyro site, for trace, replay and condition. Otherwise the run ignores Pyro's
-                handlers, in every thread. One listening run at a time in a process; a second one waits.
-            progress: show a progress bar on standard error.
+            record: whether to keep the trajectory and the log-probability.
+            listen: whether every choice is a Pyro site, for trace, replay and condition. Otherwise the run ignores
+                Pyro's handlers, in every thread. A program runs one listening run at a time; a second one waits.
+            progress: whether to show a progress bar on standard error.
             device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
 
         Raises:
-            ValueError: for wrong shapes, ids outside the vocabulary, logits that are NaN or without mass, or a mask
-                left at time 0.
-            RuntimeError: for a listening run inside another one of the same thread.
+            ValueError: if shapes are wrong, ids are outside the vocabulary, logits are NaN or without mass, or a mask
+                is left at time 0.
+            RuntimeError: if a listening run starts inside another one of the same thread.
         """
         if initial is not None:
             initial = token_ids(initial, "sample: initial", "states")
@@ -224,7 +224,7 @@ class Sampler:
         frozen: Tensor | Sequence[bool] | None,
         initial: Tensor | None,
     ) -> tuple[Tensor, Tensor] | None:
-        """Return the given tokens and the (B, L) mask of their sites."""
+        """Return the given tokens and the mask of their sites, both (B, L), or None if none are given."""
         if prompt is None and frozen is None:
             return None
         if prompt is None and initial is None:
@@ -280,16 +280,16 @@ class Sampler:
 
     @property
     def resting(self) -> list[str]:
-        """One sentence for each part that does nothing at the last time."""
+        """One sentence for each part of the operator that is skipped at the last time (see ``rests``)."""
         idle = dict.fromkeys(repr(part) for _, part, time in self._acting() if rests(part, self.model, time))
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
 
 
 def check_rows(where: str, batch: object, first_row: object) -> tuple[int, int]:
-    """Return the batch size and the id of the first row, both checked.
+    """Check the batch size and the id of the first row, and return both as ints.
 
     Raises:
-        TypeError, ValueError: if they are not whole numbers, or a row id is not in [0, 2**32).
+        TypeError, ValueError: if they are not whole numbers, the size is below 1, or a row id is not in [0, 2**32).
     """
     size, first = whole(batch, f"{where}: batch", 1), whole(first_row, f"{where}: first_row")
     if not 0 <= first <= 2**32 - size:
@@ -298,7 +298,11 @@ def check_rows(where: str, batch: object, first_row: object) -> tuple[int, int]:
 
 
 def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
-    """Yield (expected number of runs, operator that is no composition, its start time) for a step t -> s."""
+    """Yield (expected number of runs, operator, start time) for the single operators of a composition in a step t -> s.
+
+    ``now`` is the time at which the composition starts. The parts of a single operator are yielded with 0 runs, because
+    its own ``nfe`` counts their calls.
+    """
     match operator:
         case When():
             yield from acting(operator.at(t), t, s, now)
