@@ -86,7 +86,7 @@ class Call:
         return argument.expand(len(t), -1)
 
     def __call__(self, fn: Network, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], fresh: bool = False) -> Tensor:
-        """Call the function at times t (B, L) on a copy of x (B, L), which it may edit; on x itself if ``fresh``."""
+        """Call the function on a copy of x (B, L) at times t (B, L), or on x if ``fresh``; it may edit its input."""
         time = self.argument(t.expand(len(x), -1))
         if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
             time = time.clone()
@@ -116,6 +116,6 @@ def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B
 def frozen_time(
     t: float | Float[Tensor, "B 1"], frozen: Bool[Tensor, "B L"] | None, device: torch.device
 ) -> Float[Tensor, "#B #L"]:
-    """Return the time of each site, t or 0 where ``frozen`` (B, L); t is a float or (B, 1), the result broadcasts."""
+    """Return each site's time, 0 where ``frozen`` (B, L), else t (a float or (B, 1)); it broadcasts with (B, L)."""
     time = t if isinstance(t, Tensor) else torch.full((1, 1), t, dtype=torch.float64, device=device)
     return time if frozen is None else torch.where(frozen, 0.0, time)

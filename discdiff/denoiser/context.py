@@ -196,7 +196,7 @@ class _Aligned:
         self.length, self._width, self._timed = self.length + clean.shape[1], 0, None
 
     def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
-        """Return the function's output for the block x of the rows at ``place``; for all rows only x is copied."""
+        """Return the function's output for the block x of the rows at ``place``; if these are all, only x is copied."""
         if torch.equal(place, self.place):
             self._put(x)
             z, kept = self._tokens, self._time if call is self._timed else None

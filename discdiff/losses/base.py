@@ -1,7 +1,8 @@
 r"""Likelihood bounds, each a Monte-Carlo estimator with an error bar and a differentiable training loss.
 
-Every bound satisfies  -log p(x0) <= prior_kl(x0) + E[value],  with equality for an exact prediction at every x0 (for
-``DiscreteBound`` in the limit of many steps). The continuous-time bounds equal one path Kullback-Leibler divergence
+Every bound satisfies  -log p(x0) <= prior_kl(x0) + E[value]  for the law p of the reverse process. For an exact
+prediction there is equality with -log p0(x0) at every x0 (for ``DiscreteBound`` only in the limit of many steps). The
+continuous-time bounds equal one path Kullback-Leibler divergence
 
     int sum_{v != z} [ R(v) - R*(v) + R*(v) log(R*(v) / R(v)) ] dsigma,        R*(v) = Q(v, z) q_t(v | x0) / q_t(z | x0)
 
@@ -52,7 +53,8 @@ class Objective(ABC):
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         """Return a differentiable draw of the bound for each row; its mean over the noise and u is the bound.
 
-        u is uniform in [0, 1) and sets the time: one u for each row, (B,), or in continuous time for each site, (B, L).
+        u is uniform in [0, 1) and sets the time. It has one entry for each row, (B,); continuous-time bounds also take
+        one for each site, (B, L).
         """
 
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
@@ -276,9 +278,9 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
 class DiscreteBound(Objective):
     r"""Bound of a sampler with N ancestral steps t -> s: the sum over steps of KL(q(x_s | x_t, x0) || p(x_s | x_t)).
 
-    p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). The
-    bound is one on -log p0(x0) in the mean over data, not for each x0; it approaches it with more steps (D3PM, Austin
-    et al., 2021).
+    p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). In
+    the mean over data the bound exceeds -log p0(x0), and it approaches this with more steps; for a single x0 it may be
+    smaller (D3PM, Austin et al., 2021).
 
     Args:
         steps: N, the number of equal intervals of t.

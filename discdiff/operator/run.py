@@ -78,7 +78,7 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
-        """Yield the run of the n-th block of rows (R,), with its own seed and site prefix; its calls count here."""
+        """Yield the run of the n-th block of rows (R,); it has its own seed and prefix, its calls are counted here."""
         counts = replace(self.model, denoiser=model, _last=None)
         with under(name, self.listen):
             yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
@@ -99,7 +99,7 @@ class Run:
             )
 
     def finish(self, tokens: Int[Tensor, "B L"], what: object) -> None:
-        """Raise ValueError if the last tokens (B, L) hold a mask or logits were invalid; the error names ``what``."""
+        """Raise ValueError if the last tokens (B, L) of the operator ``what`` hold a mask, or logits were invalid."""
         self.check_faults()
         mask_id = self.model.denoiser.process.mask_id
         if mask_id is not None:
@@ -233,7 +233,7 @@ class At:
         return alpha.expand(1, schedule.sites or 1).to(self.run.model.nfe_rows.device)
 
     def autoregressive(self, state: State) -> Prediction:
-        """Return p(x_i | x_{<i}) at every site of a clean state, by ``Denoiser.autoregressive``; the call counts."""
+        """Return p(x_i | x_{<i}) at all sites of a clean state, by ``Denoiser.autoregressive``; the call is counted."""
         law = self.run.model.autoregressive(state.tokens, state.rows)
         law.watch = self.watch(state)
         return law
@@ -246,7 +246,7 @@ class At:
         return rank
 
     def watch(self, state: State) -> Watch:
-        """Return the ``Watch`` that reports bad numbers at this state; logits are checked without a call of it."""
+        """Return the ``Watch`` that reports bad numbers at this state; logits are checked without it."""
         return Watch(state.rows, self.run.faults)
 
     @property

@@ -189,7 +189,7 @@ class View:
 
     @property
     def conditional(self) -> Sites:
-        """The conditional law p_t(z_i | other sites) over the states of each site, log c = log(O Q_t), (N, C).
+        """The log of the conditional law c = O Q_t, c(v) = p_t(z_i = v | other sites), of each site, (N, C).
 
         Raises:
             ValueError: if the leave-one-out is undefined at a chosen site, as at a revealed site of a masked denoiser.

@@ -253,7 +253,7 @@ class Process(Renamed, ABC):
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """Return rates Q(v, x_i) of jumps v -> x_i != v per unit of -log alpha; raises ValueError: learned alpha."""
+        """Return rates Q(v, x_i), v != x_i, per unit of -log alpha; raises ValueError if alpha is learned."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
         return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
@@ -288,7 +288,7 @@ class Process(Renamed, ABC):
         return alpha == 1
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Return log c, the log of c(v) = p_t(z_i = v | other sites) = (O Q_t)(v), (N, C), from a normalised log O."""
+        """Return log c (N, C) from a normalised log O: c(v) = p_t(z_i = v | other sites) = (O Q_t)(v)."""
         data = self.data_tokens.to(x.device)
         start = log_o.new_zeros(len(x), self.states, dtype=torch.float64)
         start = start.index_copy(-1, data, log_o[:, data].double().exp())
@@ -305,7 +305,7 @@ class Process(Renamed, ABC):
     def conditional_to_loo(
         self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
     ) -> Float[Tensor, "N V"]:
-        """Return O >= 0 with O Q_t = c by least squares; errors grow as 1/alpha; raises ValueError: learned alpha."""
+        """Solve O Q_t = c by least squares, clipped at 0 (error ~ 1/alpha); raises ValueError if alpha is learned."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]

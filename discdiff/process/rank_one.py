@@ -36,7 +36,8 @@ __all__ = ["Exit", "RankOne"]
 class Exit(NamedTuple):
     """Reverse rate of leaving the state of each site, (B, L), and the law of the new state.
 
-    The new state is drawn from the leave-one-out O, the anchor or the noise law pi, each without the old state.
+    The new state is drawn from the leave-one-out O, is the anchor, or is drawn from the noise law pi. It differs from
+    the old state.
 
     Attributes:
         total: the rate of leaving, per unit of alpha.
@@ -55,7 +56,10 @@ class RankOne(Process):
     @property
     @abstractmethod
     def pi(self) -> Float[Tensor, " C"]:
-        """The constant part of the noise law over the C columns, (C,) float64, without the anchor's changing mass."""
+        """The constant part of the noise law over the C columns, (C,) float64, without the anchor's changing mass.
+
+        It is (S,), one number for each state, unless a part of the state is frozen.
+        """
 
     @property
     def rank_one(self) -> "RankOne":
@@ -199,7 +203,9 @@ class RankOne(Process):
         return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)
 
     def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
-        r"""Return each site's rate of leaving its state z backward in time, from ``own`` = O(z) alone:
+        r"""Return each site's rate of leaving its state z backward in time and the law of its new state.
+
+        Of the prediction O only ``own`` = O(z) is needed:
 
             R(z -> v) = inflow(z) c(v) / (alpha c(z)),  c = alpha O + b      per unit of alpha
 

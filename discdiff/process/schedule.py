@@ -70,7 +70,7 @@ class Schedule(ABC):
         return torch.where((alpha == 0) | (alpha == 1), alpha.detach(), alpha) if alpha.requires_grad else alpha
 
     def alpha_derivative(self, t: T) -> T:
-        """Return alpha'(t), the derivative by time; it is never positive. Raises ValueError for t outside [0, 1]."""
+        """Return the derivative alpha'(t) <= 0; raises ValueError for a time outside [0, 1]."""
         return self._apply(self._alpha_derivative, t, "time t", 0.0)
 
     def time(self, alpha: T) -> T:
@@ -213,7 +213,7 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """Logistic curve of steepness k, cut and scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
+    """Schedule from a logistic curve of steepness k, scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
 
     Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
     """
@@ -371,7 +371,7 @@ def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
 
 
 def as_schedule(schedule: object) -> Schedule:
-    """Return a Schedule unchanged, and make one from a decreasing function of time.
+    """Return a Schedule unchanged, or make one from a decreasing function of time.
 
     Raises:
         TypeError: if ``schedule`` is neither a Schedule nor a function.

@@ -10,7 +10,7 @@ Survival = float | Float[Tensor, "..."]
 
 
 def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) -> None:
-    """Raise ValueError if ``impossible`` (B, L) is True for a site, as its x_t cannot come from x0; name the site."""
+    """Raise ValueError if ``impossible`` (B, L) is True: x_t cannot come from x0 there; the error names the site."""
     if bool(impossible.any()):
         row, site = impossible.nonzero()[0].tolist()
         raise ValueError(

@@ -83,10 +83,10 @@ class Program:
         initial: Tensor | Sequence[Sequence[int]] | None = None,
         device: torch.device | str = "cpu",
     ) -> Int[Tensor, "*combinations B L"]:
-        """Run the program with arguments as in ``Sampler.sample``; each call takes a fresh seed from torch's generator.
+        """Run the program with arguments as in ``Sampler.sample`` and return the tokens.
 
-        Gradients are kept, unless torch's grad mode is off. If sites are enumerated, the tokens of all combinations are
-        returned, (*combinations, B, L).
+        If ``seed`` is None, each call takes a fresh seed from torch's generator. Gradients are kept, unless torch's
+        grad mode is off. If sites are enumerated, the tokens of all combinations are returned, (*combinations, B, L).
 
         Raises:
             TypeError, ValueError: if the seed is no whole number of 64 bits, or ``Sampler.sample`` raises one.

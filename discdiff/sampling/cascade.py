@@ -22,7 +22,7 @@ __all__ = ["Cascade"]
 class Cascade:
     """Two samplers in sequence: the second one's denoiser is called as fn(x, time, y) with the first one's tokens y.
 
-    If the first sampler has length L1, y is (B, L1).
+    y is (B, L1), where L1 is the length of the first stage.
 
     Args:
         first: a ``Sampler`` or a ``Blockwise``.

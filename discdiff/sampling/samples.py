@@ -1,4 +1,4 @@
-"""The result of a sampler; compared by content and stored in a file."""
+"""The result of a sampler, with comparison by content and storage in a file."""
 
 import json
 from dataclasses import dataclass, fields
