@@ -51,7 +51,7 @@ def wholes(values: object, name: str, least: int | None = None, most: int | None
     """Return whole numbers from a sequence or a tensor of them.
 
     Raises:
-        TypeError: if ``values`` cannot be iterated, or one of them is no whole number.
+        TypeError: if ``values`` cannot be iterated, or one of them is not a whole number.
         ValueError: if a number is out of range.
     """
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
@@ -196,7 +196,7 @@ def extent(batch: object, length: object) -> tuple[int, int]:
     """Check the batch size B and the length L of a prior, and return (B, L) as ints.
 
     Raises:
-        TypeError, ValueError: if one is no whole number of at least 0, or B L numbers exceed this machine's memory.
+        TypeError, ValueError: if one is not a whole number >= 0, or B L numbers exceed this machine's memory.
     """
     size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
     affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
@@ -247,7 +247,7 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
     """Return a vector of N probabilities as float64 (N,), scaled so that they sum to 1 up to rounding.
 
     Raises:
-        ValueError: if it is no vector, an entry is negative or NaN, or the sum differs from 1 by more than 1e-6.
+        ValueError: if it is not a vector, an entry is negative or NaN, or the sum differs from 1 by more than 1e-6.
     """
     tensor = array(law, name, torch.float64)
     if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):

@@ -154,7 +154,7 @@ class Denoiser(Renamed):
         may edit; otherwise it gets a copy.
 
         Raises:
-            TypeError: if the output is no floating tensor of logits or hidden states.
+            TypeError: if the output is not a floating tensor of logits or hidden states.
         """
         self.process.schedule.check_length(x.shape[1])
         if self.context is None:

@@ -96,7 +96,7 @@ class Call:
         """Check the type and shape of the function's output and wrap it in an ``Output``.
 
         Raises:
-            TypeError: if the output is no floating tensor with three axes.
+            TypeError: if the output is not a floating tensor with three axes.
         """
         if not isinstance(out, Tensor) or out.ndim != 3 or not out.is_floating_point():
             got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__

@@ -60,11 +60,11 @@ class Objective(ABC):
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Return an unbiased draw of the bound for each row, (B,) nats a sequence, as training loss.
 
-        The times are stratified over the rows. The gradient is that of the network; a learned schedule gets no gradient
+        The times are stratified over the rows. Gradients flow to the network. A learned schedule gets no gradient
         through the drawn noise.
 
         Raises:
-            ValueError: if the bound does not support the process, or x0 is no data.
+            ValueError: if the bound does not support the process, or x0 is not data.
         """
         check_denoiser(model, type(self).__name__).check_data(x0, "x0")
         if x0.numel() == 0:
@@ -83,7 +83,8 @@ class Objective(ABC):
             x0: (B, L) data.
             draws: independent draws, at least 2.
             seed: the seed of the draws.
-            prior: whether to add ``prior_kl``. Without it the value is no bound for a sampler that starts at the prior.
+            prior: whether to add ``prior_kl``. Without it the value is not a bound for a sampler that starts from the
+                prior.
 
         Raises:
             ValueError: if ``prior_kl`` is infinite, as on a masked process whose alpha(1) is not 0.
@@ -286,7 +287,7 @@ class DiscreteBound(Objective):
         steps: N, the number of equal intervals of t.
 
     Raises:
-        TypeError, ValueError: if ``steps`` is no whole number of at least 1.
+        TypeError, ValueError: if ``steps`` is not a whole number of at least 1.
     """
 
     steps: int

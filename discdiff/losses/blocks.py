@@ -28,7 +28,7 @@ __all__ = ["BlockLikelihood", "BlockMixture", "Blocks"]
 
 @dataclass(frozen=True)
 class Blocks(Objective):
-    """Sum of a bound over blocks, each given the clean blocks before it; one call evaluates all blocks.
+    """Sum of a bound over blocks, each given the clean blocks before it; one denoiser call covers all blocks.
 
     Args:
         bound: a bound for the model's process, such as ``MaskedNELBO()``.
@@ -36,7 +36,7 @@ class Blocks(Objective):
         times: "sequence" for one noise time for each sequence, "block" for one for each block.
 
     Raises:
-        TypeError, ValueError: if ``block`` is no whole number of at least 1, or ``bound`` or ``times`` is invalid.
+        TypeError, ValueError: if ``block`` is not a whole number of at least 1, or ``bound`` or ``times`` is invalid.
     """
 
     bound: Objective
@@ -131,7 +131,7 @@ class BlockMixture(Objective):
         """Estimate the bounds of ``BlockLikelihood`` on -log p(x0) with ``draws`` draws for every block size.
 
         Raises:
-            ValueError: if ``prior_kl`` is infinite, ``draws`` is below 2, or x0 is no data.
+            ValueError: if ``prior_kl`` is infinite, ``draws`` is below 2, or x0 is not data.
         """
         parts = {
             block: Blocks(self.bound, block, self.times).estimate(model, x0, draws, seed, prior=block > 1)

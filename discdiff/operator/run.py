@@ -7,8 +7,8 @@ uses:
     ``pyro.poutine.trace``  the value and its log-probability are recorded; ``replay`` sets values
     ``theory.kernel``       every possible value is tried: the exact transition matrix
 
-The distribution carries the key of its randomness, so a run needs no handler. Pyro's handler stack belongs to the
-process, not to a thread. So a run ignores handlers unless called with listen=True, and only one listens at a time.
+The distribution carries the key of its randomness, so a run needs no handler. All threads share Pyro's handler stack.
+So a run ignores handlers unless it is called with listen=True, and only one run listens at a time.
 """
 
 import contextlib
@@ -276,7 +276,7 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         The value, (B, *event).
 
     Raises:
-        TypeError: if the law is no ``Choice``, because its randomness cannot be keyed.
+        TypeError: if the law is not a ``Choice``, because its randomness cannot be keyed.
         ValueError: if the batch shape is not (B,), the name was used before in this step and slot, or a handler
             gives a value of another shape.
     """

@@ -110,7 +110,7 @@ class Process(Renamed, ABC):
         """Return q_t(x_t | x0), batch shape (B,), event shape (L,).
 
         Raises:
-            ValueError: if an id is no data token, or a time is outside [0, 1] or has a wrong shape.
+            ValueError: if an id is not a data token, or a time is outside [0, 1] or has a wrong shape.
         """
         self.check_data(x0, "x0")
         self.schedule.check_length(x0.shape[1])
@@ -232,7 +232,7 @@ class Process(Renamed, ABC):
     def renoise(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], noise: Bool[Tensor, "B L"], alpha: Survival
     ) -> Choice:
-        """Noise redrawn sites of x: at rank one draw noise at ``noise`` only, otherwise q_t(. | x) at ``where``."""
+        """Return the law of redrawn sites: noise at ``noise`` if the rank is one, else q_t(. | x) at ``where``."""
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
 

@@ -169,7 +169,7 @@ class General(Process):
         return o
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
-        """Return the rates Q(v, x_i) from each state v to each site's state, (B, L, S); entry v = x_i is no rate."""
+        """Return the rates Q(v, x_i) from each state v to each site's state, (B, L, S); ignore entry v = x_i."""
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
@@ -319,8 +319,8 @@ class TimeVarying(Process):
         pieces: the number of parts of [0, 1].
 
     Raises:
-        TypeError: if ``generator`` is no function, or ``pieces`` no whole number.
-        ValueError: if a matrix at a midpoint is no generator, if ``pieces`` is below 1, or if the schedule has
+        TypeError: if ``generator`` is not a function, or ``pieces`` not a whole number.
+        ValueError: if a matrix at a midpoint is not a generator, if ``pieces`` is below 1, or if the schedule has
             alpha(1) = 0, is learned or differs among positions.
     """
 

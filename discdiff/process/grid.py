@@ -31,7 +31,7 @@ def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, en
     """Make equal steps of alpha: on a masked process each reveals equally many tokens in expectation.
 
     Raises:
-        TypeError: if ``schedule`` is no Schedule.
+        TypeError: if ``schedule`` is not a Schedule.
         ValueError: unless steps >= 1 and 0 <= end < start <= 1, or if the schedule differs among positions.
     """
     steps = _check(steps, start, end)
@@ -71,7 +71,7 @@ def by_cosine(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, e
     Reference: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200).
 
     Raises:
-        TypeError: if ``schedule`` is no Schedule.
+        TypeError: if ``schedule`` is not a Schedule.
         ValueError: unless steps >= 1 and 0 <= end < start <= 1, or if the schedule differs among positions.
     """
     steps = _check(steps, start, end)

@@ -47,7 +47,7 @@ class Interpolant(RankOne):
             function of alpha that gives the share of uniform tokens in the noise.
 
     Raises:
-        ValueError: if ``source`` is no law over V tokens, or ``p_uniform`` needs a negative rate.
+        ValueError: if ``source`` is not a law over V tokens, or ``p_uniform`` needs a negative rate.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
     """Noise data (B, L) to time t for measurements; torch's global generator is left unchanged.
 
     Raises:
-        TypeError, ValueError: if the seed is no whole number of 64 bits.
+        TypeError, ValueError: if the seed is not a whole number of 64 bits.
     """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
@@ -26,7 +26,7 @@ def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "
     """Draw (B, L) states from the prior for measurements; torch's global generator is left unchanged.
 
     Raises:
-        TypeError, ValueError: if the seed is no whole number of 64 bits.
+        TypeError, ValueError: if the seed is not a whole number of 64 bits.
     """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):

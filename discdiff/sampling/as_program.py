@@ -41,7 +41,7 @@ def program(sampler: Sampler, *, coded: bool = False) -> "Program":
             only.
 
     Raises:
-        TypeError: if ``sampler`` is no ``Sampler``.
+        TypeError: if ``sampler`` is not a ``Sampler``.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"program: takes a Sampler, got {sampler!r}")
@@ -89,7 +89,7 @@ class Program:
         grad mode is off. If sites are enumerated, the tokens of all combinations are returned, (*combinations, B, L).
 
         Raises:
-            TypeError, ValueError: if the seed is no whole number of 64 bits, or ``Sampler.sample`` raises one.
+            TypeError, ValueError: if the seed is not a whole number of 64 bits, or ``Sampler.sample`` raises one.
         """
         seed = seeded(seed, "program: seed")
         code = _Code(self._base(length or self.sampler.model.length or 1)) if self.coded else None

@@ -61,7 +61,7 @@ class Blockwise:
             were trained on whole sequences need this. It is always True if the model accepts only one length.
 
     Raises:
-        TypeError, ValueError: if ``Sampler`` raises one, a size is no positive whole number or ``window`` is too small.
+        TypeError, ValueError: if ``Sampler`` raises one, a size is not a positive integer or ``window`` is too small.
     """
 
     def __init__(

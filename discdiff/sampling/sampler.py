@@ -141,7 +141,7 @@ class Sampler:
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
             record: whether to keep the trajectory and the log-probability.
             listen: whether every choice is a Pyro site, for trace, replay and condition. Otherwise the run ignores
-                Pyro's handlers, in every thread. A program runs one listening run at a time; a second one waits.
+                Pyro's handlers, in every thread. Only one run listens at a time; a second one waits.
             progress: whether to show a progress bar on standard error.
             device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
 
