@@ -90,7 +90,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Import what is above the sampler, when it is first used."""
+    """Import a public name of the rooms above ``sampling`` when it is first used."""
     if name in _LAZY:
         value = getattr(import_module(f"discdiff.{_LAZY[name]}"), name)
     elif name in _LAZY_ROOMS:

@@ -31,11 +31,11 @@ def shown(value: object) -> str:
 
 
 def whole(value: object, name: str, least: int | None = None, most: int | None = None) -> int:
-    """Return the value as an int if it is a whole number from ``least`` to ``most``.
+    """Return the value as an int if it is a whole number from ``least`` to ``most``; errors call it ``name``.
 
     Raises:
-        TypeError: for other types: bools, fractions (2.0 too), strings, arrays.
-        ValueError: for a number out of range.
+        TypeError: if it is a bool, a float (2.0 too), a string or an array.
+        ValueError: if it is out of range.
     """
     number = _index(value)
     if number is None:
@@ -51,7 +51,8 @@ def wholes(values: object, name: str, least: int | None = None, most: int | None
     """Return whole numbers from a sequence or a tensor of them.
 
     Raises:
-        TypeError, ValueError: as in ``whole``, or for a value that cannot be iterated.
+        TypeError: if ``values`` cannot be iterated, or one of them is not a whole number.
+        ValueError: if a number is out of range.
     """
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} must be a sequence of whole numbers, got {shown(values)}")
@@ -70,10 +71,11 @@ def listing(values: object, name: str) -> list[Any]:
 
 
 def several(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
-    """Return one whole number, or several, as a tuple.
+    """Return a whole number, or a sequence of them, as a tuple.
 
     Raises:
-        TypeError, ValueError: as in ``whole`` and ``wholes``.
+        TypeError: if a number is not whole.
+        ValueError: if a number is out of range.
     """
     if isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0:
         return wholes(values, name, least, most)
@@ -81,17 +83,17 @@ def several(values: object, name: str, least: int | None = None, most: int | Non
 
 
 def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = "") -> float:
-    """Return the value as a float if it lies in an interval such as "[0, 1)"; infinite ends are excluded.
+    """Return the value as a float if it lies in an interval such as "[0, 1)" or "(0, inf)".
 
     Args:
         value: the given value.
         name: the name of the argument.
         interval: the accepted interval.
-        beside: other accepted values, for the error.
+        beside: text about other accepted values; the error has it after the interval.
 
     Raises:
-        TypeError: for other types: bools, strings, arrays.
-        ValueError: for a number outside the interval; NaN is always outside.
+        TypeError: if the value is a bool, a string or an array.
+        ValueError: if the number lies outside the interval; NaN always does.
     """
     found = number(value, name, f"a number in {interval}{beside}")
     low, high = (float(end) for end in interval[1:-1].split(","))
@@ -103,10 +105,10 @@ def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = 
 
 
 def number(value: object, name: str, accepted: str) -> float:
-    """Return the value as a float if it is a single number.
+    """Return the value as a float if it is a single number; errors call it ``name`` and quote ``accepted``.
 
     Raises:
-        TypeError: for other types: bools, strings, arrays.
+        TypeError: if the value is a bool, a string or an array, or a tensor that requires gradients.
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"{name} must be {accepted}, got one to be learned; learn it in a Schedule of your own")
@@ -128,10 +130,10 @@ def decided(value: object, name: str) -> bool:
 
 
 def seeded(seed: object, name: str) -> int:
-    """Return a 64-bit seed: the given one, or for None one from torch's global generator.
+    """Return the seed, or draw one from torch's global generator if it is None.
 
     Raises:
-        TypeError, ValueError: for another value than None or a whole number of 64 bits.
+        TypeError, ValueError: unless the seed is None or a whole number from 0 to 2^64 - 1.
     """
     return int(torch.randint(2**62, ())) if seed is None else whole(seed, name, 0, LAST_SEED)
 
@@ -149,11 +151,11 @@ def array(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def token_ids(value: object, name: str, accepted: str) -> Tensor:
-    """Return the value as a tensor of whole numbers of any shape.
+    """Return the value as a tensor of whole numbers of any shape; errors quote ``accepted``.
 
     Raises:
         TypeError: if it is not an array of numbers.
-        ValueError: for fractions and bools.
+        ValueError: if the numbers are floats, complex or bools.
     """
     ids = array(value, name)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -164,10 +166,11 @@ def token_ids(value: object, name: str, accepted: str) -> Tensor:
 
 
 def placed(device: object, name: str) -> torch.device:
-    """Return the device if this machine has it.
+    """Return ``device`` as a ``torch.device`` if this machine has it.
 
     Raises:
-        TypeError, ValueError: for an invalid name, or a device that this machine does not have.
+        TypeError: if it is neither a string nor a ``torch.device``.
+        ValueError: if the name is invalid, or this machine does not have the device.
     """
     if not isinstance(device, str | torch.device):
         raise TypeError(f"{name} must be a device such as 'cpu' or 'cuda', got {shown(device)}")
@@ -181,7 +184,7 @@ def placed(device: object, name: str) -> torch.device:
 
 
 def affordable(numbers: int, what: str) -> None:
-    """Raise ValueError, before any allocation, if so many numbers of 8 bytes exceed this machine's memory."""
+    """Raise ValueError if ``numbers`` numbers of 8 bytes exceed this machine's memory; call it before allocating."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
     if numbers * 8 > has:
         raise ValueError(
@@ -190,10 +193,10 @@ def affordable(numbers: int, what: str) -> None:
 
 
 def extent(batch: object, length: object) -> tuple[int, int]:
-    """Return (B, L) of a prior, checked.
+    """Check the batch size B and the length L of a prior, and return (B, L) as ints.
 
     Raises:
-        TypeError, ValueError: if they are not whole numbers, or too large.
+        TypeError, ValueError: if one is not a whole number >= 0, or B L numbers exceed this machine's memory.
     """
     size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
     affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
@@ -208,7 +211,7 @@ def check_tokens(x: object, name: str) -> None:
 
 
 def check_ids(x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
-    """Raise ValueError for the first id that is ``wrong``, naming row and position."""
+    """Raise ValueError if ``wrong`` is True for an id in x (B, L); the error names the first row and position."""
     if bool(wrong.any()):
         row, site = wrong.nonzero()[0].tolist()
         raise ValueError(f"{name}: row {row}, position {site} holds {int(x[row, site])}; accepted ids: {accepted}")
@@ -241,10 +244,10 @@ def _float(value: object) -> float | None:
 
 
 def check_law(law: object, name: str) -> Float[Tensor, " N"]:
-    """Return a law (N,) as float64, normalised to sum 1 up to rounding.
+    """Return a vector of N probabilities as float64 (N,), scaled so that they sum to 1 up to rounding.
 
     Raises:
-        ValueError: if it is not a vector of probabilities.
+        ValueError: if it is not a vector, an entry is negative or NaN, or the sum differs from 1 by more than 1e-6.
     """
     tensor = array(law, name, torch.float64)
     if tensor.ndim != 1 or not bool((tensor >= 0).all()) or not math.isclose(float(tensor.sum()), 1, abs_tol=1e-6):
@@ -254,15 +257,15 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
 
 
 def renamed(owner: str, name: str, now: Mapping[str, str]) -> AttributeError:
-    """Return the error for a name that ``owner`` does not have: for an old name it gives the new one."""
+    """Return the error for a name that ``owner`` lacks; for an old name, a key of ``now``, it gives the new one."""
     return AttributeError(f"{owner}.{name} is now {now[name]}" if name in now else f"{owner} has no attribute {name!r}")
 
 
 class Renamed:
-    """Base of classes some of whose attributes had other names: the error for an old name gives the new one.
+    """Base of classes with renamed attributes: reading an old name raises an error that gives the new name.
 
     Attributes:
-        _now: the new name for each old one.
+        _now: maps each old name to the new one.
 
     Raises:
         AttributeError: for a name that the object does not have.

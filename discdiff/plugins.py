@@ -1,5 +1,7 @@
 """Operators, processes and families of checkpoints from other installed packages, found by entry points.
 
+A package offers one by lines such as these in its pyproject.toml:
+
 [project.entry-points."discdiff.operators"]
 my_step = "my_package:MyStep"
 """
@@ -13,10 +15,13 @@ Group = Literal["operators", "processes", "families"]
 
 
 def plugged(group: Group) -> tuple[dict[str, object], dict[str, str]]:
-    """Return the plug-ins of a group by name, and the error of each that fails to import, so that the others work.
+    """Import the plug-ins of a group; a plug-in whose import fails does not stop the others.
 
     Args:
         group: the entry-point group without the prefix ``discdiff.``.
+
+    Returns:
+        The imported plug-ins by name, and the error texts of the others by name.
     """
     found: dict[str, object] = {}
     broken: dict[str, str] = {}

@@ -25,15 +25,17 @@ class Pass(Protocol):
     A method returns None for rows that it cannot read.
     """
 
-    def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None: ...
+    def statistics(self, rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Return ``reference.statistics`` of the rows."""
 
-    def largest(self, rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None: ...
+    def largest(self, rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return ``reference.two_largest`` of one group of each row."""
 
-    def race(
-        self, rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first_group: int
-    ) -> Race | None: ...
+    def race(self, rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first_group: int) -> Race | None:
+        """Return ``reference.race`` of the rows."""
 
-    def contests(self, lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple[Tensor, Tensor, Tensor]: ...
+    def contests(self, lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``reference.contest``."""
 
 
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements: 1 MB of float32 stays in a core's cache

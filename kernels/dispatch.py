@@ -73,7 +73,7 @@ def draw(
 def drawn(
     source: Source, key: Key, positions: Tensor, reading: Reading | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """Draw as ``draw`` does, with a ``Key`` of N ids in place of the separate words; ranges are not checked."""
+    """Draw as ``draw`` does, with a ``Key`` of N ids in an unchecked range; raises ValueError for another number."""
     _check_ids(key.ids, len(source), "draw: rows")
     if _backend(source, backend) == "native" and isinstance(source, Rows):
         column = native.draw(source, key, positions, reading)
@@ -143,7 +143,7 @@ def _race(source: Source, key: Key, positions: Tensor, reading: Reading | None, 
 
 
 def winner(*races: Race) -> Tensor:
-    """Return the tokens (N,) that win over all shards; -1 if a shard had a NaN or +inf, or none had mass."""
+    """Return the winning tokens (N,) of all shards, -1 as in ``draw``; raises ValueError without a race."""
     if not races:
         raise ValueError("winner: takes the races of one shard at least, got none")
     keys, tokens = torch.stack([r.key for r in races]), torch.stack([r.token for r in races])
@@ -226,7 +226,7 @@ def best(logits: Tensor | Source, *, backend: Backend = "auto") -> Tensor:
 
 
 def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
-    """Return log softmax(logits) at columns (N, ...), -inf at columns outside 0..V-1; differentiable."""
+    """Return log softmax(logits) at columns (N, ...), -inf outside 0..V-1; raises ValueError for wrong shapes."""
     source = _source(logits, "log_prob")
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.shape[:1] != (len(source),):
         raise ValueError(f"log_prob: columns must be an int64 tensor ({len(source)}, ...), got {shown(columns)}")
@@ -234,7 +234,7 @@ def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
 
 
 def total_variation(one: Source, other: Source) -> Tensor | None:
-    """Return the total variation (N,), float64, between softmax(one) and softmax(other); None if no kernel can."""
+    """Return the total variation (N,) of two softmaxes, None without a kernel; raises ValueError for a bad backend."""
     with torch.no_grad():
         if not (isinstance(one, Rows) and isinstance(other, Rows) and _backend(one, "auto") == "native"):
             return None
@@ -267,7 +267,7 @@ def uniforms(
     step: int = 0,
     tag: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return two float64 uniforms in (0, 1) for each (row, position), keyed by (seed, row, position, step, tag)."""
+    """Return two float64 uniforms in (0, 1) for each (row, position); raises ValueError for words out of range."""
     key = _key(rows, seed=seed, step=step, tag=tag)
     if rows.device.type == "cpu" and rows.ndim == 2 and rows.shape[1] == positions.ndim == 1 and native.available():
         return native.uniforms(key[:, 0], positions)

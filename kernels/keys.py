@@ -51,7 +51,7 @@ class Key:
 
     @property
     def signed(self) -> tuple[int, int, int]:
-        """``words`` with the seed as an int64, as Triton and torch take it."""
+        """The ``words`` with the seed as an int64, as Triton and torch take it."""
         seed, step, tag = self.words
         return seed - (seed >> 63 << 64), step, tag
 

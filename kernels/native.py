@@ -107,7 +107,11 @@ def readable(rows: Rows) -> bool:
 
 
 def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Return ``reference.statistics`` of 32- or 16-bit rows, read in place; None for other rows."""
+    """Return ``reference.statistics`` of 32- or 16-bit rows, read in place; None for other rows.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
+    """
     if not _can(rows):
         return None
     shape = (len(rows), -(-rows.width // group_size(rows.width)))
@@ -119,7 +123,11 @@ def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | 
 
 
 def largest(rows: Rows, group: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return ``reference.two_largest`` of one group of each row, for 32- or 16-bit rows; None for other rows."""
+    """Return ``reference.two_largest`` of one group of each row, for 32- or 16-bit rows; None for other rows.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
+    """
     if not _can(rows):
         return None
     column, second = torch.empty_like(group), torch.empty(group.shape, dtype=torch.float32)
@@ -132,6 +140,9 @@ def best(rows: Rows) -> Tensor | None:
     """Return the lowest column with the largest logit of each 32- or 16-bit row; None for other rows.
 
     The column is -1 for a row without mass or with a NaN or +inf.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
     """
     if not _can(rows):
         return None
@@ -142,7 +153,11 @@ def best(rows: Rows) -> Tensor | None:
 
 
 def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first: int) -> Race | None:
-    """Return ``reference.race`` of 32- or 16-bit rows, read here unless a reading is given; None for other rows."""
+    """Return ``reference.race`` of 32- or 16-bit rows, read here unless a reading is given; None for other rows.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
+    """
     if not _can(rows):
         return None
     best = torch.empty(len(rows), dtype=torch.float64)
@@ -151,7 +166,11 @@ def race(rows: Rows, key: Key, positions: Tensor, reading: Reading | None, first
 
 
 def draw(rows: Rows, key: Key, positions: Tensor, reading: Reading | None) -> Tensor | None:
-    """Return the tokens of ``race`` among all columns, without its keys; None for rows that ``race`` cannot read."""
+    """Return the tokens of ``race`` among all columns, without its keys; None for rows that ``race`` cannot read.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
+    """
     return _columns(rows, key, positions, reading, 0, None) if _can(rows) else None
 
 
@@ -228,6 +247,9 @@ def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, T
 
     ``Mixture`` defines c and own, ``Mixed`` the rate g. A result that may be wrong because terms below 1e-300 are cut
     off is NaN. With ``strict`` every sum below 1e-50 is NaN too.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
     """
     made = _mixtures(rows)
     if made is None:
@@ -241,7 +263,11 @@ def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, T
 
 
 def mixture_draw(rows: Computed, key: Key, positions: Tensor) -> Tensor | None:
-    """Draw a column of each mixture row, -2 where a strict ``mixture_sums`` is NaN; None if not readable."""
+    """Draw a column of each mixture row, -2 where a strict ``mixture_sums`` is NaN; None if not readable.
+
+    Raises:
+        RuntimeError: if there is no compiled code.
+    """
     made = _mixtures(rows)
     if made is None:
         return None

@@ -60,24 +60,24 @@ class Reading:
 
     @property
     def group_lse(self) -> Tensor:
-        """(N, G) log-sum-exp of each group, float64."""
+        """The log-sum-exp of each group, (N, G) float64."""
         return self.peak.double() + log(self.mass.double())
 
     @functools.cached_property
     def log_sum_exp(self) -> Tensor:
-        """(N,) log-sum-exp, float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
+        """The log-sum-exp (N,), float64; NaN for a row with a NaN or +inf, -inf for one without mass."""
         return self.group_lse[:, 0] if self.peak.shape[1] == 1 else log_sum_exp(self.group_lse)
 
     @property
     def log_prob(self) -> Tensor:
-        """(N,) log-probability of the requested column, float64."""
+        """The log-probability of the requested column, (N,) float64; raises ValueError if none was requested."""
         if self.value is None:
             raise ValueError("log_prob: read(..., at=columns) was not asked for a column")
         return self.value.double() - self.log_sum_exp
 
     @property
     def entropy(self) -> Tensor:
-        """(N,) entropy in nats, float64."""
+        """The entropy in nats, (N,) float64; raises ValueError if it was not requested."""
         if self.tilt is None:
             raise ValueError("entropy: read(..., entropy=False) did not ask for it")
         share = (self.group_lse - self.log_sum_exp[:, None]).exp()
@@ -87,12 +87,12 @@ class Reading:
 
     @property
     def max_prob(self) -> Tensor:
-        """(N,) the largest probability, float64."""
+        """The largest probability, (N,) float64."""
         return (self.peak.amax(-1).double() - self.log_sum_exp).exp()
 
     @property
     def margin(self) -> Tensor:
-        """(N,) the largest probability minus the second largest, float64."""
+        """The largest probability minus the second largest, (N,) float64; raises ValueError if it was not requested."""
         if self.runner_up is None:
             raise ValueError("margin: read(..., top=True) was not asked for the second largest")
         return self.max_prob - (self.runner_up.double() - self.log_sum_exp).exp()

@@ -87,10 +87,12 @@ class Rows:
 
     @property
     def device(self) -> torch.device:
+        """Where the logits lie."""
         return self.source.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of ``dense``: float64 for logits in float64, else float32."""
         return torch.float64 if self.source.dtype == torch.float64 else torch.float32
 
     @property
@@ -99,6 +101,7 @@ class Rows:
         return self.own is None and self.temperature == 1 and self.floor is None
 
     def subset(self, keep: Tensor) -> "Rows":
+        """Return the rows that a mask or an index chooses."""
         pick = _pick(keep)
         number = torch.arange(len(self), device=self.device) if self.number is None else self.number
         return replace(
@@ -253,12 +256,15 @@ class Computed:
 
     @property
     def device(self) -> torch.device:
+        """Where the numbers of the rows lie."""
         return self.number.device
 
     def subset(self, keep: Tensor) -> "Computed":
+        """Return the rows that a mask or an index chooses."""
         return replace(self, number=self.number[keep])
 
     def dense(self, part: slice | Tensor = slice(None), out: Tensor | None = None) -> Tensor:
+        """Return the rows ``part`` as a tensor (n, V) of ``dtype``, written to ``out`` if it is given."""
         x = self.function(self.number[part]).to(self.dtype)
         return x if out is None or type(x) is not Tensor else out[: len(x)].copy_(x)
 

@@ -1,7 +1,6 @@
 """Every public docstring: one first sentence, the shapes of its tensors, its errors, and a link for each paper."""
 
 import ast
-import pkgutil
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -114,9 +113,11 @@ def faults(library: Library) -> list[str]:
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    texts = {"discdiff": Path(dd.__file__).read_text()}
-    for module in pkgutil.walk_packages(dd.__path__, "discdiff."):
-        texts[module.name] = Path(module.module_finder.find_spec(module.name).origin).read_text()  # type: ignore
+    root = Path(dd.__file__).parent
+    texts = {}
+    for file in (file for folder in (root, *filter(Path.is_dir, root.iterdir())) for file in folder.glob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        texts[".".join(["discdiff", *parts]).removesuffix(".__init__")] = file.read_text()
     return Library(texts)
 
 

@@ -30,18 +30,18 @@ class _Possible(constraints.Constraint):
 
 
 class Choice(TorchDistribution):
-    """Law with one value a row; subclasses define ``_draw``, ``_log_prob`` and ``fork``.
+    """Random choice of one value for each batch row; a subclass defines ``_draw``, ``_log_prob`` and ``fork``.
 
-    The only batch axis is that of the rows, whose ids key the randomness; it can be neither removed nor extended.
-    ``_log_prob`` gets values of the shape (*sample, B, *event), with whole numbers as int64.
+    The batch has one axis, that of the rows, because the row ids key the randomness. Only a choice of one row can be
+    expanded. ``_log_prob`` gets values of the shape (*sample, B, *event), with whole numbers as int64.
 
     Shapes: values (*sample, B, *event), their log-probabilities (*sample, B), entropies (B,); ``fork`` lists M values,
-    with their rows and log-probabilities (M,).
+    with their row indices (M,) and log-probabilities (M,).
 
     Attributes:
         kind: the dtype of values.
-        key: the key of its randomness, set by a run; None outside one.
-        faults: the run's flags of bad rows (``Watch``), or None outside a run.
+        key: the key of the randomness, set by a run; None outside a run.
+        faults: the run's list of flags of bad rows (see ``Watch``); None outside a run.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -62,10 +62,10 @@ class Choice(TorchDistribution):
 
     @abstractmethod
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
-        """Return every possible value of every row: (its row, value, log-probability); impossible ones left out.
+        """List every possible value of every row: row indices (M,), values, log-probabilities (M,).
 
         Raises:
-            TypeError: for a law whose values cannot be listed.
+            TypeError: if the values cannot be listed, as real numbers cannot.
         """
 
     def __repr__(self) -> str:
@@ -74,9 +74,9 @@ class Choice(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw with the attached key.
+        """Draw a value for each row; the randomness is a function of ``key``.
 
-        Several samples, or a draw without a key, use keys from torch's generator.
+        If ``key`` is None, or a sample shape is given, fresh keys from torch's generator are used instead.
         """
         batch = self.batch_shape[0]
         if not sample_shape:
@@ -89,11 +89,11 @@ class Choice(TorchDistribution):
         """Return the log-probability of values, -inf where one is impossible.
 
         Args:
-            value: (*sample, B, *event); B may be 1 or absent if all rows have the same value. For a choice of one row,
-                any number of values.
+            value: (*sample, B, *event); B may be 1 or absent if all rows have the same value. If this choice has one
+                row, B may be any number.
 
         Raises:
-            ValueError: for another event shape, or another number of rows.
+            ValueError: if the event shape or the number of rows differs.
         """
         shape, events = self.batch_shape + self.event_shape, len(self.event_shape)
         rows = value.shape[-1 - events] if value.ndim > events else 1
@@ -124,9 +124,9 @@ class Choice(TorchDistribution):
         return _Possible(self)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return every value that is possible in some row, (M, B, *event); (M, 1, *event) if not expanded.
+        """Return every value that is possible in some row, (M, B, *event), or (M, 1, *event) without ``expand``.
 
-        If the rows differ in their possible values, ``log_prob`` gives -inf where a value is impossible.
+        ``log_prob`` gives -inf in the rows where a value is impossible.
         """
         values = self.fork()[1]
         values = (values if self.batch_shape == (1,) else values.unique(dim=0))[:, None]
@@ -136,7 +136,7 @@ class Choice(TorchDistribution):
         """Expand the choice of one row to many rows, each with its own randomness.
 
         Raises:
-            ValueError: for any other expansion, as there is only one batch axis.
+            ValueError: if this choice has several rows, or the new shape has several axes.
         """
         if tuple(batch_shape) == tuple(self.batch_shape):
             return self
@@ -148,15 +148,15 @@ class Choice(TorchDistribution):
         )
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """Return itself for 0 axes; others raise TypeError."""
+        """Return this choice unchanged for 0 axes; raise TypeError otherwise."""
         return self if reinterpreted_batch_ndims == 0 else self._refuse("to_event")
 
     def independent(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """Same as ``to_event``."""
+        """Return this choice unchanged for 0 axes; raise TypeError otherwise, as ``to_event`` does."""
         return self.to_event(reinterpreted_batch_ndims)
 
     def mask(self, mask: bool | Tensor) -> "Choice":
-        """Return itself for True; other masks raise TypeError."""
+        """Return this choice unchanged if ``mask`` is True; raise TypeError otherwise."""
         return self if mask is True else self._refuse("mask")
 
     def _refuse(self, what: str) -> NoReturn:
@@ -170,8 +170,8 @@ class Repeated(Choice):
     """The law of one row, repeated for B rows, each with its own randomness.
 
     Args:
-        one: the choice, of one row.
-        batch: B.
+        one: a choice of one row.
+        batch: B, the number of rows.
     """
 
     def __init__(self, one: Choice, batch: int) -> None:

@@ -1,8 +1,8 @@
 r"""The random choices an operator may make, as Pyro distributions over a batch of rows.
 
-A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class offers three
-operations on one law: draw a value (``sample``, with keyed randomness), the log-probability of a value (``log_prob``),
-and all possible values (``fork``, by which the theory enumerates a program).
+A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class has three
+operations: ``sample`` draws a value with keyed randomness, ``log_prob`` gives the log-probability of a value, and
+``fork`` lists all possible values. ``theory`` enumerates programs by ``fork``.
 
 Sites that are not chosen keep a fixed value with log-probability 0, and their logits are never read.
 """
@@ -24,11 +24,11 @@ __all__ = ["Branch", "Choice", "Coins", "Key", "Noise", "Other", "PointMixture",
 
 
 class SiteWise(Choice):
-    """Independent choices at the positions; a subclass gives a table of the values of each site."""
+    """Independent random values at the positions; a subclass lists the values of each site in ``table``."""
 
     @abstractmethod
     def table(self) -> tuple[Float[Tensor, "B L K"], Tensor]:
-        """Return the log-probability and the value of each category of each site, both (B, L, K)."""
+        """Return the log-probabilities and the values of the K categories of each site, (B, L, K) each."""
 
     def fork(self) -> tuple[Int[Tensor, " M"], Tensor, Float[Tensor, " M"]]:
         log_p, value = self.table()
@@ -52,7 +52,7 @@ class Coins(SiteWise):
     """An independent coin at each position: True with probability ``probs`` (B, L).
 
     Raises:
-        ValueError: in a draw, for a probability that is NaN or outside [0, 1], naming the site.
+        ValueError: if a probability is NaN or outside [0, 1] when a value is drawn; the error names the site.
     """
 
     kind = torch.bool
@@ -85,11 +85,11 @@ class Tokens(SiteWise):
     r"""A token at each chosen site, drawn from the softmax of its logits; the other positions keep their token.
 
     Args:
-        sites: the chosen sites and their logits, read or not yet read.
+        sites: the chosen sites and their logits, which need not have been read yet.
         keep: (B, L) the tokens of the other positions.
 
     Raises:
-        ValueError: when the logits of a chosen site are read and have no mass or a NaN, naming the site.
+        ValueError: if a draw reads logits without mass, or with a NaN or +inf; the error names the site.
     """
 
     def __init__(self, sites: Sites, keep: Int[Tensor, "B L"]) -> None:
@@ -103,7 +103,7 @@ class Tokens(SiteWise):
         return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU run continues, so its ids must be valid
 
     def __getstate__(self) -> dict[str, object]:
-        """Store the logits instead of their recipe, which may hold functions that cannot be pickled."""
+        """Pickle the logits themselves, because the functions that compute them may not be picklable."""
         rows = kernels.Rows.of(self.sites.rows.dense())
         return {**self.__dict__, "sites": Sites(self.sites.where, rows)}
 
@@ -124,12 +124,12 @@ class Tokens(SiteWise):
 
 
 class Noise(NamedTuple):
-    """A noise law with what draws need.
+    """A noise law over S states, with its running sums for draws.
 
     Attributes:
-        pi: (S,) float64.
-        cumulated: the running sums of pi.
-        last: the last state with mass. A draw looks no further, so rounding never picks a state of probability 0.
+        pi: (S,) float64, the probabilities.
+        cumulated: (S,) the running sums of pi.
+        last: the last state with positive probability. Draws stop there, so rounding never picks a later state.
     """
 
     pi: Float[Tensor, " S"]
@@ -147,17 +147,17 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class PointMixture(SiteWise):
-    r"""At each position one of K given tokens, or a token from the noise law pi:
+    r"""Law of a state at each position: one of K given points, or a draw from the noise law pi:
 
         P(v) = sum_k w_k 1(v = points_k) + (1 - sum_k w_k) pi(v).
 
     Forward marginals (one point, x0), posteriors of rank-one processes (two points, x_t and x_0) and priors (no point)
-    have this form. None of them needs a row of V probabilities for a draw.
+    have this form. A draw from them needs no row of V probabilities.
 
     Args:
         pi: (S,) float64 noise law, or a ``Noise`` made from one.
         points: K tensors (B, L) of tokens.
-        weights: K tensors (B, L) of probabilities with sum at most 1.
+        weights: K tensors (B, L), the probabilities of the points; at each position their sum is at most 1.
         shape, device: (B, L) and the device; needed if there are no points.
         place, column: maps between columns of pi and states: place(column) is a state, column(state) a column. Both
             keep the shape (..., B, L); the identity by default.
@@ -278,7 +278,7 @@ class Other(SiteWise):
 
 
 class Branch(Choice):
-    """One of K branches for each row, with probabilities ``weights`` (K,); the value is its index, event shape ()."""
+    """One of K branches for each row, with probabilities ``weights`` (K,); the value is the index of the branch."""
 
     def __init__(self, weights: Float[Tensor, " K"], batch: int) -> None:
         super().__init__(batch, (), weights.device)

@@ -16,8 +16,8 @@ class Watch:
 
     Attributes:
         ids: (B,) ids of the rows; if None, an error gives the row's index in the batch.
-        flags: the run's list of GPU flags. Raising at once would synchronise the device at every check. If None, the
-            error is raised at once on a GPU too.
+        flags: a list to which checks on a GPU append flags, because raising at once would synchronise the device. If
+            None, checks on a GPU raise at once too.
     """
 
     ids: Int[Tensor, " B"] | None = None
@@ -26,16 +26,16 @@ class Watch:
     def refuse(
         self, wrong: Bool[Tensor, "..."], what: str, where: Bool[Tensor, "B L"] | None = None, start: int = 0
     ) -> None:
-        """Raise for the first wrong site, or on a GPU append a flag.
+        """Raise ValueError for the first wrong site; on a GPU append a flag instead if ``flags`` is not None.
 
         Args:
-            wrong: (B, L), or (n,) for the sites that ``where`` chooses, from number ``start`` on.
+            wrong: whether each site is wrong: (B, L), or with ``where`` (n,) for n of the chosen sites.
             what: the fault, for the message.
-            where: the chosen sites.
-            start: the number of the first one among them.
+            where: (B, L) the chosen sites.
+            start: the number of the first entry of ``wrong`` among the chosen sites.
 
         Raises:
-            ValueError: naming row and position.
+            ValueError: if a site is wrong; the error names its row and position.
         """
         if wrong.is_cuda and self.flags is not None:
             self.flags.append(wrong.any())
@@ -45,7 +45,7 @@ class Watch:
             raise ValueError(f"row {row if self.ids is None else int(self.ids[row])}, position {position}: {what}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
-        """Return the watch of the rows at these indices (R,)."""
+        """Return a watch for the batch rows with indices ``index`` (R,)."""
         return self if self.ids is None else Watch(self.ids[index], self.flags)
 
 

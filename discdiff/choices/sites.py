@@ -1,7 +1,7 @@
 """Logits of chosen sites, read as late as possible and once.
 
 An operator chooses the sites that change before it reads a logit. It passes on these sites and a recipe for their
-rows of logits, never a (B, L, V) tensor. All reads go through this class, which refuses invalid rows.
+rows of logits, never a (B, L, V) tensor. All reads go through ``Sites``, and an invalid row is an error.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,18 @@ __all__ = ["Sites", "spread"]
 class Sites:
     """N chosen sites of (B, L), with their logits or the results of reading them.
 
-    Shapes: a number a site (N,); rows (N, C), or some of them (n, C) with numbers (n,); row ids (B,).
+    Shapes: one number for each site (N,); rows of C columns (N, C); n of the rows (n, C) with their numbers (n,).
 
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
         rows: N rows of logits.
-        reading: the results of reading them, or None if not read.
+        reading: the results of reading the rows, or None if they have not been read.
         watch: reports bad rows.
         empty: whether a row may have no mass, such as the rates of a state that is never left.
-        place: the row and the position of each site, if they have been found.
+        place: the batch row (N,) and the position (N,) of each site, or None if they have not been computed.
 
     Raises:
-        ValueError: when a row is read that has no mass (unless allowed), a NaN or +inf; names row and position.
+        ValueError: if a row that is read has no mass (unless ``empty``), a NaN or +inf; names row and position.
     """
 
     where: Bool[Tensor, "B L"]
@@ -54,16 +54,16 @@ class Sites:
         place: tuple[Tensor, Tensor] | None = None,
         mixed: kernels.Mixed | None = None,
     ) -> "Sites":
-        """Make sites whose rows a function computes when they are read, from their numbers among the chosen sites."""
+        """Make sites whose rows (n, C) are computed when they are read, by ``function`` of their numbers (n,)."""
         count = int(where.sum()) if place is None else len(place[0])
         rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype, mixed)
         return cls(where, rows, None, watch, empty, place)
 
     def known(self, top: bool = False, entropy: bool = False, at: Int[Tensor, " N"] | None = None) -> kernels.Reading:
-        """Read the rows once and return log-sum-exp.
+        """Read the rows once and return the log-sum-exp of each.
 
-        On request also the entropy, the most probable column and the margin, and the log-probability of the column
-        ``at`` in each row.
+        ``top`` adds the most probable column and the margin, ``entropy`` adds the entropy, and ``at`` (N,) adds the
+        log-probability of one given column of each row.
         """
         reading = kernels.read(self.rows, at=at, top=top, entropy=entropy)
         total = reading.log_sum_exp
@@ -71,13 +71,13 @@ class Sites:
         return reading
 
     def best(self) -> Int[Tensor, " N"]:
-        """The most probable column of each row, the lowest of equal ones."""
+        """Return the most probable column of each row, the first one if several are equal."""
         column = kernels.best(self.rows)
         self._refuse(column < 0)
         return column
 
     def dense(self) -> Float[Tensor, "N C"]:
-        """Return the rows unnormalised and differentiable; in a run an invalid row is refused."""
+        """Return the unnormalised rows (N, C), differentiable; in a run, an invalid row is an error."""
         rows = self.rows.dense()
         if self.watch.flags is not None:
             self._refuse(~rows.logsumexp(-1).isfinite())
@@ -90,20 +90,20 @@ class Sites:
         return log_p
 
     def log_probs(self, start: int, count: int) -> Float[Tensor, "n C"]:
-        """Return at most ``count`` whole rows from number ``start`` on, normalised; float64."""
+        """Return the log-probabilities of all columns in at most ``count`` rows from row number ``start``; float64."""
         log_p = kernels.log_softmax(self.rows.dense(slice(start, start + count)).double())
         self._refuse(log_p.isnan().any(-1), start)
         return log_p
 
     def narrow(self, where: Bool[Tensor, "B L"]) -> "Sites":
-        """Return those of the sites that ``where`` chooses too."""
+        """Return the sites that are also in ``where`` (B, L)."""
         keep = where[self.where]
         known = None if self.reading is None else self.reading.subset(keep)
         place = None if self.place is None else (self.place[0][keep], self.place[1][keep])
         return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known, place=place)
 
     def draw(self, key: kernels.Key) -> Int[Tensor, " N"]:
-        """Draw a column of each row with the key at its site; -1 for a row without mass or with a NaN or +inf."""
+        """Draw a column from each row, keyed by its site; -1 for a row without mass or with a NaN or +inf."""
         row, position = self.where.nonzero(as_tuple=True) if self.place is None else self.place
         return kernels.drawn(self.rows, key[row], position, self.reading)
 

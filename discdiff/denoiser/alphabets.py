@@ -13,8 +13,8 @@ __all__ = ["Alphabets"]
 class Alphabets:
     """A network's function restricted to the allowed tokens of each site: several vocabularies in one sequence.
 
-    The joint vocabulary holds all alphabets side by side. Non-absorbing processes are refused: their noise would have
-    to differ between sites, which no process here supports.
+    The joint vocabulary holds all alphabets side by side. The process must be absorbing. Other noise would have to
+    differ between sites, and no process here supports that.
 
     Shapes: tokens x (B, L).
 
@@ -44,10 +44,10 @@ class Alphabets:
 
     @property
     def frame(self) -> tuple[int, int] | None:
-        """The ``frame`` of the wrapped function."""
+        """The ids of the start and end token that the wrapped function puts around sequences, or None."""
         return getattr(self.fn, "frame", None)
 
     @classmethod
     def of(cls, model: Denoiser, allowed: Bool[Tensor, "L V"]) -> Denoiser:
-        """Return the same model with its function restricted."""
+        """Return the same model with its function restricted to the ``allowed`` tokens."""
         return model.calling(cls(model, allowed))

@@ -28,16 +28,16 @@ class Denoiser(Renamed):
 
     Args:
         fn: called as fn(x, time) with x (B, L) int64 states; returns logits (B, L, V), or log ratios (see
-            ``Prediction``). ``time`` is a tensor (B,), or (B, L) where sites differ, for instance next to a prompt;
-            None for ``time=None``.
+            ``Prediction``). ``time`` is a tensor (B,), or (B, L) if sites have different times, for instance after a
+            prompt; it is None for ``time=None``.
         process: the forward process it was trained for.
         predicts: "denoiser" (trained by cross-entropy), "loo" (trained by the plug-in ELBO of a uniform process) or
             "ratio" (trained by score entropy).
         time: the time argument: "t", "sigma" (-log alpha), "alpha", or None.
         shift: whether the logits at position i predict position i + 1, as in models made from autoregressive ones.
         suppress: ids that are never predicted.
-        scalar_time: whether fn takes one time a row only. Then frozen sites cannot be marked as clean: infill is
-            approximate unless the process is absorbing.
+        scalar_time: whether fn takes only one time for each row. Then frozen sites cannot be marked as clean, and
+            infill is approximate unless the process is absorbing.
         length: the sequence length, if the model accepts only one.
         time_dtype: dtype of the time argument; torch's default dtype if None.
         head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V). Then fn returns hidden
@@ -99,7 +99,7 @@ class Denoiser(Renamed):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters of the function, or of its head or guides, lie; the CPU if there are none."""
+        """The device of the parameters of the function, its head or its guides; the CPU if there are none."""
         return device_of((self.fn, self.call.head, *self.guides))
 
     @property
@@ -123,7 +123,7 @@ class Denoiser(Renamed):
         self._check_ends(x, name, given)
 
     def check_states(self, x: Int[Tensor, "B L"], name: str) -> None:
-        """Raise ValueError unless x are states; on an absorbing process without both ends, as in ``check_data``."""
+        """Raise ValueError unless x holds states; on an absorbing process, start and end tokens raise it too."""
         self.process.check_states(x, name)
         if self.process.absorbing:  # on other processes noise may equal an end
             self._check_ends(x, name, None)
@@ -142,18 +142,19 @@ class Denoiser(Renamed):
                 )
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """Predict as ``__call__``, without the checks of ids and times, in loops whose states and times are valid."""
+        """Return the prediction as ``__call__`` does, but without checks, for states and times that are valid."""
         return self.interpret(self.output(x, t), x, t)
 
     def output(
         self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None, fresh: bool = False
     ) -> Output:
-        """Return the function's output after a check of its shape.
+        """Call the function and return its output after a check of its shape.
 
-        ``rows`` are the ids of the rows of x; a context needs them. The function may edit x if it is ``fresh``.
+        ``rows`` are the ids of the rows of x; a context needs them. With ``fresh`` the function gets x itself, which it
+        may edit; otherwise it gets a copy.
 
         Raises:
-            TypeError: if it is not a floating tensor of logits or hidden states.
+            TypeError: if the output is not a floating tensor of logits or hidden states.
         """
         self.process.schedule.check_length(x.shape[1])
         if self.context is None:
@@ -164,14 +165,16 @@ class Denoiser(Renamed):
     def given(self, context: Context, length: int | None = None) -> "Denoiser":
         """Return the same model with a context: clean tokens before the block, or another extra input.
 
-        ``length`` is the number of sites that it then takes, if only one is accepted.
+        ``length`` is the number of sites of its sequences, or None if it accepts any.
         """
         other = copy.copy(self)
         other.context, other.call = context, replace(self.call, length=length)
         return other
 
     def condition(self, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> "Denoiser":
-        """Return the denoiser of p(x_A | x_B): its sequences are the moving sites A; the other sites are held clean.
+        """Return the denoiser of p(x_A | x_B) for the moving sites A; the other sites B hold the clean tokens of x0.
+
+        Its sequences consist of the sites A alone.
 
         Args:
             x0: (L,) or (B, L) tokens; those of moving sites are ignored.
@@ -179,8 +182,8 @@ class Denoiser(Renamed):
             first_row: the id of the first row of x0.
 
         Raises:
-            ValueError: if the function cannot be given different times for sites and the process is not absorbing, or
-                for tokens or sites out of range.
+            ValueError: if the function takes no separate time for each site and the process is not absorbing, or if
+                tokens or sites are out of range.
         """
         x0, first_row = token_ids(x0, "condition: x0", "tokens"), whole(first_row, "condition: first_row", 0)
         if x0.ndim not in (1, 2):
@@ -191,17 +194,18 @@ class Denoiser(Renamed):
         return self._held(moving, clean_states(self.process, known), 0.0, first_row)
 
     def marginal(self, moving: Bool[Tensor, " L"], seed: int = 0) -> "Denoiser":
-        """Return the denoiser of p(x_A): its sequences are the moving sites A; the other sites hold one draw of noise.
+        """Return the denoiser of p(x_A) for the moving sites A; the other sites hold one draw of noise.
 
-        The output of an exact network does not depend on noise at time 1, so the draw does not matter.
+        Its sequences consist of the sites A alone. The output of an exact network does not depend on noise at time 1,
+        so the draw does not matter.
 
         Args:
             moving: (L,) the sites A.
             seed: the seed of the noise.
 
         Raises:
-            ValueError: if the function cannot be given different times for sites and the process is not absorbing, or
-                for sites out of range.
+            ValueError: if the function takes no separate time for each site and the process is not absorbing, or if
+                sites are out of range.
         """
         moving, seed = self._moving(moving, None, "marginal"), whole(seed, "marginal: seed", 0, LAST_SEED)
         return self._held(moving, noise(self.process, 1, len(moving), seed), 1.0, 0)
@@ -210,7 +214,7 @@ class Denoiser(Renamed):
         """Return the same model with an extra input for each row, a class or an embedded text: fn(x, time, condition).
 
         Args:
-            condition: (B, ...), one entry a row, of a type that the function takes; a single row serves any id.
+            condition: (B, ...), one entry for each row; a single entry is used for all rows.
             first_row: the id of the first row.
 
         Raises:
@@ -227,7 +231,7 @@ class Denoiser(Renamed):
         return self.given(HeldSites(rows, moving, states, times), int(moving.sum()))
 
     def _moving(self, moving: Tensor, length: int | None, where: str) -> Tensor:
-        """Return the mask of moving sites after a check of it and of the model; its own length serves if it is None."""
+        """Check the mask of moving sites and the model, and return the mask; ``length`` None allows any length."""
         moving = array(moving, f"{where}: moving")
         length = moving.numel() if length is None else length
         if not (self.process.absorbing or self.call.sees_site_times):
@@ -249,19 +253,19 @@ class Denoiser(Renamed):
 
     @property
     def scores_at_once(self) -> bool:
-        """Whether ``autoregressive`` takes two queries a token; otherwise it takes L queries a token."""
+        """Whether ``autoregressive`` evaluates two tokens for each site, by ``score``; otherwise it evaluates L."""
         fn, context = self.fn, self.context
         return isinstance(context, CachedPrefix | None) and isinstance(fn, Cached) and hasattr(fn, "score")
 
     def autoregressive(self, x: Int[Tensor, "B L"], rows: Tensor | None = None) -> Prediction:
-        r"""Return p(x_i | x_{<i}) at every site of clean tokens x, given the context: blocks of a single noisy site.
+        r"""Return the prediction of p(x_i | x_{<i}) at every site i of clean tokens x (B, L), given the context.
 
-        It takes one call: the network's own ``score``, or L copies of the batch; in the i-th copy the sites before i
-        are clean and the others noise.
+        It takes one call, either of the network's ``score`` or of the function on L copies of the batch. In copy i the
+        sites before i are clean and the others are noise.
 
         Raises:
             ValueError: if the network cannot take clean and noisy sites in one row.
-            TypeError: if it returns no logits.
+            TypeError: if the network returns no logits.
         """
         process, length = self.process, x.shape[1]
         try:
@@ -294,7 +298,7 @@ class Denoiser(Renamed):
         return self._guided(Prediction(out, self.predicts, blank, 0.0, process))
 
     def interpret(self, output: Output, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """Make a prediction of an output at x and time t, and apply the guides."""
+        """Make a prediction from the function's output at x and time t, and apply the guides."""
         prediction = Prediction(output, self.predicts, x, self.process.schedule.survival(t), self.process)
         return self._guided(prediction)
 
@@ -304,7 +308,7 @@ class Denoiser(Renamed):
         return prediction
 
     def with_schedule(self: D, schedule: Schedule) -> D:
-        """Return the same model with another schedule; fn still gets the time of its own schedule of equal alpha."""
+        """Return the same model with another schedule; fn gets the time at which its own schedule has this alpha."""
         other = copy.copy(self)
         other.process, other.call = self.process.with_schedule(schedule), replace(self.call, schedule=schedule)
         return other
@@ -323,8 +327,8 @@ class Denoiser(Renamed):
             The folder.
 
         Raises:
-            FileExistsError: for a folder that is not empty.
-            ValueError: for what cannot be written, by name: a function, guides, a learned schedule.
+            FileExistsError: if the folder is not empty.
+            ValueError: if a function, guides or a learned schedule would have to be written; the error names it.
         """
         from discdiff.adapters.saving import save
 
@@ -334,7 +338,7 @@ class Denoiser(Renamed):
         """Return the same model with a guide applied to every prediction, such as ``Truncation(top_p=0.9)``.
 
         Raises:
-            TypeError: for a guide that cannot be called.
+            TypeError: if the guide cannot be called.
         """
         if not callable(guide):
             raise TypeError(f"guided: a guide is called as guide(prediction), got {guide!r}")
@@ -354,7 +358,7 @@ class Denoiser(Renamed):
 
 
 def check_denoiser(model: object, where: str) -> Denoiser:
-    """Return the model if it is a Denoiser; otherwise raise TypeError, naming its type."""
+    """Return the model if it is a Denoiser; otherwise raise a TypeError that names its type."""
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"{where}: model must be a Denoiser, got {type(model).__name__}; "

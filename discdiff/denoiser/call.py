@@ -20,15 +20,15 @@ TimeArgument = Literal["t", "sigma", "alpha"] | None
 
 @dataclass(frozen=True)
 class Call:
-    """How a denoiser's function is called; see ``Denoiser`` for most attributes.
+    """The convention by which a denoiser's function is called and its output read.
 
     Attributes:
-        process: the process that the function was trained for. It receives times of the schedule of this process.
-        time: the time argument.
+        process: the process that the function was trained for. The function gets times of the schedule of this process.
+        time: the time argument: "t", "sigma" (-log alpha), "alpha" or None.
         shift: whether the logits at position i predict position i + 1.
         suppress: ids that are never predicted.
-        scalar_time: whether the function takes one time a row only.
-        length: the sequence length, if only one is accepted.
+        scalar_time: whether the function takes only one time for each row.
+        length: the sequence length, if the function accepts only one.
         time_dtype: dtype of the time argument; torch's default dtype if None.
         head: the last layer, if the function returns hidden states.
         schedule: the schedule of the times at which a denoiser is called, if it is not that of ``process``.
@@ -48,7 +48,7 @@ class Call:
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields; numbers of other packages become Python's."""
+        """Check the fields and convert their numbers to Python's types."""
         if self.head is not None and not callable(self.head):
             raise TypeError(f"Denoiser: head must be callable as head(hidden), got {self.head!r}")
         if self.time is not None and self.time not in get_args(get_args(TimeArgument)[0]):
@@ -67,7 +67,7 @@ class Call:
         return self.time is not None and not self.scalar_time
 
     def argument(self, t: Float[Tensor, "B #L"]) -> Tensor | None:
-        """Return the function's time argument at times t: (B,), or (B, L) where sites differ."""
+        """Return the function's time argument at times t: (B,), or (B, L) if sites have different times."""
         if self.time is None:
             return None
         own = self.process.schedule
@@ -86,17 +86,17 @@ class Call:
         return argument.expand(len(t), -1)
 
     def __call__(self, fn: Network, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], fresh: bool = False) -> Tensor:
-        """Call the function at times t (B, L) on a copy of x (B, L), which it may edit; on x itself if ``fresh``."""
+        """Call the function on a copy of x (B, L) at times t (B, L), or on x if ``fresh``; it may edit its input."""
         time = self.argument(t.expand(len(x), -1))
         if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
             time = time.clone()
         return fn(x if fresh else x.clone(), time)
 
     def read(self, out: object) -> Output:
-        """Check the type and shape of the function's output; return it as logits, which are computed where needed.
+        """Check the type and shape of the function's output and wrap it in an ``Output``.
 
         Raises:
-            TypeError: if it is not a tensor of floating numbers with three axes.
+            TypeError: if the output is not a floating tensor with three axes.
         """
         if not isinstance(out, Tensor) or out.ndim != 3 or not out.is_floating_point():
             got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
@@ -109,13 +109,13 @@ class Call:
 
 
 def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Return tokens (B, L) as states of time 0; a source token becomes another token, so that no site is hidden."""
+    """Return the states of tokens (B, L) at time 0; in pairs the source token differs, so that no site is hidden."""
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 
 def frozen_time(
     t: float | Float[Tensor, "B 1"], frozen: Bool[Tensor, "B L"] | None, device: torch.device
 ) -> Float[Tensor, "#B #L"]:
-    """Return the time of each site, (B, L) or (1, 1): t (a float or (B, 1)), and 0 at ``frozen`` (B, L)."""
+    """Return each site's time, 0 where ``frozen`` (B, L), else t (a float or (B, 1)); it broadcasts with (B, L)."""
     time = t if isinstance(t, Tensor) else torch.full((1, 1), t, dtype=torch.float64, device=device)
     return time if frozen is None else torch.where(frozen, 0.0, time)

@@ -3,13 +3,13 @@ r"""Conditional and marginal denoisers from one joint denoiser, and denoisers wi
 A denoiser that takes a time for every site also gives every conditional and marginal law of its sites:
 
     joint         every site moves from noise to data      the model itself
-    conditional   the others are held clean, at time 0     p(x_A | x_B)
-    marginal      the others are held noise, at time 1     p(x_A), B summed out
+    conditional   the sites B hold clean tokens, time 0    p(x_A | x_B)
+    marginal      the sites B hold noise, time 1           p(x_A), B summed out
 
 At time 0 a site is known exactly; at time 1 its state carries no information. For an exact network both laws are exact.
-On an absorbing process the tokens show the time, so any masked denoiser works.
+On an absorbing process the states show which sites are noise, so any masked denoiser works.
 
-Reference: UniDiffuser, one model for all of them with a time for each modality (Bao et al., 2023,
+Reference: UniDiffuser, one model of all these laws with a time for each modality (Bao et al., 2023,
 https://arxiv.org/abs/2303.06555).
 """
 
@@ -27,10 +27,10 @@ __all__ = ["Along", "HeldSites"]
 
 @dataclass(repr=False)
 class HeldSites(Context):
-    """Some sites of a longer sequence; the others are held at given states and times.
+    """Context for some sites of a longer sequence; the other sites have fixed states and times.
 
     Attributes:
-        rows: (B,) ids of the rows; a single row serves any id.
+        rows: (B,) ids of the rows; if there is only one, it is used for every id.
         moving: (L,) the sites whose logits are returned.
         states: (B, L) the states of the other sites; those of moving sites are ignored.
         time: (L,) the times of the other sites.
@@ -59,10 +59,10 @@ class HeldSites(Context):
 
 @dataclass
 class Along(Context):
-    """No prefix, but a condition for every row as third argument of the function: fn(x, time, condition).
+    """Context that gives the function a condition for every row as third argument: fn(x, time, condition).
 
     Attributes:
-        condition: (B, ...), one entry a row.
+        condition: (B, ...), one entry for each row.
     """
 
     rows: Int[Tensor, " B"]

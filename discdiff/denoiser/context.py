@@ -1,7 +1,7 @@
-"""Extra inputs of a denoiser: the clean tokens before a block, cached or evaluated again, or a condition.
+"""Extra inputs of a denoiser: the clean tokens before a block, or a condition.
 
-A network with a cache of clean tokens has ``prefill``, ``extend`` and ``evaluate`` (``Cached``); then a call evaluates
-the block alone. Any other network evaluates the whole prefix again in every call.
+A network with a cache of clean tokens has ``prefill``, ``extend`` and ``evaluate`` (``Cached``); a call then evaluates
+only the block. Any other network evaluates the whole prefix again in every call.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,9 @@ class RowCache(Protocol):
 
 @runtime_checkable
 class Cached(Protocol[C]):
-    """Network with a cache; ``score(cache, x)``, if it has one, gives p(. | prefix, x_{<i}) in one call.
+    """Network with a cache of clean tokens.
+
+    It may also have a method ``score(cache, x)``, which returns p(x_i | prefix, x_{<i}) for all i in one call.
 
     Shapes: prefix (B, P) with lengths (B,), blocks (B, n), their times (B,) or (B, n).
     """
@@ -42,7 +44,7 @@ class Cached(Protocol[C]):
         ...
 
     def extend(self, cache: C, tokens: Int[Tensor, "B n"]) -> None:
-        """Append a clean block of states to the prefix."""
+        """Append a clean block of states (B, n) to the cached prefix."""
         ...
 
     def evaluate(self, cache: C, x: Int[Tensor, "B n"], time: Float[Tensor, "B *n"] | None) -> Tensor:
@@ -65,26 +67,26 @@ class AtOnce(Protocol):
 
 
 class Context(ABC):
-    """Clean prefixes, or another extra input, of a batch of rows.
+    """Extra input of a denoiser for a batch of B rows, such as clean prefixes.
 
-    Shapes: for R of the B rows, a block x (R, n), its times t (R, n) or broadcast to it, places in the batch (R,).
+    Shapes of a call for R of the rows: row ids (R,), a block x (R, n), its times t (R, n) or broadcastable to it.
 
     Attributes:
-        rows: (B,) ids of the rows; a single row serves any id.
+        rows: (B,) ids of the rows; if there is only one, it is used for every id.
     """
 
     rows: Int[Tensor, " B"]
 
     @abstractmethod
     def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
-        """Return the output of the denoiser's function for the block x of these rows, at times t."""
+        """Return the function's output for the block x at times t, for the rows with ids ``rows``."""
 
     @abstractmethod
     def queries(self, width: int, rows: Tensor) -> int:
-        """Return the number of tokens that the network evaluates in a call for a block of this width."""
+        """Return the number of tokens that the network evaluates in a call for ``width`` sites of ``rows``."""
 
     def places(self, rows: Tensor) -> Int[Tensor, " R"]:
-        """Return the index of these rows in the batch."""
+        """Return the indices (R,) in the batch of the rows with ids ``rows``."""
         return torch.zeros_like(rows) if len(self.rows) == 1 else torch.searchsorted(self.rows.to(rows.device), rows)
 
 
@@ -92,7 +94,7 @@ class Growing(Context):
     """Prefixes that grow while a sequence is generated.
 
     Attributes:
-        length: (B,) the number of clean tokens of each.
+        length: (B,) the number of clean tokens of each prefix.
     """
 
     length: Int[Tensor, " B"]
@@ -103,17 +105,17 @@ class Growing(Context):
 
     @abstractmethod
     def select(self, index: Int[Tensor, " R"]) -> "Growing":
-        """Return the context of some rows, by their index in the batch, (R,)."""
+        """Return the context of the rows with indices ``index`` (R,) in the batch."""
 
 
 class ShownPrefix(Growing):
-    """A prefix that the network evaluates in every call, at time 0; sites after the block, if any, have time 1.
+    """Prefixes that the network evaluates in every call, at time 0; sites after the block, if any, have time 1.
 
-    Rows with prefixes of equal length are evaluated together, as a network without a cache has no padding. A call for
-    all rows copies the block alone; the prefix is copied once a block.
+    Rows with prefixes of equal length are evaluated together, as a network without a cache has no padding. If torch has
+    lazy copies, a call for all rows copies only the block, and the prefix is copied once for each block.
 
     Args:
-        rows: (B,) ids of the rows; a single row serves any id.
+        rows: (B,) ids of the rows; if there is only one, it is used for every id.
         length: (B,) the number of valid tokens of each prefix.
         tokens: (B, P) the prefixes, as states.
         future: (B, L) noise for the sites after the block, for a network that takes only whole sequences; or None.
@@ -165,10 +167,10 @@ class ShownPrefix(Growing):
 
 
 class _Aligned:
-    """Rows with prefixes of equal length: prefix, block and future in one tensor, reused in all calls of a block.
+    """Rows with prefixes of equal length; one tensor holds prefix, block and future for all calls of a block.
 
-    The network gets a copy made by ``_when_written``. So an input that the function or a gradient keeps never changes,
-    and an in-place edit by the function has no effect here.
+    The network gets a copy made by ``_when_written``. So its input never changes after the call, even if a gradient
+    needs it, and the function may edit it in place.
 
     Args:
         place: (A,) the index of the rows in the batch, in order.
@@ -194,7 +196,7 @@ class _Aligned:
         self.length, self._width, self._timed = self.length + clean.shape[1], 0, None
 
     def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "R n"], place: Tensor) -> Tensor:
-        """Return the function's output for the block x of the rows at ``place``; for all rows only x is copied."""
+        """Return the function's output for the block x of the rows at ``place``; if these are all, only x is copied."""
         if torch.equal(place, self.place):
             self._put(x)
             z, kept = self._tokens, self._time if call is self._timed else None
@@ -247,19 +249,19 @@ class _Aligned:
 
 
 def _when_written(x: Tensor) -> Tensor:
-    """Copy x; where torch has lazy copies, the data is copied only when one of both is written to."""
+    """Return a copy of x; if torch has lazy copies, the data is copied only when x or the copy is written to."""
     lazy = getattr(torch, "_lazy_clone", None)
     return lazy(x) if lazy is not None and x.device.type in ("cpu", "cuda") else x.clone()
 
 
 @dataclass
 class CachedPrefix(Growing, Generic[C]):
-    """A prefix in the network's cache.
+    """Prefixes that the network holds in its cache.
 
     Attributes:
         network: has ``prefill``, ``extend``, ``evaluate``, and possibly ``score``.
         cache: the network's cache.
-        pending: tokens a row that the next call evaluates together with the block.
+        pending: the number of tokens of each row that the next call evaluates together with the block.
     """
 
     rows: Int[Tensor, " B"]
@@ -273,7 +275,7 @@ class CachedPrefix(Growing, Generic[C]):
         return self.network.evaluate(self._of(rows), x.clone(), None if time is None else time.clone())
 
     def score(self, x: Int[Tensor, "R n"], rows: Tensor) -> Tensor:
-        """Call the network's ``score``."""
+        """Return the output of the network's ``score`` for clean tokens x (R, n) of the rows with ids ``rows``."""
         return self.network.score(self._of(rows), x.clone())  # type: ignore[attr-defined]
 
     def _of(self, rows: Tensor) -> C:
@@ -296,15 +298,15 @@ class CachedPrefix(Growing, Generic[C]):
 
 @dataclass
 class Behind(Context):
-    """All blocks of given sequences at once, each after the clean blocks before it, for likelihoods and training.
+    """Context of all blocks of given sequences, each after the clean blocks before it, for likelihoods and training.
 
-    A network that has ``blocks_at_once(x0, x, time, block)`` takes one pass; any other evaluates each block with its
-    prefix.
+    A network with ``blocks_at_once(x0, x, time, block)`` evaluates them in one pass. Any other network evaluates the
+    blocks one after another, each with its prefix.
 
     Attributes:
         tokens: (B, L) the clean sequences, as states.
         block: the block size.
-        future: as in ``ShownPrefix``.
+        future: (B, L) noise for the sites after each block, as in ``ShownPrefix``, or None.
     """
 
     tokens: Int[Tensor, "B L"]

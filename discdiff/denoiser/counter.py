@@ -14,15 +14,15 @@ __all__ = ["Counter"]
 
 @dataclass
 class Counter:
-    """Count the calls of one denoiser, which operators reach only through here, so that the NFE is measured.
+    """Call a denoiser and measure the NFE; operators call it only through this object.
 
-    ``nfe`` counts batched calls; ``nfe_rows`` (B,) counts the calls that include each row; ``queries`` counts the
-    tokens evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.
+    ``nfe`` counts batched calls, ``nfe_rows`` (B,) the calls that include each row, and ``queries`` the tokens
+    evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.
 
-    Shapes: R of the B rows with ids (R,), tokens (R, L), times (R, L) or broadcast to it.
+    Shapes of a call for R of the B rows: ids (R,), tokens (R, L), times (R, L) or broadcastable to it.
 
     Raises:
-        ValueError: in a call, if the denoiser fails on some of the run's rows alone.
+        ValueError: if the denoiser fails on fewer than all B rows; it must take any number of rows.
     """
 
     denoiser: Denoiser
@@ -53,7 +53,7 @@ class Counter:
         return self.denoiser.interpret(output, x, time)
 
     def autoregressive(self, x: Int[Tensor, "R L"], rows: Int[Tensor, " R"]) -> Prediction:
-        """Call ``Denoiser.autoregressive`` and count it."""
+        """Return the prediction of ``Denoiser.autoregressive`` and count the call."""
         length = x.shape[1]
         if self.denoiser.scores_at_once:
             self._count(2 * length, rows)

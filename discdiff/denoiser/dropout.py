@@ -32,7 +32,7 @@ def warn_of_dropout(fn: object, stacklevel: int) -> None:
 
 
 def device_of(fn: object) -> torch.device:
-    """The device of the first parameter or buffer of a network that ``fn`` is, holds or refers to; else the CPU."""
+    """Return the device of the first network that ``fn`` is, holds or refers to, or the CPU if it has none."""
     for network in _networks(fn, _DEPTH):
         for tensor in itertools.chain(network.parameters(), network.buffers()):
             return tensor.device
@@ -40,7 +40,7 @@ def device_of(fn: object) -> torch.device:
 
 
 def _networks(holder: object, depth: int) -> Iterator[nn.Module]:
-    """Yield the networks that a function is, is bound to, has as an attribute, or names in its code."""
+    """Yield the networks found in an object: itself, its attributes, or the variables that a function uses."""
     if isinstance(holder, nn.Module):
         yield holder
     elif depth > 0:

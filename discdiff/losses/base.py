@@ -1,13 +1,14 @@
 r"""Likelihood bounds, each a Monte-Carlo estimator with an error bar and a differentiable training loss.
 
-Every bound satisfies  -log p(x0) <= prior_kl(x0) + E[value],  with equality for an exact prediction at every x0 (for
-``DiscreteBound`` in the limit of many steps). The continuous-time bounds equal one path Kullback-Leibler divergence
+Every bound satisfies  -log p(x0) <= prior_kl(x0) + E[value]  for the law p of the reverse process. For an exact
+prediction there is equality with -log p0(x0) at every x0 (for ``DiscreteBound`` only in the limit of many steps). The
+continuous-time bounds equal one path Kullback-Leibler divergence
 
     int sum_{v != z} [ R(v) - R*(v) + R*(v) log(R*(v) / R(v)) ] dsigma,        R*(v) = Q(v, z) q_t(v | x0) / q_t(z | x0)
 
-between the reverse rates R of the model and those of the process given x0. It is written in three forms: with rates
-(``PathKL``, Girsanov), with the score (``ScoreEntropy``), and for one token (closed forms for masked, uniform and
-absorbing processes). Time is drawn uniformly in alpha, where the integrands are bounded; values are nats a sequence.
+between the reverse rates R of the model and the rates R* of the process given x0. It is written in three forms: with
+rates (``PathKL``, Girsanov), with the score (``ScoreEntropy``), and in closed form for masked, uniform and absorbing
+processes. Time is drawn uniformly in alpha, where the integrands are bounded. Values are nats a sequence.
 
 References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; SEDD (Lou et al., 2024,
 https://arxiv.org/abs/2310.16834); MDLM (Sahoo et al., 2024, https://arxiv.org/abs/2406.07524); UDLM (Schiff et al.,
@@ -50,18 +51,20 @@ class Objective(ABC):
 
     @abstractmethod
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
-        """Return one differentiable draw a row, unbiased over noise and over uniform u in [0, 1), which sets the time.
+        """Return a differentiable draw of the bound for each row; its mean over the noise and u is the bound.
 
-        Continuous-time bounds also take one u for every site, (B, L).
+        u is uniform in [0, 1) and sets the time. It has one entry for each row, (B,); continuous-time bounds also take
+        one for each site, (B, L).
         """
 
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-        """Return one unbiased draw for each row, (B,) nats a sequence, as training loss; times are stratified.
+        """Return an unbiased draw of the bound for each row, (B,) nats a sequence, as training loss.
 
-        The gradient is that of the network. A learned schedule gets no gradient through the drawn noise.
+        The times are stratified over the rows. Gradients flow to the network. A learned schedule gets no gradient
+        through the drawn noise.
 
         Raises:
-            ValueError: for a process that this bound does not support, or x0 that is not data.
+            ValueError: if the bound does not support the process, or x0 is not data.
         """
         check_denoiser(model, type(self).__name__).check_data(x0, "x0")
         if x0.numel() == 0:
@@ -80,7 +83,8 @@ class Objective(ABC):
             x0: (B, L) data.
             draws: independent draws, at least 2.
             seed: the seed of the draws.
-            prior: whether to add ``prior_kl``; without it the value does not bound a sampler started from the prior.
+            prior: whether to add ``prior_kl``. Without it the value is not a bound for a sampler that starts from the
+                prior.
 
         Raises:
             ValueError: if ``prior_kl`` is infinite, as on a masked process whose alpha(1) is not 0.
@@ -121,7 +125,7 @@ class Continuous(Objective):
         """Return the nats at each site per unit of its alpha, float64."""
 
     def check(self, process: Process) -> None:
-        """Raise ValueError for a process that this bound does not support."""
+        """Raise ValueError if this bound does not support the process."""
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         process, schedule = model.process, model.process.schedule
@@ -152,12 +156,15 @@ class MaskedNELBO(Continuous):
 
 @dataclass(frozen=True)
 class UniformNELBO(Continuous):
-    r"""The plug-in bound of the uniform process in closed form, for a leave-one-out prediction (UDLM; Duo).
+    r"""Plug-in bound of the uniform process in closed form, for a leave-one-out prediction O.
 
-    Duo: Sahoo et al., 2025, https://arxiv.org/abs/2506.10892.
-    With xbar = V alpha x0 + 1 - alpha (x0 one-hot) and obar = V alpha O + 1 - alpha, per unit of alpha
+    Let z be the noisy token, xbar = V alpha x0 + 1 - alpha with one-hot x0, and obar = V alpha O + 1 - alpha. The
+    integrand per unit of alpha is
 
         1 / (V alpha) [V / obar_z - V / xbar_z + sum_v (xbar_v / xbar_z) log((xbar_v obar_z) / (xbar_z obar_v))]
+
+    References: UDLM (Schiff et al., 2025, https://arxiv.org/abs/2412.10193); Duo (Sahoo et al., 2025,
+    https://arxiv.org/abs/2506.10892).
     """
 
     def check(self, process: Process) -> None:
@@ -179,10 +186,10 @@ class UniformNELBO(Continuous):
 
 @dataclass(frozen=True)
 class AbsorbingNELBO(Continuous):
-    r"""Bound of the absorbing reformulation (AUDM, link above), in which only hidden sites z = u contribute:
+    r"""Bound of the absorbing reformulation ``AbsorbingUniform``, to which only hidden sites z = u contribute:
 
-    1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha, where D is given all tokens and source
-    tokens.
+    1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha. The denoiser D gets the tokens z and the
+    source tokens u of all sites.
     """
 
     def check(self, process: Process) -> None:
@@ -204,8 +211,8 @@ class AbsorbingNELBO(Continuous):
 class ScoreEntropy(Continuous):
     r"""Diffusion-weighted denoising score entropy, for every process (DWDSE; SEDD, Lou et al., 2024):
 
-    1 / alpha sum_{v != z} Q(v, z) [s_v - r_v log s_v + r_v (log r_v - 1)] per unit of alpha, with s the predicted
-    concrete score and r_v = q_t(v | x0) / q_t(z | x0).
+    1 / alpha sum_{v != z} Q(v, z) [s_v - r_v log s_v + r_v (log r_v - 1)] per unit of alpha. Here z is the state of the
+    site, s the predicted concrete score and r_v = q_t(v | x0) / q_t(z | x0).
     """
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -223,9 +230,10 @@ class ScoreEntropy(Continuous):
 
 @dataclass(frozen=True)
 class PathKL(Continuous):
-    r"""The path KL in terms of rates; the model's rates are a mean over x0: R = sum_x D(x) R*_x.
+    r"""Path Kullback-Leibler divergence between the reverse rates of the model and those of the process given x0.
 
-    For every process; dense, for small V. This is Girsanov's formula for jumps (Campbell et al., 2022).
+    The model's rates R = sum_x D(x) R*_x are the rates R*_x given a clean token x, averaged over the denoiser D. This
+    is Girsanov's formula for jumps (Campbell et al., 2022). It holds for every process; arrays are dense, for small V.
     """
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -269,16 +277,17 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
 
 @dataclass(frozen=True)
 class DiscreteBound(Objective):
-    r"""The bound of a sampler with N ancestral steps: sum_k KL(q(x_s | x_t, x0) || p(x_s | x_t)).
+    r"""Bound of a sampler with N ancestral steps t -> s: the sum over steps of KL(q(x_s | x_t, x0) || p(x_s | x_t)).
 
-    p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). Its
-    expectation is never below -log p0 and approaches it with more steps (D3PM, Austin et al., 2021).
+    p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). In
+    the mean over data the bound exceeds -log p0(x0), and it approaches this with more steps; for a single x0 it may be
+    smaller (D3PM, Austin et al., 2021).
 
     Args:
-        steps: N equal intervals of t.
+        steps: N, the number of equal intervals of t.
 
     Raises:
-        TypeError, ValueError: for steps that are not a whole number of at least 1.
+        TypeError, ValueError: if ``steps`` is not a whole number of at least 1.
     """
 
     steps: int
@@ -307,10 +316,11 @@ class DiscreteBound(Objective):
 
 @dataclass(frozen=True)
 class AnyOrder(Objective):
-    r"""Any-order autoregressive likelihood of a masked model: L E_n E_{n hidden} [mean of -log D(x0_i) at the hidden].
+    r"""Any-order autoregressive bound of a masked model: L E[mean of -log D(x0_i) over n random hidden sites i].
 
-    It needs no schedule; a model with a time input gets alpha = 1 - n / L. References: ARDM (Hoogeboom et al., 2022,
-    https://arxiv.org/abs/2110.02037); RADD (Ou et al., 2025, https://arxiv.org/abs/2406.03736).
+    n is uniform on 1..L. The bound does not depend on the schedule; a model with a time input gets the time at which
+    alpha = 1 - n / L. References: ARDM (Hoogeboom et al., 2022, https://arxiv.org/abs/2110.02037); RADD (Ou et al.,
+    2025, https://arxiv.org/abs/2406.03736).
     """
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -323,7 +333,7 @@ class AnyOrder(Objective):
         """Return L times the mean of -log D(x0_i) over the hidden sites, (B,) nats.
 
         Raises:
-            ValueError: unless the process is Masked.
+            ValueError: if noise is not always the mask (``process.masks``).
         """
         process = model.process
         if not process.masks:

@@ -5,8 +5,8 @@ r"""Likelihoods and losses of blockwise models, from the bounds of single blocks
                               <= sum_k gamma_k NELBO_k(x)                      ``BlockMixture``, by Jensen
 
 Blocks of one site need no bound: -log p(x_i | x_{<i}) is an output of the model. The middle line holds for each
-sequence. Its Monte-Carlo estimate is too small on average, as -log sum e^{-.} is concave. To second order, with w the
-shares of the terms and s_k the standard errors of the NELBO_k, the bias is -sum_k w_k (1 - w_k) s_k^2 / 2.
+sequence. Its Monte-Carlo estimate is too small on average, as -log sum e^{-.} is concave. Let w_k be the share of term
+k in the sum, and s_k the standard error of NELBO_k. To second order the bias is -sum_k w_k (1 - w_k) s_k^2 / 2.
 
 Reference: BlockGen (Deschenaux and Gulcehre, 2026, https://arxiv.org/abs/2606.02241).
 """
@@ -28,15 +28,15 @@ __all__ = ["BlockLikelihood", "BlockMixture", "Blocks"]
 
 @dataclass(frozen=True)
 class Blocks(Objective):
-    """The sum of a bound over blocks, each given the clean blocks before it; all blocks in one pass.
+    """Sum of a bound over blocks, each given the clean blocks before it; one denoiser call covers all blocks.
 
     Args:
         bound: a bound for the model's process, such as ``MaskedNELBO()``.
         block: the block size; 1 is the autoregressive cross-entropy, without noise.
-        times: one noise time for each sequence, or for each block.
+        times: "sequence" for one noise time for each sequence, "block" for one for each block.
 
     Raises:
-        TypeError, ValueError: for a block size below 1.
+        TypeError, ValueError: if ``block`` is not a whole number of at least 1, or ``bound`` or ``times`` is invalid.
     """
 
     bound: Objective
@@ -73,7 +73,7 @@ class BlockLikelihood:
     Attributes:
         jensen: sum_k gamma_k NELBO_k.
         log_sum_exp: -log sum_k gamma_k e^{-NELBO_k}, from the same draws: too small on average.
-        optimism: its bias to second order; ``log_sum_exp + optimism`` is a bound.
+        optimism: how much too small ``log_sum_exp`` is on average, to second order; their sum is a bound to this order.
         components: NELBO_k of each block size.
     """
 
@@ -85,15 +85,15 @@ class BlockLikelihood:
 
 @dataclass(frozen=True)
 class BlockMixture(Objective):
-    """A mixture over block sizes: each row trains one size, drawn with its weight.
+    """Mixture of block sizes: each row of a batch trains one size, drawn with its weight.
 
     Args:
-        bound: a bound for the model's process.
+        bound: a bound for the model's process, such as ``MaskedNELBO()``.
         weights: {block size: probability}.
         times: as in ``Blocks``.
 
     Raises:
-        TypeError, ValueError: for weights that are not probabilities.
+        TypeError, ValueError: if the weights are not probabilities that sum to 1, or another argument is invalid.
     """
 
     bound: Objective
@@ -128,10 +128,10 @@ class BlockMixture(Objective):
 
     @torch.no_grad()
     def likelihood(self, model: Denoiser, x0: Int[Tensor, "B L"], draws: int, seed: int) -> BlockLikelihood:
-        """Estimate both bounds on -log p(x0), with the same number of draws for every block size.
+        """Estimate the bounds of ``BlockLikelihood`` on -log p(x0) with ``draws`` draws for every block size.
 
         Raises:
-            ValueError: as in ``Objective.estimate``.
+            ValueError: if ``prior_kl`` is infinite, ``draws`` is below 2, or x0 is not data.
         """
         parts = {
             block: Blocks(self.bound, block, self.times).estimate(model, x0, draws, seed, prior=block > 1)

@@ -40,18 +40,18 @@ _WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
 class Operator(ABC):
     """Markov kernel on states, as a program; derive from ``Predictor`` or ``Corrector``, not from this class.
 
-    The properties below are claims; the test suite checks them against the exact law of the operator.
+    The attributes are claims; the test suite checks them against the exact law of the operator.
 
     Attributes:
-        order: a predictor's order of convergence with exact predictions, in total variation of the terminal law, on an
-            interior window: the least over processes and data.
+        order: a predictor's order of convergence in total variation of the last law, with exact predictions, on a grid
+            away from the ends of time: the least over processes and data.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
-        nfe: expected denoiser calls a step.
+        nfe: the expected number of denoiser calls of a step.
         enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``
             raises an error that names it.
         width: the number of slots of a step that it takes; above 1 only if it draws a name more than once.
-        reads: at which sites it needs the model's leave-one-out, at the time of its state (see ``rest``): "shown",
-            sites that hold tokens; "hidden", sites it hides first if noise can; "noisy", states noise made; or None.
+        reads: the sites whose leave-one-out it needs at the time of its state: "shown", sites that hold tokens;
+            "hidden", sites that it hides first where the process can; "noisy", sites that hold noise; None, no site.
         remembers: whether it uses the state before this step. Then the states are not a Markov chain.
     """
 
@@ -98,7 +98,7 @@ class Operator(ABC):
         return tuple(part for value in values for part in value if isinstance(part, Operator))
 
     def check(self, process: Process) -> None:
-        """Raise ValueError if this operator, or a part of it, is not defined on a process."""
+        """Raise ValueError if this operator, or a part of it, is not defined on the process."""
         for part in self.parts:
             part.check(process)
 
@@ -116,7 +116,7 @@ class Operator(ABC):
 
 
 class Predictor(Operator):
-    """Kernel t -> s, whose program returns a state at time ``at.s``."""
+    """Kernel from time t to s: its program returns a state at time ``at.s``."""
 
     @property
     def moves(self) -> bool:
@@ -124,7 +124,7 @@ class Predictor(Operator):
 
 
 class Staged(Predictor):
-    """Predictor of two parts, of which the second finds the start state of the first in ``past``.
+    """Predictor of two parts; the second part finds the state before the first part in ``state.past``.
 
     The exact kernel is the product of the two kernels over pairs of states, so its tree stays small.
     """
@@ -150,7 +150,7 @@ class Staged(Predictor):
 
 
 class Corrector(Operator):
-    """A kernel at a fixed time, that of its state."""
+    """Kernel that leaves the time of its state unchanged."""
 
     @property
     def moves(self) -> bool:
@@ -159,7 +159,7 @@ class Corrector(Operator):
 
 @dataclass(frozen=True)
 class Then(Operator):
-    """Composition ``left >> right``, the left one first; raises TypeError if both are predictors."""
+    """Composition ``left >> right`` that runs ``left`` first; raises TypeError if both are predictors."""
 
     left: Operator
     right: Operator
@@ -177,7 +177,7 @@ class Then(Operator):
 
     @property
     def order(self) -> float | None:
-        """The predictor's order, as a lower bound, if every corrector beside it is exact; else None."""
+        """The order of the predictor, a lower bound, if the corrector leaves p_t exactly invariant; else None."""
         if not self.moves:
             return None
         predictor, corrector = (self.left, self.right) if self.left.moves else (self.right, self.left)
@@ -205,7 +205,7 @@ class Then(Operator):
 
 @dataclass(frozen=True)
 class Repeat(Operator):
-    """Power ``operator ** times``; raises TypeError for a predictor, ValueError for a negative power."""
+    """Composition ``operator ** times``; raises TypeError for a predictor, ValueError for a negative ``times``."""
 
     operator: Operator
     times: int
@@ -295,7 +295,7 @@ class Mix(Operator):
 
 @dataclass(frozen=True)
 class When(Operator):
-    """One of two operators, chosen by the start time of the step."""
+    """Operator that runs ``yes`` in steps whose start time meets the condition, else ``no``."""
 
     condition: Callable[[float], bool]
     yes: Operator
@@ -345,7 +345,7 @@ def mix(weighted: Mapping[Operator, float]) -> Operator:
 
     Raises:
         TypeError: if predictors are mixed with correctors.
-        ValueError: if there is nothing to mix, or the weights are not probabilities.
+        ValueError: if ``weighted`` is empty, or the weights are not probabilities that sum to 1.
     """
     if not isinstance(weighted, Mapping):
         raise TypeError(f"mix takes {{operator: probability}}, got {shown(weighted)}")
@@ -369,7 +369,7 @@ def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Ope
 
 
 def check_operator(candidate: object, where: str) -> Operator:
-    """Return the candidate if it is an operator; otherwise raise TypeError, naming it."""
+    """Return the candidate if it is an operator; otherwise raise a TypeError that names it."""
     if not isinstance(candidate, Operator):
         hint = "; it is a class: add ()" if isinstance(candidate, type) else ""
         raise TypeError(f"{where} takes operators, one of discdiff.samplers or a composition, got {candidate!r}{hint}")

@@ -1,9 +1,9 @@
-r"""Which operators need a leave-one-out O that the model does not determine, and when a corrector is skipped.
+r"""Checks of operators that need a leave-one-out O which the model does not determine.
 
 A model that predicts the denoiser D does not determine O at a site whose state rules out a token, as D is a point mass
-there. This happens at time 0 wherever noise does not hide the token, and at any time in a state that noise never takes.
-A ratio does not determine O at alpha = 0. The process, ``predicts`` and the time decide which case a step meets, so it
-is known before the first call:
+there. This happens at time 0 at every site that holds a token, and at any time in a state to which noise never leads. A
+model that predicts a ratio does not determine O at alpha = 0. The process, ``predicts`` and the time tell before the
+first call whether a step meets such a site:
 
     at time 0       a corrector that reads O there is skipped: it is the identity, without a denoiser call
     at other times  the operator is refused
@@ -37,7 +37,7 @@ class _Applicable(Protocol):
 
 
 def rests(operator: _Applicable, model: Denoiser, t: float) -> bool:
-    """Whether a corrector is skipped at time t: all is clean there, and the model does not determine O."""
+    """Return whether a corrector is skipped at time t: all sites are clean then, and the model does not determine O."""
     if operator.moves or operator.reads is None:
         return False
     least, _ = _survivals(model.process, t)
@@ -45,12 +45,12 @@ def rests(operator: _Applicable, model: Denoiser, t: float) -> bool:
 
 
 def applied(operator: _Applicable, state: State, at: At) -> State:
-    """Run an operator, or return the state unchanged if it is skipped; compositions run their parts through this."""
+    """Run an operator, or return the state unchanged if ``rests`` is True; compositions call this for each part."""
     return state if rests(operator, at.run.model.denoiser, state.t) else operator(state, at)
 
 
 def check_reads(operator: _Applicable, model: Denoiser, t: float) -> None:
-    """Raise ValueError if the model does not determine the O that an operator reads from time t on."""
+    """Raise ValueError if an operator needs, at time t, a leave-one-out that the model does not determine."""
     if rests(operator, model, t):
         return
     least, most = _survivals(model.process, t)
@@ -80,7 +80,7 @@ def _survivals(process: Process, t: float) -> tuple[float, float]:
 
 
 def _undetermined(reads: Reads, model: Denoiser, alpha: float) -> bool:
-    """Whether O may be undetermined in a state that the operator meets.
+    """Return whether O may be undetermined in a state that the operator meets.
 
     For processes that are not of rank one only alpha = 1 is tested, where O is undetermined for all of them. At other
     alphas the test would take an S x S array; there the error comes from the run.

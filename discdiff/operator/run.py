@@ -1,13 +1,14 @@
 r"""Random choices of a run: ``choose`` is the only source of randomness.
 
-An operator is a program of random choices named "step.slot.name" ("@turn" in a loop). A choice has three uses:
+An operator is a program of random choices named "step.slot.name", in a loop "step.slot.name@turn". A choice has three
+uses:
 
     sampling                its value is drawn as a function of (seed, row, step, slot, name, position)
     ``pyro.poutine.trace``  the value and its log-probability are recorded; ``replay`` sets values
     ``theory.kernel``       every possible value is tried: the exact transition matrix
 
-The distribution carries the key of its randomness, so a run needs no handler. Pyro's handler stack belongs to the
-process, not to a thread. So a run ignores handlers unless called with listen=True, and only one listens at a time.
+The distribution carries the key of its randomness, so a run needs no handler. All threads share Pyro's handler stack.
+So a run ignores handlers unless it is called with listen=True, and only one run listens at a time.
 """
 
 import contextlib
@@ -44,9 +45,9 @@ class Run:
     """The seed, counts and records of one run, shared by its operators.
 
     Attributes:
-        seed: the 64-bit key of its randomness.
-        model: the counted denoiser.
-        rows: (R,) ids of its rows.
+        seed: the 64-bit key of the randomness.
+        model: the denoiser with its counts of calls.
+        rows: (R,) ids of the rows of this run.
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not recorded.
         faults: GPU flags of bad rows, checked once at the end of the run.
         fuse: whether a kernel may replace several choices when nothing records them.
@@ -71,7 +72,7 @@ class Run:
         cls: type[One], model: Denoiser, batch: int, seed: int, *, first_row: int = 0,
         device: torch.device | str = "cpu", record: bool = False, listen: bool = False,
     ) -> One:  # fmt: skip
-        """Start a run of ``batch`` rows with ids from ``first_row`` on; ``record`` sums their log-probability."""
+        """Start a run of ``batch`` rows with ids from ``first_row`` on; with ``record`` it sums log-probabilities."""
         rows = torch.arange(first_row, first_row + batch, device=device)
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
         counts = cls._counts(model, first_row, torch.zeros_like(rows))
@@ -79,7 +80,7 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
-        """Give the run of the n-th block of some rows (R,): own seed, calls counted here, sites under ``name``."""
+        """Yield the run of the n-th block of rows (R,); it has its own seed and prefix, its calls are counted here."""
         counts = replace(self.model, denoiser=model, _last=None)
         with under(name, self.listen):
             yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
@@ -99,14 +100,14 @@ class Run:
         return State(tokens, t, self.rows, frozen), at
 
     def check_faults(self) -> None:
-        """Raise ValueError if some row of logits was invalid; on a GPU this is checked only at the end."""
+        """Raise ValueError if a flag says that a row of logits on a GPU was invalid; call it at the end of the run."""
         if self.faults and bool(torch.stack(self.faults).any()):
             raise ValueError(
                 "sample: the denoiser gave NaN, +inf or massless logits; run on the CPU to see the first such site"
             )
 
     def finish(self, tokens: Int[Tensor, "B L"], what: object) -> None:
-        """Raise ValueError if tokens (B, L), made by the operator ``what``, hold a mask, or some logits were bad."""
+        """Raise ValueError if the last tokens (B, L) of the operator ``what`` hold a mask, or logits were invalid."""
         self.check_faults()
         mask_id = self.model.denoiser.process.mask_id
         if mask_id is not None:
@@ -114,10 +115,10 @@ class Run:
             Watch(self.rows).refuse(tokens == mask_id, left)
 
     def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
-        """Return the key of a site.
+        """Return the key of the randomness of the choice ``name`` in a step, slot and turn.
 
         Raises:
-            ValueError: if its name was used in the same step, turn and slot, or there are too many steps or slots.
+            ValueError: if the name was used in the same step, slot and turn, or there are too many steps or slots.
         """
         if step >= _STEPS or slot >= SLOTS:
             raise ValueError(f"site {step}.{slot}.{name}: at most {_STEPS} steps and {SLOTS} slots a step can be keyed")
@@ -142,7 +143,8 @@ _ONE, _listener = threading.RLock(), threading.local()
 def alone() -> contextlib.AbstractContextManager[object]:
     """Hold the lock of listening runs and enumerations, so that those of other threads wait.
 
-    Pyro's handlers must be installed before the run. If several threads listen, each installs its own in this block:
+    Pyro's handlers must be installed before the run. If several threads listen, each must install its handlers within
+    this block:
 
         with dd.alone():
             trace = poutine.trace(lambda: sampler.sample(4, listen=True)).get_trace()
@@ -152,10 +154,10 @@ def alone() -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Let Pyro's handlers see this run or enumeration; wait while another thread's is seen.
+    """Let Pyro's handlers see the choices in this block; first wait until other threads have left theirs.
 
     Raises:
-        RuntimeError: inside another one of the same thread, which would wait for ever.
+        RuntimeError: if the thread is inside such a block already.
     """
     if getattr(_listener, "busy", False):
         raise RuntimeError(
@@ -173,9 +175,9 @@ def listening() -> Iterator[None]:
 def while_listening(
     held: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a sampling function hold ``held()`` when called with ``listen=True``: ``listening`` or ``alone``.
+    """Make a decorator for sampling functions that runs a call with ``listen=True`` inside ``held()``.
 
-    Without listen=True the function runs under ``torch.no_grad()``; otherwise torch's grad mode is left unchanged.
+    ``held`` is ``listening`` or ``alone``. A call without ``listen=True`` runs under ``torch.no_grad()`` instead.
     """
 
     def decorate(sample: Callable[P, R]) -> Callable[P, R]:
@@ -191,7 +193,7 @@ def while_listening(
 
 @contextlib.contextmanager
 def under(name: str, listen: bool) -> Iterator[None]:
-    """Prefix all Pyro sites: "name/step.slot.site". This keeps names unique if a call makes several runs."""
+    """Prefix the names of Pyro sites with "name/" if ``listen``, so that several runs of a call have unique names."""
     with scope(prefix=name) if listen else contextlib.nullcontext():
         yield
 
@@ -225,10 +227,10 @@ class At:
         return said
 
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
-        """Return alpha at a time, float64: a float on the host, or (1, L) if every position has its own schedule.
+        """Return alpha at a time: a float, or a float64 tensor (1, L) if every position has its own schedule.
 
-        For times (B, 1) it is (B, 1) or (B, L). If the schedule is learned and gradients are enabled, it is a
-        differentiable (1, 1) tensor.
+        For times (B, 1) it is a tensor (B, 1) or (B, L). If the schedule is learned and gradients are enabled, it is a
+        differentiable tensor (1, 1).
         """
         schedule, time = self.process.schedule, learned(time)
         if isinstance(time, Tensor):
@@ -239,14 +241,14 @@ class At:
         return alpha.expand(1, schedule.sites or 1).to(self.run.model.nfe_rows.device)
 
     def autoregressive(self, state: State) -> Prediction:
-        """Return p(x_i | x_{<i}) at every site of a clean state, by ``Denoiser.autoregressive``; counted."""
+        """Return p(x_i | x_{<i}) at all sites of a clean state, by ``Denoiser.autoregressive``; the call is counted."""
         law = self.run.model.autoregressive(state.tokens, state.rows)
         law.watch = self.watch(state)
         return law
 
     @property
     def rank_one(self) -> RankOne:
-        """The process, for an operator whose ``check`` refuses any that is not of rank one."""
+        """The process, for an operator whose ``check`` accepts only processes of rank one."""
         rank = self.process.rank_one
         assert rank is not None
         return rank
@@ -260,16 +262,16 @@ class At:
             told[index] = value.detach().double()
 
     def watch(self, state: State) -> Watch:
-        """Return the ``Watch`` that reports bad numbers at this state; logits read are checked automatically."""
+        """Return the ``Watch`` that reports bad numbers at this state; logits are checked without it."""
         return Watch(state.rows, self.run.faults)
 
     @property
     def fused(self) -> bool:
-        """Whether a kernel may replace several choices: no single choice is recorded or seen by a handler."""
+        """Whether a kernel may replace several choices, as no single choice is recorded or seen by a handler."""
         return self.run.fuse and self.run.log_prob is None and not self.run.listen
 
     def moved(self, slots: int) -> "At":
-        """Return the address ``slots`` further, for the next part of a composition."""
+        """Return the address ``slots`` slots later, for the next part of a composition."""
         return replace(self, slot=self.slot + slots)
 
     def again(self, turn: int) -> "At":
@@ -278,7 +280,7 @@ class At:
 
 
 def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
-    """Make one random choice for every row; an operator draws all its randomness through it.
+    """Make one random choice for every row; operators draw all their randomness through this function.
 
     Args:
         name: the choice's name, unique in its operator.
@@ -290,7 +292,7 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         The value, (B, *event).
 
     Raises:
-        TypeError: for a law that is not a ``Choice``: its randomness cannot be keyed.
+        TypeError: if the law is not a ``Choice``, because its randomness cannot be keyed.
         ValueError: if the batch shape is not (B,), the name was used before in this step and slot, or a handler
             gives a value of another shape.
     """

@@ -22,7 +22,7 @@ class State:
         rows: (B,) ids of the rows. They key the randomness, so a row keeps its id in every sub-batch.
         frozen: (B, L) sites that never change and are clean (a prompt), or None if there are none.
         past: an earlier state of the same rows, for an operator or a second stage that uses it.
-        seen: the prediction made at this state, so that using it again costs no denoiser call.
+        seen: the prediction made at this state, or None. Its use costs no further denoiser call.
         step: the number of steps made.
         run: the ``Run`` that made it, with its seed and counts; None inside a step.
     """
@@ -42,7 +42,7 @@ class State:
         return torch.ones_like(self.tokens, dtype=torch.bool) if self.frozen is None else ~self.frozen
 
     def at(self, tokens: Int[Tensor, "B L"], t: float | None = None) -> "State":
-        """Return the same rows with other tokens, at another time if given."""
+        """Return the same rows with other tokens, at time t if it is given, otherwise at the same time."""
         return replace(self, tokens=tokens, t=self.t if t is None else t, seen=None)
 
     def after(self, before: "State", seen: Prediction | None = None) -> "State":
@@ -50,7 +50,7 @@ class State:
         return replace(self, past=replace(before, past=None, seen=seen))
 
     def select(self, which: Int[Tensor, " R"]) -> "State":
-        """Return the rows at these indices (R,)."""
+        """Return the state of the rows with indices ``which`` (R,)."""
         frozen = None if self.frozen is None else self.frozen[which]
         past = None if self.past is None else self.past.select(which)
         seen = None if self.seen is None else self.seen.select(which)

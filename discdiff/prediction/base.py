@@ -17,8 +17,8 @@ Where the conversions hold:
 
 * D to O: wherever z_i rules out no token. As alpha -> 1 the evidence grows as 1 / (1 - alpha), and O has about
   -log10(1 - alpha) correct digits fewer than the small entries of D. In log space nothing else is lost. D does not
-  determine O, and the conversion is an error, at alpha = 1, at a revealed site of an absorbing process, or where
-  q_t(z_i | v) = 0.
+  determine O at alpha = 1, at a revealed site of an absorbing process, or where q_t(z_i | v) = 0 for some token v. The
+  conversion is an error there.
 * O to D, O to r: for every alpha from 0 to 1. At alpha = 1 the result is the limit: the token itself, if O allows it.
 * r to O: the error of r is divided by alpha: 1e-7 in r is 1e-3 in O at alpha = 1e-4. At alpha = 0 it is an error.
 
@@ -52,16 +52,16 @@ class Prediction(Renamed):
     """A denoiser's output at noisy tokens, convertible between D, O and r.
 
     Args:
-        logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO. For "ratio" the log ratios (B, L,
-            C) over the C columns that a site moves among (V for pairs of a token and a source token, else S), or
-            (B, L, V) on a masked process. Or an ``Output`` that gives them.
-        predicts: which of the three they are.
-        x: (B, L) the noisy tokens they were computed from.
-        alpha: the survival at each site: float, (B, 1) or (B, L) float64.
+        logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO. For "ratio" they are log ratios
+            (B, L, C) over the C states among which a site moves (``process.columns``), or (B, L, V) on a masked
+            process. An ``Output`` may take the place of the tensor.
+        predicts: what the logits are: "denoiser" (D), "loo" (O) or "ratio" (r).
+        x: (B, L) the noisy tokens from which the logits were computed.
+        alpha: the survival probability at each site: a float, (B, 1) or (B, L) float64.
         process: the forward process.
 
     Raises:
-        ValueError: for an unknown ``predicts`` or a wrong shape.
+        ValueError: if ``predicts`` is unknown or the logits have a wrong shape.
     """
 
     _now: ClassVar[dict[str, str]] = {
@@ -97,7 +97,7 @@ class Prediction(Renamed):
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
-        """Return the logits (B, L, V) of the denoiser; a head that has not run yet runs at every site."""
+        """The logits of the denoiser, (B, L, V); if they come from a head, it runs at every site."""
         return self.output.logits()
 
     # --- the three meanings, normalised -------------------------------------------------------------------------------
@@ -112,8 +112,8 @@ class Prediction(Renamed):
         """The leave-one-out prediction log O, (B, L, V).
 
         Raises:
-            ValueError: where the prediction does not determine it, such as at a revealed site of a masked process;
-                names the site.
+            ValueError: if the prediction does not determine it at some site, such as a revealed site of a masked
+                process; the error names the site.
         """
         return self._spread(self._everywhere.loo).log_softmax(-1)
 
@@ -122,7 +122,7 @@ class Prediction(Renamed):
         """The concrete score log r, (B, L, C); 0 at the site's own state.
 
         Raises:
-            ValueError: where the LOO is undefined.
+            ValueError: if the leave-one-out is undefined at some site.
         """
         return self._spread(self._everywhere.ratio)
 
@@ -130,10 +130,10 @@ class Prediction(Renamed):
     def rates(self) -> Float[Tensor, "B L C"]:
         """The reverse rates R(z -> z with z_i = v) = Q(v, z_i) r(v) per unit of sigma = -log alpha; 0 at v = z_i.
 
-        A state that noise never leads to, such as a revealed token of a masked process, has rate 0 and needs no ratio.
+        If noise never leads to a site's state, as to a token of a masked process, its rates are 0 without a ratio.
 
         Raises:
-            ValueError: where the LOO is undefined and a ratio is needed.
+            ValueError: if a ratio is needed at a site where the leave-one-out is undefined.
         """
         inflow = self.process.inflow(self.x, self.alpha)
         moving = (inflow > 0).any(-1)
@@ -144,7 +144,7 @@ class Prediction(Renamed):
     # --- at chosen sites, for operators -------------------------------------------------------------------------------
 
     def __getitem__(self, where: Bool[Tensor, "B L"]) -> View:
-        """Return the view of the chosen sites, which answers the same questions without reading logits.
+        """Return a ``View`` of the chosen sites: the same laws, whose logits are read only when they are used.
 
         Raises:
             ValueError: unless ``where`` is a bool tensor (B, L).
@@ -155,9 +155,10 @@ class Prediction(Renamed):
         return View(self, where, (row, position))
 
     def loo_everywhere(self) -> kernels.Rows | None:
-        """Return O at every site, unchecked; rows where O is undefined hold garbage, which the caller must not read.
+        """Return rows of O at every site without checks; the caller must not use a row where O is undefined.
 
-        None if no kernel can read it: logits behind a head, a conversion of whole rows, or a truncation.
+        The result is None if no kernel can read O directly. This is so if a head computes the logits, the conversion
+        needs whole rows, or the prediction is truncated.
         """
         rows = to_loo(self, said_rows(self, None), self.x.flatten(), self.alpha.flatten())
         return rows if rows.convert is None and self.truncate is None else None
@@ -176,7 +177,7 @@ class Prediction(Renamed):
 
     @property
     def untruncated(self) -> "Prediction":
-        """The prediction of the denoiser before any truncation; confidences are computed from it."""
+        """The prediction without its truncation; confidences are computed from it."""
         if self.truncate is None:
             return self
         other = copy.copy(self)
@@ -184,7 +185,7 @@ class Prediction(Renamed):
         return other
 
     def select(self, index: Int[Tensor, " R"]) -> "Prediction":
-        """Return the prediction of chosen batch rows (R,)."""
+        """Return the prediction for the batch rows with indices ``index`` (R,)."""
         other = copy.copy(self)
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
         other.watch = self.watch.select(index)

@@ -4,7 +4,7 @@ A sampler can use a law q(x_s | x_t, x0) if
 
     sum_{x_t} q_t(x_t | x0) q(x_s | x_t, x0) = q_s(x_s | x0)
 
-This leaves a free parameter: how much of the step is noised again (``ReMDM``), or how much of x_t is kept
+Many laws satisfy this. They differ in how much is noised again in a step (``ReMDM``), or in how much of x_t is kept
 (``MaximalCoupling``, ``Between``). Only ``Exact`` is the bridge of the forward Markov process.
 
 ``mixture`` averages any bridge over the denoiser of a prediction. For the exact bridge this equals the plug-in of the
@@ -43,21 +43,21 @@ class Bridge(ABC):
         """Return q(x_s | x_t, x0), batch shape (B,), event shape (L,).
 
         Raises:
-            ValueError: for a process or survivals that the bridge does not support.
+            ValueError: if the bridge does not support the process or the survival probabilities.
         """
 
     def __call__(self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
-        """Return the law between two times, s <= t.
+        """Return q(x_s | x_t, x0) for times s <= t, batch shape (B,), event shape (L,).
 
         Raises:
-            ValueError: for invalid states, data or times, or a process that the bridge does not support.
+            ValueError: if states, data or times are invalid, or the bridge does not support the process.
         """
         return self.law(process, x_t, x0, *process.pinned(x_t, x0, t, s))
 
 
 @dataclass(frozen=True)
 class Exact(Bridge):
-    """The posterior by Bayes' rule, q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)."""
+    """Bridge that is the posterior by Bayes' rule, q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)."""
 
     def law(self, process: Process, x_t: Tensor, x0: Tensor, alpha_t: Survival, alpha_s: Survival) -> Choice:
         return process.posterior(x_t, x0, alpha_t, alpha_s)
@@ -65,17 +65,20 @@ class Exact(Bridge):
 
 @dataclass(frozen=True)
 class Between(Bridge):
-    r"""Mixture of the exact posterior, with probability ``weight``, and the maximal coupling:
+    r"""Bridge that is the exact posterior with probability ``weight``, and otherwise the maximal coupling.
+
+    The maximal coupling keeps x_t as often as the marginals allow:
 
         x_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else x_s = x_t
 
-    The coupling keeps x_t as often as the marginals allow. It needs a rank-one process with a constant noise law.
+    It needs a rank-one process with a constant noise law.
 
     Args:
         weight: the weight of the exact posterior, in [0, 1].
 
     Raises:
-        TypeError, ValueError: for another weight; in use, for a process that is not rank-one with one noise law.
+        TypeError, ValueError: if ``weight`` is not in [0, 1]; when used, if the process is not of rank one with a
+            constant noise law.
     """
 
     weight: float
@@ -98,7 +101,7 @@ class Between(Bridge):
 
 @dataclass(frozen=True)
 class MaximalCoupling(Between):
-    """Bridge ``Between`` with weight 0: x0 or x_t, never fresh noise.
+    """Bridge ``Between`` with weight 0: x_s is x0 or x_t, never fresh noise.
 
     Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
     """
@@ -108,7 +111,7 @@ class MaximalCoupling(Between):
 
 @dataclass(frozen=True)
 class ReMDM(Bridge):
-    r"""Masked processes with remasking (Wang et al., 2025, https://arxiv.org/abs/2503.00307):
+    r"""Bridge of masked processes with remasking (Wang et al., 2025, https://arxiv.org/abs/2503.00307):
 
         revealed:  mask again with probability sigma
         masked:    reveal x0 with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)
@@ -119,7 +122,8 @@ class ReMDM(Bridge):
         sigma: the probability of remasking a revealed token in a step.
 
     Raises:
-        TypeError, ValueError: for a sigma outside [0, 1]; in use, for another process, or a sigma too large for a step.
+        TypeError, ValueError: if sigma is outside [0, 1]; when used, if the process is not masked, or sigma is too
+            large for a step.
     """
 
     sigma: float
@@ -141,7 +145,7 @@ class ReMDM(Bridge):
 
 
 def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[Tensor, "B L C"]:
-    """Return log sum_v D(v) q(x_s | x_t, v) at every site over its columns, (B, L, C); dense, for small V.
+    """Return log sum_v D(v) q(x_s | x_t, v), the bridge averaged over the denoiser D, (B, L, C); for small V.
 
     With ``Exact`` it is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out.
     """

@@ -18,7 +18,7 @@ class Output:
 
     Attributes:
         source: (B, L, V) logits, or (B, L, D) hidden states.
-        width: V.
+        width: V, the number of columns of the logits.
         head: maps hidden states (n, D) of some sites to logits (n, V).
         shift: whether the logits at position i predict position i + 1.
         suppress: columns that are never predicted.
@@ -26,7 +26,7 @@ class Output:
         version: torch's count of in-place writes to the source at construction; None if torch does not count them.
 
     Raises:
-        ValueError: when rows are requested after the source was written to.
+        ValueError: if rows are requested after the source was written to in place.
     """
 
     source: Float[Tensor, "B L _"]
@@ -42,21 +42,28 @@ class Output:
         object.__setattr__(self, "version", self.source._version if counted else None)
 
     def rows(self, place: tuple[Int[Tensor, " N"], Int[Tensor, " N"]] | None = None) -> kernels.Rows:
-        """Return rows of sites given by row and position (N,), or of all, unread; raises ValueError as the class."""
+        """Return the rows of logits of all sites, or of N sites, without reading them.
+
+        Args:
+            place: the batch row (N,) and the position (N,) of each site; None for all sites.
+
+        Raises:
+            ValueError: if the source was written to in place.
+        """
         self._refuse_rewritten()
         head = None if self.head is None else _as_convert(self.head)
         rows = kernels.Rows.at(self.source, place, self.width, int(self.shift), head, self.batch_rows)
         return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:
-        """Return all logits, for small sizes or if every site is needed; raises ValueError as the class."""
+        """Return all logits (B, L, V); raises ValueError if the source was written to in place."""
         self._refuse_rewritten()
         if self.head is None and not self.shift and not self.suppress and self.batch_rows is None:
             return self.source
         return self.rows().dense().view(-1, self.source.shape[1], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
-        """Return the output of chosen batch rows; raises ValueError as the class."""
+        """Return the output of the batch rows ``index`` (R,); raises ValueError if the source was written to."""
         self._refuse_rewritten()
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
 
@@ -69,7 +76,7 @@ class Output:
 
 
 def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """Move the output at i of (B, L, D), which predicts i + 1, to position i + 1; position 0 keeps its own output."""
+    """Move each output of (B, L, D) from position i to i + 1, the position it predicts; position 0 keeps its own."""
     return torch.cat([source[:, :1], source[:, :-1]], 1)
 
 

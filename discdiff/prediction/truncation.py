@@ -37,16 +37,17 @@ class Truncation:
     """Temper and truncate a prediction: ``model.guided(Truncation(temperature=0.8, top_p=0.95))``.
 
     Args:
-        temperature: T; 0 is the limit: the most probable token, or one of those that tie for it.
+        temperature: T. At 0 the most probable token is taken, or one of those that tie for it.
         top_k: keep the k most probable tokens.
         top_p: of the remaining tokens, keep the fewest most probable ones with this total mass.
         min_p: keep tokens of at least this share of the largest probability.
-        of: "loo", or "denoiser" for comparison; see above.
+        of: what is tempered and cut: "loo", the leave-one-out, or for comparison "denoiser".
 
     Tokens that tie with the last one kept are kept too.
 
     Raises:
-        ValueError: for a negative temperature, k below 1, a share outside [0, 1], or another ``of``.
+        ValueError: if the temperature is negative, ``top_k`` below 1, ``top_p`` or ``min_p`` outside [0, 1], or ``of``
+            is neither of the two.
     """
 
     temperature: float = 1.0
@@ -66,7 +67,7 @@ class Truncation:
             raise ValueError(f"Truncation: of must be 'loo' or 'denoiser', got {self.of!r}")
 
     def rows(self, rows: kernels.Rows) -> kernels.Rows:
-        """Return the rows with temperature and threshold."""
+        """Return the rows of logits with the temperature, and with a threshold below which tokens are cut."""
         if self.temperature == 0:
             return replace(rows, floor=kernels.threshold(rows, top_k=1))
         rows = replace(rows, temperature=self.temperature)

@@ -20,13 +20,13 @@ __all__ = ["View", "said_rows", "to_loo"]
 
 
 def said_rows(said: "Prediction", place: tuple[Tensor, Tensor] | None) -> kernels.Rows:
-    """Return the denoiser's own rows at chosen sites, or at all; the mask's column is hidden, as it is no token."""
+    """Return a prediction's unconverted rows at ``place`` (at all sites if None), with the mask's column hidden."""
     rows, mask = said.output.rows(place), said.process.mask_id
     return rows if mask is None or mask >= said.process.vocab_size else replace(rows, hidden=(*rows.hidden, mask))
 
 
 def to_loo(said: "Prediction", rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
-    """Convert the denoiser's own rows at states x (N,) and alpha (N,) to those of O before any truncation."""
+    """Convert a prediction's rows at states x (N,) and survivals alpha (N,) to rows of O, before any truncation."""
     process = said.process
     if said.predicts == "denoiser" and not process.masks:  # at a mask D and O agree
         weight = process.own_weight(x, alpha)
@@ -49,7 +49,7 @@ class View:
     Attributes:
         prediction: the prediction.
         where: (B, L) the chosen sites.
-        place: the row and the position of each of them, (N,) each, in row-major order.
+        place: the batch row and the position of each chosen site, (N,) each, in row-major order.
     """
 
     prediction: "Prediction"
@@ -63,15 +63,15 @@ class View:
 
     @cached_property
     def alpha(self) -> Float[Tensor, " N"]:
-        """The survival at each site."""
+        """The survival probability at each site."""
         return self.prediction.alpha[self.place]
 
     @cached_property
     def loo(self) -> Sites:
-        """Unnormalised log O, (N, V).
+        """The unnormalised leave-one-out log O, (N, V).
 
         Raises:
-            ValueError: if it is undefined at a chosen site, naming the site.
+            ValueError: if O is undefined at a chosen site; the error names the site.
         """
         said, process = self.prediction, self.prediction.process
         if said.predicts == "loo" and said.truncate is None:
@@ -92,10 +92,10 @@ class View:
 
     @cached_property
     def denoiser(self) -> Sites:
-        """Unnormalised log D, (N, V).
+        """The unnormalised denoiser log D, (N, V).
 
         Raises:
-            ValueError: where D would follow from an undefined LOO.
+            ValueError: if D must be computed from a leave-one-out that is undefined at a chosen site.
         """
         x, alpha, process, predicts = self.x, self.alpha, self.prediction.process, self.prediction.predicts
         said = predicts == "denoiser" and self.prediction.truncate is None
@@ -130,7 +130,7 @@ class View:
         """The concrete score log r, (N, C); 0 at each site's own state.
 
         Raises:
-            ValueError: where r would follow from an undefined LOO.
+            ValueError: if r must be computed from a leave-one-out that is undefined at a chosen site.
         """
         said, process = self.prediction, self.prediction.process
         if said.predicts == "ratio" and said.output.width == process.columns and said.truncate is None:
@@ -150,7 +150,8 @@ class View:
 
             R(z -> v) = Q(v, z) c(v) / (alpha c(z))
 
-        It computes whole rows, for processes without a form of few numbers a site. States without inflow never jump.
+        Whole rows are computed; on a process of rank one ``RankOne.exit`` is cheaper. If noise never leads to a site's
+        state, its rates are 0.
         """
         process, x = self.prediction.process, self.x
         alpha = self.alpha.clamp(min=1e-290)  # at alpha = 0 the limit
@@ -171,13 +172,13 @@ class View:
         return self.computed(rates, empty=True)
 
     def reverse(self, alpha_s: Survival, alpha_t: Survival | None = None) -> Sites:
-        """Return the exact one-site reverse marginal log p(z_s^i | z_t), (N, C): the bridge with the LOO plugged in.
+        """Return the exact one-site reverse marginal log p(z_s^i | z_t), (N, C): the bridge with O in place of x0.
 
-        The mixture of bridges under the denoiser is the same law. ``alpha_t`` replaces the survival at which O was
-        computed.
+        The bridges averaged over the denoiser D give the same law. ``alpha_t``, if given, is used instead of the
+        survival probability at which O was computed.
 
         Raises:
-            ValueError: where the LOO is undefined.
+            ValueError: if the leave-one-out O is undefined at a chosen site.
         """
         loo, process, x = self.loo.rows, self.prediction.process, self.x
         a_t = self.alpha if alpha_t is None else Process.sitewise(alpha_t, self.prediction.x)[self.place]
@@ -188,10 +189,10 @@ class View:
 
     @property
     def conditional(self) -> Sites:
-        """The conditional log c = log(O Q_t), the conditional p_t(z_i | rest) over the states of a site, (N, C).
+        """The log of the conditional law c = O Q_t, c(v) = p_t(z_i = v | other sites), of each site, (N, C).
 
         Raises:
-            ValueError: where the LOO is undefined, for instance of a masked denoiser at revealed sites.
+            ValueError: if the leave-one-out is undefined at a chosen site, as at a revealed site of a masked denoiser.
         """
         # alpha is found here: rows are first read without a graph, and what is cached there would have no gradient
         loo, process, x, alpha = self.loo.rows, self.prediction.process, self.x, self.alpha
@@ -203,7 +204,7 @@ class View:
 
     @property
     def others(self) -> Sites:
-        """Unnormalised log O without the site's own token, (N, V): the destinations of a jump."""
+        """The unnormalised log O with -inf at each site's own token, (N, V): the law of a jump's new token."""
         rows, own = self.loo.rows, self._own
         if isinstance(rows, kernels.Rows):
             return self._sites(replace(rows, own=own, shift=torch.full_like(self.alpha, -torch.inf)))
@@ -219,11 +220,11 @@ class View:
 
     @property
     def own(self) -> Float[Tensor, " N"]:
-        """The value of log O of each site's own token; float64."""
+        """The log-probability log O(z_i) of each site's own token z_i, (N,) float64."""
         return self.reading.log_prob
 
     def narrow(self, keep: Bool[Tensor, " N"]) -> "View":
-        """Return the view of those of the sites that are kept."""
+        """Return the view of the sites where ``keep`` (N,) is True."""
         row, position = self.place
         where = self.where.masked_scatter(self.where, keep)
         return View(self.prediction, where, (row[keep], position[keep]))
@@ -236,15 +237,17 @@ class View:
         empty: bool = False,
         mixed: kernels.Mixed | None = None,
     ) -> Sites:
-        """Return rows (N, C) that a function computes when they are read, from numbers (n,) to (n, _); as ``Sites``."""
+        """Return ``Sites`` whose rows are computed when they are read, by ``function`` from numbers (n,) to (n, C)."""
         width, watch = self.prediction.process.columns if width is None else width, self.prediction.watch
         return Sites.computed(self.where, function, width, dtype, watch, empty, self.place, mixed)
 
     def mixed_rates(self, weight: Float[Tensor, " N"]) -> kernels.Mixture | None:
-        """Return ``weight`` (N,) times R, see ``rates``, as mixtures for a compiled pass; None if they are not.
+        """Return ``weight`` (N,) times the ``rates`` as mixtures of O and noise, which a compiled pass can read.
+
+        The result is None if the process is not of rank one, or O is not read directly from logits.
 
         Raises:
-            ValueError: where the LOO is undefined and a ratio is needed.
+            ValueError: if the leave-one-out is undefined at a site into whose state noise leads.
         """
         rank_one, alpha = self.prediction.process.rank_one, self.alpha.clamp(min=1e-290)
         if rank_one is None:
@@ -256,7 +259,7 @@ class View:
         return made and replace(made, place=place, scale=weight * inflow / alpha, relative=True)
 
     def _mixture(self, loo: kernels.Source, alpha: Float[Tensor, " N"]) -> kernels.Mixture | None:
-        """Return the conditional c as a mixture of rows of O and noise; None if it is none."""
+        """Return the conditional c as a mixture of rows of O and noise; None if it has no such form."""
         rank_one, x = self.prediction.process.rank_one, self.x
         if rank_one is None or not isinstance(loo, kernels.Rows):
             return None

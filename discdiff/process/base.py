@@ -1,14 +1,14 @@
 r"""Forward processes: a continuous-time Markov chain on one site, applied to every site independently.
 
-Everything follows from the transition matrix q_{t|s} on S states. O is the leave-one-out prediction, D the denoiser:
+All laws follow from the transition matrix q_{t|s} on S states. O is the leave-one-out prediction, D the denoiser:
 
     q_t(z | x)       = q_{t|0}(z | x)
     q(x_s | x_t, x0) = q_{t|s}(x_t | x_s) q_s(x_s | x0) / q_t(x_t | x0)
     D(v)             ~ O(v) q_t(z | v)                        denoiser from leave-one-out
     c(v)             = sum_u O(u) q_t(v | u)                  one-site conditional p_t(z_i = v | rest)
 
-A process defines ``states``, ``transition``, ``generator`` and ``prior``. This class derives the rest with S x S
-arrays; ``RankOne`` overrides it with closed forms that need none. The laws depend on time only through alpha.
+A process defines ``states``, ``transition``, ``generator`` and ``prior``. ``Process`` derives the rest with S x S
+arrays; ``RankOne`` has closed forms without such arrays. The laws depend on time only through alpha.
 References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; the conversions hold for any site kernel
 (Uniform Diffusion Models Revisited, 2026, https://arxiv.org/abs/2605.22765).
 """
@@ -39,8 +39,8 @@ LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 class Process(Renamed, ABC):
     """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
 
-    Shapes: states and tokens (B, L), laws of sites (B, L, n) or (B, L, C); at N sites rows (N, V), (N, C) or (N, S),
-    states and float64 survivals (N,); data tokens (n,); matrices (S, S), (n, S). A time is a float, (B,) or (B, L).
+    Shapes, for S states, C columns, n data tokens: tokens (B, L), laws of sites (B, L, n) or (B, L, C), data (n,); at N
+    sites rows (N, V), (N, C), (N, S), states, survivals (N,); matrices (S, S), (n, S); a time is a float, (B,), (B, L).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
@@ -72,11 +72,11 @@ class Process(Renamed, ABC):
 
     @abstractmethod
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
-        """Return q_{t|s}, row x_s and column x_t, float64, for alpha_t <= alpha_s; the marginals if alpha_s = 1."""
+        """Return q_{t|s} as a float64 matrix, row x_s, column x_t, for alpha_t <= alpha_s; alpha_s = 1 is time 0."""
 
     @abstractmethod
     def generator(self, alpha: float) -> Float[Tensor, "S S"]:
-        """Return the jump rates per unit of sigma = -log alpha, row = from, column = to; rows sum to 0."""
+        """Return jump rates per unit of sigma = -log alpha, row = old state, column = new state; rows sum to 0."""
 
     @abstractmethod
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> Choice:
@@ -96,12 +96,12 @@ class Process(Renamed, ABC):
 
     @property
     def one_noise_law(self) -> bool:
-        """Whether it has rank one and the law of fresh noise does not change with time."""
+        """Whether the process has rank one and the law of its noise does not change with time."""
         return False
 
     @property
     def masks(self) -> bool:
-        """Whether all noise is the mask; at a mask z the ratio is then alpha O / c(z) for every token."""
+        """Whether noise is always the mask; at a masked site the concrete score is then alpha O(v) / c(mask)."""
         return self.absorbing and self.mask_id is not None
 
     # --- laws ---------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Process(Renamed, ABC):
         """Return q_t(x_t | x0), batch shape (B,), event shape (L,).
 
         Raises:
-            ValueError: for ids outside the data alphabet, a time outside [0, 1] or of a wrong shape.
+            ValueError: if an id is not a data token, or a time is outside [0, 1] or has a wrong shape.
         """
         self.check_data(x0, "x0")
         self.schedule.check_length(x0.shape[1])
@@ -120,15 +120,15 @@ class Process(Renamed, ABC):
         """Return the posterior q(x_s | x_t, x0) for s <= t, by Bayes' rule.
 
         Raises:
-            ValueError: if s > t, or if x_t cannot come from x0 at time t, naming the site.
+            ValueError: if s > t, or if x_t cannot come from x0 at time t; the error names the site.
         """
         return self.posterior(x_t, x0, *self.pinned(x_t, x0, t, s))
 
     def pinned(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
-        """Check the arguments of ``bridge`` and return alpha_t and alpha_s, (#B, #L) each.
+        """Check the arguments of ``bridge`` and return alpha_t and alpha_s; each broadcasts with (B, L).
 
         Raises:
-            ValueError: for invalid states, data or times, or if s > t.
+            ValueError: if states, data or times are invalid, or s > t.
         """
         self.check_states(x_t, "x_t")
         self.check_data(x0, "x0")
@@ -141,7 +141,7 @@ class Process(Renamed, ABC):
         return self.schedule.alpha(time_t).to(x0.device), self.schedule.alpha(time_s).to(x0.device)
 
     def kernel(self, t: float, s: float = 0.0) -> Float[Tensor, "S S"]:
-        """Return the dense q_{t|s}, row x_s and column x_t, (S, S) float64; the marginals if s = 0; for small V only.
+        """Return the matrix q_{t|s}, row x_s, column x_t, (S, S) float64, for small V; s = 0 gives q_t(x_t | x0).
 
         Raises:
             ValueError: if s > t, or if every position has its own schedule.
@@ -153,14 +153,14 @@ class Process(Renamed, ABC):
         return self.transition(self._shared_alpha(t), self._shared_alpha(s))
 
     def marginals(self, t: float) -> Float[Tensor, "n S"]:
-        """Return the dense q_t(x_t | v), one row for each data token v; for small V only."""
+        """Return the matrix q_t(x_t | v), (n, S), with one row for each data token v; for small V only."""
         return self.kernel(t)[self.data_tokens]
 
     def rate(self, t: float) -> Float[Tensor, "S S"]:
-        """Return the generator per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0; for small V only.
+        """Return jump rates per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0; for small V only.
 
         Raises:
-            ValueError: where alpha(t) = 0 and the rate is infinite.
+            ValueError: if alpha(t) = 0, where the rate is infinite.
         """
         t = real(t, "rate: t", "[0, 1]")
         alpha = self._shared_alpha(t)
@@ -182,25 +182,25 @@ class Process(Renamed, ABC):
 
     @property
     def columns(self) -> int:
-        """C, the number of states a site moves among, the width of a ratio: S unless a part of the state is frozen."""
+        """C, the width of a ratio: the number of states a site can take, S unless a part of the state is frozen."""
         return self.states
 
     def column(self, x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """Map a state to its column; at time 0 this is its token."""
+        """Map states to columns in rows of width C; at time 0 the column is the token."""
         return x
 
     def place(self, column: Int[Tensor, "..."], x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """Map a column to the state that has it; the frozen part of the state is that of x."""
+        """Map columns to states; the frozen part of each state, if there is one, is taken from x."""
         return column
 
     def hide(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """Return the state without information on the token; raises ValueError unless the process is absorbing."""
+        """Replace each state by the one that hides its token; raises ValueError unless the process is absorbing."""
         raise ValueError(f"{self} has no state that hides a token")
 
     # --- laws in terms of alpha, for operators, predictions and losses ------------------------------------------------
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> Choice:
-        """Return q_t(x_t | x0) at a survival probability: a float, or a tensor that broadcasts with (B, L)."""
+        """Return q_t(x_t | x0) for a survival probability alpha: a float, or a tensor that broadcasts with (B, L)."""
         a = self.sitewise(alpha, x0)
         return Tokens(self._noising(torch.ones_like(x0, dtype=torch.bool), x0, a), x0)
 
@@ -214,7 +214,7 @@ class Process(Renamed, ABC):
     ) -> Choice:
         """Return q(x_s | x_t, x0) at the sites of ``where`` (all by default); the other sites keep x_t.
 
-        Raises ValueError if x_t cannot come from x0, naming the site.
+        Raises ValueError if x_t cannot come from x0; the error names the site.
         """
         a_t, a_s = self.sitewise(alpha_t, x_t), self.sitewise(alpha_s, x_t)
         rows = self._forward(x0.flatten(), a_s.flatten())
@@ -226,20 +226,20 @@ class Process(Renamed, ABC):
         return Tokens(Sites.computed(where, lambda n: kernels.log(chosen[n]), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
-        """Probability that a redraw first draws the clean token: alpha at rank one, 1 else; see ``renoise``."""
+        """Return the probability that a redraw draws a clean token before ``renoise``: alpha at rank one, else 1."""
         return 1.0
 
     def renoise(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], noise: Bool[Tensor, "B L"], alpha: Survival
     ) -> Choice:
-        """Noise the redrawn sites of x: rank one draws noise at ``noise`` only, others draw q_t(. | x) at ``where``."""
+        """Return the law of redrawn sites: noise at ``noise`` if the rank is one, else q_t(. | x) at ``where``."""
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
 
     def noised_further(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], alpha_t: Survival, alpha_u: Survival
     ) -> Choice:
-        """Return q_{u|t}(. | x), the forward process from t to a later u, at chosen sites; the others keep x."""
+        """Return q_{u|t}(x_u | x) for a later time u at the sites of ``where``; the other sites keep x."""
         start, a_t, a_u = x[where], self.sitewise(alpha_t, x)[where], self.sitewise(alpha_u, x)[where]
 
         def rows(n: Tensor) -> Tensor:
@@ -253,13 +253,13 @@ class Process(Renamed, ABC):
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """Return rates Q(v, x_i) into x_i per unit of -log alpha; ignore v = x_i; raises ValueError: learned clock."""
+        """Return rates Q(v, x_i), v != x_i, per unit of -log alpha; raises ValueError if alpha is learned."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
         return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
 
     def evidence(self, x_t: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L n"]:
-        """Return q_t(x_t | v) for every data token v, scaled to maximum 1 at each site, for oracles; small V only."""
+        """Return q_t(x_t | v) for every data token v, divided by its maximum at each site; for small V only."""
         a = self.sitewise(alpha, x_t)
         rows = self._likelihood(x_t.flatten(), a.flatten())
         rows = rows / rows.amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
@@ -268,27 +268,27 @@ class Process(Renamed, ABC):
     # --- conversions at N sites: rows (N, V), states (N,), survivals (N,) ---------------------------------------------
 
     def loo_to_denoiser(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Convert log O to log D up to a constant: add the log-likelihood of the site's own state."""
+        """Convert log O (leave-one-out) to log D (denoiser) up to a constant: add log q_t(x | v) to column v."""
         return log_o + self._log_evidence(x, alpha).to(log_o.dtype)
 
     def denoiser_to_loo(self, log_d: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Convert log D to log O up to a constant: subtract that log-likelihood; invalid where ``settled``."""
+        """Convert log D (denoiser) to log O (leave-one-out): subtract log q_t(x | v); invalid where ``settled``."""
         return log_d - self._log_evidence(x, alpha).to(log_d.dtype)
 
     def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"] | None:
-        """Return log w if D(v) ~ O(v) w^{1(v = x)}, or None if the likelihood q_t(x | v) needs a whole row."""
+        """Return log w if D(v) ~ O(v) w^{1(v = x)}, or None if q_t(x | v) differs among the tokens v != x."""
         return None
 
     def settled(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
-        """Return where q_t(x | v) = 0 for some data token v, so that D does not determine O."""
+        """Return at which sites q_t(x | v) = 0 for some data token v; there D does not determine O."""
         return (self._likelihood(x.flatten(), alpha.flatten()) == 0).any(-1).view(x.shape)
 
     def revealed(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
-        """Return where the state is certainly the clean token."""
+        """Return at which sites the state is certainly the clean token."""
         return alpha == 1
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Return log c = log(O Q_t) over the C columns a site can move among, (N, C), from a normalised log O."""
+        """Return log c (N, C) from a normalised log O: c(v) = p_t(z_i = v | other sites) = (O Q_t)(v)."""
         data = self.data_tokens.to(x.device)
         start = log_o.new_zeros(len(x), self.states, dtype=torch.float64)
         start = start.index_copy(-1, data, log_o[:, data].double().exp())
@@ -298,14 +298,14 @@ class Process(Renamed, ABC):
         self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"],
         alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:  # fmt: skip
-        """Return log q(x_s | x) with O in place of x0: q_{t|s}(x | .) (O Q_s)(.) / (O Q_t)(x), normalised."""
+        """Return log q(x_s | x_t = x) with O in place of x0, q_{t|s}(x | x_s) (O Q_s)(x_s) / (O Q_t)(x), (N, C)."""
         earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0)
         return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
 
     def conditional_to_loo(
         self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
     ) -> Float[Tensor, "N V"]:
-        """Invert ``conditional`` by clipped least squares; error ~ 1/alpha; raises ValueError for a learned clock."""
+        """Solve O Q_t = c by least squares, clipped at 0 (error ~ 1/alpha); raises ValueError if alpha is learned."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]
@@ -318,7 +318,7 @@ class Process(Renamed, ABC):
         self, rows: Float[Tensor, "N S"], alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:  # fmt: skip
-        """Return rows @ q_{t|s} or, ``backward``, q_{t|s} @ rows; raises ValueError for a learned clock."""
+        """Return rows @ q_{t|s}, or with ``backward`` rows @ q_{t|s}^T; raises ValueError if alpha is learned."""
 
         def apply(rows: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
             matrix = self.transition(alpha_t, alpha_s).to(rows)
@@ -355,7 +355,7 @@ class Process(Renamed, ABC):
 
     @staticmethod
     def sitewise(alpha: Survival, x: Tensor) -> Tensor:
-        """Expand a survival probability to every site, float64."""
+        """Return a survival probability as a float64 tensor of the shape of x."""
         if isinstance(alpha, Tensor):
             return alpha.to(x.device, torch.float64).expand(x.shape)
         return torch.full(x.shape, alpha, dtype=torch.float64, device=x.device)  # no copy from host to device

@@ -20,10 +20,12 @@ __all__ = ["Marginal", "Masked", "Uniform"]
 
 
 class Uniform(RankOne):
-    """Noise is a uniform token: pi = 1/V, S = V (D3PM-uniform, Austin et al., 2021; UDLM, Schiff et al., 2025).
+    """Process whose noise is a uniform token (D3PM-uniform, Austin et al., 2021; UDLM, Schiff et al., 2025).
+
+    A state is a token, and the noise law is pi = 1/V.
 
     Args:
-        vocab_size: V.
+        vocab_size: V, the number of tokens.
         schedule: the noise schedule.
     """
 
@@ -33,14 +35,16 @@ class Uniform(RankOne):
 
 
 class Marginal(RankOne):
-    """Noise is a token of a given law, such as the data's marginal law (DiGress, Vignac et al., 2023); S = V.
+    """Process whose noise is a token of a given law, such as the tokens' frequencies (DiGress, Vignac et al., 2023).
+
+    A state is one of V tokens.
 
     Args:
-        pi: (V,) the noise law. A token with pi = 0 is never noise, so it determines the clean token.
+        pi: (V,) the noise law. A token with pi = 0 is never noise, so a site in that state is clean.
         schedule: the noise schedule.
 
     Raises:
-        ValueError: if ``pi`` is not a law.
+        ValueError: if ``pi`` does not hold probabilities that sum to 1.
     """
 
     def __init__(self, pi: Float[Tensor, " V"], schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
@@ -63,13 +67,13 @@ class Marginal(RankOne):
 
 
 class Masked(RankOne):
-    """Noise is the mask: pi = delta_m (D3PM-absorbing, Austin et al., 2021; MDLM, Sahoo et al., 2024; links above).
+    """Process whose noise is the mask (D3PM-absorbing, Austin et al., 2021; MDLM, Sahoo et al., 2024).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
         schedule: the noise schedule.
-        mask_id: the mask's id. By default V, one state more than tokens (S = V + 1). An id below V takes one of
-            the V columns for the mask, as ESM and LLaDA do (S = V); its logit is ignored. Other ids raise ValueError.
+        mask_id: the mask's id. The default V adds a state to the V tokens (V + 1 states). With an id below V, as in
+            ESM and LLaDA, the mask is one of V states; its logit is ignored. Other ids raise ValueError.
     """
 
     absorbing = True

@@ -1,13 +1,15 @@
 r"""Processes with any generator: q_{t|s} = exp(sigma Q) with sigma = log(alpha_s / alpha_t).
 
 At alpha = 0 the kernel is the stationary law of Q, which is also the prior. The exponential is computed in one of three
-ways: in the eigenbasis if Q is reversible (symmetrised, so the basis is orthogonal); else by one dense exponential for
-each distinct sigma; and for a sparse Q by uniformization, which only multiplies:
+ways. If Q is sparse or sigma lambda <= 1, it is computed by uniformization, which only multiplies:
 
     rows exp(sigma Q) = sum_k Poisson(k; sigma lambda) rows (I + Q / lambda)^k,      lambda = max_x |Q(x, x)|
 
-A time-dependent Q that does not commute with itself gives an ordered product of exponentials. The exponential of its
-integral would be a different kernel.
+Otherwise a reversible Q is diagonalised; it is symmetrised first, so the eigenvectors are orthogonal. Any other Q takes
+one dense exponential for each distinct sigma.
+
+If Q depends on time and does not commute with itself, the kernel is an ordered product of exponentials. The exponential
+of the integral of Q would be a different kernel.
 
 References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; D3PM (Austin et al., 2021,
 https://arxiv.org/abs/2107.03006) for the discretised Gaussian.
@@ -37,7 +39,8 @@ def check_generator(generator: object, name: str) -> Float[Tensor, "S S"]:
     """Check a generator and return it as a float64 tensor (S, S), dense or sparse.
 
     Raises:
-        ValueError: if it is not square, has a negative rate or a row that does not sum to 0, naming the entry.
+        ValueError: if it is not square, a rate is negative or not finite, or a row does not sum to 0; the error names
+            the entry.
     """
     q = array(generator, name).double()
     if q.ndim != 2 or q.shape[0] != q.shape[1] or not len(q):
@@ -63,7 +66,8 @@ def stationary(q: Float[Tensor, "S S"], name: str) -> Float[Tensor, " S"]:
     """Return the stationary law (S,) of a generator (S, S).
 
     Raises:
-        ValueError: if there are several, or that of a sparse one is not found in 200,000 multiplications.
+        ValueError: if there are several stationary laws, or that of a sparse generator is not found in 200,000
+            multiplications.
     """
     if not q.is_sparse:
         _, values, rows = torch.linalg.svd(q.T)
@@ -90,15 +94,17 @@ def _exit(q: Tensor) -> Tensor:
 
 
 class General(Process):
-    """Any time-homogeneous generator, with one schedule for its rate: Q_t = beta(t) Q.
+    """Process with any constant generator Q; the schedule sets its speed: Q_t = beta(t) Q.
+
+    Every one of the S states is a token, except the mask.
 
     Args:
-        generator: (S, S) rates, row = from, column = to, rows sum to 0; dense, or a sparse COO tensor for a large S.
+        generator: (S, S) rates, row = old state, column = new state; rows sum to 0. Dense, or sparse COO for a large S.
         schedule: the noise schedule; alpha_t / alpha_s = exp(-sigma).
-        mask_id: a state that is never data, if there is one. V = S.
+        mask_id: the state of the mask, which data never hold, or None.
 
     Raises:
-        ValueError: if it is not a generator, or has several stationary laws.
+        ValueError: if ``generator`` has a negative rate or a row that does not sum to 0, or several stationary laws.
     """
 
     def __init__(
@@ -139,7 +145,7 @@ class General(Process):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """Return rows @ exp(sigma Q), or exp(sigma Q) @ rows with ``backward``; each row has its own sigma."""
+        """Return rows @ exp(sigma Q), or with ``backward`` rows @ exp(sigma Q)^T; each row has its own sigma."""
         sigma = torch.where(alpha_s > 0, kernels.log(alpha_s) - kernels.log(alpha_t), 0.0)[:, None]
         pi = self.pi.to(rows)
         limit = (rows @ pi)[:, None].expand_as(rows) if backward else rows.sum(-1, keepdim=True) * pi
@@ -163,7 +169,7 @@ class General(Process):
         return o
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
-        """Return the rates Q(v, x_i) from every state v into the state of each site, (B, L, S); ignore v = x_i."""
+        """Return the rates Q(v, x_i) from each state v to each site's state, (B, L, S); ignore entry v = x_i."""
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
@@ -214,7 +220,7 @@ def _expm(matrix: Float[Tensor, "*N S S"]) -> Float[Tensor, "*N S S"]:
 
 
 def _eigenbasis(q: Tensor, pi: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return eigenvalues and both bases of a reversible Q, by D^{1/2} Q D^{-1/2}; None if Q is not reversible."""
+    """Return eigenvalues and both bases of Q from D^{1/2} Q D^{-1/2}, D = diag(pi); None if Q is not reversible."""
     flux = pi[:, None] * q
     if bool((pi < 1e-6 * pi.max()).any()) or not torch.allclose(
         flux, flux.T, rtol=0, atol=1e-14 * float(flux.abs().max())
@@ -241,21 +247,21 @@ def _uniformization(q: Tensor, rows: Tensor, sigma: Tensor, backward: bool) -> T
 
 
 class Ordinal(General):
-    r"""Birth and death on ordered tokens: jumps from v to v + 1 or v - 1, reversible with stationary law pi.
+    r"""Process on ordered tokens that jumps from v to v + 1 or v - 1 and is reversible, with stationary law pi:
 
         Q(v, v +- 1) ~ min(1, pi(v +- 1) / pi(v))
 
-    Q is scaled so that its slowest mode decays at rate 1, exactly as alpha_{t|s}. With uniform pi it is the reflecting
-    walk with eigenvectors cos(pi k (v + 1/2) / V). ``Ordinal.gaussian`` is the discretised Gaussian (D3PM, Austin et
-    al., 2021; Campbell et al., 2022; links above).
+    Q is scaled so that its slowest mode decays exactly as alpha_{t|s}. If the law is uniform, the process is the
+    reflecting walk, with eigenvectors cos(180 deg k (v + 1/2) / V). ``Ordinal.gaussian`` is the discretised Gaussian
+    (D3PM, Austin et al., 2021; Campbell et al., 2022).
 
     Args:
         vocab_size: V, at least 2.
         schedule: the noise schedule.
-        pi: (V,) the noise law, everywhere positive; uniform by default.
+        pi: (V,) the noise law up to a factor, everywhere positive; uniform by default.
 
     Raises:
-        ValueError: for a law that is not positive, or of another size.
+        ValueError: if an entry of ``pi`` is not positive and finite, or its size is not V.
     """
 
     def __init__(
@@ -286,7 +292,7 @@ class Ordinal(General):
         """Make the process whose noise is a Gaussian of std ``std`` tokens around the middle token, cut to 0..V-1.
 
         Raises:
-            TypeError, ValueError: for a vocabulary below 2 or too large for memory, or a std that is not positive.
+            TypeError, ValueError: if the vocabulary is below 2 or too large for memory, or ``std`` is not positive.
         """
         vocab_size = whole(vocab_size, "Ordinal.gaussian: vocab_size", 2)
         std = real(std, "Ordinal.gaussian: std", "(0, inf)")
@@ -302,10 +308,10 @@ class Ordinal(General):
 
 
 class TimeVarying(Process):
-    r"""A generator that changes with time and need not commute with itself: Q_t = beta(t) Q(t).
+    r"""Process whose generator changes with time and need not commute with itself: Q_t = beta(t) Q(t).
 
-    Q is held constant on ``pieces`` equal parts of [0, 1], at its value at their midpoints. q_{t|s} is the ordered
-    product of the exponentials, exact for this Q. The total noise must be finite, so alpha(1) > 0.
+    [0, 1] is divided into ``pieces`` equal parts; on each, Q is constant, with its value at the midpoint. q_{t|s} is
+    the ordered product of the exponentials, exact for this Q. The total noise must be finite, so alpha(1) > 0.
 
     Args:
         generator: t -> (S, S) rates.
@@ -313,7 +319,9 @@ class TimeVarying(Process):
         pieces: the number of parts of [0, 1].
 
     Raises:
-        TypeError, ValueError: if it is not a generator at some midpoint, alpha(1) = 0, or ``pieces`` is below 1.
+        TypeError: if ``generator`` is not a function, or ``pieces`` not a whole number.
+        ValueError: if a matrix at a midpoint is not a generator, if ``pieces`` is below 1, or if the schedule has
+            alpha(1) = 0, is learned or differs among positions.
     """
 
     def __init__(
@@ -351,7 +359,7 @@ class TimeVarying(Process):
         return self._q[piece - 1]
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
-        """Return q_{t|s}, (S, S), a product of parts with constant rates; raises ValueError at alpha_t = 0."""
+        """Return q_{t|s}, (S, S), the product over pieces of constant rates; raises ValueError at alpha_t = 0."""
         if alpha_t <= 0:
             raise ValueError("TimeVarying: alpha = 0 is never reached")
         if (alpha_t, alpha_s) not in self._products:
@@ -366,7 +374,7 @@ class TimeVarying(Process):
         return self._products[alpha_t, alpha_s]
 
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> PointMixture:
-        """Return the mean of q_1 over the data tokens, which all are close to it."""
+        """Return the mean over data tokens v of q_1(. | v); these laws hardly differ if alpha(1) is small."""
         law = self.kernel(1.0)[self.data_tokens].mean(0)
         return PointMixture(law / law.sum(), [], [], shape=extent(batch, length), device=device)
 

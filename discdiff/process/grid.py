@@ -1,8 +1,8 @@
 r"""Grids: N + 1 decreasing times for ``Sampler(..., grid=...)``.
 
-The result depends on a grid through alpha alone; the grid decides where the steps are spent. Equal steps of t follow
-the schedule. Equal steps of alpha reveal equally many tokens. Equal steps of -log(1 - alpha) settle the same share of
-the remaining noise in every step. A cosine reveals few tokens at first and many at the end.
+The law of the samples depends on a grid only through alpha at its times. Equal steps of t follow the schedule. Equal
+steps of alpha reveal equally many tokens. Equal steps of -log(1 - alpha) multiply the noise 1 - alpha by the same
+factor in every step. A cosine reveals few tokens at first and many at the end.
 """
 
 import math
@@ -31,7 +31,8 @@ def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, en
     """Make equal steps of alpha: on a masked process each reveals equally many tokens in expectation.
 
     Raises:
-        TypeError, ValueError: unless steps >= 1 and 0 <= end < start <= 1, or for a schedule without one clock.
+        TypeError: if ``schedule`` is not a Schedule.
+        ValueError: unless steps >= 1 and 0 <= end < start <= 1, or if the schedule differs among positions.
     """
     steps = _check(steps, start, end)
     first, last = _ends(schedule, start, end)
@@ -41,16 +42,18 @@ def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, en
 def by_log_noise(
     schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0, last: float = 1e-2
 ) -> tuple[float, ...]:
-    """Make equal steps of -log(1 - alpha): each settles the same share of the remaining noise.
+    """Make equal steps of -log(1 - alpha): each multiplies the noise 1 - alpha by the same factor.
 
     Args:
         schedule: the noise schedule.
-        steps: N.
+        steps: the number of steps.
         start, end: the first and the last time.
-        last: the noise 1 - alpha at the start of the step to time 0, as -log(1 - alpha) is infinite at 0.
+        last: the noise 1 - alpha at the start of the last step if this step ends at time 0, where -log(1 - alpha) is
+            infinite; at most half the noise at ``start`` is used.
 
     Raises:
-        TypeError, ValueError: for a ``last`` outside (0, 1), or invalid steps, start or end.
+        TypeError, ValueError: if ``last`` is outside (0, 1), if steps, start or end is invalid, or if the schedule
+            differs among positions.
     """
     steps = _check(steps, start, end)
     first, finish = _ends(schedule, start, end)
@@ -63,12 +66,13 @@ def by_log_noise(
 
 
 def by_cosine(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Let 1 - alpha fall as a cosine of the step: few tokens a step at first, many at the end.
+    """Make steps in which 1 - alpha falls as a cosine: few tokens a step at first, many at the end.
 
     Reference: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200).
 
     Raises:
-        TypeError, ValueError: unless steps >= 1 and 0 <= end < start <= 1, or for a schedule without one clock.
+        TypeError: if ``schedule`` is not a Schedule.
+        ValueError: unless steps >= 1 and 0 <= end < start <= 1, or if the schedule differs among positions.
     """
     steps = _check(steps, start, end)
     first, last = _ends(schedule, start, end)
@@ -80,7 +84,7 @@ def listed(times: Iterable[float]) -> tuple[float, ...]:
     """Check a list of times and return it as a grid.
 
     Raises:
-        TypeError, ValueError: unless there are at least two, strictly decreasing, in [0, 1].
+        TypeError, ValueError: unless ``times`` holds at least two strictly decreasing times in [0, 1].
     """
     if isinstance(times, str) or not isinstance(times, Iterable) or getattr(times, "ndim", 1) != 1:
         raise TypeError(f"grid must be a sequence of decreasing times in [0, 1], got {shown(times)}")

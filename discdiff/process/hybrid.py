@@ -2,9 +2,9 @@ r"""Mask and uniform noise together, with shares that change with time.
 
     q_t(z | x) = alpha_t 1(z = x) + m_t 1(z = mask) + (1 - alpha_t - m_t) / V
 
-Not every pair of curves is a process. With h = (mass of the noise) / alpha, the rate into a noise token is alpha
-dh/dsigma, so the odds h of the mask and of uniform tokens must both increase with time. ``Blend`` defines the shares
-and refuses those that need a negative rate.
+Not every pair of curves alpha_t, m_t defines a process. Let h be the odds of a noise state, its mass divided by alpha.
+The rate into this state is alpha dh/dsigma, so the odds of the mask and of uniform tokens must both increase with time.
+``Blend`` defines the shares and raises ValueError if they need a negative rate.
 
 Reference: GIDD (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482).
 """
@@ -26,13 +26,16 @@ __all__ = ["Blend", "Hybrid"]
 class Blend:
     r"""The shares of an anchor and of uniform tokens in the noise, as a function of alpha.
 
-    A float p gives GIDD's law (von Ruette et al., 2025, link above, gamma = 1). With tau its time, o = tau / (1 - tau):
+    A float p gives GIDD's law with gamma = 1 (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482). Let tau be
+    GIDD's time, o = tau / (1 - tau), m the mass of the anchor and u the mass of uniform tokens:
 
-        m / alpha = o,   uniform / alpha = B sqrt(o),   B = 2 p / (1 - p),   (1 - alpha) / alpha = o + B sqrt(o)
+        m / alpha = o,   u / alpha = B sqrt(o),   B = 2 p / (1 - p),   (1 - alpha) / alpha = o + B sqrt(o)
 
-    So p is the share of uniform tokens at tau = 1/2, where it is largest; it is 0 at both ends of time. Both odds
-    increase with time, so the generator is valid for every p in [0, 1). A function gives the uniform share of the noise
-    at each alpha; its generator is checked.
+    The mass u is largest at tau = 1/2, where it is p, and 0 at both ends of time. Both odds increase with time, so the
+    generator is valid for every p in [0, 1).
+
+    Instead of p, a function may give the share of uniform tokens in the noise at each alpha. It is checked at 1000
+    values of alpha.
 
     Raises:
         TypeError, ValueError: if p is not in [0, 1), or the function needs a negative rate somewhere.
@@ -64,7 +67,7 @@ class Blend:
                 )
 
     def anchored(self, alpha: Tensor) -> Tensor:
-        """Return m, the mass on the anchor."""
+        """Return m, the mass on the anchor, at each alpha."""
         if callable(self.p_uniform):
             return (1 - alpha) * (1 - self.p_uniform(alpha))
         return self._root(alpha) ** 2 if self.p_uniform > 0 else 1 - alpha
@@ -96,18 +99,18 @@ class Blend:
 
 
 class Hybrid(RankOne):
-    """Mask and uniform tokens together, with shares that change with time; S = V + 1.
+    """Process whose noise is the mask or a uniform token, with shares that change with time; it has V + 1 states.
 
-    Reference: GIDD (von Ruette et al., 2025, link above).
+    Reference: GIDD (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482).
 
     Args:
-        vocab_size: V.
+        vocab_size: V, the number of tokens.
         schedule: the noise schedule.
-        p_uniform: the largest share of uniform tokens, in [0, 1), for GIDD's law; or the uniform share of the noise as
-            a function of alpha.
+        p_uniform: a float in [0, 1), the largest probability of a uniform token at any time, for GIDD's law; or a
+            function of alpha that gives the share of uniform tokens in the noise.
 
     Raises:
-        ValueError: if the generator would be negative somewhere, naming the alpha.
+        ValueError: if a rate would be negative somewhere; the error names the alpha.
     """
 
     def __init__(

@@ -2,10 +2,10 @@ r"""Processes between two data laws. The state of a site is a pair (z, u): its t
 
     q_t((z, u) | x, u) = alpha_t 1(z = x) + m_t 1(z = u) + (1 - alpha_t - m_t) / V
 
-Given u this process has rank one, with u in place of the mask, so all methods for a mask apply. A site with z = u is
-hidden. Without uniform noise a site with z != u is clean. x need not depend on u. At alpha = 1 the token is data, at
-alpha = 0 it is the source; the pairs (x, u) may be drawn from any coupling of the two. The stochasticity p_uniform adds
-uniform tokens in between and none at the ends.
+At alpha = 1 the token z is data, at alpha = 0 it is the source token. The pairs (x, u) may be independent or drawn from
+any coupling. Given u this process has rank one, with u in place of the mask, so all methods for a mask apply. A site
+with z = u is hidden. Without uniform noise a site with z != u is clean. The stochasticity p_uniform adds uniform tokens
+between the ends of time and none at the ends.
 
 With an independent source u ~ pi and no stochasticity this is the absorbing reformulation of the uniform process: given
 x alone, z has exactly the law of ``Marginal(pi)``, and every site with z != u is clean.
@@ -36,19 +36,18 @@ __all__ = ["AbsorbingUniform", "Interpolant"]
 
 
 class Interpolant(RankOne):
-    """A process between data and a source, over pairs of token and source token; S = V^2, predictions have V columns.
+    """Process between data and a source; its V^2 states are pairs (token, source token), predictions have V columns.
 
     Args:
-        vocab_size: V, shared by data and source.
+        vocab_size: V, the number of tokens of both data and source.
         schedule: the noise schedule; data at alpha = 1, source at alpha = 0.
-        source: (V,) the law of an independent source token. None for a source that is a law of whole sequences or is
-            coupled to the data: then use ``noised_pair(x0, x1, t)`` for training and ``initial=join(x1, x1)`` for
-            sampling.
-        p_uniform: stochasticity, as in ``Hybrid``: the largest share of uniform tokens, or the share as a function of
-            alpha.
+        source: (V,) the law of an independent source token. None if the source is a law of whole sequences or is
+            coupled to the data. Then train with ``noised_pair(x0, x1, t)`` and sample with ``initial=join(x1, x1)``.
+        p_uniform: the stochasticity, as in ``Hybrid``: the largest probability of a uniform token at any time, or a
+            function of alpha that gives the share of uniform tokens in the noise.
 
     Raises:
-        ValueError: for a source that is not a law over V tokens, or a stochasticity that needs a negative rate.
+        ValueError: if ``source`` is not a law over V tokens, or ``p_uniform`` needs a negative rate.
     """
 
     def __init__(
@@ -92,11 +91,11 @@ class Interpolant(RankOne):
         return self.anchor(x)
 
     def join(self, z: Int[Tensor, "*N"], u: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """Return the states (z, u)."""
+        """Return the states that hold the pairs (z, u)."""
         return z * self.vocab_size + u
 
     def split(self, x: Int[Tensor, "*N"]) -> tuple[Int[Tensor, "*N"], Int[Tensor, "*N"]]:
-        """Return the tokens z and the source tokens u of states."""
+        """Return the tokens z and the source tokens u that the states x hold."""
         return self.column(x), x % self.vocab_size
 
     # --- the noise ----------------------------------------------------------------------------------------------------
@@ -119,7 +118,7 @@ class Interpolant(RankOne):
         """The law of an independent source token.
 
         Raises:
-            ValueError: if no such law was given.
+            ValueError: if the process was made without a source law.
         """
         if self._source is None:
             raise ValueError(
@@ -138,10 +137,10 @@ class Interpolant(RankOne):
         return SourcePairs(self.source, x0, a, self.anchored(a))
 
     def noised_pair(self, x0: Int[Tensor, "B L"], x1: Int[Tensor, "B L"], t: float | Tensor) -> Choice:
-        """Return q_t((z, u) | x0, u = x1) for given pairs of data and source, (B, L), with any coupling.
+        """Return q_t((z, u) | x0, u = x1) for data x0 and source tokens x1, (B, L) each, from any coupling.
 
         Raises:
-            ValueError: for ids outside the vocabulary, or different shapes.
+            ValueError: if an id is outside the vocabulary, or the shapes differ.
         """
         self.check_data(x0, "x0")
         self.check_data(x1, "x1")
@@ -188,17 +187,17 @@ class Interpolant(RankOne):
 
 
 class AbsorbingUniform(Interpolant):
-    """The absorbing reformulation of ``Uniform`` (AUDM): a uniform source token u beside each token z; S = V^2.
+    """Absorbing reformulation of ``Uniform`` (AUDM): each state is a pair of a token z and a uniform source token u.
 
     The law of (x0, z_t) is that of the uniform process at every t. The law of the path differs, because u is frozen.
     Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 
     Args:
-        vocab_size: V.
+        vocab_size: V, the number of tokens.
         schedule: the noise schedule.
 
     Raises:
-        ValueError: for a law of the source larger than memory.
+        ValueError: if V numbers of 8 bytes exceed this machine's memory.
     """
 
     def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
@@ -215,7 +214,7 @@ class AbsorbingUniform(Interpolant):
 
 
 class SourcePairs(SiteWise):
-    """Pairs (z, u) with u ~ source: z = x0 with probability alpha, z = u with probability ``mass``, else uniform."""
+    """Law of pairs (z, u), u ~ source: z is x0 with probability alpha, u with probability ``mass``, else uniform."""
 
     def __init__(
         self,

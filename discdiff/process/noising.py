@@ -1,4 +1,4 @@
-"""Draw noisy tokens for measurements, without an effect on torch's global generator."""
+"""Draw noisy tokens for measurements; torch's global generator is left unchanged."""
 
 import torch
 from jaxtyping import Int
@@ -14,7 +14,7 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
     """Noise data (B, L) to time t for measurements; torch's global generator is left unchanged.
 
     Raises:
-        TypeError, ValueError: for a seed that is not a whole number of 64 bits.
+        TypeError, ValueError: if the seed is not a whole number of 64 bits.
     """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):
@@ -23,10 +23,10 @@ def noised(process: Process, x0: Int[Tensor, "B L"], t: float, seed: int) -> Int
 
 
 def noise(process: Process, batch: int, length: int, seed: int) -> Int[Tensor, "B L"]:
-    """Draw (B, L) from the prior for measurements; torch's global generator is left unchanged.
+    """Draw (B, L) states from the prior for measurements; torch's global generator is left unchanged.
 
     Raises:
-        TypeError, ValueError: for a seed that is not a whole number of 64 bits.
+        TypeError, ValueError: if the seed is not a whole number of 64 bits.
     """
     seed = whole(seed, "seed", 0, LAST_SEED)
     with torch.random.fork_rng(devices=[]):

@@ -34,12 +34,15 @@ __all__ = ["Exit", "RankOne"]
 
 
 class Exit(NamedTuple):
-    """The frozen reverse rate of each site of (B, L), and the law of the new state, which differs from the old.
+    """Reverse rate of leaving the state of each site, (B, L), and the law of the new state.
+
+    The new state is drawn from the leave-one-out O, is the anchor, or is drawn from the noise law pi. It differs from
+    the old state.
 
     Attributes:
         total: the rate of leaving, per unit of alpha.
         data: the probability that the new state is drawn from O.
-        anchored: the probability of the anchor given that it is not; the rest is drawn from pi.
+        anchored: the probability of the anchor if the new state is not drawn from O; otherwise pi is used.
     """
 
     total: Float[Tensor, "B L"]
@@ -53,7 +56,10 @@ class RankOne(Process):
     @property
     @abstractmethod
     def pi(self) -> Float[Tensor, " C"]:
-        """The constant part of the noise law over columns, (C,) float64; (S,) if no part of the state is frozen."""
+        """The constant part of the noise law over the C columns, (C,) float64, without the anchor's changing mass.
+
+        It is (S,), one number for each state, unless a part of the state is frozen.
+        """
 
     @property
     def rank_one(self) -> "RankOne":
@@ -68,7 +74,7 @@ class RankOne(Process):
         return len(self.noise("cpu").pi)
 
     def noise(self, device: torch.device | str) -> Noise:
-        """Return the noise law on a device; it is made once for each device."""
+        """Return pi with its running sums on a device; they are computed once for each device."""
         known: dict[torch.device, Noise] = self.__dict__.setdefault("_noise", {})
         device = torch.device(device)
         if device not in known:
@@ -76,11 +82,11 @@ class RankOne(Process):
         return known[device]
 
     def anchor(self, x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"] | None:
-        """Return the anchor state for each site, or None if the noise law is constant."""
+        """Return each site's anchor, the state whose share of the noise changes with time, or None if there is none."""
         return None
 
     def anchored(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """Return m, the mass of q_t on the anchor."""
+        """Return m, the probability that noise has moved a token to the anchor, for each alpha."""
         return torch.zeros_like(alpha)
 
     def anchored_inflow(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
@@ -104,7 +110,7 @@ class RankOne(Process):
     def log_weight(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
         """Return log w, w = q(z | x = z) / q(z | x != z), for each site's own token z; 0 at a mask, which is no token.
 
-        Infinite where z determines the clean token: at alpha = 1, or if noise never takes the state z.
+        It is infinite where z determines the clean token x: at alpha = 1, or if noise never leads to z.
         """
         weight = torch.log1p(1 / self.odds(x, alpha))
         return weight if self.mask_id is None else weight.masked_fill(x == self.mask_id, 0.0)
@@ -132,7 +138,7 @@ class RankOne(Process):
         alpha_s: Survival,
         where: Bool[Tensor, "B L"] | None = None,
     ) -> PointMixture:
-        r"""Return q(x_s | x_t, x0), a mixture of x_t, x0 and noise:
+        r"""Return q(x_s | x_t, x0), a mixture of x_t, x0 and noise with the masses b_t and g = b_t - alpha_{t|s} b_s:
 
         [alpha_{t|s} 1(x_s = x_t) + g(x_t)] [alpha_s 1(x_s = x0) + b_s(x_s)] / q_t(x_t | x0).
         """
@@ -174,12 +180,12 @@ class RankOne(Process):
     # --- inputs of a reverse step, one number a site ------------------------------------------------------------------
 
     def candidate(self, x_t: Int[Tensor, "B L"], alpha_t: Survival, alpha_s: Survival) -> Float[Tensor, "B L"]:
-        r"""Bound the probability that a reverse step t -> s redraws a site, for every prediction.
+        r"""Bound the probability that a reverse step t -> s redraws a site, for every prediction O (leave-one-out).
 
-        The reverse marginal (LOO plugged in) is "keep z_t, or redraw z_s from alpha_s O + b_s". The redraw has
-        probability g(z) / (alpha_t O(z) + b_t(z)) <= g(z) / b_t(z) = 1 - h_s(z) / h_t(z), with equality if O(z) = 0,
-        and probability 0 if b_t(z) = 0. So candidates are drawn before any logit is read, and ``acceptance`` decides
-        which of them are redrawn.
+        With noise masses b, odds h = b / alpha and g = b_t - alpha_{t|s} b_s, a reverse step keeps z = z_t or redraws
+        z_s from alpha_s O + b_s. A redraw has the probability g(z) / (alpha_t O(z) + b_t(z)). It is at most
+        g(z) / b_t(z) = 1 - h_s(z) / h_t(z), with equality if O(z) = 0, and it is 0 if b_t(z) = 0. So candidates are
+        drawn before any logit is read, and ``acceptance`` decides which of them are redrawn.
         """
         pi, one_time = self.noise(x_t.device).pi, isinstance(alpha_t, float) and isinstance(alpha_s, float)
         few = one_time and len(pi) < x_t.numel() and self.anchor(x_t) is None  # then one bound for each state
@@ -191,17 +197,20 @@ class RankOne(Process):
     def acceptance(
         self, log_own: Float[Tensor, "B L"], x_t: Int[Tensor, "B L"], alpha_t: Survival
     ) -> Float[Tensor, "B L"]:
-        """Return the probability 1 / (1 + O(z) / h(z)) that a candidate is redrawn, from log O(z)."""
+        """Return the probability 1 / (1 + O(z) / h(z)) that a candidate is redrawn, from ``log_own`` = log O(z)."""
         odds = self.odds(x_t, alpha_t)
         noisy = odds > 0
         return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)
 
     def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
-        r"""Return the reverse rates out of each site's state z, which depend on the prediction through O(z) alone:
+        r"""Return each site's rate of leaving its state z backward in time and the law of its new state.
+
+        Of the prediction O only ``own`` = O(z) is needed:
 
             R(z -> v) = inflow(z) c(v) / (alpha c(z)),  c = alpha O + b      per unit of alpha
 
-        So the new state follows c without z. With O(z) = 0 the total is a bound for every prediction.
+        The new state has the law c restricted to v != z. With ``own`` = 0 the total rate is an upper bound for every
+        prediction O.
         """
         a = self.sitewise(alpha, x)
         mass, share = self.anchored(a), self.noise(x.device).pi[self.column(x)]
@@ -225,7 +234,7 @@ class RankOne(Process):
         )
 
     def elsewhere(self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], anchored: Float[Tensor, "B L"]) -> Other:
-        """Return noise conditioned to differ from x at the chosen sites: the anchor with this share, else from pi."""
+        """Return the law of new states != x at ``where``: the anchor with probability ``anchored``, else pi."""
         return Other(self.noise(x.device), x, where, anchored, self.anchor(x), partial(self.place, x=x), self.column)
 
     # --- conversions --------------------------------------------------------------------------------------------------
@@ -263,7 +272,7 @@ class RankOne(Process):
         return rows if anchor is None else rows.scatter_add(-1, self.column(anchor)[:, None], mass[:, None])
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Return log c = log(alpha O + b), the conditional p_t(z_i | rest) over the columns, from a normalised LOO."""
+        """Return log c = log(alpha O + b), the log of p_t(z_i | other sites), (N, C), from a normalised log O."""
         data = kernels.log(alpha[:, None]) + log_o
         if self.columns > self.vocab_size:
             data = torch.nn.functional.pad(data, (0, self.columns - self.vocab_size), value=-torch.inf)
@@ -292,7 +301,7 @@ class RankOne(Process):
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
-        """Return the rates into the state of each site, (B, L, 1): they are equal from all other states."""
+        """Return the rate into each site's state, (B, L, 1); it is equal from all other states."""
         rate, anchor = self.noise(x.device).pi[self.column(x)][..., None], self.anchor(x)
         if anchor is None:
             return rate
@@ -318,7 +327,7 @@ class RankOne(Process):
 
 
 def _odds(share: Float[Tensor, "*N"], alpha: Survival, mass: float | Tensor = 0.0) -> Float[Tensor, "*N"]:
-    """Return pi (1 - alpha - m) / alpha, the part of h that is not on the anchor; 0 where the share of pi is 0."""
+    """Return pi (1 - alpha - m) / alpha, the noise odds without the anchor's part; 0 where pi (``share``) is 0."""
     if not isinstance(alpha, Tensor) and not isinstance(mass, Tensor) and alpha > 0:  # finite, and no tensor to make
         return share * (max(1 - alpha - mass, 0.0) / alpha)
     a = torch.as_tensor(alpha, dtype=torch.float64)

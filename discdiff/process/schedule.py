@@ -31,7 +31,7 @@ T = TypeVar("T", float, Tensor)
 class Schedule(ABC):
     """A decreasing alpha: [0, 1] -> [0, 1] with alpha(0) = 1, its derivative and its inverse.
 
-    A subclass writes the three formulas for float64 tensors. This class checks ranges, converts floats and gives sigma.
+    A subclass defines these three for float64 tensors. This class checks ranges, converts floats and gives sigma.
 
     Attributes:
         sites: the number of positions if each has its own schedule, or None if all share one.
@@ -70,11 +70,11 @@ class Schedule(ABC):
         return torch.where((alpha == 0) | (alpha == 1), alpha.detach(), alpha) if alpha.requires_grad else alpha
 
     def alpha_derivative(self, t: T) -> T:
-        """Return alpha'(t), per unit of time; negative; raises ValueError for a time outside [0, 1]."""
+        """Return the derivative alpha'(t) <= 0; raises ValueError for a time outside [0, 1]."""
         return self._apply(self._alpha_derivative, t, "time t", 0.0)
 
     def time(self, alpha: T) -> T:
-        """Return the t at which alpha(t) equals ``alpha``.
+        """Return the time t at which alpha(t) equals ``alpha``.
 
         A tensor result is differentiable in ``alpha`` and in the parameters of the schedule, by
         dt = (dalpha - d_theta alpha(t)) / alpha'(t).
@@ -213,7 +213,7 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """Logistic curve of steepness k, cut and scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
+    """Schedule from a logistic curve of steepness k, scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
 
     Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
     """
@@ -237,7 +237,7 @@ class Sigmoid(Schedule):
 
 @dataclass(frozen=True)
 class FromFunction(Schedule):
-    """Any decreasing function of a float64 tensor, with autograd's derivative and an inverse by bisection.
+    """Schedule from any decreasing function: the derivative is autograd's, the inverse is found by bisection.
 
     Args:
         function: t -> alpha, elementwise on tensors, written with torch so that it can be differentiated.
@@ -289,13 +289,13 @@ class FromFunction(Schedule):
 
 
 class PerSite(Schedule):
-    r"""A schedule for every position, which may be learned: alpha_i(t) = alpha(t)^{power_i}.
+    r"""Schedule with a power for every position, alpha_i(t) = alpha(t)^{power_i}; the powers may be learned.
 
-    It keeps the end values and the monotonicity of the base schedule. Gradients flow to ``log_power``, so it may be a
-    parameter trained with the loss, similar to MULAN (Sahoo et al., 2024, https://arxiv.org/abs/2312.13236).
+    Each alpha_i decreases from 1; it ends at 0 if the base schedule does. Gradients flow to ``log_power``, so it may be
+    a parameter trained with the loss, similar to MULAN (Sahoo et al., 2024, https://arxiv.org/abs/2312.13236).
 
     Args:
-        base: the shared schedule.
+        base: the schedule alpha(t).
         log_power: (L,) finite logarithms of the powers; anything else raises TypeError or ValueError.
     """
 
@@ -336,7 +336,7 @@ class Moment(float):
 
     @classmethod
     def of(cls, tensor: Float[Tensor, "1 1"]) -> "Moment":
-        """Return the float that holds this tensor."""
+        """Make a ``Moment`` from a tensor (1, 1)."""
         moment = cls(tensor.detach())
         moment.tensor = tensor
         return moment
@@ -348,7 +348,7 @@ def learned(time: Time) -> Time:
 
 
 def _as_times(x: object, name: str) -> Tensor:
-    """Return a number, or a tensor of numbers, as float64."""
+    """Return a number, or a tensor of numbers, as a float64 tensor."""
     if isinstance(x, Tensor) and x.dtype != torch.bool and not x.is_complex():
         return x.double()
     return torch.tensor(number(x, name, "a float, or a tensor of them"), dtype=torch.float64)
@@ -371,11 +371,11 @@ def site_time(t: Time, batch: int, length: int) -> Float[Tensor, "#B #L"]:
 
 
 def as_schedule(schedule: object) -> Schedule:
-    """Return a schedule, or make one from any decreasing function of time.
+    """Return a Schedule unchanged, or make one from a decreasing function of time.
 
     Raises:
-        TypeError: if it is neither.
-        ValueError: if the function is not a schedule.
+        TypeError: if ``schedule`` is neither a Schedule nor a function.
+        ValueError: if the function does not decrease strictly from 1 within [0, 1].
     """
     if isinstance(schedule, Schedule):
         return schedule

@@ -37,10 +37,11 @@ def program(sampler: Sampler, *, coded: bool = False) -> "Program":
 
     Args:
         sampler: the sampler.
-        coded: give sites the scalar values of ``Program.code``, for ``infer_discrete``. For small programs only.
+        coded: whether sites have the scalar values of ``Program.code``, for ``infer_discrete``. For small programs
+            only.
 
     Raises:
-        TypeError: if it is not a ``Sampler``.
+        TypeError: if ``sampler`` is not a ``Sampler``.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"program: takes a Sampler, got {sampler!r}")
@@ -48,15 +49,16 @@ def program(sampler: Sampler, *, coded: bool = False) -> "Program":
 
 
 class Program:
-    """A Pyro model: its sites are the choices of a run, "step.slot.name", and it returns the tokens.
+    """A Pyro model of a sampler: its sites are the choices of a run, "step.slot.name", and it returns the tokens.
 
-    Several rows are in a plate "rows" at dim -1. Any choice with finite support can be enumerated in parallel. Choices
-    of a single row can also be enumerated sequentially. ``config_enumerate``, ``TraceEnum_ELBO`` and ``infer_discrete``
-    work as for any model without further plates. The cost is a row for every combination of values.
+    If there are several rows, they are in a plate "rows" at dim -1. Any choice with finite support can be enumerated in
+    parallel. If there is only one row, choices can also be enumerated sequentially. ``config_enumerate``,
+    ``TraceEnum_ELBO`` and ``infer_discrete`` work as for any model without further plates. An enumeration takes one row
+    for every combination of values.
 
     Args:
         sampler: the sampler.
-        coded: whether values are scalars.
+        coded: whether the values of sites are scalars (see ``code``).
     """
 
     def __init__(self, sampler: Sampler, coded: bool = False) -> None:
@@ -81,13 +83,13 @@ class Program:
         initial: Tensor | Sequence[Sequence[int]] | None = None,
         device: torch.device | str = "cpu",
     ) -> Int[Tensor, "*combinations B L"]:
-        """Run the program with arguments as in ``Sampler.sample``; each call takes a fresh seed from torch's generator.
+        """Run the program with arguments as in ``Sampler.sample`` and return the tokens.
 
-        Gradients are kept, unless torch's grad mode is off. If sites are enumerated, the tokens of all combinations are
-        returned, (*combinations, B, L).
+        If ``seed`` is None, each call takes a fresh seed from torch's generator. Gradients are kept, unless torch's
+        grad mode is off. If sites are enumerated, the tokens of all combinations are returned, (*combinations, B, L).
 
         Raises:
-            TypeError, ValueError: for a seed that is not a whole number of 64 bits; as ``Sampler.sample``.
+            TypeError, ValueError: if the seed is not a whole number of 64 bits, or ``Sampler.sample`` raises one.
         """
         seed = seeded(seed, "program: seed")
         code = _Code(self._base(length or self.sampler.model.length or 1)) if self.coded else None
@@ -131,11 +133,11 @@ class Program:
 
 
 class _Wider(Exception):
-    """Raised when a site gets an axis of values, so that there are more rows than those of this run."""
+    """Raised when a site gets an axis of values; the program must then run again with more rows."""
 
 
 class _Rows(Messenger):
-    """Sends each site to the outer handlers once, in the shape of the rows, and gives the rows their values.
+    """Send each site to the outer handlers once, in the shape of the rows, and give each row its value.
 
     Attributes:
         shape: the shape of the rows: the axes of enumerated values, then the batch.
@@ -150,7 +152,7 @@ class _Rows(Messenger):
         self._values: dict[str, tuple[Tensor, bool]] = {}  # of sites with a value; True if all values were enumerated
 
     def of_each(self, given: Tensor | None) -> Tensor | None:
-        """Repeat an argument with one entry for each batch row for all rows; return other arguments unchanged."""
+        """Repeat an argument (B, n) for every combination of values; return other arguments unchanged."""
         if given is None or given.ndim != 2 or len(given) != self.batch:  # the sampler raises the error if it is wrong
             return given
         return given.expand(*self.shape, given.shape[1]).reshape(-1, given.shape[1])
@@ -187,8 +189,10 @@ class _Rows(Messenger):
         return choice.key.ids - self.first_row
 
     def _of(self, name: str, choice: Choice) -> Tensor:
-        """Return the value of a site in the rows of a choice. An impossible value is replaced by a possible one: the
-        row has probability 0 whatever follows, and a program never gets an impossible state."""
+        """Return the value of a site in the rows of a choice, with possible values in place of impossible ones.
+
+        A row with an impossible value has probability 0 whatever follows, but a program must not get such a state.
+        """
         value, tried = self._values[name]
         if self.code is not None and choice.event_shape:
             value = self.code.value(value, choice.event_shape[0])

@@ -3,8 +3,8 @@ r"""Generation block by block: any operator denoises each block, given the clean
     p(x) = prod_b p(x^b | x^{<b}),        or  sum_k gamma_k p_k(x) for a mixture of block sizes
 
 Each block is one run of the sampling loop, with a denoiser that takes the prefix as context. A block starts at t = 1
-even if a part of it is given: a start at an earlier time would need noise from that time's law, which on a uniform
-process is not the prior.
+even if a part of it is given. A start at t < 1 would need a draw from the law p_t, which on a uniform process is not
+the prior.
 
 References: BlockGen (Deschenaux and Gulcehre, 2026, https://arxiv.org/abs/2606.02241); block diffusion (Arriola et
 al., 2025, https://arxiv.org/abs/2503.09573).
@@ -37,7 +37,7 @@ class BlockSamples(Samples):
     """The result of ``Blockwise``: ``Samples`` with lengths.
 
     Attributes:
-        lengths: (B,) the number of valid tokens of a row: all up to and including the first stop token. After it
+        lengths: (B,) the number of valid tokens of each row, up to and including its first stop token. After it
             ``tokens`` repeats the stop token.
     """
 
@@ -45,24 +45,24 @@ class BlockSamples(Samples):
 
 
 class Blockwise:
-    """Sample block by block.
+    """Sampler that generates a sequence block by block.
 
     Args:
         process: the forward process.
-        model: a ``Denoiser`` for it. If its function is ``Cached`` a call evaluates the block alone; any other function
+        model: a ``Denoiser`` for it. If its function is ``Cached``, a call evaluates only the block; any other function
             evaluates the prefix again in every call.
         operator: one step within a block.
-        block: the block size; or a sequence of sizes, the last one repeated; or {size: probability}, drawn for each
-            row.
-        steps: equal steps from t = 1 to 0 in each block; a block of one site takes one.
+        block: the block size. A sequence of sizes is used in order, and its last size is repeated. A mapping {size:
+            probability} is drawn from for each row.
+        steps: the number of equal steps from t = 1 to 0 in each block; a block of one site takes one step.
         grid: instead of ``steps``, decreasing times from 1 to 0.
-        window: the most tokens that the network gets, block included. Of a longer prefix it gets the last tokens.
-            Positions start at the window, and a cache is filled anew for each block with one call.
-        future: give the sites after the block as noise, up to the full length: for networks that were trained on whole
-            sequences. Always on if the model accepts only one length.
+        window: the largest number of tokens that the network gets, with the block. Of a longer prefix it gets the last
+            tokens. Positions count from the start of the window, and a cache is filled again for each block, by a call.
+        future: whether the network also gets noise for the sites after the block, up to the full length. Networks that
+            were trained on whole sequences need this. It is always True if the model accepts only one length.
 
     Raises:
-        TypeError, ValueError: as ``Sampler``, or for sizes that are not positive whole numbers.
+        TypeError, ValueError: if ``Sampler`` raises one, a size is not a positive integer or ``window`` is too small.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class Blockwise:
         self.future = decided(future, "Blockwise: future") or model.length is not None
 
     def edges(self, length: int, sizes: tuple[int, ...]) -> list[int]:
-        """Return where blocks begin, followed by the length."""
+        """Return the positions at which blocks of these sizes begin, followed by the length."""
         repeated = itertools.chain(sizes, itertools.repeat(sizes[-1]))
         return [*itertools.takewhile(lambda edge: edge < length, itertools.accumulate(repeated, initial=0)), length]
 
     def sampler(self, size: int) -> Sampler:
-        """Return the sampler of a block of some size."""
+        """Return the sampler for a block of ``size`` sites; for one site it takes a single step."""
         return self.single if size == 1 else self.inner
 
     def nfe(self, length: int) -> float | None:
-        """Planned denoiser calls of a row without a prompt, expected over block sizes; None if unknown."""
+        """Return the planned denoiser calls of a row without a prompt, averaged over block sizes; None if unknown."""
         total = 0.0
         for sizes, weight in zip(self.sizes, self.weights, strict=True):
             for begin, end in itertools.pairwise(self.edges(length, sizes)):
@@ -143,18 +143,19 @@ class Blockwise:
 
         Args:
             batch: B.
-            length: L, the most tokens of a row, prompt included.
+            length: L, the largest number of tokens of a row, with its prompt.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
             prompt: the first tokens of all rows, or of each row; rows may differ in length.
             stop: ids of tokens that end a row. An ended row takes part in no further calls.
-            record: keep the log-probability of the choices made.
-            listen: make every choice a Pyro site, as in ``Sampler.sample``. The sites of a block, counted from 0, are
-                "b2/step.slot.name". If rows reach such a block in several groups: "b2.1/step.slot.name" for the second.
+            record: whether to keep the log-probability of the choices made.
+            listen: whether every choice is a Pyro site, as in ``Sampler.sample``. Blocks are counted from 0; the sites
+                of block 2 are "b2/step.slot.name". If rows reach this block in several groups, the sites of the second
+                group are "b2.1/step.slot.name".
             device: where to sample; by default where the model's parameters lie.
 
         Raises:
-            TypeError, ValueError: for wrong types, shapes or ids, or a length that the model does not accept.
+            TypeError, ValueError: if types, shapes or ids are wrong, or the model does not accept the length.
         """
         model, process = self.inner.model, self.inner.process
         batch, first_row = check_rows("sample", batch, first_row)
@@ -267,7 +268,7 @@ class _Job:
             maker.inner.warn_of_infill()
 
     def _context(self, index: Tensor, known: Tensor, edges: Tensor) -> Growing:
-        """Make the context of the first ``known`` tokens of rows: all of them, or the last that fit the window."""
+        """Make the context of the first ``known`` tokens of each row, or of the last of them that fit the window."""
         model, tally, rows, length = self.maker.inner.model, self.run.model, self.rows[index], known
         if self.maker.window is not None:
             length = known.clamp(max=self.maker.window - int(edges.diff().max()))

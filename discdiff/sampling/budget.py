@@ -24,24 +24,24 @@ def predictor_corrector(
 ) -> Sampler:
     r"""Make a sampler of at most ``nfe`` denoiser calls: equal steps, as many of them as possible with a corrector.
 
-    With p calls for a predictor step and c calls for all corrector moves after a step, it takes
+    Let a predictor step take p calls, and all corrector moves after a step c calls. The sampler takes
 
-        n = floor((nfe - p) / (p + c)) corrected steps of floor((nfe - c n) / p) steps
+        N = floor((nfe - c n) / p) steps, of which n = floor((nfe - p) / (p + c)) are corrected
 
-    ``Sampler.nfe`` gives the total.
+    ``Sampler.nfe`` gives the total number of calls.
 
     Args:
         process, model: as for ``Sampler``.
         predictor, corrector: the parts of a step; both must declare their calls.
         nfe: the budget, at least p.
         repeats: corrector moves after a corrected step.
-        corrected: "first": correct the first n steps, as published, so the tokens drawn at t = 0 are final. "last":
-            correct the last n, including the step to t = 0, where no later noise removes errors; the model must then
-            have a LOO at t = 0.
+        corrected: "first" corrects the first n steps, as published, so the tokens drawn at t = 0 are final. "last"
+            corrects the last n steps, with the step to t = 0, after which no noise removes errors; the model must then
+            determine the leave-one-out at t = 0.
 
     Raises:
         TypeError: if the predictor does not move in time, or the corrector does.
-        ValueError: for a budget below one predictor step, or an operator that does not declare its calls.
+        ValueError: if the budget is below one predictor step, or an operator does not declare its calls.
 
     Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
     """
@@ -68,7 +68,7 @@ def predictor_corrector(
 
 @dataclass(frozen=True)
 class After:
-    """The condition t > time, for the steps that start before this time."""
+    """Condition that holds in the steps that start at a time t > ``time``, for ``when``."""
 
     time: float
 

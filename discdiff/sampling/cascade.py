@@ -21,14 +21,16 @@ __all__ = ["Cascade"]
 
 
 class Cascade:
-    """A sampler, and a second one whose denoiser is called as fn(x, time, y) with the first one's tokens y (B, L1).
+    """Two samplers in sequence: the second one's denoiser is called as fn(x, time, y) with the first one's tokens y.
+
+    y is (B, L1), where L1 is the length of the first stage.
 
     Args:
         first: a ``Sampler`` or a ``Blockwise``.
         second: a ``Sampler``.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: if ``first`` or ``second`` is anything else.
     """
 
     def __init__(self, first: Sampler | Blockwise, second: Sampler) -> None:
@@ -54,11 +56,11 @@ class Cascade:
             lengths: the lengths of the first and of the second stage.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            listen: make every choice a Pyro site, as in ``Sampler.sample``, under "first/" and "second/".
+            listen: whether every choice is a Pyro site, as in ``Sampler.sample``; sites begin "first/" or "second/".
             device: where to sample; by default where the first model's parameters lie.
 
         Raises:
-            TypeError, ValueError: unless lengths are two whole numbers of at least 1; as ``Sampler.sample``.
+            TypeError, ValueError: unless ``lengths`` holds two whole numbers of at least 1, or if a stage raises one.
         """
         batch, first_row = check_rows("sample", batch, first_row)
         lengths = wholes(lengths, "sample: lengths", 1)

@@ -97,8 +97,8 @@ class Sampler:
     def nfe(self) -> float | None:
         """Planned denoiser calls of a row: the sum of ``nfe`` of the operators that run, or None if one is unknown.
 
-        ``Samples.nfe`` is the measured number. It is smaller if a call is not needed: the prediction is still known, or
-        a two-stage predictor needs only one call in the last step.
+        ``Samples.nfe`` is the measured number. It is smaller if a call is not needed, because the prediction is still
+        known or a two-stage predictor needs only one call in the last step.
         """
         total = 0.0
         for often, part, time in self._acting():
@@ -192,15 +192,15 @@ class Sampler:
             length: L; optional if ``initial`` is given or the model accepts only one length.
             seed: 64-bit key of the randomness; drawn from torch's global generator if None.
             first_row: id of the first row.
-            prompt: given tokens: (P,) or (B, P), the first P sites; with ``frozen``, (L,) or (B, L), used where
-                ``frozen`` is True.
-            frozen: (L,) or (B, L), the infill pattern: these sites keep their prompt (or ``initial``) token, and the
-                denoiser gets time 0 for them, as they are clean.
+            prompt: the tokens of the first P sites, (P,) or (B, P). With ``frozen`` it is (L,) or (B, L), and the
+                tokens where ``frozen`` is True are used.
+            frozen: (L,) or (B, L) bools, True at given sites (infill). These sites keep their token of ``prompt`` or
+                ``initial``, and the denoiser gets time 0 for them, as they are clean.
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
-            record: keep the trajectory and the log-probability.
-            listen: make every choice a Pyro site, for trace, replay and condition. Otherwise the run ignores Pyro's
-                handlers, in every thread. One listening run at a time in a process; a second one waits.
-            progress: show a progress bar on standard error.
+            record: whether to keep the trajectory and the log-probability.
+            listen: whether every choice is a Pyro site, for trace, replay and condition. Otherwise the run ignores
+                Pyro's handlers, in every thread. Only one run listens at a time; a second one waits.
+            progress: whether to show a progress bar on standard error.
             device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
             until: stop after this step, counted from 1. ``Samples.state`` continues the run.
             resume: continue from ``Samples.state`` of a run that stopped: the tokens are those of the whole run.
@@ -290,13 +290,17 @@ class Sampler:
 
     @property
     def resting(self) -> list[str]:
-        """One sentence for each part that does nothing at the last time."""
+        """One sentence for each part of the operator that is skipped at the last time (see ``rests``)."""
         idle = dict.fromkeys(repr(part) for _, part, time in self._acting() if rests(part, self.model, time))
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
 
 
 def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
-    """Yield (expected number of runs, operator that is no composition, its start time) for a step t -> s."""
+    """Yield (expected number of runs, operator, start time) for the single operators of a composition in a step t -> s.
+
+    ``now`` is the time at which the composition starts. The parts of a single operator are yielded with 0 runs, because
+    its own ``nfe`` counts their calls.
+    """
     match operator:
         case When():
             yield from acting(operator.at(t), t, s, now)

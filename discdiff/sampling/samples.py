@@ -1,4 +1,4 @@
-"""The result of a sampler; compared by content and stored in a file."""
+"""The result of a sampler, with comparison by content and storage in a file."""
 
 import json
 from dataclasses import dataclass, fields
@@ -38,16 +38,17 @@ class Widened:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
-    """Result of a sampler; two are equal if all their fields are, on any device.
+    """Result of a sampler; two results are equal if all their fields are equal, on any device.
 
     Attributes:
-        tokens: (B, L) int64 at the last time of the grid: tokens at time 0, states at an earlier end of the run.
+        tokens: (B, L) int64, the tokens if the grid ends at time 0, otherwise the states at its last time.
         nfe: batched denoiser calls made.
         nfe_rows: (B,) calls that included each row.
         seed: the seed that reproduces these tokens.
-        trajectory: (N, B, L) int64 states at the N times of the grid, with ``record=True``. Until it is read, and in
-            files, it is stored in the smallest dtype that holds it.
-        log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, with ``record=True``.
+        trajectory: (N, B, L) int64 states at the N times of the grid, or None without ``record=True``. Until it is
+            read, and in files, it is stored in the smallest dtype that holds it.
+        log_prob: (B,) float64 log-probability of all choices made, with auxiliary ones, or None without
+            ``record=True``.
         queries: tokens that the network evaluated, over all rows.
         frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), or None.
     """
@@ -78,7 +79,7 @@ class Samples:
         return {name: value for name, value in vars(self).items() if name != "_state"}
 
     def framed(self) -> Int[Tensor, "B N"]:
-        """Return the tokens between the network's start and end token, (B, N) with N = L + 2.
+        """Return the tokens with the network's start token before and its end token after them, (B, N), N = L + 2.
 
         Raises:
             ValueError: if the network has no such tokens.
