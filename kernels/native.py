@@ -263,7 +263,9 @@ def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, T
 
 
 def mixture_draw(rows: Computed, key: Key, positions: Tensor) -> Tensor | None:
-    """Draw a column of each mixture row, -2 where a strict ``mixture_sums`` is NaN; None if not readable.
+    """Draw a column from each mixture row; None if the rows are not readable.
+
+    A row for which ``mixture_sums`` with ``strict`` gives NaN is not drawn: its column is -2.
 
     Raises:
         RuntimeError: if there is no compiled code.

@@ -214,9 +214,10 @@ def contest(lse: Tensor, key: Key, positions: Tensor, first_group: int) -> tuple
 
 
 def within(x: Tensor, share: Tensor) -> Tensor:
-    """Draw a column of each winning group (N, size) by inverse CDF, with the uniforms ``share`` (N,).
+    """Draw a column from each row of logits x (N, size) by inverse CDF, with the uniforms ``share`` (N,).
 
-    It is the first column whose running sum of exp(x - max) exceeds ``share`` times the whole sum.
+    A row is the group of columns that won its race. The first column is drawn whose running sum of exp(x - max)
+    exceeds ``share`` times the whole sum.
     """
     weight = (x - x.amax(-1, keepdim=True)).exp_().double()
     total = weight.cumsum(-1)

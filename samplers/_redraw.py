@@ -26,9 +26,10 @@ def redraw(
     at: At,
     read: Sites | None = None,
 ) -> Int[Tensor, "B L"]:
-    """Redraw the chosen sites from O Q_alpha and return all tokens (B, L); random choices "data", "token", "noise".
+    """Redraw the chosen sites from O Q_alpha and return all tokens (B, L).
 
-    O is the leave-one-out prediction and Q_alpha the forward transition.
+    O is the leave-one-out prediction and Q_alpha the forward transition. The random choices have the names "data",
+    "token" and "noise".
 
     Args:
         state: the state whose sites are redrawn. If its ``seen`` is None, the denoiser is called only if some site
@@ -36,7 +37,7 @@ def redraw(
         where: (B, L) the sites to redraw.
         alpha: the survival probability at which they are drawn.
         at: the process, run and address of the operator.
-        read: rows of O at these sites and perhaps others, with their reading, if the operator has read them already.
+        read: the rows of O, if the operator has read them already. They may be of more sites than ``where``.
 
     Raises:
         TypeError: if ``state.seen`` is a tensor: logits alone do not tell whether they are of O or of the denoiser.

@@ -27,7 +27,7 @@ class EntropyRedraw(Corrector):
     """Redraw sites whose leave-one-out entropy is large; one denoiser call.
 
     Args:
-        budget: the probability of a redraw at a site whose O is uniform (H = log V); probabilities are capped at 1.
+        budget: b. A site is redrawn with probability min(1, b H / log V), where H is its leave-one-out entropy.
         sites: how many uniformly chosen sites of a row may be redrawn. 1 preserves p_t exactly; more, or all (None),
             only approximately.
 

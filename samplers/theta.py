@@ -63,7 +63,9 @@ class _Second(Predictor):
 
 @dataclass(frozen=True)
 class ThetaTrapezoidal(Staged):
-    """Apply the theta-trapezoidal rule: order 2 while no rate is clipped, 1 at strong coupling; two calls a step.
+    """Apply the theta-trapezoidal rule; two denoiser calls a step.
+
+    It has order 2 while no rate is clipped at 0. If tokens are strongly coupled, rates are clipped and the order is 1.
 
     Args:
         theta: the fraction of the step at which the second call is made, in (0, 1).

@@ -21,7 +21,7 @@ def far(a: Tensor, b: Tensor) -> float:
 
 
 def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterator[tuple[float, str]]:
-    """Yield the times at which alpha is one of ``ALPHAS`` in [least, most], from late to early, with their names."""
+    """Yield (time, name) for each alpha of ``ALPHAS`` between ``least`` and ``most``, the latest time first."""
     end = float(process.schedule.alpha(1.0))
     for alpha in dict.fromkeys(max(alpha, end) for alpha in ALPHAS):
         if least <= alpha <= most:

@@ -38,7 +38,8 @@ class Fit:
 def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     """Test the mean of log p0(x) against its exact mean and variance under p0 (two-sided z-test).
 
-    The sample is (B, L), the statistic (mean - expected) sqrt(B / variance). A sequence of probability 0 gives p = 0.
+    The sample x is (B, L). The statistic is (mean - exact mean) sqrt(B / variance). If x has a sequence of
+    probability 0, the p-value is 0.
 
     Raises:
         ValueError: if the log-probability is not a sum along the sequence (``log_prob_moments``).

@@ -72,7 +72,7 @@ _SCORES = """
 
 @dataclass(frozen=True)
 class Tabulated(Schedule):
-    """Schedule alpha = exp(-sigma), with sigma from a table at n + 1 equally spaced times and linear between them.
+    """Schedule alpha = exp(-sigma), where sigma is interpolated linearly between n + 1 equally spaced times.
 
     Args:
         sigmas: sigma at the times 0, 1/n, ..., 1; the first is 0, and they increase.

@@ -77,7 +77,10 @@ class Sites:
         return column
 
     def dense(self) -> Float[Tensor, "N C"]:
-        """Return the unnormalised rows (N, C), differentiable; in a run, an invalid row is an error."""
+        """Return the rows of logits (N, C) as they are, with gradients.
+
+        In a run, a row without mass or with a NaN or +inf is an error.
+        """
         rows = self.rows.dense()
         if self.watch.flags is not None:
             self._refuse(~rows.logsumexp(-1).isfinite())

@@ -109,7 +109,10 @@ class Call:
 
 
 def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Return the states of tokens (B, L) at time 0; in pairs the source token differs, so that no site is hidden."""
+    """Return the states of tokens (B, L) at time 0.
+
+    If a state is a pair (token, source), its source is another token. A pair of equal tokens may count as hidden.
+    """
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 

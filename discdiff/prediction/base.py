@@ -155,10 +155,10 @@ class Prediction(Renamed):
         return View(self, where, (row, position))
 
     def loo_everywhere(self) -> kernels.Rows | None:
-        """Return rows of O at every site without checks; the caller must not use a row where O is undefined.
+        """Return rows of the leave-one-out prediction O at every site, without checks.
 
-        The result is None if no kernel can read O directly. This is so if a head computes the logits, the conversion
-        needs whole rows, or the prediction is truncated.
+        The caller must not use a row where O is undefined. The result is None if no kernel can read O directly: if a
+        head computes the logits, the conversion needs whole rows, or the prediction is truncated.
         """
         rows = to_loo(self, said_rows(self, None), self.x.flatten(), self.alpha.flatten())
         return rows if rows.convert is None and self.truncate is None else None

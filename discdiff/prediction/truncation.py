@@ -39,9 +39,9 @@ class Truncation:
     Args:
         temperature: T. At 0 the most probable token is taken, or one of those that tie for it.
         top_k: keep the k most probable tokens.
-        top_p: of the remaining tokens, keep the fewest most probable ones with this total mass.
+        top_p: of the tokens that ``top_k`` keeps, keep the most probable, as few as have this share of their mass.
         min_p: keep tokens of at least this share of the largest probability.
-        of: what is tempered and cut: "loo", the leave-one-out, or for comparison "denoiser".
+        of: which prediction is changed: "loo", the leave-one-out; or "denoiser", the denoiser's, for comparison.
 
     Tokens that tie with the last one kept are kept too.
 
