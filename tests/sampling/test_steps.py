@@ -25,7 +25,7 @@ def sampler_of(operator: dd.Operator, process: dd.Process, time: str | None = "t
 
 
 @pytest.mark.parametrize("process", processes(), ids=repr)
-@pytest.mark.parametrize("operator", STEPS, ids=repr)
+@pytest.mark.parametrize("operator", STEPS, ids=lambda operator: repr(operator).partition(" at 0x")[0])
 def test_a_run_cut_at_every_step_is_the_uncut_run(operator: dd.Operator, process: dd.Process) -> None:
     if not accepted(operator, process):
         pytest.skip("not for this process")
