@@ -55,12 +55,12 @@ def _only(*neutral: object) -> Reader:
 
 
 def _dtype(settings: Settings, key: str) -> None:
-    """Check that a setting names a dtype; the network gets the dtype of its weights instead."""
+    """Check that a setting names a dtype; it is not used, as the network gets the dtype of its weights."""
     settings.word(key, accepted=(*DTYPES, *(f"torch.{name}" for name in DTYPES[1:])))
 
 
 def _ones(settings: Settings, key: str) -> None:
-    """Check that a list holds only ones: every layer has experts."""
+    """Check that a list holds only ones, so that every layer has experts."""
     if any(one != 1 or isinstance(one, bool) for one in settings.items_of(key)):
         raise settings.refused(f"{key} must be ones: layers without experts are not supported")
 
@@ -94,7 +94,7 @@ def _rotated(settings: Settings) -> dict[str, Any]:
 
 
 def _overrides(settings: Settings) -> dict[str, Any]:
-    """Read the table that gives some of DiffusionGemma's layers, by number, sizes of their own."""
+    """Read the table of sizes that apply to single layers of DiffusionGemma; its keys are numbers of layers."""
     if settings.get("per_layer_config") is None:
         return {}
     layers, found = settings.part("per_layer_config"), {}
@@ -109,7 +109,7 @@ def _overrides(settings: Settings) -> dict[str, Any]:
 
 
 def _places(settings: Settings) -> dict[str, Any]:
-    """Check the size of ESM-1's position table; positions begin after the padding row."""
+    """Check that ESM-1's table of positions has rows after its padding row, where positions begin."""
     rows, padding = (settings.whole(key, default=None) for key in ("max_position_embeddings", "pad_token_id"))
     rotary = settings.word("position_embedding_type", default="absolute") == "rotary"
     if not rotary and rows is not None and (padding is None or rows <= padding + 1):

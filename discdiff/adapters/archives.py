@@ -1,6 +1,6 @@
 """Read files of tensors (safetensors, torch's and numpy's archives) without running code in them.
 
-The contents of a file of n bytes may take at most 16 n bytes plus 16 MiB.
+The contents of a file of n bytes may take at most 16 n bytes plus 16 MiB of memory.
 """
 
 import math

@@ -85,7 +85,7 @@ def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tupl
 
 
 def _raw(held: Mapping[Any, Any], where: str, deep: int = 2) -> Tensors:
-    """Return the weights, possibly with averages among them."""
+    """Return the weights by name; the table may also hold averages, under names with a prefix."""
     for key in _RAW if deep else ():
         inner = held.get(key)
         if isinstance(inner, Inert):
@@ -136,7 +136,7 @@ def _averaged(held: Mapping[str, Any], where: str) -> Tensors | list[Tensor]:
 
 
 def _average(value: object, where: str, deep: int) -> Tensors | list[Tensor]:
-    """Return the averages in a value or up to ``deep`` tables deeper; empty if there are none."""
+    """Return the averages in a value, nested in at most ``deep`` tables; the result is empty if there are none."""
     if isinstance(value, Inert):
         value = value.state
     if isinstance(value, list | tuple):
@@ -180,7 +180,10 @@ def _merged(average: Tensors | list[Tensor], raw: Tensors, where: str) -> Tensor
 
 
 def _paired(average: list[Tensor], raw: Tensors, where: str) -> Tensors:
-    """Name the averages of a list: they are of all parameters, of those not recomputed, or of all tensors."""
+    """Give the averages of a list the names of their weights.
+
+    The list has an average of every parameter, of every parameter that is not recomputed, or of every tensor.
+    """
     first: dict[object, str] = {}  # the first name of tied parameters, which are listed once
     alias = {
         name: first.setdefault((part.data_ptr(), part.shape) if part.numel() else name, name)
@@ -200,7 +203,8 @@ def _paired(average: list[Tensor], raw: Tensors, where: str) -> Tensors:
 def _places(average: Tensors, raw: Tensors) -> dict[str, str] | None:
     """Map the name of each average to the name of its weight; return None if names do not match.
 
-    One side may have a further prefix. Some trainers remove the dots from the names of averages.
+    The names of averages may have a further prefix, or those of weights may. Some trainers remove the dots from the
+    names of averages.
     """
     for names in (
         {name: name for name in raw},

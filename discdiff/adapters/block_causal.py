@@ -26,15 +26,16 @@ __all__ = ["BlockCausal"]
 class BlockCausal(nn.Module):
     """A decoder whose tokens attend to their own block and the blocks before it, with a cache of clean tokens.
 
-    Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, C) or (B, n, C); block
-    sizes (B, 1).
+    Shapes: tokens are (B, L) in a sequence, (B, n) in a block and (B, P) in a prefix. The lengths of prefixes are (B,).
+    Logits are (B, L, C) or (B, n, C), for C columns. Block sizes are (B, 1).
 
     Args:
-        network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M).
+        network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M) for N queries and
+            M keys.
         block: the block size.
         shift: whether position i of the network predicts position i + 1. Logits are then moved to the position that
             they predict. The first site of a block gets the logits at the last clean token before the block. No logits
-            predict position 0; it keeps its own.
+            predict position 0, so it keeps the logits that the network returns there.
         longest: the largest number of tokens, for a network with a table of positions; None if there is no limit.
 
     Raises:
@@ -66,7 +67,8 @@ class BlockCausal(nn.Module):
     ) -> Float[Tensor, "B L C"]:
         """Return the logits of all noisy blocks of ``x`` in one call, for likelihoods and training.
 
-        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size, for all rows or for each.
+        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size: a number for all rows, or
+        one for each row, (B, 1).
 
         Raises:
             ValueError: for more tokens than the network takes.

@@ -5,8 +5,8 @@ r"""The diffusion transformer of BD3LM and BlockGen, with a cache of clean token
     i noisy           j < start(i)            start(j) = start(i)
 
 start(j) is the position where the block of token j begins. Clean tokens may have another block size than noisy ones. In
-networks that are also autoregressive, it is 1. The network gets no time, so the cache of clean tokens stays valid while
-a block is denoised.
+networks that are also autoregressive, clean blocks have size 1. The network gets no time, so the cache of clean tokens
+stays valid while a block is denoised.
 
 References: block diffusion (Arriola et al., 2025, https://arxiv.org/abs/2503.09573); BlockGen (Deschenaux and
 Gulcehre, 2026, https://arxiv.org/abs/2606.02241).
@@ -32,7 +32,7 @@ class Memory:
 
     Attributes:
         kept: for each layer its keys and its values, (B, H, C, D) each, with H heads of width D.
-        position: (B, C) the position of the token in a column; a huge number if the column is empty.
+        position: (B, C) the position of the token in a column; a huge number marks an empty column.
         length: (B,) the number of cached tokens of a row, without pending ones.
         pending: (B, n) clean tokens that the next evaluation adds to the cache.
     """
@@ -51,13 +51,14 @@ class Memory:
 class BlockTransformer(DiffusionTransformer):
     """Diffusion transformer with attention causal between blocks; ``forward`` evaluates a whole sequence.
 
-    Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, C) or (B, n, C); block
-    sizes (B, 1).
+    Shapes: tokens are (B, L) in a sequence, (B, n) in a block and (B, P) in a prefix. The lengths of prefixes are (B,).
+    Logits are (B, L, C) or (B, n, C), for C columns. Block sizes are (B, 1).
 
     Args:
-        rows, width, heads, depth, time_width: as in ``DiffusionTransformer``; a time input is always 0.
-        clean: the block size of clean tokens; in BD3LM, and in BlockGen with one block size, it is also that of noisy
-            tokens.
+        rows, width, heads, depth, time_width: as in ``DiffusionTransformer``. If the network has a time input, the time
+            is always 0.
+        clean: the block size of clean tokens. In BD3LM, and in BlockGen with one block size, noisy tokens have the same
+            block size.
 
     Raises:
         ValueError: for a block size below 1.
@@ -74,7 +75,8 @@ class BlockTransformer(DiffusionTransformer):
     ) -> Float[Tensor, "B L C"]:
         """Return the logits of all noisy blocks of ``x`` in one call, for likelihoods and training.
 
-        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size, for all rows or for each.
+        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size: a number for all rows, or
+        one for each row, (B, 1).
 
         Raises:
             ValueError: if a block begins inside a block of clean tokens.

@@ -29,12 +29,13 @@ class ByteNet(nn.Module):
         inner: the width within a layer.
         depth: the number of layers.
         kernel: the width of a convolution, odd.
-        period: the largest dilation, rounded down to a power of two; after it dilations start again from 1.
+        period: the largest dilation, rounded down to a power of two. After the layer that has it, dilations start again
+            from 1.
         activation: "gelu" or "relu".
         timed: whether the network takes a step k.
 
     Raises:
-        ValueError: if ``kernel`` is even, ``narrow`` is odd, or the activation is another one.
+        ValueError: if ``kernel`` is even, ``narrow`` is odd, or ``activation`` is neither of the two names.
     """
 
     def __init__(

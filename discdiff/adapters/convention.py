@@ -1,4 +1,7 @@
-"""Record how a checkpoint is called and what its output means; families differ only in the fields of this record."""
+"""Record how a checkpoint is called and what its output means.
+
+Families of checkpoints differ only in the fields of this record.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -26,7 +29,8 @@ class Convention:
         family: the name of the checkpoint's family.
         process: the forward process that the network was trained for, with its schedule.
         predicts: the meaning of the output, as for ``Denoiser``.
-        columns: the width of the output. Only the first columns are used: V (data tokens), or S (states) for ratios.
+        columns: the width of the output. Its first V columns are used, one for each data token. For ratios its first S
+            columns are used, one for each state.
         mask_source: where the mask's id was found, for instance "config.json".
         time: the time argument, as for ``Denoiser``; None if the network takes none or ignores it.
         time_scale: a factor for the time argument.
@@ -190,7 +194,10 @@ class Called(nn.Module):
         return logits if said.frame is None or held else logits[:, 1:-1]
 
     def _has_ends(self, x: Int[Tensor, "B L"]) -> bool:
-        """Return whether every row has both ends already; False if the process's noise can be an end."""
+        """Return whether every row begins and ends with the frame's tokens.
+
+        Return False if the process is not absorbing, as its noise can be an end token.
+        """
         said = self.convention
         if said.frame is None or not said.process.absorbing or x.shape[1] < 2:
             return False
@@ -200,7 +207,7 @@ class Called(nn.Module):
     def _framed(
         self, x: Int[Tensor, "B L"], time: Tensor | None, frame: tuple[int, int]
     ) -> tuple[Int[Tensor, "B N"], Tensor | None]:
-        """Put the ends around the tokens; their time, if every site has one, is that of clean tokens."""
+        """Put the two ends around the tokens; if each site has its own time, the ends get the time of clean tokens."""
         x = nn.functional.pad(x, (1, 1))
         x[:, 0], x[:, -1] = frame
         if time is not None and time.ndim == 2:
@@ -214,7 +221,7 @@ class Called(nn.Module):
         return scaled.round().long() if self.convention.integer_time else scaled
 
     def _columns(self, out: object) -> Float[Tensor, "B L C"]:
-        """Check the output and return those of its columns that are used."""
+        """Check the output and return the columns of it that are used."""
         said = self.convention
         logits = out if said.returns == "tensor" else getattr(out, "logits", None)
         if not isinstance(logits, Tensor):
@@ -237,7 +244,7 @@ class Called(nn.Module):
 
 
 class _Keeping(Called):
-    """Called network with a cache of clean prefixes, as in ``Cached``."""
+    """``Called`` for a network with a cache of clean prefixes, as in ``Cached``."""
 
     def prefill(self, tokens: Int[Tensor, "B P"], length: Int[Tensor, " B"], capacity: int) -> RowCache:
         with self._autocast(tokens.device):
@@ -253,7 +260,7 @@ class _Keeping(Called):
 
 
 class _AtOnce(_Keeping):
-    """Called network with a cache that also evaluates all blocks in one pass."""
+    """``Called`` for a network with a cache that also evaluates all blocks in one pass."""
 
     def blocks_at_once(
         self,
@@ -267,7 +274,7 @@ class _AtOnce(_Keeping):
 
 
 class _Scoring(_AtOnce):
-    """Called network with a cache that also gives autoregressive scores."""
+    """``Called`` for a network with a cache that also gives autoregressive scores."""
 
     def score(self, cache: RowCache, x: Int[Tensor, "B n"]) -> Tensor:
         with self._autocast(x.device):

@@ -60,11 +60,11 @@ def sensitivity_curve(
     Args:
         model: the denoiser.
         x0: (B, L) data; noise is added here.
-        alphas: A survival probabilities strictly between 0 and 1.
+        alphas: the survival probabilities, A of them, strictly between 0 and 1.
         seed: the seed of noise, sites and tokens.
 
     Returns:
-        For each reading an (A, 2) tensor: at every alpha the mean over the batch and its standard error.
+        A tensor (A, 2) for each reading. It holds, for every alpha, the mean over the batch and its standard error.
 
     Raises:
         ValueError: for fewer than two rows, alphas out of range, or a process that ``loo_sensitivity`` refuses.
@@ -96,7 +96,7 @@ class Cycles:
 
     Attributes:
         there_and_back: (B,) the sum over a change of one site and its reversal.
-        square: (B,) the sum over the changes of two sites in one order and back in the other.
+        square: (B,) the sum over a path that changes two sites in one order and changes them back in the other order.
     """
 
     there_and_back: Float[Tensor, " B"]
@@ -105,7 +105,7 @@ class Cycles:
 
 @torch.no_grad()
 def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Cycles:
-    r"""Test whether a learned ratio is conservative: return its log sums around two closed paths in each row.
+    r"""Test whether a learned ratio is conservative, by sums of its logarithms around two closed paths in each row.
 
         there and back   log r_i(v | z) + log r_i(z_i | z^{i<-v})
         square           log r_i(v | z) + log r_j(w | z^{i<-v}) - log r_j(w | z) - log r_i(v | z^{j<-w})
@@ -148,7 +148,7 @@ def features(
     Args:
         model: a denoiser whose function is an ``nn.Module``.
         x0: (B, L) data.
-        alphas: A survival probabilities in (0, 1].
+        alphas: the survival probabilities, A of them, in (0, 1].
         modules: names of modules, as in ``named_modules``; each must return a tensor, or a tuple that begins with one.
         seed: the seed of the noise.
 

@@ -208,7 +208,10 @@ def _gidd(config: Settings, rows: int, asked: Asked) -> Convention:
 
 
 def _kind(*names: str) -> Callable[[Files], bool]:
-    """Make a recogniser by ``model_type``, or by the algorithm or parameterization of a Lightning checkpoint."""
+    """Make a function that recognises files by ``model_type``, or by the algorithm or parameterization.
+
+    The latter two are settings of Lightning checkpoints.
+    """
 
     def recognises(files: Files) -> bool:
         config = configuration(files)
@@ -260,7 +263,10 @@ def _in_blocks_of(said: Convention, block: int | None) -> Convention:
 
 
 def _blockgen(noise: Callable[[Settings, int, Asked], Convention], name: str) -> Callable[..., Convention]:
-    """Make a function for the convention of BlockGen from that for its noise; the network takes no time."""
+    """Make the function that returns BlockGen's convention, for a network that takes no time.
+
+    ``noise`` is the function that returns the convention of networks with the same noise that are not in blocks.
+    """
 
     def convention(config: Settings, rows: int, asked: Asked) -> Convention:
         said = replace(noise(config, rows, asked), family=name, time=None)

@@ -36,10 +36,11 @@ class DiffusionTransformer(nn.Module):
         time_width: the width of the embedded time; None for a network without a time input.
         block: the block size; a site attends to its own block and the blocks before it. None for no blocks.
         norm_shift: whether norms have a shift in addition to their scale, as in RADD.
-        classes: the number of labels of a row, as in UDLM, with the empty label; None for a network without labels.
+        classes: the number of labels from which a row has one, as in UDLM. The empty label counts as one. None for a
+            network without labels.
 
     Raises:
-        ValueError: if ``width`` does not divide into ``heads`` heads of even width, or there are classes but no time.
+        ValueError: if ``width / heads`` is not an even whole number, or there are classes but no time.
     """
 
     def __init__(

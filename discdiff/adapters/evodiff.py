@@ -116,18 +116,26 @@ class Tabulated(Schedule):
 
 
 def _clock(sigma: Float[Tensor, " T"]) -> Tabulated:
-    """Make the schedule whose sigma at time k / (T - 1) is ``sigma[k]``, the sum over Q_0 ... Q_k; 0 at k = 0."""
+    """Make the schedule whose sigma at time k / (T - 1) is ``sigma[k]``, or 0 if k = 0.
+
+    ``sigma[k]`` is the sum of the increases that belong to Q_0 ... Q_k.
+    """
     return Tabulated((0.0, *sigma[1:].tolist()))
 
 
 def uniform(steps: int = _STEPS) -> Uniform:
-    """Make the process of the D3PM models with uniform substitutions, on the first 26 letters of the alphabet."""
+    """Make the process of the D3PM models with uniform substitutions, on the first 26 letters of the alphabet.
+
+    ``steps`` is T in the module docstring.
+    """
     survive = 1 - 1 / torch.arange(steps + 1, 1, -1, dtype=torch.float64)
     return Uniform(_LETTERS, _clock(-survive.log().cumsum(0)))
 
 
 def blosum(steps: int = _STEPS) -> General:
-    """Make the process of the D3PM models with BLOSUM substitutions; the module docstring gives its small error.
+    """Make the process of the D3PM models with BLOSUM substitutions.
+
+    The module docstring gives its small error; ``steps`` is T there.
 
     At t = 1 the marginal is far from the stationary law, which is uniform: 82 % of tryptophans are unchanged. The
     authors and ``prior`` nevertheless start from the stationary law.
@@ -137,10 +145,10 @@ def blosum(steps: int = _STEPS) -> General:
 
 
 def blosum_rates() -> Float[Tensor, "26 26"]:
-    """Return G (26, 26), the symmetric rates of substitution by BLOSUM62 per unit of beta.
+    """Return G (26, 26), the symmetric rates of substitution that follow from BLOSUM62.
 
-    The matrix of exponentiated scores, with the gap as a letter, is scaled to be doubly stochastic. Then the gap is
-    removed. J, O, U and the gap have score 4 with themselves and -4 with all other letters.
+    Rates are per unit of beta. The matrix of exponentiated scores, with the gap as a letter, is scaled to be doubly
+    stochastic. Then the gap is removed. J, O, U and the gap have score 4 with themselves and -4 with all other letters.
     """
     letters = ALPHABET[: _LETTERS + 1]
     score = torch.full((len(letters), len(letters)), -4.0, dtype=torch.float64).fill_diagonal_(4.0)

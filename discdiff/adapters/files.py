@@ -33,10 +33,10 @@ class Files:
 
     Args:
         path: a folder with config.json and weights, or a .safetensors, .ckpt, .pt, .pth, .bin, .tar or .npz file.
-        file: the name of the file of weights in the folder, or of a folder in it; None for the usual one.
+        file: the name of the file of weights in the folder, or of a folder in it. None for the usual files.
         which: "raw" or "ema"; None for averaged weights if there are any.
-        hub: fetches the base of an adapter if it is not on this machine. None if this is such a base: then it must not
-            be an adapter itself.
+        hub: fetches the base of an adapter if the base is not on this machine. None if this checkpoint is such a base;
+            then it must not be an adapter itself.
 
     Attributes:
         path: the given path.
@@ -117,7 +117,7 @@ class Files:
 
     @cached_property
     def saved(self) -> Mapping[str, Any]:
-        """All contents of torch files, for a Lightning checkpoint also its hyperparameters; empty for other files."""
+        """All contents of torch files, such as a Lightning checkpoint's hyperparameters; empty for other files."""
         return self._held if self.parts[0].suffix in TORCH else {}
 
     @cached_property
@@ -180,7 +180,10 @@ class Files:
         return bool(own)
 
     def _base(self) -> "Files":
-        """Open an adapter's base: a path relative to its folder or to the working folder, or a hub repository."""
+        """Open an adapter's base, which its configuration names.
+
+        The name is a path relative to the adapter's folder or to the working folder, or a hub repository.
+        """
         if not is_there(self.folder / "adapter_config.json"):
             raise Refused("this is an adapter, and adapter_config.json is not beside it")
         said = json_table(self.folder / "adapter_config.json")

@@ -1,4 +1,4 @@
-r"""Use discrete flow-matching models as denoisers, and operators behind the interface of flow_matching's solver.
+r"""Use discrete flow-matching models as denoisers, and run operators through the interface of flow_matching's solver.
 
 A mixture path of flow_matching replaces noise by data x1 with probability kappa(tau), tau from 0 (noise) to 1 (data).
 Its model gives the posterior p(x1 | x_tau) at every site. With t = 1 - tau this means for the survival probability
@@ -142,7 +142,7 @@ class OperatorSolver:
     Args:
         model: returns posterior probabilities, as for ``flow_denoiser``.
         path: a mixture path.
-        vocabulary_size: V, which includes a mask.
+        vocabulary_size: V, the number of tokens; a mask counts as one of them.
         source_distribution_p: (V,) the law of a noise token; required here, because it determines the process.
         operator: one step, such as ``Ancestral()``. With a mask as source, ``DFM()`` has the law of the Euler solver.
 
@@ -216,7 +216,8 @@ class OperatorSolver:
             dtype_categorical: ignored; draws are as exact as the model's output.
             time_grid: (N,) increasing times tau in [0, 1]; [0, 1] by default. If the last time is below 1, the tokens
                 keep the noise of that time; with the Euler solver they do not.
-            return_intermediates: return (N, B, L) instead, the states nearest in time to those of ``time_grid``.
+            return_intermediates: return tokens (N, B, L) instead. For each time of ``time_grid`` they are the state of
+                the run that is nearest in time.
             verbose: show a progress bar on standard error.
             seed: the key of the randomness; drawn from torch's global generator if None.
             model_extras: further arguments of the model.

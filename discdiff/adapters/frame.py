@@ -58,7 +58,7 @@ class Specials:
     def usual(self, files: Files, rows: int, kind: str) -> int | None:
         """Return the id of a kind's token by its usual name, or None.
 
-        If the files list no tokens, the id is that in the shared vocabulary, if the network has as many ids.
+        If the files list no tokens, the id comes from the shared vocabulary; the network must have as many ids.
         """
         if not files.tokens:
             return self.ids.get(kind) if self.rows == rows else None

@@ -1,9 +1,9 @@
 r"""Run a discrete scheduler of diffusers as an operator in this package's sampler.
 
 The scheduler's ``step`` runs unchanged, but ``choose`` makes its random draws (``torch_draws``). They are keyed by row.
-If all draws are multinomials and integers, they can be enumerated: then ``T.kernel`` and ``T.law`` are exact, and
-``T.check_operator`` checks the operator's claims. A step that draws by ``torch.rand`` needs ``enumerable=False`` and is
-tested by chi-square.
+If the step draws only by ``torch.multinomial`` and ``torch.randint``, its draws can be enumerated. Then ``T.kernel``
+and ``T.law`` are exact, and ``T.check_operator`` checks the operator's claims. A step that draws by ``torch.rand``
+needs ``enumerable=False`` and is tested by chi-square.
 
 Of N equal steps, step n goes from t = 1 - n/N to 1 - (n+1)/N. A scheduler has its own survival probability; it must be
 that of ``Linear()``, as for ``DiscreteDDIMScheduler``, and the process must have this schedule. diffusers is not
@@ -85,7 +85,9 @@ class _Scheduled(Operator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerStep(_Scheduled, Predictor):
-    """Run ``scheduler.step`` from t to s, with one denoiser call; t to s must be one of N equal steps from 1 to 0.
+    """Run ``scheduler.step`` from time t to time s, with one denoiser call.
+
+    The interval from t to s must be one of N equal steps from 1 to 0, for some N.
 
     Args:
         scheduler: a scheduler of diffusers; it is copied before every step and never changed.
@@ -129,10 +131,11 @@ class SchedulerCorrection(_Scheduled, Corrector):
         options: further arguments of ``scheduler.step_correct``, such as {"temperature": 1.0}.
         process: the class of the processes that the scheduler supports.
         enumerable: False if the scheduler draws by ``torch.rand``.
-        invariant: the claim whether the corrector keeps p_t; None for no claim.
+        invariant: how well the corrector is claimed to keep p_t: "exact", "approximate" or "none". None for no claim.
 
     Raises:
-        ValueError: when called, if t = 1, where it is not defined, or if t fits no N up to 4096.
+        ValueError: when called, if t = 1, where the corrector is not defined, or if t has the form above for no N up
+            to 4096.
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)

@@ -37,7 +37,8 @@ _NO_TOWER |= {"global_head_dim": 4, "position_embedding_size": 1}
 class Canvas(nn.Module):
     """DiffusionGemma with a cache of clean prefixes, around transformers' ``DiffusionGemmaForBlockDiffusion``.
 
-    Shapes: tokens (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); logits (B, L, V) or (B, n, V).
+    Shapes: tokens are (B, L) in a sequence, (B, n) in a block and (B, P) in a prefix. The lengths of prefixes are (B,).
+    Logits are (B, L, V) or (B, n, V), for V tokens.
 
     Args:
         network: the model of transformers.

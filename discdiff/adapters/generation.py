@@ -41,11 +41,12 @@ def generate(
     overflowing_tokens: object = None,
     num_truncated_tokens: object = None,
 ) -> Int[Tensor, "B N"]:
-    """Continue prompts with a model; return (B, N) tokens, N = P + ``max_new_tokens``, as transformers' ``generate``.
+    """Continue prompts with a model, as transformers' ``generate`` does.
 
-    ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``;
-    new tokens are ``[:, P:]``. They equal those of ``Sampler``, or ``Blockwise``, with the same seed: they depend on
-    (seed, row) and not on the other rows. Consecutive rows of equal length are denoised together.
+    The result is tokens (B, N) with N = P + ``max_new_tokens``. A call looks like this:
+    ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``.
+    The new tokens are ``[:, P:]``. They equal those of ``Sampler``, or ``Blockwise``, with the same seed: they depend
+    on (seed, row) and not on the other rows. Consecutive rows of equal length are denoised together.
 
     A model that was trained between a start and an end token (``Convention.frame``) takes prompts between both ends, as
     its tokenizer makes them. New tokens go between the prompt and the end token: they are ``[:, P - 1 : -1]``, and the

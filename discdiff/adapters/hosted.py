@@ -137,7 +137,7 @@ def _counted(settings: Mapping[str, Any], weights: Weights) -> None:
 
 
 def _without(network: nn.Module, name: str, weights: Weights) -> None:
-    """Remove parts that sampling does not use if the files lack their weights, so that no weights stay random."""
+    """Remove parts without weights in the files, if sampling does not use them, so that no weights stay random."""
     for part in _UNUSED.get(name, ()):
         wanted = {f"{part}.{key}": tensor.shape for key, tensor in network.get_submodule(part).state_dict().items()}
         if not all(key in weights and weights[key].shape == shape for key, shape in wanted.items()):

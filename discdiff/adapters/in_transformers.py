@@ -117,7 +117,9 @@ class _Native:
         return (network, convention) if block is None else _in_blocks(network, convention, block)
 
     def _block(self, said: Settings, asked: Asked) -> int | None:
-        """Return the user's block size, else for a family of blocks the configured or default one, else None.
+        """Return the user's block size, else that of a family of blocks, else None.
+
+        A family of blocks takes its size from the configuration, or else its default size.
 
         Raises:
             Refused: if the user gives a block size for an encoder, or the configuration has one that the family does

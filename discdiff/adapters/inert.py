@@ -202,7 +202,9 @@ def _is_dtype(name: str) -> bool:
 
 
 def _check_storages(found: object, records: Counter[int] | None, held: int, path: Path) -> None:
-    """Check that each tensor storage has the size of a record in the file; torch believes the pickle's sizes.
+    """Check that each tensor storage has the size of a record in the file.
+
+    Torch itself does not check the sizes in the pickle.
 
     Raises:
         Refused: if a storage has another size.

@@ -23,7 +23,7 @@ __all__ = ["Asked", "Family", "load"]
 
 @dataclass(frozen=True)
 class Asked:
-    """The user's choices for a family's ``build``; None where the files decide.
+    """The user's choices for a family's ``build``; a choice is None if it is left to the files.
 
     Attributes:
         mask_id, schedule, block, ignore, weights, network: as in ``load``.
@@ -212,7 +212,7 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
 
 
 def keep_settings(network: nn.Module, family: str, settings: Mapping[str, object], ignore: tuple[str, ...]) -> None:
-    """Store on a network the settings that its family built it from, for ``save``; keep stored ones."""
+    """Store on a network, for ``save``, the settings that its family built it from, unless it already has some."""
     network.__dict__.setdefault("foreign_settings", (family, dict(settings), ignore))
 
 
@@ -220,7 +220,8 @@ def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None =
     """Put all weights into a network, converted to the dtype of its parameters.
 
     A network on the meta device (``with torch.device("meta"): network = ...``) takes no memory until it gets the
-    weights, so wrong sizes are reported before memory is used. Make buffers that are not saved on another device.
+    weights, so wrong sizes are reported before memory is used. Buffers that are not saved must be made on another
+    device.
 
     Args:
         network: the network; weights must have the names and shapes in its ``state_dict``.

@@ -2,8 +2,9 @@ r"""Merge low-rank adapters, as PEFT saves them, into the weights of their base.
 
     W <- W + s B A        s = alpha / r, or alpha / sqrt(r) with ``use_rslora``
 
-B A is transposed for layers that store (in, out) (``fan_in_fan_out``) and for embeddings. Whole modules, biases and
-embedding tables in the adapter's file replace those of the base. Methods with another formula, such as DoRA, are
+W is a weight of the base. A and B are the adapter's two matrices for it, of rank r. The adapter's configuration gives
+alpha. B A is transposed for layers that store (in, out) (``fan_in_fan_out``) and for embeddings. Whole modules, biases
+and embedding tables in the adapter's file replace those of the base. Methods with another formula, such as DoRA, are
 refused by name.
 
 References: LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685); rsLoRA (Kalajdzievski, 2023,

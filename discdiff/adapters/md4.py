@@ -13,8 +13,8 @@ An array is named by its path in the parameters, with "/" or "." between. In the
     numpy.savez("md4.npz", **flat)
 
 The arrays do not show everything. To give the rest, put a config.json (``config.to_json_best_effort()``) into the same
-folder. The defaults are ``mlp_type`` glu, ``noise_schedule`` linear, and heads as wide as the embedded time or the
-outer embeddings, or else 64.
+folder. The defaults are ``mlp_type`` glu and ``noise_schedule`` linear. By default heads are as wide as the embedded
+time, else as the outer embeddings, else 64.
 
 Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et al., 2024,
 https://arxiv.org/abs/2406.04329).
@@ -185,10 +185,10 @@ def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
 
 
 def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Return weights by the names used here, averages if there are any; also return whether they are averages.
+    """Return the averages, or else the weights, by the names used here; also return whether they are averages.
 
     Raises:
-        ValueError: for an array that MD4's text networks do not have.
+        ValueError: for an array that MD4's text networks do not have, or a kernel that is not a matrix.
     """
     paths = {name.replace(".", "/").removesuffix("/value"): part for name, part in arrays.items()}
     average, raw = (

@@ -50,7 +50,7 @@ def _card(text: str, layers: int) -> Card:
 
     Args:
         text: the JSON text.
-        layers: the largest accepted depth: the number of weights in the file.
+        layers: the largest accepted depth. It is the number of weights in the file.
 
     Raises:
         ValueError: if the text is not a card, or sizes are out of range.

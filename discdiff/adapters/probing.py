@@ -67,9 +67,10 @@ class Findings:
 def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) -> Findings:
     r"""Test the declared convention of a denoiser against its outputs.
 
-    * **shift** compares the nats of hidden tokens, -log D(x0_i | x_t), with those of logits one position left or right.
-    * **mask id** compares these nats with those for up to 8 other ids as the mask, such as suppressed ids and ids that
-      are absent from the data.
+    * **shift** compares the nats of hidden tokens, -log D(x0_i | x_t), with the nats if logits are read one position to
+      the left or right.
+    * **mask id** compares these nats with those that result if another id is used as the mask. Up to 8 ids are tried,
+      such as suppressed ids and ids that are absent from the data.
     * **time** tests whether the output changes with time at all, and compares the nats with those of other time
       arguments.
     * **predicts** tests, if data tokens can be noise, whether the output of a site depends on the site's own token

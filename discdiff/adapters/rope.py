@@ -1,8 +1,8 @@
 """Read the settings of rotary positions and return them in a form that transformers 4.57 and 5 both accept.
 
-4.57 writes ``rope_theta`` and ``rope_scaling``; 5 writes a single table ``rope_parameters``. Both are read. Each
-``rope_type`` has its own numbers, and other keys are refused. The type "dynamic" is refused, as its frequencies depend
-on earlier inputs.
+Version 4.57 writes ``rope_theta`` and ``rope_scaling``; version 5 writes a single table ``rope_parameters``. Both are
+read. Each ``rope_type`` has its own numbers, and other keys are refused. The type "dynamic" is refused, as its
+frequencies depend on earlier inputs.
 """
 
 from typing import Any
@@ -78,8 +78,8 @@ def flat_rope(settings: Settings, partial: float | None = None, theta: float = 1
         theta: the default base.
 
     Raises:
-        Refused: if there are two tables, a table and the configuration disagree on a key, a key or a kind is unknown,
-            or a number is not accepted.
+        Refused: if the configuration has both tables, a table and the rest of it disagree on a key, a key or a
+            ``rope_type`` is unknown, or a number is not accepted.
     """
     if settings.get("rope_scaling") and settings.get("rope_parameters"):
         raise settings.refused("rope_scaling and rope_parameters are both given; keep one")

@@ -56,7 +56,8 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     a run in blocks gives those of ``dd.Blockwise``. If a generator is passed to the first step of a run, the generator
     draws the seed of the run. Options of other schedulers that would overrule the operator are refused.
 
-    Shapes: tokens (B, L), in a block (B, n); model outputs (B, L, C); timesteps and flags of rows (B,).
+    Shapes: tokens are (B, L), or (B, n) in a block. Model outputs are (B, L, C), for C columns. Timesteps and flags of
+    rows are (B,).
 
     Args:
         operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
@@ -168,7 +169,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             model_output: (B, L, C) logits, or log ratios, of the model at ``sample``.
-            timestep: the number of the step, from 0; 0 again begins the next block.
+            timestep: the number of the step, from 0. A second step 0 in a run begins the next block.
             sample: (B, L) tokens.
             mask_token_id: the pipeline's mask; it must be that of the process.
             temperature, top_k, top_p: truncation of the prediction, as in ``dd.Truncation``; temperature 0 takes the
@@ -273,9 +274,9 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         max_post_steps: int,
         finished: Bool[Tensor, " B"],
     ) -> bool:
-        """Return whether a block needs more steps: until all steps are made or all rows have ended.
+        """Return False if all steps of a block are made or all rows have ended, else True.
 
-        Steps go on when no mask remains, as an operator may mask revealed tokens again.
+        Steps also go on when no mask remains, as an operator may mask revealed tokens again.
 
         Raises:
             ValueError: if ``max_post_steps`` is not the pipelines' default 16, as nothing is edited after the steps.

@@ -24,7 +24,7 @@ _SHOWN = 6
 
 
 def parts(folder: Path) -> list[Path]:
-    """Return the weight files of a folder; these are several if the weights are in shards.
+    """Return the weight files of a folder, which has several if the weights are in shards.
 
     The first of the usual names is taken, else the only file of weights, else ``last``, else the file with the most
     steps.
@@ -63,7 +63,7 @@ def named_parts(folder: Path, name: str) -> list[Path]:
 
 
 def beside(file: Path) -> list[Path]:
-    """Return a file of weights in a list; if it is a shard, return all shards in its folder.
+    """Return a list with a file of weights; if it is one shard of a set, the list has the whole set.
 
     Raises:
         Refused: if shards are missing.
@@ -168,7 +168,10 @@ def _chosen(names: list[str]) -> str:
 
 
 def _step(name: str) -> tuple[str, int] | None:
-    """Return a name without its numbers, and its number of steps, else of epochs, else at its end; else None."""
+    """Return a name without its numbers, and the number by which such names are ordered.
+
+    This is the number of steps, else that of epochs, else the number at the end; without any the result is None.
+    """
     stem, dot, end = name.rpartition(".")
     form = re.sub(r"\d+(\.\d+)?", "#", stem) + dot + end
     for pattern in (r"step[s=_-]*(\d{1,18})(?!\d)", r"epoch[s=_-]*(\d{1,18})(?!\d)"):
