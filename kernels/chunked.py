@@ -117,7 +117,7 @@ def _finish(
 ) -> Reading:
     """Make a reading from the statistics of the groups.
 
-    Columns ``at``, and with ``top`` the best group of each row, are read again.
+    The columns ``at`` are read again. If ``top`` is true, so is the best group of each row.
     """
     value = argmax = runner_up = None
     if at is not None:

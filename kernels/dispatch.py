@@ -73,7 +73,7 @@ def draw(
 def drawn(
     source: Source, key: Key, positions: Tensor, reading: Reading | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """Draw as ``draw`` does, with a ``Key`` of N ids in an unchecked range; raises ValueError for another number."""
+    """Draw as ``draw`` does, with a ``Key`` whose range is not checked; raises ValueError unless it has N ids."""
     _check_ids(key.ids, len(source), "draw: rows")
     if _backend(source, backend) == "native" and isinstance(source, Rows):
         column = native.draw(source, key, positions, reading)
@@ -189,7 +189,7 @@ def read(
 
 
 def _read_mixed(rows: Computed, at: Tensor | None) -> Reading | None:
-    """Return the reading of mixtures, one group a row, without computing the rows; None if the kernel cannot."""
+    """Return the reading of mixtures, with one group a row, without computing the rows; None if the kernel cannot."""
     first = None if rows.mixed is None else rows.mixed.of[0]
     own = None if first is None or first.own is None or first.relative else first.own[rows.number]
     if at is not None and (own is None or not torch.equal(own, at)):  # the kernel knows the value at that column alone
@@ -210,7 +210,9 @@ def _read_mixed(rows: Computed, at: Tensor | None) -> Reading | None:
 
 @torch.no_grad()
 def best(logits: Tensor | Source, *, backend: Backend = "auto") -> Tensor:
-    """Return the most probable column (N,) of each row, the lowest of equal ones; -1 without mass, with NaN or +inf.
+    """Return the most probable column (N,) of each row; ties go to the lowest column.
+
+    The column is -1 for a row without mass or with a NaN or +inf.
 
     Raises:
         ValueError: for wrong shapes or dtypes.

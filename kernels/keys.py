@@ -22,7 +22,7 @@ class Key:
     Attributes:
         seed: the run's 64-bit seed.
         ids: (B,) row ids in [0, 2**32), or one for each draw; a row keeps its id in every sub-batch.
-        step, slot: the step's number and the operator's slot in it: 20 and 12 bits of one word.
+        step, slot: the number of the step, and of the operator's slot within it. They take 20 and 12 bits of one word.
         turn: the repetition in a loop, counted from 1; 0 outside a loop.
         name: the choice's name, whose crc32 modulo 1024 is the tag; or the tag itself, a number.
     """
@@ -58,7 +58,7 @@ class Key:
 
 @functools.lru_cache(maxsize=64)
 def stream(seed: int, kind: int, n: int) -> int:
-    """Return the seed of the n-th part of a run: kind 0 for turns of a loop, 1 for blocks, 2 for stages.
+    """Return the seed of the n-th part of a run, where ``kind`` is 0 for turns of a loop, 1 for blocks, 2 for stages.
 
     Part 0 keeps the seed. The seeds of other parts are Philox words at counters of kind 3, which no choice uses; see
     ``philox_words`` for the kinds of counters.

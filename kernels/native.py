@@ -243,10 +243,11 @@ def _address(key: Key) -> tuple[_Address, int]:
 
 
 def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return c(own) of the first mixture, the largest g and the sum of g of each row, float64; None if not readable.
+    """Return c(own) of the first mixture, the largest rate g and the sum of rates g, for each row.
 
-    ``Mixture`` defines c and own, ``Mixed`` the rate g. A result that may be wrong because terms below 1e-300 are cut
-    off is NaN. With ``strict`` every sum below 1e-50 is NaN too.
+    ``Mixture`` defines c and own, ``Mixed`` the rate g. The three results are float64. A result is NaN if it may be
+    wrong because terms below 1e-300 are cut off. With ``strict`` every sum below 1e-50 is NaN too. The function returns
+    None if it cannot read the rows.
 
     Raises:
         RuntimeError: if there is no compiled code.
@@ -263,9 +264,9 @@ def mixture_sums(rows: Computed, strict: bool = True) -> tuple[Tensor, Tensor, T
 
 
 def mixture_draw(rows: Computed, key: Key, positions: Tensor) -> Tensor | None:
-    """Draw a column from each mixture row; None if the rows are not readable.
+    """Draw a column from each row of mixtures; return None if the rows cannot be read.
 
-    A row for which ``mixture_sums`` with ``strict`` gives NaN is not drawn: its column is -2.
+    Where ``mixture_sums`` with ``strict`` gives NaN, no column is drawn and the result is -2.
 
     Raises:
         RuntimeError: if there is no compiled code.
@@ -282,7 +283,10 @@ def mixture_draw(rows: Computed, key: Key, positions: Tensor) -> Tensor | None:
 
 
 def _mixtures(rows: Computed) -> tuple[Any, object] | None:
-    """Return the mixtures as a C struct, and what must stay alive while it is used; None if not readable."""
+    """Return the mixtures as a C struct, and the objects that must stay alive while it is used.
+
+    None if the rows are no mixtures, or C code cannot read the logits in them.
+    """
     mixed = rows.mixed
     if mixed is None or not all(_can(one.rows) for one in mixed.of):
         return None

@@ -71,7 +71,7 @@ def philox(
 
 
 def rounds(k0: int, k1: int, x0: W, x1: W, x2: W, x3: W) -> tuple[W, W, W, W]:
-    """Return ``philox`` of words in [0, 2**32): counters are tensors of one shape, or integers, which are faster."""
+    """Return ``philox`` of words in [0, 2**32); counters x are tensors of one shape, or integers, which are faster."""
     for _ in range(10):
         # The product wraps modulo 2**64 in int64; both halves survive the wrap.
         p0, p2 = x0 * _MULTIPLIER_0, x2 * _MULTIPLIER_2
@@ -91,7 +91,7 @@ def uniform53(high: Tensor, low: Tensor) -> Tensor:
 
 
 def _to_one_device(*words: int | Tensor) -> tuple[int | Tensor, ...]:
-    """Move words to one device: integers become tensors on the device of the tensors, except beside CPU tensors."""
+    """Turn the integers among the words into tensors on the device of the tensors, unless that device is the CPU."""
     device = next((w.device for w in words if isinstance(w, Tensor)), None)
     if device is None or device.type == "cpu":
         return words

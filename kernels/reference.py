@@ -250,8 +250,8 @@ def draw(x: Tensor, key: Key, positions: Tensor) -> Tensor:
 def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
     """Return the least logit (N,) that a truncation of softmax(x) keeps; ties with it are kept.
 
-    The truncation keeps the ``top_k`` most probable tokens. Of these, renormalised, it keeps the fewest most probable
-    ones with total mass ``top_p``. Of these it keeps tokens of at least ``min_p`` times the largest probability.
+    The truncation keeps the ``top_k`` most probable tokens. Of these it keeps the most probable, as few as have a share
+    ``top_p`` of their mass. Of these it keeps tokens of at least ``min_p`` times the largest probability.
 
     The least logit is found by bisection of the bits of its gap to the largest logit, so nothing is sorted. After 31
     halvings of the non-negative floats it is exact.
@@ -271,7 +271,11 @@ def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | 
 
 
 def _least(order: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Return the least gap (N, 1) within which the weights reach the target; the largest finite float if none does."""
+    """Return the least gap (N, 1) such that the columns with at most this gap have weights that reach the target.
+
+    ``order`` holds the bits of each column's gap to the largest logit. If no gap suffices, the result is the largest
+    finite float.
+    """
     low = torch.zeros_like(target, dtype=torch.int32)
     high = torch.full_like(low, 0x7F7FFFFF)  # the largest finite float
     for _ in range(31):

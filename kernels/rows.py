@@ -4,7 +4,7 @@ A sampling step changes few sites, so an operator gives a kernel this recipe ins
 kernel carries it out in registers, or in chunks that fit a cache:
 
     raw   = source[row, position]                      gathered, in the model's dtype
-    x     = float32(convert(raw)), or float64          a head, or a conversion such as D to O; the identity by default
+    x     = float32(convert(raw)), or float64          a head, or denoiser to leave-one-out; identity by default
     x[hidden] = -inf                                   columns that are never drawn
     x[own] += shift                                    one column of each row
     x     = x / temperature,  -inf where below floor   tempering and truncation
@@ -87,7 +87,7 @@ class Rows:
 
     @property
     def device(self) -> torch.device:
-        """Where the logits lie."""
+        """The device of the logits."""
         return self.source.device
 
     @property
@@ -256,7 +256,7 @@ class Computed:
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers of the rows lie."""
+        """The device of the numbers of the rows."""
         return self.number.device
 
     def subset(self, keep: Tensor) -> "Computed":
@@ -277,7 +277,7 @@ class LinearHead:
     """The last layer of a denoiser, logits = hidden weight^T + bias, as a ``convert`` that a kernel can fuse.
 
     Attributes:
-        weight: (V, D).
+        weight: (V, D), for V tokens and hidden states of size D.
         bias: (V,), or None.
     """
 
@@ -300,7 +300,7 @@ class Step:
         data: (N,) the sites that become data; None if the choice "data" has not been made.
         odds: (N,) float64 noise odds of each token; None if every proposed site is accepted.
         kept: (N,) float64 probability of "data"; None if the choice "data" has been made.
-        noise: (S,) float64 cumulated noise law.
+        noise: (S,) float64 cumulative sums of the noise law.
         last: the last state of positive noise mass.
         keys: by name, the keys of the choices to make: "token", "noise", and those of "where", "accept" and
             "data" that are still to be made.

@@ -131,7 +131,8 @@ def columns(
 def sums(x, TILT: tl.constexpr):
     """Return (peak, mass, tilt) of the rows of a tile; the tilt is computed only if TILT.
 
-    exp2 takes one instruction, exp six. The subtraction comes first, so large logits lose no precision.
+    float32 rows use exp2, which takes one instruction, while exp takes six. The peak is subtracted before the factor
+    log2(e) is applied, so large logits lose no precision.
     """
     # A GPU's maximum skips NaN, so the peak is the largest other logit; the mass shows the NaN.
     if _COMPILED:

@@ -35,18 +35,18 @@ def check_select(select: str, where: str) -> None:
 def check_masked(operator: Operator, process: Process) -> None:
     """Raise ValueError unless the process is absorbing, such as ``Masked`` or ``AbsorbingUniform``.
 
-    Absorbing noise only hides a token. It shows the mask in its place, or a noise token that the site keeps.
+    On such a process noise only hides a token: behind the mask, or behind a noise token that the site keeps.
     """
     if not process.absorbing:
         raise ValueError(f"{operator} needs a process that hides tokens, Masked or AbsorbingUniform, got {process}")
 
 
 def check_mask(operator: Operator, process: Process) -> None:
-    """Raise ValueError unless all noise of the process is the mask.
+    """Raise ValueError unless the mask is the only noise of the process.
 
-    Unmasking rules count the revealed sites, and a mask shows which these are. On ``AbsorbingUniform`` a revealed token
-    may equal the site's noise token. It would be revealed again in every step, and with more steps the law would depart
-    from p0.
+    Unmasking rules count the revealed sites, which are those without a mask. On ``AbsorbingUniform`` a revealed token
+    may equal the site's noise token. Then the site would count as hidden and be revealed again in every step, and with
+    more steps the law of the samples would depart from p0.
     """
     if not process.masks:
         raise ValueError(f"{operator} needs a process with a true mask, Masked, got {process}")
@@ -61,9 +61,9 @@ def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:
 
 
 def believed(view: View) -> Sites:
-    """Return rows of the denoiser D at the hidden sites of a view, from which tokens are drawn when they are revealed.
+    """Return the denoiser's rows at the hidden sites of a view; clean tokens are drawn from these rows.
 
-    At a mask D equals the leave-one-out prediction O, and O is returned. No logit is read yet.
+    At a mask the denoiser equals the leave-one-out prediction, whose rows are returned there. No logit is read yet.
     """
     return view.loo if view.prediction.process.masks else view.denoiser
 
@@ -78,7 +78,8 @@ def draw_clean(state: State, where: Bool[Tensor, "B L"], at: At) -> Int[Tensor, 
 def quota(state: State, at: At) -> Int[Tensor, " B"]:
     """Return how many masks of each row (B,) to reveal, so that a share 1 - alpha_s of the free sites stays masked.
 
-    The number that stays masked is rounded. If every position has a clock of its own, the share is the mean over them.
+    alpha_s is the survival probability at the end of the step. The number that stays masked is rounded. If every
+    position has a clock of its own, the share is the mean over positions.
     """
     free = state.free.sum(-1)
     share = 1 - at.process.sitewise(at.alpha(at.s), state.tokens).mean(-1)
@@ -88,10 +89,11 @@ def quota(state: State, at: At) -> Int[Tensor, " B"]:
 def confidence(state: State, where: Bool[Tensor, "B L"], select: Select, at: At) -> Float[Tensor, "B L"]:
     """Return a score (B, L) of each chosen site, -inf elsewhere; sites with larger scores are revealed first.
 
-    "max_prob": log of the largest probability. "entropy": minus the entropy. "margin": log of the largest minus the
-    second largest probability. Only these three use the prediction. "left_to_right": minus the position. "spread":
-    minus the position with its binary digits reversed, so that sites revealed together lie far from each other (dilated
-    unmasking, Luxembourg et al., 2025, https://arxiv.org/abs/2506.19037).
+    Three scores use the prediction. "max_prob" is the log of the largest probability, "entropy" is minus the entropy,
+    and "margin" is the log of the difference between the two largest probabilities. Two scores use the position only.
+    "left_to_right" is minus the position. "spread" is minus the position with its binary digits reversed, so that sites
+    revealed together lie far from each other (dilated unmasking, Luxembourg et al., 2025,
+    https://arxiv.org/abs/2506.19037).
     """
     position = torch.arange(where.shape[1], device=where.device)
     if select == "left_to_right":
@@ -125,7 +127,7 @@ def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, 
 def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " N"]:
     """Return a divergence (N,) between two predictions at the same N sites, computed in chunks of rows.
 
-    ``divergence`` maps two tensors of log-probabilities (n, V) to (n,).
+    ``divergence`` maps two tensors of log-probabilities (n, V), for the n sites of a chunk, to (n,).
     """
     size = max(1, (1 << 16) // one.rows.width)
     parts = [divergence(one.log_probs(n, size), other.log_probs(n, size)) for n in range(0, len(one.rows), size)]

@@ -48,7 +48,8 @@ def check_balance(balance: str, where: str) -> None:
 def balanced(view: View, balance: Balance | None = None) -> Sites:
     """Return rows of log g(r) at the sites of a view, or of log r if ``balance`` is None.
 
-    A row is computed when it is read. At the site's own state it is -inf.
+    r is the concrete score of each state at the site, and g the balancing function. A row is computed when it is
+    read. At the site's own state it is -inf.
 
     Raises:
         ValueError: if the leave-one-out prediction is undefined at a site.

@@ -68,9 +68,9 @@ def combined_leap(
 
 
 def share(state: State, part: float, at: At) -> tuple[float, Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """Return the time at which the fraction ``part`` of a step is done, and the step's lengths before and after it.
+    """Return the time that divides a step at the fraction ``part``, and the lengths of the two parts.
 
-    The step goes from the state's time to ``at.s``. The fraction is measured in alpha, but in time if every position
+    The step goes from the state's time to ``at.s``. The fraction is measured in alpha, or in time if every position
     has a clock of its own. Both lengths are in alpha, (B, L).
     """
     process, schedule = at.process, at.process.schedule

@@ -90,7 +90,8 @@ def leaves(state: State, alpha: Float[Tensor, "B 1"], at: At) -> Bool[Tensor, "B
 def look(state: State, where: Bool[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At) -> tuple[State, Exit]:
     """Call the denoiser on each row at its alpha (B, 1); return the state with this prediction, and exit rates (B, L).
 
-    Exit rates are per unit of alpha. They are those of the prediction only at the sites ``where``.
+    Exit rates are per unit of alpha. Only at the sites ``where`` are they computed from the prediction; at the others
+    its probability of the site's own token is replaced by 0.
     """
     state = replace(state, seen=at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0))))
     own = own_probability(state, where & leaves(state, alpha, at), at)

@@ -53,7 +53,7 @@ class Leap(Predictor):
         return process.exit(x, alpha, own)
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:
-        """Return exit rates that bound those of ``exit`` for every O(z).
+        """Return upper bounds on the rates of ``exit``, which hold for every leave-one-out probability O(z).
 
         On a masked process z determines the rates, and the bound is exact.
         """
@@ -92,8 +92,8 @@ def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Te
 def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[Tensor, "B L"]:
     """Return the leave-one-out probability O(z) of each chosen site's own token, (B, L) float64; 0 elsewhere.
 
-    At masks it is 0 too. It is 1 if the model predicts the denoiser D and the state z excludes all other tokens. There
-    D(z) = 1 for every O, so D does not determine O.
+    It is 0 at masks too. It is 1 at a site where the model predicts the denoiser D and the token z excludes every other
+    clean token: D(z) is 1 there whatever O is, so D does not determine O.
     """
     said, process, x = at.predict(state), at.process, state.tokens
     token = where & (process.column(x) < process.vocab_size)

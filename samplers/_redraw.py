@@ -71,7 +71,7 @@ def fused_step(
     data: Bool[Tensor, "B L"] | None = None,
     odds: Float[Tensor, "B L"] | None = None,
 ) -> Int[Tensor, "B L"] | None:
-    """Make the remaining choices of a reverse step in one kernel and return all tokens (B, L); None if it cannot.
+    """Make the other choices of a reverse step in one kernel and return all tokens (B, L), or None if no kernel can.
 
     The tokens equal those of separate choices. The kernel needs a rank-one process without an anchor and logits that it
     can read. It is not used if choices are recorded or Pyro's handlers see them.
@@ -84,7 +84,8 @@ def fused_step(
         bound: (B, L) the probability that a site is proposed, on a GPU, where the kernel makes the choice "where" too.
         where: (B, L) the proposed sites, on a CPU, where the choice "where" is already made.
         data: (B, L) which of them become data, if the choice "data" is already made.
-        odds: (B, L) noise odds of the sites' own tokens; None if every proposed site is accepted.
+        odds: (B, L) the noise odds of the sites' own tokens, as in ``RankOne.odds``; None if every proposed site is
+            accepted.
     """
     process, z = at.process.rank_one, state.tokens
     if not at.fused or process is None or process.anchor(z) is not None:

@@ -33,7 +33,7 @@ __all__ = ["Ancestral", "reverse_step", "reverse_tokens"]
 class Ancestral(Predictor):
     """Draw each site at s from the bridge q(z_s | z_t, x0), with the leave-one-out prediction in place of x0.
 
-    At most one denoiser call a step, order 1.
+    A step makes at most one denoiser call. The method has order 1.
     """
 
     order = 1.0
@@ -92,5 +92,8 @@ def reverse_tokens(
 
 
 def _odds(process: RankOne, z: Int[Tensor, "B L"], alpha_t: Survival) -> Float[Tensor, "B L"] | None:
-    """Return the noise odds that decide if a proposed site is accepted; None on a masked process, where all are."""
+    """Return the noise odds of each site's token, from which follows the probability that a proposed site is accepted.
+
+    None on a masked process, where every proposed site is accepted.
+    """
     return None if process.masks else process.odds(z, alpha_t)

@@ -67,9 +67,10 @@ class ARPC(Predictor):
         object.__setattr__(self, "temperature", real(self.temperature, "ARPC: temperature", "[0, inf)"))
 
     def scheduled(self, steps: SupportsIndex, *, warmup: SupportsIndex = 0, period: SupportsIndex = 1) -> Operator:
-        """Return the published schedule: this operator in every ``period``-th step from ``warmup`` on, else ancestral.
+        """Return the published schedule, in which some steps use this operator and the others are ancestral.
 
-        Steps are counted from 0. The last step is always ancestral. A block takes at most
+        From step ``warmup`` on, every ``period``-th step uses this operator. Steps are counted from 0. The last
+        step is always ancestral. A block takes at most
         steps + floor((steps - 2 - warmup) / period) + 1 denoiser calls, or ``steps`` if warmup > steps - 2.
 
         Raises:
@@ -100,7 +101,7 @@ class ARPC(Predictor):
         return clean.at(again, at.s)
 
     def _chosen(self, clean: State, said: Prediction, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
-        """Return a mask (B, L) of k chosen sites of each row; none are chosen at alpha_s = 1."""
+        """Return a mask (B, L) of the k sites of each row to re-noise, with k as in the module; none at alpha_s = 1."""
         count = ((1 - alpha).mean(-1) * clean.free.sum(-1)).round().clamp(min=1).long()
         count = torch.where((alpha < 1).all(-1), count, 0)
         score = torch.zeros_like(alpha)

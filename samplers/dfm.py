@@ -31,9 +31,10 @@ __all__ = ["DFM"]
 
 @dataclass(frozen=True)
 class DFM(Leap):
-    """Let each site jump with flow-matching rates, frozen for a step; one denoiser call a step, order 1.
+    """Let each site jump with flow-matching rates that are frozen for a step.
 
-    A site with total rate R jumps in a step of length d in alpha with probability 1 - exp(-d R).
+    In a step of length d in alpha a site with total rate R jumps with probability 1 - exp(-d R). A step makes one
+    denoiser call. The method has order 1.
 
     Args:
         eta: the stochasticity, per unit of alpha; at 0 no clean token turns to noise.

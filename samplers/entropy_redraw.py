@@ -27,7 +27,8 @@ class EntropyRedraw(Corrector):
     """Redraw sites whose leave-one-out entropy is large; one denoiser call.
 
     Args:
-        budget: b. A site is redrawn with probability min(1, b H / log V), where H is its leave-one-out entropy.
+        budget: b. A site is redrawn with probability min(1, b H / log V), where H is its leave-one-out entropy and V
+            the number of tokens.
         sites: how many uniformly chosen sites of a row may be redrawn. 1 preserves p_t exactly; more, or all (None),
             only approximately.
 

@@ -18,7 +18,7 @@ __all__ = ["Euler"]
 class Euler(Leap):
     """Let each site jump with probability min(R d, 1), with R its total rate and d the step length in alpha.
 
-    One denoiser call a step, order 1. On masked processes it equals ``Ancestral``.
+    A step makes one denoiser call. The method has order 1. On masked processes it equals ``Ancestral``.
     """
 
     order = 1.0

@@ -76,7 +76,7 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
 
 
 def known_operators() -> tuple[dict[str, Callable[..., Operator]], dict[str, str]]:
-    """Return the operators by name, and by name the error of each plugged-in operator that cannot be used.
+    """Return two dicts by name: the operators, and the errors of plugged-in operators that cannot be used.
 
     An operator of this library takes precedence over one of the same name from another package.
     """

@@ -72,6 +72,6 @@ class FirstHitting(Predictor):
 def _pick(
     state: State, masks: torch.Tensor, rows: torch.Tensor, keep: torch.Tensor
 ) -> tuple[State, torch.Tensor, torch.Tensor]:
-    """Select the rows where ``keep`` is true."""
+    """Return only the rows of state, masks and row numbers where ``keep`` is true."""
     which = keep.nonzero()[:, 0]
     return state.select(which), masks[which], rows[which]

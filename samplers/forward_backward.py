@@ -60,9 +60,10 @@ class ForwardBackward(Corrector):
 
 @dataclass(frozen=True)
 class TauForwardBackward(Corrector):
-    """Let all sites jump with frozen forward plus reverse rates for a length h of -log alpha; one denoiser call.
+    """Let all sites jump for a length h of -log alpha, with the frozen sum of forward and reverse rates.
 
-    At time 0 it is the identity: the reverse rates are not finite there, so frozen rates would leave noise.
+    It makes one denoiser call. At time 0 it is the identity: the reverse rates are not finite there, so frozen rates
+    would leave noise.
 
     Args:
         h: the length, in units in which the forward process has rate 1.
@@ -116,7 +117,10 @@ def _forward(process: RankOne, x: Int[Tensor, " n"], alpha: Float[Tensor, " n"])
 def _mixed(
     process: RankOne, back: kernels.Mixture | None, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
 ) -> kernels.Mixed | None:
-    """Return reverse plus forward rates, without each site's own column, as mixtures; None if ``back`` is None."""
+    """Return the sum of reverse and forward rates as mixtures that leave out each site's own column.
+
+    None if ``back``, the mixtures of the reverse rates, is None.
+    """
     if back is None:
         return None
     share = process.anchored_inflow(alpha)  # of forward jumps that go to the anchor

@@ -20,9 +20,10 @@ __all__ = ["Gillespie"]
 
 @dataclass(frozen=True)
 class Gillespie(Jumps):
-    """Simulate jumps with rates that are frozen between jumps; order 1 in the step's length, exact on masked processes.
+    """Simulate jumps one by one, with rates that are frozen between jumps.
 
-    One denoiser call for each jump, and one more in each step.
+    The method has order 1 in the step's length, and is exact on masked processes. It makes one denoiser call for each
+    jump, and one more in each step.
     """
 
     order = 1.0

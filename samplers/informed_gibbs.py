@@ -87,7 +87,7 @@ class InformedGibbs(Corrector):
         return state.at(torch.where(accept, after.tokens, state.tokens))
 
     def _weight(self, state: State, at: At) -> Float[Tensor, "B L"]:
-        """Return log w (B, L), normalised over the free sites of each row; -inf elsewhere."""
+        """Return the log weight (B, L) of choosing each site, normalised over a row's free sites; -inf elsewhere."""
         free, view = state.free, at.predict(state)[state.free]
         if self.select == "margin":
             score = balanced(view).known().peak.amax(-1)

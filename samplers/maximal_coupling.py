@@ -1,4 +1,4 @@
-r"""Step by the maximal coupling of the marginals: a site keeps its state as often as they allow, else moves to data.
+r"""Step by the maximal coupling of the marginals, in which a site keeps its state as often as the marginals allow.
 
     z_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else z_s = z_t;      x0 ~ D(z_t)
 
@@ -25,7 +25,7 @@ __all__ = ["MaximalCoupling"]
 class MaximalCoupling(Predictor):
     """Draw each site from the bridge ``dd.bridge.MaximalCoupling``, averaged over the denoiser.
 
-    At most one denoiser call a step, order 1.
+    A step makes at most one denoiser call. The method has order 1.
     """
 
     order = 1.0

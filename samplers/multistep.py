@@ -8,10 +8,11 @@ jumps make other jumps much less likely. There is no extrapolation in the first 
 are infinite.
 
 With equal steps of length h a rate is clipped if a jump in the step before divided it by more than 3. Such a jump has
-probability O(h), and so has the jump of this step at the clipped rate. So the error of a step is O(h^2), and the order
-is 1 in the worst case. With n steps the error of the end law is a / n + b / n^2, and a is small. On masked
-processes at 95 % coupling b / a was 17 for one law and 200 for another; the second still has slope 1.5 between 96 and
-384 steps. If noise never takes some token, the slope is 1.1 with 8 to 64 steps.
+probability O(h). That this step should make the jump whose rate was clipped also has probability O(h). So the error of
+a step is O(h^2), and the order is 1 in the worst case. With n steps the error of the end law is a / n + b / n^2, and a
+is small. On masked processes at 95 % coupling b / a was 17 for one law and 200 for another; for the second the error
+still falls with slope 1.5 between 96 and 384 steps. If some token has no noise mass, the slope is 1.1 with 8 to 64
+steps.
 
 Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022, https://arxiv.org/abs/2211.01095).
 """
@@ -30,7 +31,7 @@ __all__ = ["Multistep"]
 class Multistep(Predictor):
     """Let each site jump with rates extrapolated from the step before; one denoiser call a step.
 
-    Order 2 while no rate is clipped, order 1 at strong coupling.
+    The method has order 2 while no rate is clipped at 0, and order 1 if tokens are strongly coupled.
     """
 
     order = 1.0
@@ -49,5 +50,8 @@ class Multistep(Predictor):
 
 
 def _infinite(state: State, at: At) -> bool:
-    """Return whether rates are infinite at a state's time: pure noise on a process that does not hide tokens."""
+    """Return whether rates are infinite at a state's time.
+
+    They are at pure noise on a process that does not hide tokens.
+    """
     return state.t == 1 and not at.process.absorbing

@@ -4,8 +4,9 @@ r"""Let a planner decide which sites stay revealed; tokens may be masked again (
     plan      score every free site by the planner: log of the probability of its token
     update    mask the sites with the least scores, as many as the schedule sets, and reveal the others
 
-Scores of revealed sites are multiplied by eta. With eta = 0 no token is masked again; a larger eta masks more easily.
-The choice depends on the tokens it keeps, so the end law is BIASED, as with every order chosen after the tokens.
+Scores of revealed sites are multiplied by eta. With eta = 0 no token is masked again; the larger eta, the more are.
+The choice of sites depends on the drawn tokens, so the end law is BIASED. This holds for every order that is chosen
+after the tokens are drawn.
 
 Reference: P2 (Peng et al., 2025, https://arxiv.org/abs/2502.03540).
 """
@@ -30,7 +31,7 @@ Planner = Callable[[Int[Tensor, "B L"]], Float[Tensor, "B L"]]
 
 @dataclass(frozen=True)
 class P2(Predictor):
-    """Draw tokens, score them and keep the best; one denoiser call a step (calls of a planner are not counted).
+    """Draw tokens, score them and keep the best; one denoiser call a step, besides the calls of a planner.
 
     Args:
         eta: the weight of a revealed site's score, at least 0.

@@ -29,7 +29,9 @@ __all__ = ["Renoising"]
 
 @dataclass(frozen=True)
 class Renoising(Predictor):
-    """Take reverse steps of ``AbsorbingUniform`` with fresh noise tokens; one denoiser call a step, none without masks.
+    """Take reverse steps of ``AbsorbingUniform`` with fresh noise tokens.
+
+    A step makes one denoiser call, or none if no site is hidden.
 
     Raises:
         ValueError: in sampling, if the process is not ``AbsorbingUniform``.

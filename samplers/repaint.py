@@ -1,6 +1,6 @@
-"""Noise all free sites from t to u and run a predictor back to t (resampling); the bias is the predictor's.
+"""Noise all free sites from t to u and run a predictor back to t (resampling).
 
-Frozen sites keep their tokens, so resampling adapts an infill to its prompt.
+The only bias is that of the predictor. Frozen sites keep their tokens, so resampling adapts an infill to its prompt.
 
 Reference: RePaint (Lugmayr et al., 2022, https://arxiv.org/abs/2201.09865).
 """

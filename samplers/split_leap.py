@@ -1,4 +1,4 @@
-r"""Draw a whole step, keep half of its moves, and draw the other sites again from there: no extrapolation.
+r"""Draw a whole step, keep half of its moves, and draw the other sites again from there, without extrapolation.
 
     stage 1   draw every site from its reverse marginal over the whole step, with the denoiser at the middle time; of
               the n sites that moved keep ceil(n / 2), chosen at random, and reset the others
@@ -63,7 +63,7 @@ class _LookAgain(Predictor):
 class SplitLeap(Staged):
     """Draw a whole step, keep half of its moves, and draw the other sites again from there.
 
-    At most two denoiser calls a step, order 2 however strongly sites are coupled.
+    A step makes at most two denoiser calls. The method has order 2, however strongly sites are coupled.
     """
 
     order = 2.0

@@ -22,7 +22,9 @@ Several = Literal["last", "reject"]
 
 @dataclass(frozen=True)
 class TauLeaping(Leap):
-    """Draw a Poisson number of jumps at each site, with frozen rates; one denoiser call a step, order 1.
+    """Draw a Poisson number of jumps at each site, with rates that are frozen for a step.
+
+    A step makes one denoiser call. The method has order 1.
 
     P(r) is the probability that a site moves, with r its total rate times the step length in alpha.
 

@@ -24,7 +24,7 @@ __all__ = ["ThetaRK2", "ThetaTrapezoidal"]
 
 
 def _singular(at: At) -> bool:
-    """Return whether rates are infinite at an end of the step, which is then ancestral."""
+    """Return whether rates are infinite at the start or end of the step; such a step is ancestral."""
     return at.s == 0 or (at.t == 1 and not at.process.absorbing)
 
 
@@ -87,7 +87,9 @@ class ThetaTrapezoidal(Staged):
 
 @dataclass(frozen=True)
 class ThetaRK2(Staged):
-    """Apply the theta-RK-2 rule: order 1 in law; two denoiser calls a step.
+    """Apply the theta-RK-2 rule; two denoiser calls a step.
+
+    It has order 1 in law for every theta.
 
     Args:
         theta: the fraction of the step at which the second call is made, in (0, 1]; 1/2 is the midpoint method.

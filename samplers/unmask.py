@@ -37,7 +37,9 @@ __all__ = ["Unmask", "reveal"]
 
 @dataclass(frozen=True)
 class Unmask(Predictor):
-    """Reveal the schedule's number of masks in a chosen order; one denoiser call a step, none if no mask is due.
+    """Reveal in each step as many masks as the schedule sets, in a chosen order.
+
+    A step makes one denoiser call, or none if it reveals no mask.
 
     Args:
         select: the order of the sites. "random" chooses uniformly; "max_prob", "entropy" and "margin" by confidence;
@@ -99,8 +101,9 @@ def _taken(
 ) -> Bool[Tensor, "B L"]:
     """Return a mask (B, L) of ``count`` (B,) masked sites of each row.
 
-    With blocks, whole blocks are taken from the left while they fit, and the rest in the next block. Sites are taken by
-    ``score``, or uniformly if it is None.
+    Without blocks, the sites with the largest ``score`` are taken, or uniformly chosen ones if it is None. With blocks,
+    the leftmost blocks are taken whole as far as ``count`` suffices. The remaining sites are taken by ``score``, or
+    uniformly, from the next block.
     """
     sure = torch.zeros_like(masks)
     if how.block is not None:
