@@ -89,7 +89,7 @@ def real(value: object, name: str, interval: str = "(-inf, inf)", beside: str = 
         value: the given value.
         name: the name of the argument.
         interval: the accepted interval.
-        beside: text about other accepted values; the error has it after the interval.
+        beside: text about other accepted values, which the error adds after the interval.
 
     Raises:
         TypeError: if the value is a bool, a string or an array.

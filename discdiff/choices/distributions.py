@@ -159,8 +159,8 @@ class PointMixture(SiteWise):
         points: K tensors (B, L) of tokens.
         weights: K tensors (B, L), the probabilities of the points; at each position their sum is at most 1.
         shape, device: (B, L) and the device; needed if there are no points.
-        place, column: maps between columns of pi and states: place(column) is a state, column(state) a column. Both
-            keep the shape (..., B, L); the identity by default.
+        place, column: functions that map each column of pi to its state, and each state to its column. Both keep the
+            shape (..., B, L). By default both are the identity.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Other(SiteWise):
     """Noise at each chosen site, conditioned to differ from the current state; other positions keep their state.
 
     Args:
-        noise: the law over columns.
+        noise: the noise law; ``PointMixture`` explains its columns.
         x: (B, L) the states.
         where: (B, L) the chosen sites.
         anchored: (B, L) the probability of drawing the anchor instead of noise.

@@ -29,7 +29,7 @@ class Watch:
         """Raise ValueError for the first wrong site; on a GPU append a flag instead if ``flags`` is not None.
 
         Args:
-            wrong: whether each site is wrong: (B, L), or with ``where`` (n,) for n of the chosen sites.
+            wrong: True at wrong sites, (B, L). If ``where`` is given it is (n,), for n of the chosen sites.
             what: the fault, for the message.
             where: (B, L) the chosen sites.
             start: the number of the first entry of ``wrong`` among the chosen sites.

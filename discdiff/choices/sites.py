@@ -1,4 +1,4 @@
-"""Logits of chosen sites, read as late as possible and once.
+"""Logits of chosen sites, each row read as late as possible and once.
 
 An operator chooses the sites that change before it reads a logit. It passes on these sites and a recipe for their
 rows of logits, never a (B, L, V) tensor. All reads go through ``Sites``, and an invalid row is an error.
@@ -21,18 +21,18 @@ __all__ = ["Sites", "spread"]
 class Sites:
     """N chosen sites of (B, L), with their logits or the results of reading them.
 
-    Shapes: one number for each site (N,); rows of C columns (N, C); n of the rows (n, C) with their numbers (n,).
+    Shapes: (N,) for one number a site, (N, C) for rows of C columns. Some of the rows are (n, C), their indices (n,).
 
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
         rows: N rows of logits.
         reading: the results of reading the rows, or None if they have not been read.
         watch: reports bad rows.
-        empty: whether a row may have no mass, such as the rates of a state that is never left.
+        empty: whether a row may have no mass, as the rates of a state that is never left have none.
         place: the batch row (N,) and the position (N,) of each site, or None if they have not been computed.
 
     Raises:
-        ValueError: if a row that is read has no mass (unless ``empty``), a NaN or +inf; names row and position.
+        ValueError: if a row that is read has no mass (unless ``empty``), a NaN or +inf; the error names the site.
     """
 
     where: Bool[Tensor, "B L"]
@@ -54,7 +54,7 @@ class Sites:
         place: tuple[Tensor, Tensor] | None = None,
         mixed: kernels.Mixed | None = None,
     ) -> "Sites":
-        """Make sites whose rows (n, C) are computed when they are read, by ``function`` of their numbers (n,)."""
+        """Make sites whose rows (n, C) are computed when they are read, by ``function`` from row indices (n,)."""
         count = int(where.sum()) if place is None else len(place[0])
         rows = kernels.Computed(function, width, torch.arange(count, device=where.device), dtype, mixed)
         return cls(where, rows, None, watch, empty, place)
@@ -106,7 +106,10 @@ class Sites:
         return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known, place=place)
 
     def draw(self, key: kernels.Key) -> Int[Tensor, " N"]:
-        """Draw a column from each row, keyed by its site; -1 for a row without mass or with a NaN or +inf."""
+        """Draw a column from each row, keyed by its site.
+
+        The result is -1 for a row that has no mass, a NaN or +inf.
+        """
         row, position = self.where.nonzero(as_tuple=True) if self.place is None else self.place
         return kernels.drawn(self.rows, key[row], position, self.reading)
 

@@ -20,7 +20,7 @@ class Subset(Choice):
 
     Args:
         free: (B, L) the free positions.
-        size: the number to choose: one number, or (B,).
+        size: the number to choose: the same for all rows, or (B,) with one for each row.
     """
 
     kind = torch.bool
@@ -119,7 +119,10 @@ class Ranking(Choice):
 
 
 class Waiting(Choice):
-    """Waiting time, exponential with rate 1, for each row, (B,) float64; its values cannot be enumerated."""
+    """A waiting time for each row, (B,) float64, exponential with rate 1.
+
+    The values are real numbers, so they cannot be enumerated.
+    """
 
     has_enumerate_support, kind = False, torch.float64
 

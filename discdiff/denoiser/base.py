@@ -42,7 +42,7 @@ class Denoiser(Renamed):
         time_dtype: dtype of the time argument; torch's default dtype if None.
         head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V). Then fn returns hidden
             states (B, L, D), and logits are computed only at the sites that are read. An ``nn.Linear`` can be fused.
-        oracle: the exact law behind the model, if it is exact (set by ``theory``).
+        oracle: the exact law behind the model, or None if the model is not exact; ``theory`` sets it.
 
     Attributes:
         call: how the function is called, as a ``Call``. fn receives times of the schedule given at construction, even
@@ -253,7 +253,7 @@ class Denoiser(Renamed):
 
     @property
     def scores_at_once(self) -> bool:
-        """Whether ``autoregressive`` evaluates two tokens for each site, by ``score``; otherwise it evaluates L."""
+        """Whether ``autoregressive`` uses ``score``, which evaluates two tokens for each site instead of L."""
         fn, context = self.fn, self.context
         return isinstance(context, CachedPrefix | None) and isinstance(fn, Cached) and hasattr(fn, "score")
 
@@ -308,7 +308,10 @@ class Denoiser(Renamed):
         return prediction
 
     def with_schedule(self: D, schedule: Schedule) -> D:
-        """Return the same model with another schedule; fn gets the time at which its own schedule has this alpha."""
+        """Return the same model with another schedule.
+
+        fn still gets times of its own schedule, namely those at which its alpha is the same.
+        """
         other = copy.copy(self)
         other.process, other.call = self.process.with_schedule(schedule), replace(self.call, schedule=schedule)
         return other

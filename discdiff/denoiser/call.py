@@ -111,7 +111,7 @@ class Call:
 def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     """Return the states of tokens (B, L) at time 0.
 
-    If a state is a pair (token, source), its source is another token. A pair of equal tokens may count as hidden.
+    If a state is a pair (token, source), its source is a different token, as a pair of equal ones may count as hidden.
     """
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 

@@ -169,8 +169,8 @@ class ShownPrefix(Growing):
 class _Aligned:
     """Rows with prefixes of equal length; one tensor holds prefix, block and future for all calls of a block.
 
-    The network gets a copy made by ``_when_written``. So its input never changes after the call, even if a gradient
-    needs it, and the function may edit it in place.
+    The network gets a copy made by ``_when_written``. The function may edit this copy in place. Later calls do not
+    change it, so it is still right when gradients are computed.
 
     Args:
         place: (A,) the index of the rows in the batch, in order.
@@ -232,7 +232,7 @@ class _Aligned:
         return torch.cat([self.prefix[which], x, *after], 1)
 
     def _times(self, call: Call, t: Float[Tensor, "R n"], kept: Tensor | None) -> Tensor | None:
-        """Return the function's time argument of all sites; only the block's part of ``kept`` is rewritten."""
+        """Return the function's time argument of all sites; of ``kept``, an earlier one, only the block changes."""
         begin, n = self.length, t.shape[1]
         if kept is not None and kept.ndim == 2 and not kept.requires_grad:
             own = call.argument(t)

@@ -143,7 +143,10 @@ class Continuous(Objective):
 
 @dataclass(frozen=True)
 class MaskedNELBO(Continuous):
-    """Bound of masked processes, int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha) (MDLM, Sahoo et al., 2024)."""
+    """Bound of masked processes (MDLM, Sahoo et al., 2024), where D is the denoiser's prediction:
+
+    int sum_{masked i} -log D(x0_i) dalpha / (1 - alpha)
+    """
 
     def check(self, process: Process) -> None:
         if not process.masks:
@@ -318,8 +321,10 @@ class DiscreteBound(Objective):
 class AnyOrder(Objective):
     r"""Any-order autoregressive bound of a masked model: L E[mean of -log D(x0_i) over n random hidden sites i].
 
-    n is uniform on 1..L. The bound does not depend on the schedule; a model with a time input gets the time at which
-    alpha = 1 - n / L. References: ARDM (Hoogeboom et al., 2022, https://arxiv.org/abs/2110.02037); RADD (Ou et al.,
+    D is the denoiser's prediction, and n is uniform on 1..L. The bound does not depend on the schedule. A model with a
+    time input gets the time at which alpha = 1 - n / L.
+
+    References: ARDM (Hoogeboom et al., 2022, https://arxiv.org/abs/2110.02037); RADD (Ou et al.,
     2025, https://arxiv.org/abs/2406.03736).
     """
 

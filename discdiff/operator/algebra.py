@@ -43,11 +43,11 @@ class Operator(ABC):
     The attributes are claims; the test suite checks them against the exact law of the operator.
 
     Attributes:
-        order: a predictor's order of convergence in total variation of the last law, with exact predictions, on a grid
-            away from the ends of time: the least over processes and data.
+        order: a predictor's order of convergence: of the total variation error of the last law, with exact predictions,
+            on a grid away from the ends of time. It is the least over processes and data.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
         nfe: the expected number of denoiser calls of a step.
-        enumerable: False if its choices have no finite tree (a random number of jumps); then ``theory.kernel``
+        enumerable: False if its choices have no finite tree, as with a random number of jumps. Then ``theory.kernel``
             raises an error that names it.
         width: the number of slots of a step that it takes; above 1 only if it draws a name more than once.
         reads: the sites whose leave-one-out it needs at the time of its state: "shown", sites that hold tokens;
@@ -177,7 +177,7 @@ class Then(Operator):
 
     @property
     def order(self) -> float | None:
-        """The order of the predictor, a lower bound, if the corrector leaves p_t exactly invariant; else None."""
+        """The predictor's order, as a lower bound, if the corrector leaves p_t exactly invariant; else None."""
         if not self.moves:
             return None
         predictor, corrector = (self.left, self.right) if self.left.moves else (self.right, self.left)

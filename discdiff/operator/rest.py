@@ -37,7 +37,10 @@ class _Applicable(Protocol):
 
 
 def rests(operator: _Applicable, model: Denoiser, t: float) -> bool:
-    """Return whether a corrector is skipped at time t: all sites are clean then, and the model does not determine O."""
+    """Return whether a corrector is skipped at time t.
+
+    It is if all sites are clean then and the model does not determine their leave-one-out.
+    """
     if operator.moves or operator.reads is None:
         return False
     least, _ = _survivals(model.process, t)
@@ -80,7 +83,7 @@ def _survivals(process: Process, t: float) -> tuple[float, float]:
 
 
 def _undetermined(reads: Reads, model: Denoiser, alpha: float) -> bool:
-    """Return whether O may be undetermined in a state that the operator meets.
+    """Return whether the leave-one-out O may be undetermined in a state that the operator meets.
 
     For processes that are not of rank one only alpha = 1 is tested, where O is undetermined for all of them. At other
     alphas the test would take an S x S array; there the error comes from the run.

@@ -52,7 +52,7 @@ class Run:
         faults: GPU flags of bad rows, checked once at the end of the run.
         fuse: whether a kernel may replace several choices when nothing records them.
         listen: whether choices are Pyro sites, which handlers can read and change. The caller holds ``listening()``.
-        info: what operators reported in the last step, (B,) float64 each by name, NaN for rows without a report.
+        info: the values that operators reported in the last step, by name; each (B,) float64, NaN where a row has none.
     """
 
     seed: int
@@ -80,14 +80,17 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
-        """Yield the run of the n-th block of rows (R,); it has its own seed and prefix, its calls are counted here."""
+        """Yield the run of the n-th block of rows (R,), with its own seed.
+
+        Names of its Pyro sites begin "name/". Its denoiser calls are added to the counts of this run.
+        """
         counts = replace(self.model, denoiser=model, _last=None)
         with under(name, self.listen):
             yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
         self.model.nfe, self.model.queries = counts.nfe, counts.queries
 
     def copy(self) -> "Run":
-        """Return a run of the same seed with counts of its own, which start at this run's."""
+        """Return a run of the same seed whose counts begin at this run's and then change separately."""
         calls = replace(self.model, nfe_rows=self.model.nfe_rows.clone())
         log_prob = None if self.log_prob is None else self.log_prob.clone()
         return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={})
@@ -254,7 +257,7 @@ class At:
         return rank
 
     def report(self, state: State, **values: Tensor) -> None:
-        """Report one number (R,) for each row of the state under a name; ``on_step`` of ``Sampler.sample`` gets it."""
+        """Report named values, (R,) with one number for each row of the state, to ``on_step`` of ``Sampler.sample``."""
         index = state.rows - self.run.model.first_row
         for name, value in values.items():
             rows = self.run.model.nfe_rows

@@ -49,7 +49,7 @@ Truncate = Callable[[kernels.Rows, Tensor, Tensor], kernels.Source]
 
 
 class Prediction(Renamed):
-    """A denoiser's output at noisy tokens, convertible between D, O and r.
+    """A denoiser's output at noisy tokens, convertible between denoiser D, leave-one-out O and concrete score r.
 
     Args:
         logits: (B, L, V) unnormalised log-probabilities of the denoiser or the LOO. For "ratio" they are log ratios

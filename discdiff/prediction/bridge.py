@@ -145,9 +145,10 @@ class ReMDM(Bridge):
 
 
 def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[Tensor, "B L C"]:
-    """Return log sum_v D(v) q(x_s | x_t, v), the bridge averaged over the denoiser D, (B, L, C); for small V.
+    """Return log sum_v D(v) q(x_s | x_t, v), the bridge averaged over the denoiser D, (B, L, C).
 
-    With ``Exact`` it is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out.
+    With ``Exact`` it is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out. It computes one
+    bridge for each data token, so it is for small V only.
     """
     process, x = prediction.process, prediction.x
     d = prediction.denoiser.double().exp()

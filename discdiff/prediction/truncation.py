@@ -1,4 +1,4 @@
-r"""Temperature and truncation of the prediction: a guide, so it works with every operator.
+r"""Temperature and truncation of the prediction, as a guide that works with every operator.
 
     O'(v)  ~  O(v)^{1/T} on the tokens that are kept
 

@@ -150,8 +150,8 @@ class View:
 
             R(z -> v) = Q(v, z) c(v) / (alpha c(z))
 
-        Whole rows are computed; on a process of rank one ``RankOne.exit`` is cheaper. If noise never leads to a site's
-        state, its rates are 0.
+        Here c is the law ``conditional``. If noise never leads to a site's state, its rates are 0. Whole rows are
+        computed; on a process of rank one ``RankOne.exit`` is cheaper.
         """
         process, x = self.prediction.process, self.x
         alpha = self.alpha.clamp(min=1e-290)  # at alpha = 0 the limit
@@ -172,10 +172,10 @@ class View:
         return self.computed(rates, empty=True)
 
     def reverse(self, alpha_s: Survival, alpha_t: Survival | None = None) -> Sites:
-        """Return the exact one-site reverse marginal log p(z_s^i | z_t), (N, C): the bridge with O in place of x0.
+        """Return the exact one-site reverse marginal log p(z_s^i | z_t), (N, C).
 
-        The bridges averaged over the denoiser D give the same law. ``alpha_t``, if given, is used instead of the
-        survival probability at which O was computed.
+        It is the bridge with the leave-one-out O in place of x0. The bridges averaged over the denoiser give the same
+        law. ``alpha_t``, if given, is used instead of the survival probability at which O was computed.
 
         Raises:
             ValueError: if the leave-one-out O is undefined at a chosen site.
@@ -204,7 +204,7 @@ class View:
 
     @property
     def others(self) -> Sites:
-        """The unnormalised log O with -inf at each site's own token, (N, V): the law of a jump's new token."""
+        """The law of a jump's new token: the unnormalised leave-one-out log O, (N, V), but -inf at a site's own."""
         rows, own = self.loo.rows, self._own
         if isinstance(rows, kernels.Rows):
             return self._sites(replace(rows, own=own, shift=torch.full_like(self.alpha, -torch.inf)))
@@ -215,12 +215,12 @@ class View:
 
     @cached_property
     def reading(self) -> kernels.Reading:
-        """The results of reading O once: its log-sum-exp, and the log-probability of each site's own token."""
+        """The results of reading the leave-one-out once: its log-sum-exp, and each own token's log-probability."""
         return self.loo.known(at=self._own)
 
     @property
     def own(self) -> Float[Tensor, " N"]:
-        """The log-probability log O(z_i) of each site's own token z_i, (N,) float64."""
+        """The leave-one-out log-probability log O(z_i) of each site's own token z_i, (N,) float64."""
         return self.reading.log_prob
 
     def narrow(self, keep: Bool[Tensor, " N"]) -> "View":
@@ -237,7 +237,7 @@ class View:
         empty: bool = False,
         mixed: kernels.Mixed | None = None,
     ) -> Sites:
-        """Return ``Sites`` whose rows are computed when they are read, by ``function`` from numbers (n,) to (n, C)."""
+        """Return ``Sites`` whose rows are computed when they are read; ``function`` maps indices (n,) to (n, C)."""
         width, watch = self.prediction.process.columns if width is None else width, self.prediction.watch
         return Sites.computed(self.where, function, width, dtype, watch, empty, self.place, mixed)
 

@@ -39,8 +39,9 @@ LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 class Process(Renamed, ABC):
     """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
 
-    Shapes, for S states, C columns, n data tokens: tokens (B, L), laws of sites (B, L, n) or (B, L, C), data (n,); at N
-    sites rows (N, V), (N, C), (N, S), states, survivals (N,); matrices (S, S), (n, S); a time is a float, (B,), (B, L).
+    A site has S states, a concrete score C columns, and data hold n different tokens (n,). Shapes: tokens (B, L), laws
+    at all sites (B, L, n) or (B, L, C), matrices (S, S) or (n, S). At N chosen sites states and survival probabilities
+    are (N,) and rows (N, V), (N, C) or (N, S). A time is a float, (B,) or (B, L).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
@@ -68,7 +69,7 @@ class Process(Renamed, ABC):
     @property
     @abstractmethod
     def states(self) -> int:
-        """S, the number of noisy states of a site."""
+        """S, the number of states that a noisy site can have."""
 
     @abstractmethod
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
@@ -101,7 +102,7 @@ class Process(Renamed, ABC):
 
     @property
     def masks(self) -> bool:
-        """Whether noise is always the mask; at a masked site the concrete score is then alpha O(v) / c(mask)."""
+        """Whether noise is always the mask, so that a masked site's concrete score is alpha O(v) / c(mask)."""
         return self.absorbing and self.mask_id is not None
 
     # --- laws ---------------------------------------------------------------------------------------------------------
@@ -119,16 +120,14 @@ class Process(Renamed, ABC):
     def bridge(self, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
         """Return the posterior q(x_s | x_t, x0) for s <= t, by Bayes' rule.
 
-        Raises:
-            ValueError: if s > t, or if x_t cannot come from x0 at time t; the error names the site.
+        Raises ValueError if s > t, or if x_t cannot come from x0 at time t; the error names the site.
         """
         return self.posterior(x_t, x0, *self.pinned(x_t, x0, t, s))
 
     def pinned(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
         """Check the arguments of ``bridge`` and return alpha_t and alpha_s; each broadcasts with (B, L).
 
-        Raises:
-            ValueError: if states, data or times are invalid, or s > t.
+        Raises ValueError if states, data or times are invalid, or s > t.
         """
         self.check_states(x_t, "x_t")
         self.check_data(x0, "x0")
@@ -141,10 +140,9 @@ class Process(Renamed, ABC):
         return self.schedule.alpha(time_t).to(x0.device), self.schedule.alpha(time_s).to(x0.device)
 
     def kernel(self, t: float, s: float = 0.0) -> Float[Tensor, "S S"]:
-        """Return the matrix q_{t|s}, row x_s, column x_t, (S, S) float64, for small V; s = 0 gives q_t(x_t | x0).
+        """Return the float64 matrix q_{t|s} (S, S), for small V only; its row is x_s, its column x_t.
 
-        Raises:
-            ValueError: if s > t, or if every position has its own schedule.
+        s = 0 gives q_t(x_t | x0). Raises ValueError if s > t, or if every position has its own schedule.
         """
         t, s = real(t, "kernel: t", "[0, 1]"), real(s, "kernel: s", "[0, 1]")
         if s > t:
@@ -157,10 +155,9 @@ class Process(Renamed, ABC):
         return self.kernel(t)[self.data_tokens]
 
     def rate(self, t: float) -> Float[Tensor, "S S"]:
-        """Return jump rates per unit of time, beta(t) Q with beta = -alpha'/alpha; rows sum to 0; for small V only.
+        """Return the matrix of jump rates per unit of time, beta(t) Q with beta = -alpha'/alpha, for small V only.
 
-        Raises:
-            ValueError: if alpha(t) = 0, where the rate is infinite.
+        Its rows sum to 0. Raises ValueError if alpha(t) = 0, where the rate is infinite.
         """
         t = real(t, "rate: t", "[0, 1]")
         alpha = self._shared_alpha(t)
@@ -182,7 +179,7 @@ class Process(Renamed, ABC):
 
     @property
     def columns(self) -> int:
-        """C, the width of a ratio: the number of states a site can take, S unless a part of the state is frozen."""
+        """C, the width of a concrete score: as many states as a site can take, S unless a part of them is frozen."""
         return self.states
 
     def column(self, x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -226,13 +223,16 @@ class Process(Renamed, ABC):
         return Tokens(Sites.computed(where, lambda n: kernels.log(chosen[n]), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
-        """Return the probability that a redraw draws a clean token before ``renoise``: alpha at rank one, else 1."""
+        """Return the probability that a redraw puts a clean token before ``renoise``: alpha at rank one, else 1."""
         return 1.0
 
     def renoise(
         self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], noise: Bool[Tensor, "B L"], alpha: Survival
     ) -> Choice:
-        """Return the law of redrawn sites: noise at ``noise`` if the rank is one, else q_t(. | x) at ``where``."""
+        """Return the law of the states after noise is added to redrawn sites ``where`` (B, L).
+
+        At rank one the sites ``noise`` (B, L) hold noise, all others keep x. Otherwise it is q_t(. | x) at ``where``.
+        """
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
 
@@ -253,7 +253,7 @@ class Process(Renamed, ABC):
         return Sites.computed(where, lambda n: kernels.log(self._forward(start[n], survival[n])), self.states)
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L #C"]:
-        """Return rates Q(v, x_i), v != x_i, per unit of -log alpha; raises ValueError if alpha is learned."""
+        """Return rates Q(v, x_i) from states v != x_i per unit of -log alpha; raises ValueError if alpha is learned."""
         a = self.sitewise(alpha, x)
         rows = self._by_alpha(x.flatten(), a.flatten(), lambda x, a: self.generator(a).to(x.device)[:, x].T)
         return rows.double().view(*x.shape, self.states)  # an explicit size: there may be no sites
@@ -276,11 +276,11 @@ class Process(Renamed, ABC):
         return log_d - self._log_evidence(x, alpha).to(log_d.dtype)
 
     def own_weight(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, " N"] | None:
-        """Return log w if D(v) ~ O(v) w^{1(v = x)}, or None if q_t(x | v) differs among the tokens v != x."""
+        """Return log w, where D(v) ~ O(v) w^{1(v = x)}; None if q_t(x | v) is not the same for all tokens v != x."""
         return None
 
     def settled(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
-        """Return at which sites q_t(x | v) = 0 for some data token v; there D does not determine O."""
+        """Return where q_t(x | v) = 0 for some data token v; there the denoiser determines no leave-one-out."""
         return (self._likelihood(x.flatten(), alpha.flatten()) == 0).any(-1).view(x.shape)
 
     def revealed(self, x: Int[Tensor, "*N"], alpha: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
@@ -305,7 +305,7 @@ class Process(Renamed, ABC):
     def conditional_to_loo(
         self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
     ) -> Float[Tensor, "N V"]:
-        """Solve O Q_t = c by least squares, clipped at 0 (error ~ 1/alpha); raises ValueError if alpha is learned."""
+        """Solve O Q_t = c by least squares and clip O at 0 (error ~ 1/alpha); raises ValueError if alpha is learned."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]

@@ -100,7 +100,7 @@ class General(Process):
 
     Args:
         generator: (S, S) rates, row = old state, column = new state; rows sum to 0. Dense, or sparse COO for a large S.
-        schedule: the noise schedule; alpha_t / alpha_s = exp(-sigma).
+        schedule: the noise schedule. q_{t|s} = exp(sigma Q) with sigma = log(alpha_s / alpha_t).
         mask_id: the state of the mask, which data never hold, or None.
 
     Raises:
@@ -169,7 +169,7 @@ class General(Process):
         return o
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
-        """Return the rates Q(v, x_i) from each state v to each site's state, (B, L, S); ignore entry v = x_i."""
+        """Return the rates Q(v, x_i) from all states v to each site's state, (B, L, S); entry v = x_i is no rate."""
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
@@ -289,7 +289,9 @@ class Ordinal(General):
     def gaussian(
         cls, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor], std: float
     ) -> "Ordinal":
-        """Make the process whose noise is a Gaussian of std ``std`` tokens around the middle token, cut to 0..V-1.
+        """Make the process whose noise law is a Gaussian around the middle token, cut to the tokens 0..V-1.
+
+        ``std`` is its standard deviation in tokens.
 
         Raises:
             TypeError, ValueError: if the vocabulary is below 2 or too large for memory, or ``std`` is not positive.

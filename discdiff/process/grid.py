@@ -48,8 +48,8 @@ def by_log_noise(
         schedule: the noise schedule.
         steps: the number of steps.
         start, end: the first and the last time.
-        last: the noise 1 - alpha at the start of the last step if this step ends at time 0, where -log(1 - alpha) is
-            infinite; at most half the noise at ``start`` is used.
+        last: the noise 1 - alpha at the start of the last step, used only if this step ends without noise, where
+            -log(1 - alpha) is infinite. It is lowered to half the noise at ``start`` if it is larger.
 
     Raises:
         TypeError, ValueError: if ``last`` is outside (0, 1), if steps, start or end is invalid, or if the schedule

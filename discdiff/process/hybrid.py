@@ -92,7 +92,7 @@ class Blend:
         return 2 * self.p_uniform / (1 - self.p_uniform)
 
     def _root(self, alpha: Tensor) -> Tensor:
-        """Return sqrt(alpha o) from the quadratic equation; exact at both ends."""
+        """Return sqrt(alpha o), o as in ``Blend``, from the quadratic equation; it is exact at both ends of time."""
         return (
             2 * (1 - alpha) / (self._b * alpha.sqrt() + (self._b**2 * alpha + 4 * (1 - alpha)).sqrt()).clamp(min=1e-300)
         )

@@ -4,8 +4,8 @@ r"""Processes between two data laws. The state of a site is a pair (z, u): its t
 
 At alpha = 1 the token z is data, at alpha = 0 it is the source token. The pairs (x, u) may be independent or drawn from
 any coupling. Given u this process has rank one, with u in place of the mask, so all methods for a mask apply. A site
-with z = u is hidden. Without uniform noise a site with z != u is clean. The stochasticity p_uniform adds uniform tokens
-between the ends of time and none at the ends.
+with z = u is hidden. Without uniform noise a site with z != u is clean. A number p_uniform > 0, the
+stochasticity, gives uniform noise as well, at every time but the first and the last.
 
 With an independent source u ~ pi and no stochasticity this is the absorbing reformulation of the uniform process: given
 x alone, z has exactly the law of ``Marginal(pi)``, and every site with z != u is clean.
@@ -36,13 +36,15 @@ __all__ = ["AbsorbingUniform", "Interpolant"]
 
 
 class Interpolant(RankOne):
-    """Process between data and a source; its V^2 states are pairs (token, source token), predictions have V columns.
+    """Process between data and a source, whose V^2 states are pairs (token, source token).
+
+    Predictions have V columns.
 
     Args:
         vocab_size: V, the number of tokens of both data and source.
         schedule: the noise schedule; data at alpha = 1, source at alpha = 0.
-        source: (V,) the law of an independent source token. None if the source is a law of whole sequences or is
-            coupled to the data. Then train with ``noised_pair(x0, x1, t)`` and sample with ``initial=join(x1, x1)``.
+        source: (V,) the law of an independent source token. It is None if the source is a law of whole sequences or is
+            coupled to the data; then train with ``noised_pair(x0, x1, t)`` and sample with ``initial=join(x1, x1)``.
         p_uniform: the stochasticity, as in ``Hybrid``: the largest probability of a uniform token at any time, or a
             function of alpha that gives the share of uniform tokens in the noise.
 
@@ -214,7 +216,7 @@ class AbsorbingUniform(Interpolant):
 
 
 class SourcePairs(SiteWise):
-    """Law of pairs (z, u), u ~ source: z is x0 with probability alpha, u with probability ``mass``, else uniform."""
+    """Law of pairs (z, u) with u ~ source; z is x0 with probability alpha, u with ``mass``, else a uniform token."""
 
     def __init__(
         self,

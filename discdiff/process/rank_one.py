@@ -96,7 +96,10 @@ class RankOne(Process):
     # --- the noise ----------------------------------------------------------------------------------------------------
 
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """Return h(x) = b(x) / alpha, the noise odds of each site's state; infinite at alpha = 0, 0 where b(x) = 0."""
+        """Return the noise odds h(x) = b(x) / alpha of each site's state, where b(x) is the mass of noise.
+
+        They are infinite at alpha = 0, and 0 where b(x) = 0.
+        """
         share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
             return _odds(share, alpha)
@@ -108,9 +111,10 @@ class RankOne(Process):
         return own + torch.where(x == anchor, mass / a, 0.0)
 
     def log_weight(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """Return log w, w = q(z | x = z) / q(z | x != z), for each site's own token z; 0 at a mask, which is no token.
+        """Return log w, w = q(z | x = z) / q(z | x != z), for each site's own token z.
 
-        It is infinite where z determines the clean token x: at alpha = 1, or if noise never leads to z.
+        It is 0 at a mask, which is no token. It is infinite where z determines the clean token x: at alpha = 1, or if
+        noise never leads to z.
         """
         weight = torch.log1p(1 / self.odds(x, alpha))
         return weight if self.mask_id is None else weight.masked_fill(x == self.mask_id, 0.0)
@@ -197,7 +201,7 @@ class RankOne(Process):
     def acceptance(
         self, log_own: Float[Tensor, "B L"], x_t: Int[Tensor, "B L"], alpha_t: Survival
     ) -> Float[Tensor, "B L"]:
-        """Return the probability 1 / (1 + O(z) / h(z)) that a candidate is redrawn, from ``log_own`` = log O(z)."""
+        """Return the probability 1 / (1 + O(z) / h(z)) that a candidate is redrawn; ``log_own`` is log O(z)."""
         odds = self.odds(x_t, alpha_t)
         noisy = odds > 0
         return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)

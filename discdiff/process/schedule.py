@@ -128,9 +128,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class LogLinear(Schedule):
-    """Schedule alpha(t) = 1 - (1 - eps) t, so that sigma(1) = -log eps is finite; raises ValueError unless 0 < eps < 1.
+    """Schedule alpha(t) = 1 - (1 - eps) t, whose total noise sigma(1) = -log eps is finite.
 
-    Reference: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834)."""
+    Raises ValueError unless 0 < eps < 1. Reference: SEDD (Lou et al., 2024, https://arxiv.org/abs/2310.16834)."""
 
     eps: float = 1e-3
 
@@ -163,8 +163,9 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Schedule alpha(t) = 1 - t^k; k = 1 is linear, k > 1 adds most noise late; raises ValueError unless k > 0.
+    """Schedule alpha(t) = 1 - t^k.
 
+    It is linear for k = 1, and adds most noise late for k > 1. Raises ValueError unless k > 0.
     Reference: MD4 (Shi et al., 2024, https://arxiv.org/abs/2406.04329)."""
 
     k: float = 2.0
@@ -213,9 +214,9 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """Schedule from a logistic curve of steepness k, scaled to run from 1 to 0; raises ValueError unless 0 < k <= 60.
+    """Schedule from a logistic curve of steepness k, scaled to run from 1 to 0.
 
-    Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
+    Raises ValueError unless 0 < k <= 60. Reference: Jabri et al., 2022, https://arxiv.org/abs/2212.11972.
     """
 
     k: float = 6.0
@@ -237,7 +238,7 @@ class Sigmoid(Schedule):
 
 @dataclass(frozen=True)
 class FromFunction(Schedule):
-    """Schedule from any decreasing function: the derivative is autograd's, the inverse is found by bisection.
+    """Schedule from any decreasing function; its derivative comes from autograd, its inverse from bisection.
 
     Args:
         function: t -> alpha, elementwise on tensors, written with torch so that it can be differentiated.

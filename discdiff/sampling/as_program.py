@@ -10,7 +10,7 @@ Sites that have a value already are not sent to Pyro again.
 
 ``infer_discrete`` supports scalar values only, so a coded program has scalars: a value v of n positions is the number
 
-    sum_i (v_i + 1) K^(n - 1 - i),        K = max(S, L) + 1
+    sum_i (v_i + 1) K^(n - 1 - i),        K = max(S, L) + 1      for S states and length L
 """
 
 from collections.abc import Sequence
@@ -205,7 +205,7 @@ class _Rows(Messenger):
 
 
 class _Spread(TorchDistribution):
-    """A choice in the shape of all rows, coded or not; rows that do not make it have the value 0."""
+    """A choice in the shape of all rows, coded or not; a row that does not make this choice has the value 0."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 

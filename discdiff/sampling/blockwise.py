@@ -52,12 +52,12 @@ class Blockwise:
         model: a ``Denoiser`` for it. If its function is ``Cached``, a call evaluates only the block; any other function
             evaluates the prefix again in every call.
         operator: one step within a block.
-        block: the block size. A sequence of sizes is used in order, and its last size is repeated. A mapping {size:
-            probability} is drawn from for each row.
+        block: the block size. A sequence of sizes is used in order, and its last size is repeated. From a mapping
+            {size: probability} one size is drawn for each row.
         steps: the number of equal steps from t = 1 to 0 in each block; a block of one site takes one step.
         grid: instead of ``steps``, decreasing times from 1 to 0.
-        window: the largest number of tokens that the network gets, with the block. Of a longer prefix it gets the last
-            tokens. Positions count from the start of the window, and a cache is filled again for each block, by a call.
+        window: the largest number of tokens that the network gets, block included. Of a longer prefix it gets the last
+            tokens. Positions count from the start of the window. A cache is filled again for each block, by one call.
         future: whether the network also gets noise for the sites after the block, up to the full length. Networks that
             were trained on whole sequences need this. It is always True if the model accepts only one length.
 

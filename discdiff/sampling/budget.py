@@ -22,9 +22,10 @@ def predictor_corrector(
     repeats: SupportsIndex = 1,
     corrected: Literal["first", "last"] = "first",
 ) -> Sampler:
-    r"""Make a sampler of at most ``nfe`` denoiser calls: equal steps, as many of them as possible with a corrector.
+    r"""Make a sampler with equal steps that takes at most ``nfe`` denoiser calls.
 
-    Let a predictor step take p calls, and all corrector moves after a step c calls. The sampler takes
+    As many steps as possible have a corrector. Let a predictor step take p calls, and all corrector moves after a step
+    c calls. The sampler takes
 
         N = floor((nfe - c n) / p) steps, of which n = floor((nfe - p) / (p + c)) are corrected
 
@@ -36,7 +37,7 @@ def predictor_corrector(
         nfe: the budget, at least p.
         repeats: corrector moves after a corrected step.
         corrected: "first" corrects the first n steps, as published, so the tokens drawn at t = 0 are final. "last"
-            corrects the last n steps, with the step to t = 0, after which no noise removes errors; the model must then
+            corrects the last n steps, also the one to t = 0, after which no noise removes errors. Then the model must
             determine the leave-one-out at t = 0.
 
     Raises:

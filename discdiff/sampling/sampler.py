@@ -47,13 +47,13 @@ class Sampler:
     Args:
         process: the forward process.
         model: a ``Denoiser`` for the same process.
-        operator: one step of the sampler; it has exactly one predictor, or none with ``time``.
+        operator: one step of the sampler. It has exactly one predictor, or none if ``time`` is given.
         steps: N equal intervals of t from 1 to 0.
         grid: instead of ``steps``, N + 1 decreasing times in [0, 1].
         time: instead of both, the time at which a corrector runs once.
 
     Raises:
-        TypeError: if the model is not a Denoiser, or the operator has no predictor without ``time``, or one with it.
+        TypeError: if the model is not a Denoiser, or the operator has no predictor; with ``time``, if it has one.
         ValueError: if the processes differ, the operator is not defined on this one, or the grid is invalid.
     """
 
@@ -118,7 +118,7 @@ class Sampler:
             yield step, t, s
 
     def through(self, state: State, run: Run) -> Iterator[State]:
-        """Yield the state after every step that is left, from a state in the run."""
+        """Yield the state after each remaining step of the run, beginning with the step that follows ``state``."""
         for step, t, s in itertools.islice(self.intervals(), state.step, None):
             run.info.clear()
             state = replace(self.operator(state, At(self.process, run, t, s, step)), step=step)
@@ -203,14 +203,14 @@ class Sampler:
             progress: whether to show a progress bar on standard error.
             device: where to sample; by default where the model's parameters lie (``Denoiser.device``).
             until: stop after this step, counted from 1. ``Samples.state`` continues the run.
-            resume: continue from ``Samples.state`` of a run that stopped: the tokens are those of the whole run.
+            resume: continue from ``Samples.state`` of a run that stopped. The tokens are the same as without the stop.
             on_step: called after each step as on_step(step, state, info); the run stops if it returns False. ``info``
                 holds what operators reported (``At.report``), (B,) each by name.
 
         Raises:
             ValueError: for wrong shapes, ids outside the vocabulary, logits that are NaN or without mass, or a mask
                 left at time 0.
-            TypeError: for ``resume`` with an argument that says how a run begins.
+            TypeError: for ``resume`` together with an argument for the beginning of a run, such as ``seed``.
             RuntimeError: for a listening run inside another one of the same thread.
         """
         last = len(self.grid) - (len(self.grid) > 1)

@@ -47,7 +47,7 @@ class Samples:
         seed: the seed that reproduces these tokens.
         trajectory: (N, B, L) int64 states at the N times of the grid, or None without ``record=True``. Until it is
             read, and in files, it is stored in the smallest dtype that holds it.
-        log_prob: (B,) float64 log-probability of all choices made, with auxiliary ones, or None without
+        log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, or None without
             ``record=True``.
         queries: tokens that the network evaluated, over all rows.
         frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), or None.
@@ -64,7 +64,7 @@ class Samples:
 
     @property
     def state(self) -> State:
-        """The last state with its run, for ``resume=`` and ``Sampler.step``; files, pickles and copies are without it.
+        """The last state with its run, for ``resume=`` and ``Sampler.step``; files, pickles and copies do not hold it.
 
         Raises:
             ValueError: if the samples come from a file, a pickle or a copy, or were made block by block.
