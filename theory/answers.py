@@ -49,9 +49,10 @@ def conditional(process: Process) -> Errors:
 
 
 def conditional_to_loo(process: Process) -> Errors:
-    """Check that ``conditional_to_loo`` recovers a leave-one-out prediction O from its conditional c = O Q_t.
+    """Check that ``conditional_to_loo`` recovers a leave-one-out prediction O from its conditional c.
 
-    Only alpha >= .01 is tested, since at smaller alpha c hardly depends on O.
+    The conditional is c(z) = sum_v O(v) q_t(z | v). Only alpha >= .01 is tested, since at smaller alpha c
+    hardly depends on O.
     """
     for t, where in instants(process, 0.01):
         log_o, _, x, alpha = beliefs(process, t)
@@ -96,7 +97,10 @@ def denoiser_to_loo(process: Process) -> Errors:
 
 
 def own_weight(process: Process) -> Errors:
-    """Check ``own_weight``: log w such that the denoiser is D(v) ~ O(v) w^{1(v = x)} for a leave-one-out O."""
+    """Check that ``own_weight`` returns log w, where the denoiser is D(v) ~ O(v) w^{1(v = x)}.
+
+    O is a leave-one-out prediction, and ~ is "up to a constant in v".
+    """
     for t, where in instants(process, LEAST):
         log_o, _, x, alpha = beliefs(process, t)
         log_w = process.own_weight(x, alpha)
@@ -108,7 +112,10 @@ def own_weight(process: Process) -> Errors:
 
 
 def plug_in(process: Process) -> Errors:
-    """Check ``plug_in``, the law of x_s given x_t with a leave-one-out O in place of x0, against Bayes' rule."""
+    """Check that ``plug_in`` computes the law of x_s given x_t by Bayes' rule.
+
+    A leave-one-out prediction takes the place of the law of x0.
+    """
     for t, s, where in pairs(process):
         if float(process.schedule.alpha(t)) == 0:
             continue
@@ -121,7 +128,10 @@ def plug_in(process: Process) -> Errors:
 
 
 def _reverse(process: Process, o: Tensor, x: Tensor, t: float, s: float) -> Tensor:
-    """Compute the law of x_s given x_t = x by Bayes' rule, over columns, for x0 of law o; 0 if x is impossible."""
+    """Compute the law of x_s given x_t = x by Bayes' rule, where x0 has the law ``o``.
+
+    The law is over columns. It is 0 if x is impossible.
+    """
     c = gathered(process, x, o @ given(process, x, s))
     exact = c * gathered(process, x, process.kernel(t, s)[:, x].T)
     return exact / exact.sum(-1, keepdim=True).clamp(min=1e-300)
@@ -166,7 +176,10 @@ def columns(process: Process) -> Errors:
 
 
 def hides(process: Process) -> Errors:
-    """Check that a state from ``hide`` has the same positive probability given any token but its own column."""
+    """Check that the state that ``hide`` returns has the same positive probability given each data token.
+
+    The token in that state's own column is left out.
+    """
     for t, where in instants(process, 0.01, 0.99):
         q = process.transition(float(process.schedule.alpha(t)), 1.0)
         for row in range(process.states):
@@ -195,19 +208,25 @@ def pairs_of_source(process: Interpolant) -> Errors:
 
 
 def _both(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sequences of two sites with every state at the first, and a mask that selects it, both (N, 2)."""
+    """Return sequences of two sites, and a mask that selects the first site, both (N, 2).
+
+    Sequence i has state x[i] at the first site.
+    """
     pair = torch.stack([x, x.flip(0)], -1)
     return pair, torch.tensor([True, False]).expand_as(pair)
 
 
 def _first(law: object, pair: Tensor, states: int) -> Tensor:
-    """Compute the probability that the first site takes each state and the second keeps its own, (N, S)."""
+    """Compute the probability of each state at the first site while the second site keeps its own, (N, S)."""
     values = (torch.stack([torch.full_like(pair[:, 0], z), pair[:, 1]], -1) for z in range(states))
     return torch.stack([law.log_prob(value).exp() for value in values], -1)  # type: ignore[attr-defined]
 
 
 def renoise(process: Process) -> Errors:
-    """Check that ``kept`` and ``renoise`` together noise a clean token by q_t and leave other sites unchanged."""
+    """Check that ``kept`` and ``renoise`` together noise a clean token by q_t.
+
+    The token is kept with probability ``kept`` and otherwise redrawn by ``renoise``. Other sites stay unchanged.
+    """
     clean = torch.cat([process.place(process.data_tokens, torch.full_like(process.data_tokens, x))
                        for x in range(process.states) if x != process.mask_id]).unique()  # fmt: skip
     pair, where = _both(clean)
@@ -257,8 +276,9 @@ def inflow(process: Process) -> Errors:
 def exits(process: RankOne) -> Errors:
     """Check ``exit``: the reverse rates R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha.
 
-    Q is the generator, and c(v) the probability of state v given the other sites. Checked are the total rate, its parts
-    from data and noise, and that the total with O(x) = 0 is an upper bound.
+    Q is the generator, and c(v) the probability of state v given the other sites. The total rate and its parts from
+    data and noise must give these rates. The total for a leave-one-out prediction that gives x probability 0 must be
+    an upper bound.
     """
     for t, where in instants(process, LEAST, 0.999):
         log_o, o, x, alpha = beliefs(process, t)
@@ -321,7 +341,7 @@ def propagates(process: Process) -> Errors:
 
 
 def row_by_row(process: Process) -> Errors:
-    """Check that rows with different survival probabilities give the same results in one batch as apart.
+    """Check that rows with different survival probabilities give the same results in one batch as in separate batches.
 
     A batch without rows must give results of the same shape and dtype.
     """

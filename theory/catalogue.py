@@ -2,7 +2,8 @@ r"""Build each kind of process for any vocabulary and clock, and small data laws
 
 An operator's declaration is for a kind of process, not for one instance: what holds for 3 sites of 3 tokens on a linear
 clock may be wrong elsewhere. ``kind("uniform")``, or ``kind(process)`` with an example, returns a ``Kind`` that builds
-such a process for V tokens and a schedule. For another V the example's noise law or generator is repeated or cut.
+such a process for V tokens and a schedule. The noise law or generator of an example is repeated or cut to fit
+another V.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +73,10 @@ class Kind:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """List the settings to test: those of all kinds, and the example's own size and clock."""
+        """List the settings to test.
+
+        The example's own size and clock are added, unless the usual settings have them.
+        """
         settings = _PAIRS if self.pairs else SETTINGS
         given = self.example
         if given is None or any((s.vocab_size, s.schedule) == (given.vocab_size, given.schedule) for s in settings):
@@ -94,9 +98,10 @@ class Kind:
 
 
 def world(setting: Setting) -> Enumeration:
-    """Return a data law with strongly dependent sites: .05 uniform plus .95 drawn from Dirichlet(1/2).
+    """Return a data law with strongly dependent sites.
 
-    If ``setting.zeros`` is true, the least likely third of the sequences get probability 0.
+    It is .05 times the uniform law plus .95 times a law drawn from Dirichlet(1/2). If ``setting.zeros`` is
+    true, the least likely third of the sequences get probability 0.
     """
     size = setting.vocab_size**setting.length
     p0 = 0.05 / size + 0.95 * np.random.default_rng(3).dirichlet(np.full(size, 0.5))

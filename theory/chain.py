@@ -1,6 +1,8 @@
-r"""Exact predictions for chains by forward-backward messages in O(L H^2), for L in the thousands.
+r"""Compute exact predictions for chains by forward-backward messages.
 
-With hidden states h, transition matrix A, emission matrix B and evidence e_i(h) = sum_v B(h, v) e_i(v) for h,
+The cost is O(L H^2) for L sites and H hidden states, so L may be in the thousands. Let A be the transition matrix and B
+the emission matrix. From the evidence e_i(v) of site i for token v follows e_i(h) = sum_v B(h, v) e_i(v), the evidence
+for the hidden state h. The messages f and b and the leave-one-out predictions O are
 
     pred_1 = initial,   f_i ~ pred_i e_i,   pred_{i+1} = f_i A
     b_L = final,        b_i = A (e_{i+1} b_{i+1})
@@ -98,12 +100,15 @@ class HMM(Oracle):
         return evidence @ self.emission.T
 
     def _filtered(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute f_i and its normalising factor for every site; f_i is 0 once the evidence contradicts the chain."""
+        """Compute the forward message f_i and its normalising factor for every site i.
+
+        Once the evidence contradicts the chain, f_i is 0 at this site and at all later ones.
+        """
         predicted, totals = messages(seen, self.initial, self.transition)
         return predicted * seen / totals[..., None], totals
 
     def _backward(self, seen: Tensor) -> Tensor:
-        """Compute b_i for every site, each up to a factor, by the same recursion from the other end."""
+        """Compute the backward message b_i for every site i, up to a factor, by the recursion from the last site."""
         return messages(seen.flip(1), self.final, self.transition.T.contiguous())[0].flip(1)
 
     def log_prob_moments(self) -> tuple[float, float]:

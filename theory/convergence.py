@@ -1,11 +1,14 @@
-r"""Check the order that a predictor declares: of the end law, of single steps, and of the step to 0.
+r"""Check the order that a predictor declares.
+
+The order is checked for the end law, for single steps and for the step to 0:
 
     TV(p_T K^n, p_d) ~ n^-order        on an interior window, to which a declared order refers
     TV(p_t K_h, p_{t-h}) ~ h^(order + 1)    at early and late times outside the window
     TV(p_t K_t, p_0) ~ (1 - alpha_t)^2      in the step to 0, which must draw a single noisy site exactly
 
 TV is the total variation, p_t the exact law at time t, K_h the matrix of a step of length h, and K^n that of n equal
-steps from T to d. If the operator cannot be enumerated, draws measure the chi-square distance of the end law instead.
+steps from T to d. If the operator cannot be enumerated, the chi-square distance of the end law is estimated from draws
+instead.
 """
 
 import math
@@ -38,10 +41,10 @@ SAMPLES, GRIDS = 40_000, (1, 2, 4)
 def end_order(cases: Sequence[Case], where: Case) -> Errors:
     """Yield how far the fitted order of the end law's error is below the declared order.
 
-    Finer grids are used until one shows the declared order or is far from it; the smallest shortfall is yielded. A
-    declared order is the lowest over processes and data. An operator that clips rates has a higher order where no rate
-    is clipped. Where rates are clipped, its first-order error may exceed its second-order error only after a thousand
-    steps.
+    Finer grids are used until one shows the declared order or an order that is far too low. The smallest shortfall of
+    all grids is yielded. A declared order is the lowest over processes and data. An operator that clips rates has a
+    higher order where no rate is clipped. Where rates are clipped, its first-order error may exceed its second-order
+    error only after a thousand steps.
     """
     for case in enumerable([where]):
         declared, found = case.operator.order or 0.0, []

@@ -30,7 +30,10 @@ def instants(process: Process, least: float = 0.0, most: float = 1.0) -> Iterato
 
 
 def pairs(process: Process) -> Iterator[tuple[float, float, str]]:
-    """Yield times t, s with s <= t and their name: neighbours of ``instants``, equal times, and some far apart."""
+    """Yield pairs of times (t, s) with s <= t, and a name for each pair.
+
+    The pairs are neighbours in ``instants``, equal times, and times that are far apart.
+    """
     found = list(instants(process))
     names = {name: t for t, name in found}
     for (t, name), (s, other) in itertools.pairwise(found):
@@ -47,7 +50,7 @@ def _short(alpha: float) -> str:
 
 
 def rows(law: Choice, states: int) -> Tensor:
-    """Compute the law over states of every one-site sequence in a batch, (N, S), from ``log_prob``."""
+    """Compute the probability of each state in each row of a batch with one site, (N, S), from ``log_prob``."""
     return torch.stack([law.log_prob(torch.full((law.batch_shape[0], 1), z)).exp() for z in range(states)], -1)
 
 
@@ -62,7 +65,9 @@ def spread(process: Process) -> tuple[Tensor, Tensor]:
 
 
 def beliefs(process: Process, t: float, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw a random leave-one-out prediction O for each state in x, by default all that are reachable at time t.
+    """Draw a random leave-one-out prediction O for each state in x.
+
+    By default x has all states that are reachable at time t.
 
     Return log O (N, V), O over the n data tokens (N, n), the states x (N,) and alpha (N,).
     """
@@ -89,9 +94,9 @@ def given(process: Process, x: Tensor, t: float) -> Tensor:
 
 
 def gathered(process: Process, x: Tensor, c: Tensor | Sequence[Tensor]) -> Tensor:
-    """Gather laws over states at the columns among which each site can move.
+    """Select the numbers of the states to which a site in state x[i] can move, in the order of columns.
 
-    Row i of c (N, S) is the law for state x[i]; of c (N, N, S) the law c[i, i] is used.
+    Row i of c (N, S) has the numbers of all states for x[i]. If c is (N, N, S), c[i, i] is used as row i.
     """
     c = torch.as_tensor(c)
     c = c.diagonal(dim1=0, dim2=1).T if c.ndim == 3 else c

@@ -40,7 +40,8 @@ def law(
         prompt, frozen: (L,) tokens, and which sites hold them and never change; give both or neither.
 
     Returns:
-        (M,), over the n**L data sequences for a grid that ends at 0, else over the S**L noisy states. Sums to 1.
+        (M,) probabilities, which sum to 1. For a grid that ends at 0 they are those of the M = n**L sequences of n data
+        tokens, else those of the M = S**L noisy states.
 
     Raises:
         TypeError, ValueError: for a grid that starts below 1 without ``initial``, for mass left on masks at time 0, and
@@ -82,7 +83,10 @@ def law(
 
 
 def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
-    """Multiply the law of each block given every prefix by the prefix's law; return the law of data, (n**L,)."""
+    """Compute the law of data, (n**L,), block by block.
+
+    The probability of each prefix is multiplied by the law of the next block given this prefix.
+    """
     model, process = sampler.inner.model, sampler.inner.process
     size = model.length if length is None else whole_number(length, "law: length", 1)
     if size is None:
@@ -108,7 +112,10 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
 
 
 def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:
-    """Compute the law after all steps of an operator that uses its previous step, by pairs (state before, state)."""
+    """Compute the law after all steps of an operator that uses its previous step.
+
+    The steps form a Markov chain of pairs (state before, state).
+    """
     operator, pairs, before = sampler.operator, torch.diag(law), None
     for _, t, s in sampler.intervals():
         setting = Setting(sampler.process, sampler.model, t, s, size, frozen, True)

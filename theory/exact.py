@@ -68,7 +68,10 @@ class _Distinct(Counter):
 
 
 class _Asked(Run):
-    """Run whose choices all come from ``paths``; a Pyro handler other than trace in a program raises ValueError."""
+    """Run whose choices all come from ``paths``.
+
+    A choice under a Pyro handler other than trace, inside the program, raises ValueError.
+    """
 
     paths: Paths
     _counts = _Distinct
@@ -194,7 +197,10 @@ def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
 
 
 def _staged(first: Operator, second: Operator, setting: Setting, now: float) -> Tensor:
-    """Compute the matrix of two stages by a sum over pairs (start, middle state): the second stage depends on both."""
+    """Compute the matrix of two stages, where the second depends on the start and on the state after the first.
+
+    It is a sum over pairs (start, middle state).
+    """
     to_middle, then = run_paths(first, setting, now)
     start, middle = to_middle.nonzero(as_tuple=True)
     return run_paths(second, setting, then, Beginnings(middle, start, to_middle[start, middle], (start, now)))[0]
@@ -203,8 +209,9 @@ def _staged(first: Operator, second: Operator, setting: Setting, now: float) -> 
 def after(law: Tensor, operator: Operator, setting: Setting, now: float) -> Tensor:
     """Compute the law after a part of a composition, from the law before it.
 
-    The law is multiplied by one matrix after another, which is cheaper than a product of matrices. For a power matrix^n
-    the cheaper way is taken: n products with the law, N^2 each, or about log n products of matrices, N^3 each.
+    The law is multiplied by one matrix after another, which is cheaper than a product of matrices. For n repetitions
+    the cheaper way is taken. Either the law is multiplied by the matrix n times, which costs N^2 each time, or the
+    power of the matrix is computed by about log n products, which cost N^3 each.
     """
     match operator:
         case Then(left, right):
@@ -226,7 +233,10 @@ def after(law: Tensor, operator: Operator, setting: Setting, now: float) -> Tens
 
 
 def _enumerate(operator: Operator, setting: Setting, now: float) -> Tensor:
-    """Enumerate the matrix of a program; matrices of at most 64 MiB are kept, by operator and time."""
+    """Enumerate the matrix of a program, or return it if it is known.
+
+    Matrices of at most 64 MiB are kept, and used again for the same operator and time.
+    """
     try:
         hash(operator)
         key: tuple[object, float] = operator, now

@@ -58,7 +58,7 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
 
 
 def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
-    """Test the transition counts of a sample (B, L) by chi-square, given the number that start at each token.
+    """Test the transition counts of a sample (B, L) by chi-square, given the number of transitions from each token.
 
     There are V (V - 1) degrees of freedom if all transitions are possible and no cells are pooled. The counts from one
     token are asymptotically multinomial, although neighbouring pairs overlap (Billingsley, 1961). An impossible
@@ -72,10 +72,10 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
 
 
 def chi_square(seen: Float[Tensor, "R n"], expected: Float[Tensor, "R n"]) -> Fit:
-    """Test counts (R, n) by chi-square, given the total of each row; a positive count where 0 is expected gives p = 0.
+    """Test counts (R, n) by chi-square, given the total of each row.
 
-    In each row the cells with an expected count below 5 are pooled. Further cells join the pool, in increasing order,
-    until its expected count is at least 5.
+    A positive count where 0 is expected gives p = 0. In each row the cells with an expected count below 5 are pooled.
+    Further cells join the pool, in increasing order of their expected counts, until the pool's is at least 5.
     """
     from scipy import stats  # imported here, because scipy takes half a second
 
@@ -101,7 +101,7 @@ def improbable(seen: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> floa
 
 
 def two_sample(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], statistic: Callable[[Tensor], Float[Tensor, " N"]]) -> Fit:
-    """Test by Kolmogorov-Smirnov that a scalar of the sequences has the same law in both samples.
+    """Test by Kolmogorov-Smirnov that a number computed from each sequence has the same law in both samples.
 
     Args:
         x, y: two samples, (B, L) and (C, L).

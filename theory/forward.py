@@ -58,7 +58,10 @@ def inverse(process: Process) -> Errors:
 
 
 def other_clock(process: Process) -> Errors:
-    """Check ``with_schedule``: with its own clock a process equals itself, with another it has that clock."""
+    """Check ``with_schedule``, which returns the same kind of process with another clock.
+
+    With the clock that it already has, the result must equal the process.
+    """
     same = process.with_schedule(process.schedule)
     yield float(same != process or hash(same) != hash(process)), "with_schedule(its own) is not equal to it"
     try:

@@ -1,10 +1,10 @@
 r"""Check any process against its own transition matrix: a conformance suite for users' processes.
 
 ``check_process(process)`` computes the process's kernels, laws, conversions and rates and compares them with what its
-transition matrix implies. It does so at survival probabilities from 0 and 1e-12 to .999, 1 - 1e-7 and 1, for one site
-and for several sites with different times. If possible the process is also built with another vocabulary and clock.
-Each check has a name, the largest error and the place where it occurred. An exception inside the process fails its
-check and is reported; nothing is raised unless ``strict``.
+transition matrix implies. It does so at survival probabilities of 0, 1e-12 to 1 - 1e-7, and 1, for
+one site and for several sites with different times. If possible the process is also built with another vocabulary and
+clock. Each check has a name, the largest error and the place where it occurred. An exception inside the process fails
+its check and is reported; nothing is raised unless ``strict``.
 """
 
 from collections.abc import Callable, Sequence
@@ -116,7 +116,7 @@ def _properties(process: Process) -> tuple[_Property, ...]:
 def _family(process: Process) -> tuple[list[Process], str]:
     """Return the process and, if possible, one of its kind with another vocabulary and clock.
 
-    The text is empty, or the reason why there is no other.
+    The text is the reason why there is no other process, or empty if there is one.
     """
     like = kind(process)
     for setting in like.settings[1:]:

@@ -17,9 +17,9 @@ __all__ = ["bound", "integrand"]
 
 @torch.no_grad()
 def bound(objective: Objective, model: Denoiser, length: int | None = None) -> Float[Tensor, " M"]:
-    """Compute the expected value of a bound for each of the M = n**L data sequences, (M,), in nats.
+    """Compute the expected value of a bound, over times and noise, for each data sequence, (M,), in nats.
 
-    The prior's term is left out.
+    With n data tokens there are M = n**L data sequences. The prior's term of the bound is left out.
 
     Continuous bounds use tanh-sinh quadrature over alpha in [alpha(1), 1], accurate to about 1e-8 if the integrand is
     integrable at its ends. Discrete bounds are exact.
@@ -60,7 +60,7 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
 
 @torch.no_grad()
 def integrand(objective: Objective, model: Denoiser, alpha: float, length: int | None = None) -> Float[Tensor, " M"]:
-    """Compute the exact mean over x_t of a continuous bound's density at alpha, for the M data sequences, (M,).
+    """Compute the integrand of a continuous bound at alpha, averaged exactly over x_t, for each data sequence, (M,).
 
     Raises:
         TypeError: for a bound that is not an integral over time.

@@ -1,4 +1,6 @@
-r"""Exact predictions for a mixture of product laws, which has long-range correlations, in O(K L V).
+r"""Compute exact predictions for a mixture of K product laws in O(K L V).
+
+Such a mixture has long-range correlations.
 
 p0(x) = sum_k w_k prod_i theta_k,i(x_i)
 O_i ~ sum_k [w_k prod_{j != i} <theta_k,j, e_j>] theta_k,i

@@ -47,7 +47,10 @@ class Oracle(ABC):
 
     @abstractmethod
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
-        """Compute the leave-one-out O from the evidence, up to a factor a site; 0 if no data fits the other sites."""
+        """Compute the leave-one-out O from the evidence, up to a factor for each site.
+
+        O is 0 at a site if no data sequence agrees with the evidence at the other sites.
+        """
 
     @abstractmethod
     def log_evidence(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
@@ -63,12 +66,15 @@ class Oracle(ABC):
     # --- methods that follow from the three ---------------------------------------------------------------------------
 
     def denoiser(self, process: Process, predicts: Predicts | None = None) -> Denoiser:
-        """Return the exact denoiser for a process, in the dtype of the oracle's tables; sites may have own times.
+        """Return the exact denoiser for a process, in the dtype of the oracle's tables.
+
+        Each site may have its own time.
 
         Args:
             process: its data alphabet must have ``alphabet`` tokens.
             predicts: which prediction it returns, "loo", "denoiser" or "ratio". The default is "denoiser" on an
-                absorbing process, where a revealed token's D does not determine its leave-one-out, and else "loo".
+                absorbing process, because there the denoiser of a revealed token does not determine its leave-one-out
+                prediction. On other processes it is "loo".
 
         Raises:
             TypeError, ValueError: if ``process`` is not a Process, or has another number of data tokens.
@@ -101,9 +107,9 @@ class Oracle(ABC):
         )
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> "Oracle":
-        """Return the law of clean sequences for rows of states: this law itself, for any states.
+        """Return the law of the clean sequences from which rows of states came.
 
-        A ``Coupling`` returns the law given the source tokens in each row.
+        It is this law itself, whatever the states. A ``Coupling`` returns the law given the source tokens in each row.
         """
         return self
 

@@ -71,7 +71,7 @@ class Paths(Messenger):
         grid: (R K, L) a number for each site of the batch, its origin; the copies of a row are adjacent.
 
     Raises:
-        TooManyPaths, TooManyJoint, ValueError: while the program runs, as ``settle`` and ``add_ends``.
+        TooManyPaths, TooManyJoint, ValueError: while the program runs, as described in ``settle`` and ``add_ends``.
     """
 
     def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int, joint: bool = False) -> None:
@@ -151,7 +151,9 @@ class Paths(Messenger):
         self._lay(name)
 
     def settle(self, values: Sited) -> Tensor:
-        """Return plain values if they are equal on all paths of each site; otherwise divide the rows.
+        """Return the values as a plain tensor if they are equal on all paths of each site.
+
+        Otherwise divide the rows.
 
         Raises:
             Branching: if the rows were divided.
@@ -177,9 +179,9 @@ class Paths(Messenger):
         raise Branching
 
     def _divide(self, kind: Int[Tensor, "R K L"]) -> None:
-        """Divide each row into one row for each possible combination of its sites' kinds.
+        """Divide each row into one row for each possible combination of its sites' values.
 
-        ``kind`` (R, K, L) numbers the values of the tensor to settle, for each path of a site.
+        ``kind`` (R, K, L) has a number for each path of a site, equal for paths with equal values.
         """
         kind = (kind[:, :, None] == kind[:, None]).double().argmax(2)  # a kind is named by its first path
         total = torch.zeros_like(self.share).scatter_add(1, kind, self.share)

@@ -93,7 +93,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The numbers of properties that hold, that do not hold and that were not checked."""
+        """Text with the numbers of properties that hold, that do not hold and that were not checked."""
         passed = sum(check.ok for check in self.checks)
         return f"{passed} hold, {len(self.failed)} do not hold, {len(self.unchecked)} not checked"
 
@@ -125,11 +125,11 @@ class Report:
 
 
 def run_check(name: str, allowed: float, errors: Callable[[], Errors], group: str = "", hint: str = "") -> Check:
-    """Find the largest of the errors of a property and its place.
+    """Find the largest error of a property, and the place where it occurred.
 
     An exception other than NotChecked makes the check fail.
 
-    If ``errors`` yields nothing, or raises NotChecked before any error, the property is unchecked.
+    If ``errors`` yields nothing, or raises NotChecked before it yields an error, the property is unchecked.
     """
     worst, where, seen, why = 0.0, "", False, "nothing here to check it on"
     try:

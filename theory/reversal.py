@@ -1,4 +1,4 @@
-r"""Reverse time exactly on all S^L states: generators of the joint process, and exact likelihoods.
+r"""Compute the generators of the exact reverse process on all S^L states, and exact likelihoods.
 
     Rbar(x, y) = R(y, x) p(y) / p(x)
 
@@ -112,8 +112,8 @@ def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1
     r"""Compute the law at time 0 of the model's reverse process, run in continuous time from the prior.
 
     It integrates dp/dl = (1 - alpha) p R over l = log(alpha / (1 - alpha)) from -25 to 25, with R of
-    ``model_generator``; in l rates are bounded. Minus the log of the result is the exact negative log-likelihood of the
-    model as a continuous-time sampler.
+    ``model_generator``. As functions of l the rates are bounded. Minus the log of the result is the exact
+    negative log-likelihood of the model as a continuous-time sampler.
 
     Args:
         model: the denoiser; its alpha(1) is 0 or below 1e-10.

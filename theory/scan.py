@@ -138,7 +138,8 @@ def path(
         u: (L, B) a uniform number for each draw.
 
     Returns:
-        (B, M) states with M = L + 1; the last one is ``last``. The loop and the composed maps give the same states.
+        (B, M) states with M = L + 1; the last one is ``last``. A loop or composed maps give the same states; the
+        choice depends on the sizes.
     """
     batch, length, size = filtered.shape
     if length < _SHORT or batch * size**2 > _WORK:
@@ -155,7 +156,10 @@ def path(
 
 
 def _composed(maps: Int[Tensor, "B L H"], last: Int[Tensor, " B"]) -> Int[Tensor, "B L"]:
-    """Compute the state of every site from the last state and the maps from the next site's state to a site's."""
+    """Compute the state of every site (B, L) from the state after the last site, (B,).
+
+    The map of a site (H,) gives its state for each state of the next site.
+    """
     batch, length, size = maps.shape
     inside = math.isqrt(length)
     blocks = -(-length // inside)

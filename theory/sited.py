@@ -73,7 +73,7 @@ class Sited(Tensor):
         return Sited.of(values, self.origin, self.ledger)
 
     def chosen(self) -> tuple[Tensor, Tensor]:
-        """Return the indices at which this mask is true, flattened, and the sites there; cached."""
+        """Return the flat indices at which this mask is true, and the sites at these indices; both are cached."""
         mask = self.as_subclass(Tensor)
         if self._chosen is None or self._chosen[0] != mask._version:  # a write to any view of it raises the version
             index = mask.flatten().nonzero()[:, 0]
@@ -122,9 +122,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _one(args: Any, kwargs: Any) -> Sited | None:
-    """Return the first sited argument if all of them have the same sites, else None.
+    """Return the first sited argument if all sited arguments have the same sites, else None.
 
-    Return None also if the sites are a list and a plain argument has different entries for them.
+    For a list of chosen sites return None also if a plain argument has different entries for different sites.
     """
     everything = _tensors(args, kwargs)
     sited = [x for x in everything if isinstance(x, Sited)]
@@ -251,7 +251,7 @@ def _scattered(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _put(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Apply x.index_put((mask,), values) in a list of chosen sites."""
+    """Apply x.index_put((mask,), values): set the numbers of the sites that the mask chooses."""
     x, (mask, *more), values = args
     if more or kwargs or not isinstance(mask, Sited) or not isinstance(values, Sited) or mask.dtype != torch.bool:
         return NotImplemented

@@ -34,8 +34,8 @@ def order(
 
     Raises:
         TypeError: if ``build`` is not callable or returns no Sampler.
-        ValueError: for fewer than three numbers of steps. Without ``target`` or with ``window``, if the model is not an
-            Enumeration's.
+        ValueError: for fewer than three numbers of steps; if the exact p_t is needed, because ``target`` is missing or
+            ``window`` is given, and the model is not an Enumeration's.
     """
     steps = wholes(steps, "order: steps", 1)
     if len(steps) < 3 or not all(a < b for a, b in itertools.pairwise(steps)):

@@ -1,4 +1,6 @@
-r"""Exact predictions for a tree, in which each token depends on its parent, by messages up and down in O(L V^2).
+r"""Compute exact predictions for a tree, in which each token depends on its parent, in O(L V^2).
+
+Messages go up to the root and down again, and give the leave-one-out predictions O:
 
     up_i(p)   = sum_v A_i(p, v) e_i(v) prod_{c child of i} up_c(v)                 from i's subtree to its parent
     down_i(v) = sum_p A_i(p, v) down_p(p) e_p(p) prod_{c sibling of i} up_c(p)     from all other sites to i

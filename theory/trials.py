@@ -156,7 +156,7 @@ def keyed(cases: Sequence[Case]) -> Errors:
 
 
 def alone(cases: Sequence[Case]) -> Errors:
-    """Check that rows with distant ids draw differently; truncated or rounded ids would draw the same."""
+    """Check that rows with distant ids draw differently, as they would not if ids were truncated or rounded."""
     for case in cases[:1]:
         for t, s, where in case.over():
             x = case.starts(t, 1).expand(128, -1).contiguous()
@@ -185,7 +185,7 @@ def frozen(cases: Sequence[Case]) -> Errors:
 def calls(cases: Sequence[Case]) -> Errors:
     """Check that a row needs on average at most the declared number of denoiser calls.
 
-    The batch must need the declared number in at least one interval.
+    In at least one interval the denoiser must be called at least that often for the whole batch.
     """
     for case in cases:
         declared, most = case.operator.nfe or 0.0, 0
@@ -212,7 +212,7 @@ def laws(cases: Sequence[Case]) -> Errors:
 def draws(cases: Sequence[Case]) -> Errors:
     """Test draws from at most 16 initial states against the exact matrix by chi-square; yield -log10 p.
 
-    With all initial states drawn from p_t, an exact corrector could not be told from the identity.
+    The initial states are few, because over all of p_t an exact corrector and the identity give the same law.
     """
     for case in enumerable(cases):
         size = case.process.states
@@ -227,9 +227,10 @@ def draws(cases: Sequence[Case]) -> Errors:
 
 
 def ends_right(cases: Sequence[Case]) -> Errors:
-    """Test by chi-square that a step takes the exact p_t to p_s, or a corrector to p_t; yield -log10 p.
+    """Test by chi-square the law after a step from the exact p_t; yield -log10 p.
 
-    Predictors are tested inside (0, 1), to which their order refers: at the ends rates may be infinite.
+    A predictor must end in p_s, a corrector in p_t. Predictors are tested inside (0, 1), to which their order refers,
+    since rates may be infinite at the ends.
     """
     for case in cases:
         for t, s, where in case.over():
@@ -245,7 +246,7 @@ def ends_right(cases: Sequence[Case]) -> Errors:
 
 
 def moves(cases: Sequence[Case]) -> Errors:
-    """Yield the smallest share of states, over all times, that a corrector leaves unchanged.
+    """Yield the share of states that a corrector leaves unchanged, at the time at which the share is smallest.
 
     A corrector must change states at one time at least.
     """

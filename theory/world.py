@@ -215,7 +215,10 @@ class Coupling(Oracle):
         return world
 
     def initial(self, process: Interpolant) -> Float[Tensor, " M"]:
-        """Compute the law of a sampler's initial states (u, u), with u from the source, for ``law(initial=)``."""
+        """Compute the law of a sampler's initial states (u, u), where u is drawn from the source.
+
+        It is the argument ``initial`` of ``law``.
+        """
         u = all_states(self.alphabet, self.length)
         law = torch.zeros(process.states**self.length, dtype=torch.float64)
         return law.index_add(0, state_index(process.join(u, u), process.states), self.source.p0)

@@ -31,7 +31,9 @@ Cases = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Problem:
-    """Size, dtype and device of a benchmark step on random logits, from a state in which half of the sites are noise.
+    """Size, dtype and device of a benchmark step on random logits.
+
+    About half of the sites are noise before the step.
 
     Attributes:
         batch, length, vocab: B, L and V.
@@ -77,7 +79,7 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         largest: bytes of the largest tensor made inside the context.
-        peak: the largest number of their bytes in use at one time.
+        peak: the largest number of bytes of such tensors in use at one time.
         drawn: names of the operations that drew from a random generator of torch.
     """
 
@@ -181,9 +183,9 @@ def cases(
 
 
 def measure(made: Cases, rounds: int = 9, slow: int = 3) -> list[Result]:
-    """Time all cases in turn in every round, then measure the peak memory of each.
+    """Time all cases in turn, round by round, then measure the peak memory of each.
 
-    A case with a median above one second takes part in the first ``slow`` rounds only.
+    A case with a median above one second is left out after the first ``slow`` rounds.
     """
     taken: dict[str, list[float]] = {name: [] for name in made}
     reads: dict[str, list[float]] = {name: [] for name in made}
@@ -226,7 +228,9 @@ def textbook_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -
 
 
 def textbook_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
-    """Take a uniform step as it is usually written: sum x0 out of the posterior, draw by an exponential race.
+    """Take a uniform step as it is usually written.
+
+    x0 is summed out of the posterior, and every site draws by an exponential race.
 
     Reference: Austin et al., 2021, https://arxiv.org/abs/2107.03006.
     """

@@ -72,7 +72,8 @@ class Slower:
 def groups() -> Iterator[Group]:
     """Yield the groups of cases to check.
 
-    They are all operators but ``SLOW`` at one size, four of them at two other sizes, and the pass over dense logits.
+    They are all operators except those in ``SLOW`` at one size, four operators at two other sizes, and the pass over
+    dense logits.
     """
     every = [name for name in operators() if name not in SLOW]
     small, middle, large = SIZES[:3]

@@ -1,4 +1,7 @@
-"""Measure small steps, their growth and the pass over the logits, and compare the figures with their bounds."""
+"""Measure steps at small sizes, the growth of their times with size, and the pass over the logits.
+
+The figures are compared with bounds.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -58,7 +61,7 @@ class Goal:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the figure found is at most the bound; None if none was found."""
+        """Whether the figure is at most its bound; None if it could not be measured."""
         return None if self.found is None else self.found <= self.bound
 
 
@@ -73,7 +76,7 @@ class Tabled:
 
 
 def dense(problem: bench.Problem) -> dict[str, Case]:
-    """Return two cases of a problem: one read of its logits, and the pass over all their rows."""
+    """Return two cases of a problem by name: one read of its logits, and the pass over all rows of its logits."""
     made = bench.cases(problem, problem.logits(), textbook=False)
     return {name: lambda run=made[name]: run for name in (READ, PASS)}  # type: ignore[misc]
 

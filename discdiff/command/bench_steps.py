@@ -1,4 +1,6 @@
-"""Time steps at small sizes, plain PyTorch steps of the same law and other packages' steps, and fit their growth.
+"""Time steps at small sizes and fit how their times grow with size.
+
+They are timed beside plain PyTorch steps of the same law and steps of other packages.
 
 A step is one call of an operator inside a run. It includes the call of a denoiser that returns logits computed before.
 What ``Sampler.sample`` adds once per run is a case of its own. A step of another package goes from the same logits to
@@ -251,7 +253,7 @@ def _chain(length: int) -> Case:
 
 
 def slope(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> float:
-    """Fit log seconds as a linear function of log size in each round; return the median slope over rounds."""
+    """Fit log seconds as a linear function of log size in each round, and return the median of the slopes."""
     x = [math.log(size) for size in sizes]
     mean = statistics.fmean(x)
     weights = [(one - mean) / sum((other - mean) ** 2 for other in x) for one in x]

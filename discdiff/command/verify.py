@@ -124,7 +124,7 @@ def named(text: str, parse: Parse) -> Operator | Process:
 def _call(expression: str, text: str) -> tuple[str, list[object] | None, dict[str, object]]:
     """Return the name, the positional and the keyword arguments of a call with literals.
 
-    For a name without a call they are None and {}.
+    For a name without a call the arguments are None and {}.
     """
     try:
         match ast.parse(expression.strip(), mode="eval").body:

@@ -68,7 +68,7 @@ class Trained:
     """Trained network and its training curve.
 
     Attributes:
-        network: the network, with the exponential moving average of its weights.
+        network: the network; its weights are exponential moving averages over training.
         curve: (step, smoothed loss) after every 100 steps.
     """
 

@@ -1,7 +1,8 @@
 r"""A transformer for blockwise generation: autoregression and diffusion in one network, with one cache.
 
 Clean tokens attend causally, so their cached keys and values stay valid for every block size. The noisy tokens of a
-block attend to the clean tokens before the block, and to each other:
+block attend to the clean tokens before the block, and to each other. Let start(i) be the first position of the block
+of i:
 
     i sees j          j clean          j noisy
     i clean           j <= i           never
@@ -192,7 +193,10 @@ class Transformer(nn.Module):
         return self._after(cache, x[:, :0], x, alpha, noisy_at(position, begin.expand_as(position)))
 
     def score(self, cache: Cache, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
-        """Return the autoregressive logits of p(. | prefix, x_{<i}) for a clean block; one call with 2n queries."""
+        """Return the autoregressive logits of p(. | prefix, x_{<i}) for a clean block.
+
+        They take one call with 2n queries.
+        """
         position = (cache.length + cache.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
         blank = torch.full_like(x, self.token.num_embeddings - 1)  # the mask, or any token, unused at alpha = 0
         alpha = None if self.time is None else torch.zeros(len(x), device=x.device)
