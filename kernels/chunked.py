@@ -63,7 +63,7 @@ def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool
 def race(rows: Source, key: Key, positions: Tensor, reading: Reading | None, first_group: int, by: Pass | None) -> Race:
     """Return ``reference.race`` of rows that are not in memory.
 
-    A given reading is reused, unless the rows are computed or have a conversion: these are read again, chunk by chunk.
+    A given reading is reused for ``Rows`` without ``convert``. All other rows are read again, chunk by chunk.
     """
     if not isinstance(rows, Rows) or rows.convert is not None:  # read the winning group while its chunk is in memory
         parts = [race(Rows.of(x), key[part], positions[part], None, first_group, by) for part, x in _chunks(rows)]

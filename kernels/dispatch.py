@@ -269,7 +269,7 @@ def uniforms(
     step: int = 0,
     tag: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return two float64 uniforms in (0, 1) for each (row, position); raises ValueError for words out of range."""
+    """Return two float64 uniforms in (0, 1) per (row, position); raises ValueError for a bad seed, step or tag."""
     key = _key(rows, seed=seed, step=step, tag=tag)
     if rows.device.type == "cpu" and rows.ndim == 2 and rows.shape[1] == positions.ndim == 1 and native.available():
         return native.uniforms(key[:, 0], positions)

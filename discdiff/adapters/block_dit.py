@@ -79,7 +79,7 @@ class BlockTransformer(DiffusionTransformer):
         one for each row, (B, 1).
 
         Raises:
-            ValueError: if a block begins inside a block of clean tokens.
+            ValueError: if a block begins at a position that is not a multiple of ``clean``, the block size of ``x0``.
         """
         position = torch.arange(x.shape[1], device=x.device).expand_as(x)
         start = position // block * block
@@ -147,7 +147,7 @@ class BlockTransformer(DiffusionTransformer):
 
 
 class CausalBlockTransformer(BlockTransformer):
-    """Block transformer whose clean tokens are causal, as in BlockGen with several block sizes.
+    """Block transformer with causal attention between clean tokens, as BlockGen has for several block sizes.
 
     ``forward`` evaluates a sequence as one block.
 

@@ -60,7 +60,7 @@ def built(settings: Settings, layers: int, of: type[nn.Module] = nn.Module) -> n
 
     Args:
         settings: the table.
-        layers: the largest accepted depth. It is the number of weights in the file, as each layer has at least one.
+        layers: the largest accepted depth; for a file, its number of tensors, as each layer has at least one.
         of: the network's class must be a subclass of this one.
 
     Raises:

@@ -130,7 +130,8 @@ class Prediction(Renamed):
     def rates(self) -> Float[Tensor, "B L C"]:
         """The reverse rates R(z -> z with z_i = v) = Q(v, z_i) r(v) per unit of sigma = -log alpha; 0 at v = z_i.
 
-        If noise never leads to a site's state, as to a token of a masked process, its rates are 0 without a ratio.
+        At a site whose state noise cannot produce, such as a revealed token of a masked process, all rates are 0, and
+        no ratio is needed.
 
         Raises:
             ValueError: if a ratio is needed at a site where the leave-one-out is undefined.

@@ -63,7 +63,7 @@ class Output:
         return self.rows().dense().view(-1, self.source.shape[1], self.width)
 
     def select(self, index: Int[Tensor, " R"]) -> "Output":
-        """Return the output of the batch rows ``index`` (R,); raises ValueError if the source was written to."""
+        """Return the output of the batch rows ``index`` (R,); raises ValueError if ``source`` was changed in place."""
         self._refuse_rewritten()
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
 

@@ -204,7 +204,7 @@ class View:
 
     @property
     def others(self) -> Sites:
-        """The law of a jump's new token: the unnormalised leave-one-out log O, (N, V), but -inf at a site's own."""
+        """The law of a jump's new token: log O, (N, V), with -inf at the site's own token, so not normalised."""
         rows, own = self.loo.rows, self._own
         if isinstance(rows, kernels.Rows):
             return self._sites(replace(rows, own=own, shift=torch.full_like(self.alpha, -torch.inf)))

@@ -53,8 +53,8 @@ class Program:
 
     If there are several rows, they are in a plate "rows" at dim -1. Any choice with finite support can be enumerated in
     parallel. If there is only one row, choices can also be enumerated sequentially. ``config_enumerate``,
-    ``TraceEnum_ELBO`` and ``infer_discrete`` work as for any model without further plates. An enumeration takes one row
-    for every combination of values.
+    ``TraceEnum_ELBO`` and ``infer_discrete`` work as usual; the model has no plate besides "rows". Parallel enumeration
+    multiplies the number of rows in memory by the number of combinations of values.
 
     Args:
         sampler: the sampler.
