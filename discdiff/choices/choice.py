@@ -32,7 +32,7 @@ class _Possible(constraints.Constraint):
 class Choice(TorchDistribution):
     """Random choice of one value for each batch row; a subclass defines ``_draw``, ``_log_prob`` and ``fork``.
 
-    The batch has one axis, that of the rows, because the row ids key the randomness. Only a choice of one row can be
+    The batch has one axis, the rows, because the randomness is keyed by row id. Only a choice of one row can be
     expanded. ``_log_prob`` gets values of the shape (*sample, B, *event), with whole numbers as int64.
 
     Shapes: values (*sample, B, *event), their log-probabilities (*sample, B), entropies (B,); ``fork`` lists M values,
@@ -65,7 +65,7 @@ class Choice(TorchDistribution):
         """List every possible value of every row: row indices (M,), values, log-probabilities (M,).
 
         Raises:
-            TypeError: if the values cannot be listed, as real numbers cannot.
+            TypeError: if the values are real numbers, which cannot be listed.
         """
 
     def __repr__(self) -> str:
@@ -86,14 +86,14 @@ class Choice(TorchDistribution):
         return draws[:count].reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Float[Tensor, "*sample B"]:
-        """Return the log-probability of values, -inf where one is impossible.
+        """Return the log-probability of each value, -inf for an impossible one.
 
         Args:
             value: (*sample, B, *event); B may be 1 or absent if all rows have the same value. If this choice has one
                 row, B may be any number.
 
         Raises:
-            ValueError: if the event shape or the number of rows differs.
+            ValueError: if ``value`` differs from this choice in event shape or number of rows.
         """
         shape, events = self.batch_shape + self.event_shape, len(self.event_shape)
         rows = value.shape[-1 - events] if value.ndim > events else 1
@@ -124,7 +124,7 @@ class Choice(TorchDistribution):
         return _Possible(self)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return every value that is possible in some row, (M, B, *event), or (M, 1, *event) without ``expand``.
+        """Return every value that is possible in some row, (M, B, *event), or (M, 1, *event) if ``expand`` is False.
 
         ``log_prob`` gives -inf in the rows where a value is impossible.
         """
@@ -148,11 +148,11 @@ class Choice(TorchDistribution):
         )
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """Return this choice unchanged for 0 axes; raise TypeError otherwise."""
+        """Return this choice unchanged if ``reinterpreted_batch_ndims`` is 0; raise TypeError otherwise."""
         return self if reinterpreted_batch_ndims == 0 else self._refuse("to_event")
 
     def independent(self, reinterpreted_batch_ndims: int | None = None) -> "Choice":
-        """Return this choice unchanged for 0 axes; raise TypeError otherwise, as ``to_event`` does."""
+        """Return this choice unchanged if ``reinterpreted_batch_ndims`` is 0; raise TypeError otherwise."""
         return self.to_event(reinterpreted_batch_ndims)
 
     def mask(self, mask: bool | Tensor) -> "Choice":

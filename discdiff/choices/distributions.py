@@ -2,7 +2,7 @@ r"""The random choices an operator may make, as Pyro distributions over a batch 
 
 A choice is vectorised over the positions of a sequence: batch shape (B,), event shape (L,). Each class has three
 operations: ``sample`` draws a value with keyed randomness, ``log_prob`` gives the log-probability of a value, and
-``fork`` lists all possible values. ``theory`` enumerates programs by ``fork``.
+``fork`` lists all possible values. ``discdiff.theory`` enumerates programs with ``fork``.
 
 Sites that are not chosen keep a fixed value with log-probability 0, and their logits are never read.
 """
@@ -85,11 +85,11 @@ class Tokens(SiteWise):
     r"""A token at each chosen site, drawn from the softmax of its logits; the other positions keep their token.
 
     Args:
-        sites: the chosen sites and their logits, which need not have been read yet.
+        sites: the chosen sites and their logits; the logits may be computed when they are read.
         keep: (B, L) the tokens of the other positions.
 
     Raises:
-        ValueError: if a draw reads logits without mass, or with a NaN or +inf; the error names the site.
+        ValueError: if a row of logits that a draw reads has no mass, a NaN or +inf; the error names the site.
     """
 
     def __init__(self, sites: Sites, keep: Int[Tensor, "B L"]) -> None:
@@ -152,15 +152,15 @@ class PointMixture(SiteWise):
         P(v) = sum_k w_k 1(v = points_k) + (1 - sum_k w_k) pi(v).
 
     Forward marginals (one point, x0), posteriors of rank-one processes (two points, x_t and x_0) and priors (no point)
-    have this form. A draw from them needs no row of V probabilities.
+    have this form. A draw from this law needs no row of V probabilities.
 
     Args:
         pi: (S,) float64 noise law, or a ``Noise`` made from one.
         points: K tensors (B, L) of tokens.
         weights: K tensors (B, L), the probabilities of the points; at each position their sum is at most 1.
         shape, device: (B, L) and the device; needed if there are no points.
-        place, column: functions that map each column of pi to its state, and each state to its column. Both keep the
-            shape (..., B, L). By default both are the identity.
+        place, column: ``place`` maps each index of pi, called a column, to its state; ``column`` maps each state to its
+            column. Both keep the shape (..., B, L). By default both are the identity.
     """
 
     def __init__(
@@ -224,11 +224,11 @@ class Other(SiteWise):
     """Noise at each chosen site, conditioned to differ from the current state; other positions keep their state.
 
     Args:
-        noise: the noise law; ``PointMixture`` explains its columns.
+        noise: the noise law pi.
         x: (B, L) the states.
         where: (B, L) the chosen sites.
         anchored: (B, L) the probability of drawing the anchor instead of noise.
-        anchor: (B, L) the anchor states, or None if the process has none.
+        anchor: (B, L) the anchor of each site, a state such as the mask, or None if the process has no anchor.
         place, column: as in ``PointMixture``.
     """
 

@@ -29,10 +29,10 @@ class Watch:
         """Raise ValueError for the first wrong site; on a GPU append a flag instead if ``flags`` is not None.
 
         Args:
-            wrong: True at wrong sites, (B, L). If ``where`` is given it is (n,), for n of the chosen sites.
+            wrong: True at wrong sites, (B, L). If ``where`` is given, the shape is (n,), for n successive chosen sites.
             what: the fault, for the message.
             where: (B, L) the chosen sites.
-            start: the number of the first entry of ``wrong`` among the chosen sites.
+            start: the index, among all chosen sites, of the site of the first entry of ``wrong``.
 
         Raises:
             ValueError: if a site is wrong; the error names its row and position.

@@ -1,7 +1,7 @@
 """Logits of chosen sites, each row read as late as possible and once.
 
-An operator chooses the sites that change before it reads a logit. It passes on these sites and a recipe for their
-rows of logits, never a (B, L, V) tensor. All reads go through ``Sites``, and an invalid row is an error.
+An operator chooses the sites that change before it reads a logit. It passes on the chosen sites and a way to compute
+their rows of logits, never a (B, L, V) tensor. All reads go through ``Sites``, and an invalid row is an error.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ __all__ = ["Sites", "spread"]
 class Sites:
     """N chosen sites of (B, L), with their logits or the results of reading them.
 
-    Shapes: (N,) for one number a site, (N, C) for rows of C columns. Some of the rows are (n, C), their indices (n,).
+    Shapes: (N,) for one number a site, (N, C) for rows of C columns. n of the N rows are (n, C), with row indices (n,).
 
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
         rows: N rows of logits.
         reading: the results of reading the rows, or None if they have not been read.
         watch: reports bad rows.
-        empty: whether a row may have no mass, as the rates of a state that is never left have none.
+        empty: whether a row without mass is valid, such as the rates out of a state that is never left.
         place: the batch row (N,) and the position (N,) of each site, or None if they have not been computed.
 
     Raises:
@@ -62,8 +62,8 @@ class Sites:
     def known(self, top: bool = False, entropy: bool = False, at: Int[Tensor, " N"] | None = None) -> kernels.Reading:
         """Read the rows once and return the log-sum-exp of each.
 
-        ``top`` adds the most probable column and the margin, ``entropy`` adds the entropy, and ``at`` (N,) adds the
-        log-probability of one given column of each row.
+        ``top`` adds the most probable column and the margin of its probability over the second largest. ``entropy``
+        adds the entropy. ``at`` (N,) adds the log-probability of one given column of each row.
         """
         reading = kernels.read(self.rows, at=at, top=top, entropy=entropy)
         total = reading.log_sum_exp
@@ -106,7 +106,7 @@ class Sites:
         return replace(self, where=self.where & where, rows=self.rows.subset(keep), reading=known, place=place)
 
     def draw(self, key: kernels.Key) -> Int[Tensor, " N"]:
-        """Draw a column from each row, keyed by its site.
+        """Draw a column from each row; the randomness is keyed by the row id and position of the site.
 
         The result is -1 for a row that has no mass, a NaN or +inf.
         """

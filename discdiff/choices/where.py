@@ -71,7 +71,7 @@ class Ranking(Choice):
 
     Args:
         log_weight: (B, L); -inf excludes a position.
-        count: (B,) the number to choose; fewer if fewer positions are allowed.
+        count: (B,) the number of positions to choose; all allowed positions if there are fewer.
     """
 
     def __init__(self, log_weight: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> None:
@@ -121,7 +121,7 @@ class Ranking(Choice):
 class Waiting(Choice):
     """A waiting time for each row, (B,) float64, exponential with rate 1.
 
-    The values are real numbers, so they cannot be enumerated.
+    ``rows`` (B,) gives only B and the device. Waiting times are real numbers, so they cannot be enumerated.
     """
 
     has_enumerate_support, kind = False, torch.float64

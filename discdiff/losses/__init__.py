@@ -1,4 +1,4 @@
-"""Training objectives: the bounds that theory computes, estimated from a batch."""
+"""Training objectives: bounds on the negative log-likelihood, estimated from a batch."""
 
 from discdiff.losses.base import (
     AbsorbingNELBO,

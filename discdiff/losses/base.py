@@ -122,7 +122,7 @@ class Continuous(Objective):
 
     @abstractmethod
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Return the nats at each site per unit of its alpha, float64."""
+        """Return the part of the bound at each site, in nats per unit of the site's alpha, float64."""
 
     def check(self, process: Process) -> None:
         """Raise ValueError if this bound does not support the process."""
@@ -189,7 +189,7 @@ class UniformNELBO(Continuous):
 
 @dataclass(frozen=True)
 class AbsorbingNELBO(Continuous):
-    r"""Bound of the absorbing reformulation ``AbsorbingUniform``, to which only hidden sites z = u contribute:
+    r"""Bound of ``AbsorbingUniform``, where only sites whose token z equals their source token u contribute:
 
     1 / (1 - alpha) [1 - D(u) - 1(x0 != u) (1 + log D(x0))] per unit of alpha. The denoiser D gets the tokens z and the
     source tokens u of all sites.
@@ -236,7 +236,8 @@ class PathKL(Continuous):
     r"""Path Kullback-Leibler divergence between the reverse rates of the model and those of the process given x0.
 
     The model's rates R = sum_x D(x) R*_x are the rates R*_x given a clean token x, averaged over the denoiser D. This
-    is Girsanov's formula for jumps (Campbell et al., 2022). It holds for every process; arrays are dense, for small V.
+    is Girsanov's formula for jumps (Campbell et al., 2022). The bound holds for every process.
+    Its arrays are dense, for small V only.
     """
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -282,9 +283,9 @@ def _pinned_ratio(prediction: Prediction, x0: Tensor) -> Float[Tensor, "B L C"]:
 class DiscreteBound(Objective):
     r"""Bound of a sampler with N ancestral steps t -> s: the sum over steps of KL(q(x_s | x_t, x0) || p(x_s | x_t)).
 
-    p is the plug-in of the leave-one-out, for any process. The last step gives the reconstruction -log p(x0 | x_t). In
-    the mean over data the bound exceeds -log p0(x0), and it approaches this with more steps; for a single x0 it may be
-    smaller (D3PM, Austin et al., 2021).
+    p is q(x_s | x_t, x0) with the leave-one-out in place of x0, for any process. The last step gives the reconstruction
+    -log p(x0 | x_t). In the mean over data the bound exceeds -log p0(x0), p0 the data law, and approaches it with more
+    steps. For a single x0 the bound may be smaller than -log p0(x0) (D3PM, Austin et al., 2021).
 
     Args:
         steps: N, the number of equal intervals of t.

@@ -32,8 +32,8 @@ class Blocks(Objective):
 
     Args:
         bound: a bound for the model's process, such as ``MaskedNELBO()``.
-        block: the block size; 1 is the autoregressive cross-entropy, without noise.
-        times: "sequence" for one noise time for each sequence, "block" for one for each block.
+        block: the block size; with 1 the bound is the autoregressive cross-entropy, without noise.
+        times: "sequence" draws one noise time for each sequence, "block" one noise time for each block.
 
     Raises:
         TypeError, ValueError: if ``block`` is not a whole number of at least 1, or ``bound`` or ``times`` is invalid.
@@ -70,10 +70,13 @@ class Blocks(Objective):
 class BlockLikelihood:
     """Bounds on -log p(x0) of a mixture of block sizes, (B,) nats a sequence.
 
+    Block size k has the weight gamma_k and the bound NELBO_k.
+
     Attributes:
         jensen: sum_k gamma_k NELBO_k.
         log_sum_exp: -log sum_k gamma_k e^{-NELBO_k}, from the same draws: too small on average.
-        optimism: how much too small ``log_sum_exp`` is on average, to second order; their sum is a bound to this order.
+        optimism: how much too small ``log_sum_exp`` is on average, to second order. To this order
+            ``log_sum_exp + optimism`` is a bound.
         components: NELBO_k of each block size.
     """
 
@@ -85,7 +88,7 @@ class BlockLikelihood:
 
 @dataclass(frozen=True)
 class BlockMixture(Objective):
-    """Mixture of block sizes: each row of a batch trains one size, drawn with its weight.
+    """Mixture of block sizes: each row of a batch trains one block size, drawn by ``weights``.
 
     Args:
         bound: a bound for the model's process, such as ``MaskedNELBO()``.

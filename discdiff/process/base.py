@@ -39,7 +39,7 @@ LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 class Process(Renamed, ABC):
     """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
 
-    A site has S states, a concrete score C columns, and data hold n different tokens (n,). Shapes: tokens (B, L), laws
+    A site has S states. A concrete score has C columns. Data hold n different tokens (n,). Shapes: tokens (B, L), laws
     at all sites (B, L, n) or (B, L, C), matrices (S, S) or (n, S). At N chosen sites states and survival probabilities
     are (N,) and rows (N, V), (N, C) or (N, S). A time is a float, (B,) or (B, L).
 
@@ -81,7 +81,7 @@ class Process(Renamed, ABC):
 
     @abstractmethod
     def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> Choice:
-        """Return the law at alpha = 0, batch shape (B,), event shape (L,); raises ValueError for sizes out of range."""
+        """Return the law at alpha = 0, batch shape (B,), event shape (L,); raises ValueError for a bad size."""
 
     # --- what it offers beyond that -----------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class Process(Renamed, ABC):
 
     @property
     def masks(self) -> bool:
-        """Whether noise is always the mask, so that a masked site's concrete score is alpha O(v) / c(mask)."""
+        """Whether noise is always the mask, so that a masked site's concrete score is alpha O(v) / (1 - alpha)."""
         return self.absorbing and self.mask_id is not None
 
     # --- laws ---------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Process(Renamed, ABC):
         return self.schedule.alpha(time_t).to(x0.device), self.schedule.alpha(time_s).to(x0.device)
 
     def kernel(self, t: float, s: float = 0.0) -> Float[Tensor, "S S"]:
-        """Return the float64 matrix q_{t|s} (S, S), for small V only; its row is x_s, its column x_t.
+        """Return the float64 matrix q_{t|s} (S, S), for small V only; rows are x_s, columns x_t.
 
         s = 0 gives q_t(x_t | x0). Raises ValueError if s > t, or if every position has its own schedule.
         """
@@ -179,11 +179,11 @@ class Process(Renamed, ABC):
 
     @property
     def columns(self) -> int:
-        """C, the width of a concrete score: as many states as a site can take, S unless a part of them is frozen."""
+        """C, the width of a concrete score: S, or fewer if each state has a frozen part, such as a source token."""
         return self.states
 
     def column(self, x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """Map states to columns in rows of width C; at time 0 the column is the token."""
+        """Map states to columns in rows of width C; the column of a clean state is its token."""
         return x
 
     def place(self, column: Int[Tensor, "..."], x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -223,7 +223,7 @@ class Process(Renamed, ABC):
         return Tokens(Sites.computed(where, lambda n: kernels.log(chosen[n]), self.states), x_t)
 
     def kept(self, alpha: Survival) -> Survival:
-        """Return the probability that a redraw puts a clean token before ``renoise``: alpha at rank one, else 1."""
+        """Return how probably a redrawn site takes a clean token before ``renoise``: alpha at rank one, else 1."""
         return 1.0
 
     def renoise(
@@ -231,7 +231,7 @@ class Process(Renamed, ABC):
     ) -> Choice:
         """Return the law of the states after noise is added to redrawn sites ``where`` (B, L).
 
-        At rank one the sites ``noise`` (B, L) hold noise, all others keep x. Otherwise it is q_t(. | x) at ``where``.
+        At rank one, sites ``noise`` (B, L) get noise; else sites ``where`` get a draw of q_t(. | x). Others keep x.
         """
         a = self.sitewise(alpha, x)
         return Tokens(self._noising(where, self.column(x), a), x)
@@ -288,7 +288,7 @@ class Process(Renamed, ABC):
         return alpha == 1
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
-        """Return log c (N, C) from a normalised log O: c(v) = p_t(z_i = v | other sites) = (O Q_t)(v)."""
+        """Return log c (N, C) from a normalised log O: c(v) = p_t(z_i = v | rest) = sum_u O(u) q_t(v | u)."""
         data = self.data_tokens.to(x.device)
         start = log_o.new_zeros(len(x), self.states, dtype=torch.float64)
         start = start.index_copy(-1, data, log_o[:, data].double().exp())
@@ -298,14 +298,14 @@ class Process(Renamed, ABC):
         self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"],
         alpha_t: Float[Tensor, " N"], alpha_s: Float[Tensor, " N"],
     ) -> Float[Tensor, "N C"]:  # fmt: skip
-        """Return log q(x_s | x_t = x) with O in place of x0, q_{t|s}(x | x_s) (O Q_s)(x_s) / (O Q_t)(x), (N, C)."""
+        """Return log [q_{t|s}(x | x_s) c_s(x_s) / c_t(x)], (N, C), q(x_s | x) with O for x0; log c: ``conditional``."""
         earlier = self.propagate(self._one_hot(x), alpha_t, alpha_s, backward=True).clamp(min=0)
         return (self.conditional(log_o, x, alpha_s) + kernels.log(earlier)).log_softmax(-1)
 
     def conditional_to_loo(
         self, c: Float[Tensor, "N C"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]
     ) -> Float[Tensor, "N V"]:
-        """Solve O Q_t = c by least squares and clip O at 0 (error ~ 1/alpha); raises ValueError if alpha is learned."""
+        """Fit c = sum_u O(u) q_t(. | u), clip O at 0 (error ~ 1/alpha); raises ValueError if alpha is learned."""
 
         def solve(c: Tensor, alpha: float) -> Tensor:
             matrix = self.transition(alpha, 1.0).to(c)[self.data_tokens.to(c.device)]

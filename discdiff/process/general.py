@@ -66,8 +66,8 @@ def stationary(q: Float[Tensor, "S S"], name: str) -> Float[Tensor, " S"]:
     """Return the stationary law (S,) of a generator (S, S).
 
     Raises:
-        ValueError: if there are several stationary laws, or that of a sparse generator is not found in 200,000
-            multiplications.
+        ValueError: if there are several stationary laws, or if the iteration for a sparse generator does not converge
+            in 200,000 multiplications.
     """
     if not q.is_sparse:
         _, values, rows = torch.linalg.svd(q.T)
@@ -145,7 +145,7 @@ class General(Process):
         alpha_s: Float[Tensor, " N"],
         backward: bool = False,
     ) -> Float[Tensor, "N S"]:
-        """Return rows @ exp(sigma Q), or with ``backward`` rows @ exp(sigma Q)^T; each row has its own sigma."""
+        """Return rows @ exp(sigma Q), or with ``backward`` rows @ exp(sigma Q)^T; sigma = log(alpha_s / alpha_t)."""
         sigma = torch.where(alpha_s > 0, kernels.log(alpha_s) - kernels.log(alpha_t), 0.0)[:, None]
         pi = self.pi.to(rows)
         limit = (rows @ pi)[:, None].expand_as(rows) if backward else rows.sum(-1, keepdim=True) * pi
@@ -169,7 +169,7 @@ class General(Process):
         return o
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L S"]:
-        """Return the rates Q(v, x_i) from all states v to each site's state, (B, L, S); entry v = x_i is no rate."""
+        """Return the rates Q(v, x_i) from all states v to each site's state, (B, L, S); ignore the entry v = x_i."""
         return self._q.to_dense().to(x.device)[:, x].movedim(0, -1)
 
     def _exponential(self, rows: Tensor, sigma: Tensor, backward: bool) -> Tensor:
@@ -251,7 +251,7 @@ class Ordinal(General):
 
         Q(v, v +- 1) ~ min(1, pi(v +- 1) / pi(v))
 
-    Q is scaled so that its slowest mode decays exactly as alpha_{t|s}. If the law is uniform, the process is the
+    Q is scaled so that its slowest mode decays exactly as alpha_{t|s}. If pi is uniform, the process is the
     reflecting walk, with eigenvectors cos(180 deg k (v + 1/2) / V). ``Ordinal.gaussian`` is the discretised Gaussian
     (D3PM, Austin et al., 2021; Campbell et al., 2022).
 
@@ -313,7 +313,7 @@ class TimeVarying(Process):
     r"""Process whose generator changes with time and need not commute with itself: Q_t = beta(t) Q(t).
 
     [0, 1] is divided into ``pieces`` equal parts; on each, Q is constant, with its value at the midpoint. q_{t|s} is
-    the ordered product of the exponentials, exact for this Q. The total noise must be finite, so alpha(1) > 0.
+    the ordered product of exponentials, exact for constant parts. The total noise must be finite, so alpha(1) > 0.
 
     Args:
         generator: t -> (S, S) rates.
@@ -321,7 +321,7 @@ class TimeVarying(Process):
         pieces: the number of parts of [0, 1].
 
     Raises:
-        TypeError: if ``generator`` is not a function, or ``pieces`` not a whole number.
+        TypeError: if ``generator`` is not a function, or ``pieces`` is not a whole number.
         ValueError: if a matrix at a midpoint is not a generator, if ``pieces`` is below 1, or if the schedule has
             alpha(1) = 0, is learned or differs among positions.
     """

@@ -18,7 +18,7 @@ LONGEST = 1 << 20  # most times of a grid: the key of a choice has 20 bits for t
 
 
 def by_time(steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Make equal steps of t, as ``steps=N`` does.
+    """Make equal steps of t, as ``Sampler(..., steps=N)`` does.
 
     Raises:
         TypeError, ValueError: unless there is at least one step and 0 <= end < start <= 1.
@@ -28,7 +28,7 @@ def by_time(steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tu
 
 
 def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0) -> tuple[float, ...]:
-    """Make equal steps of alpha: on a masked process each reveals equally many tokens in expectation.
+    """Make equal steps of alpha: on a masked process each step reveals equally many tokens in expectation.
 
     Raises:
         TypeError: if ``schedule`` is not a Schedule.
@@ -42,14 +42,14 @@ def by_alpha(schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, en
 def by_log_noise(
     schedule: Schedule, steps: SupportsIndex, *, start: float = 1.0, end: float = 0.0, last: float = 1e-2
 ) -> tuple[float, ...]:
-    """Make equal steps of -log(1 - alpha): each multiplies the noise 1 - alpha by the same factor.
+    """Make equal steps of -log(1 - alpha): each step multiplies the noise 1 - alpha by the same factor.
 
     Args:
         schedule: the noise schedule.
         steps: the number of steps.
         start, end: the first and the last time.
-        last: the noise 1 - alpha at the start of the last step, used only if this step ends without noise, where
-            -log(1 - alpha) is infinite. It is lowered to half the noise at ``start`` if it is larger.
+        last: the noise 1 - alpha at the start of the last step, used only if alpha = 1 at ``end``, where
+            -log(1 - alpha) is infinite. A value above half the noise at ``start`` is replaced by that half.
 
     Raises:
         TypeError, ValueError: if ``last`` is outside (0, 1), if steps, start or end is invalid, or if the schedule

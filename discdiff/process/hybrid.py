@@ -31,11 +31,11 @@ class Blend:
 
         m / alpha = o,   u / alpha = B sqrt(o),   B = 2 p / (1 - p),   (1 - alpha) / alpha = o + B sqrt(o)
 
-    The mass u is largest at tau = 1/2, where it is p, and 0 at both ends of time. Both odds increase with time, so the
-    generator is valid for every p in [0, 1).
+    The mass u is largest at tau = 1/2, where it is p, and 0 at both ends of time. Both m / alpha and u / alpha increase
+    with time, so the generator is valid for every p in [0, 1).
 
-    Instead of p, a function may give the share of uniform tokens in the noise at each alpha. It is checked at 1000
-    values of alpha.
+    Instead of p, a function may give the share of uniform tokens in the noise at each alpha. The function is
+    checked at 1000 values of alpha.
 
     Raises:
         TypeError, ValueError: if p is not in [0, 1), or the function needs a negative rate somewhere.
@@ -73,7 +73,7 @@ class Blend:
         return self._root(alpha) ** 2 if self.p_uniform > 0 else 1 - alpha
 
     def inflow(self, alpha: Tensor) -> Tensor:
-        """Return m - alpha dm/dalpha, the share of jumps that go to the anchor."""
+        """Return m - alpha dm/dalpha, the share of jumps that go to the anchor; m is ``anchored(alpha)``."""
         if callable(self.p_uniform):
             wanted = torch.is_grad_enabled() and alpha.requires_grad
             with torch.enable_grad():

@@ -7,8 +7,8 @@ any coupling. Given u this process has rank one, with u in place of the mask, so
 with z = u is hidden. Without uniform noise a site with z != u is clean. A number p_uniform > 0, the
 stochasticity, gives uniform noise as well, at every time but the first and the last.
 
-With an independent source u ~ pi and no stochasticity this is the absorbing reformulation of the uniform process: given
-x alone, z has exactly the law of ``Marginal(pi)``, and every site with z != u is clean.
+With an independent source u ~ pi and no stochasticity this process is the absorbing reformulation of the uniform
+process: given x alone, z has exactly the law of ``Marginal(pi)``, and every site with z != u is clean.
 
 A pair is stored as the single integer z V + u.
 References: Stochastic Interpolants (Albergo et al., 2023, https://arxiv.org/abs/2303.08797), Discrete Flow Matching
@@ -134,7 +134,7 @@ class Interpolant(RankOne):
         return SourcePairs(self.source, zero.long(), zero, zero + 1)
 
     def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":
-        """Return q_t((z, u) | x0) with a fresh source token u at every site."""
+        """Return q_t((z, u) | x0) with a source token u drawn from ``source`` at every site."""
         a = self.sitewise(alpha, x0)
         return SourcePairs(self.source, x0, a, self.anchored(a))
 
@@ -155,7 +155,7 @@ class Interpolant(RankOne):
     # --- dense --------------------------------------------------------------------------------------------------------
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
-        """Return the transition matrix over pairs; u never changes."""
+        """Return the transition matrix over pairs (z, u); the source token u never changes."""
         a_t, a_s = torch.tensor(alpha_t, dtype=torch.float64), torch.tensor(alpha_s, dtype=torch.float64)
         a_ts, mass_t, mass_s = survival(a_t, a_s), self.anchored(a_t), self.anchored(a_s)
         to_source = (mass_t - a_ts * mass_s).clamp(min=0)
@@ -191,7 +191,7 @@ class Interpolant(RankOne):
 class AbsorbingUniform(Interpolant):
     """Absorbing reformulation of ``Uniform`` (AUDM): each state is a pair of a token z and a uniform source token u.
 
-    The law of (x0, z_t) is that of the uniform process at every t. The law of the path differs, because u is frozen.
+    At every t, (x0, z_t) has the law of the uniform process. The law of the path differs, because u never changes.
     Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 
     Args:

@@ -6,10 +6,11 @@ r"""Processes of rank one: a token survives, or noise independent of the token r
 The noise has a constant law pi and, in some processes, an anchor (the mask, in ``Hybrid``) whose mass m_t changes with
 time. The formulas use the noise odds h_t(z) = b_t(z) / alpha_t, which avoid 0/0 at both ends:
 
-    log w = log(1 + 1 / h(z))      evidence of a site's own token: D(v) ~ O(v) w^{1(v = z)}
+    log w = log(1 + 1 / h(z))      weight of the current token z: D(v) ~ O(v) w^{1(v = z)}
     g(z) / b_t(z) = 1 - h_s(z) / h_t(z)
 
-Rates are nonnegative exactly if no h_t(z) decreases with t. Only ``transition`` and ``generator`` build S x S arrays.
+D is the denoiser's prediction and O the leave-one-out. Rates are nonnegative exactly if no h_t(z) decreases with t.
+Only ``transition`` and ``generator`` build S x S arrays.
 
 References: D3PM (Austin et al., 2021, https://arxiv.org/abs/2107.03006); MDLM (Sahoo et al., 2024,
 https://arxiv.org/abs/2406.07524); UDLM (Schiff et al., 2025, https://arxiv.org/abs/2412.10193); GIDD (von Ruette et
@@ -42,7 +43,7 @@ class Exit(NamedTuple):
     Attributes:
         total: the rate of leaving, per unit of alpha.
         data: the probability that the new state is drawn from O.
-        anchored: the probability of the anchor if the new state is not drawn from O; otherwise pi is used.
+        anchored: if the new state is not drawn from O, the probability that it is the anchor, not a draw from pi.
     """
 
     total: Float[Tensor, "B L"]
@@ -51,14 +52,14 @@ class Exit(NamedTuple):
 
 
 class RankOne(Process):
-    """Process whose noise is independent of the replaced token; a subclass defines ``pi``, and an anchor if any."""
+    """Process whose noise is independent of the replaced token; a subclass defines ``pi`` and, if any, ``anchor``."""
 
     @property
     @abstractmethod
     def pi(self) -> Float[Tensor, " C"]:
         """The constant part of the noise law over the C columns, (C,) float64, without the anchor's changing mass.
 
-        It is (S,), one number for each state, unless a part of the state is frozen.
+        The shape is (S,), one number for each state, unless each state has a frozen part, such as a source token.
         """
 
     @property
@@ -74,7 +75,7 @@ class RankOne(Process):
         return len(self.noise("cpu").pi)
 
     def noise(self, device: torch.device | str) -> Noise:
-        """Return pi with its running sums on a device; they are computed once for each device."""
+        """Return pi with its running sums on ``device``; the sums are computed once for each device."""
         known: dict[torch.device, Noise] = self.__dict__.setdefault("_noise", {})
         device = torch.device(device)
         if device not in known:
@@ -90,7 +91,7 @@ class RankOne(Process):
         return torch.zeros_like(alpha)
 
     def anchored_inflow(self, alpha: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """Return the share of jumps that go to the anchor, m - alpha dm/dalpha; the others follow pi."""
+        """Return m - alpha dm/dalpha, the share of jumps that go to the anchor; m is ``anchored(alpha)``."""
         return torch.zeros_like(alpha)
 
     # --- the noise ----------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class RankOne(Process):
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
         """Return the noise odds h(x) = b(x) / alpha of each site's state, where b(x) is the mass of noise.
 
-        They are infinite at alpha = 0, and 0 where b(x) = 0.
+        The odds are 0 where b(x) = 0. All other odds are infinite at alpha = 0.
         """
         share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
@@ -111,10 +112,10 @@ class RankOne(Process):
         return own + torch.where(x == anchor, mass / a, 0.0)
 
     def log_weight(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """Return log w, w = q(z | x = z) / q(z | x != z), for each site's own token z.
+        """Return log w, w = q(z | x = z) / q(z | x != z), for each site's current token z.
 
-        It is 0 at a mask, which is no token. It is infinite where z determines the clean token x: at alpha = 1, or if
-        noise never leads to z.
+        The result is 0 at a mask, which is no token. It is infinite where z determines the clean token x: at alpha = 1,
+        or if noise never produces z.
         """
         weight = torch.log1p(1 / self.odds(x, alpha))
         return weight if self.mask_id is None else weight.masked_fill(x == self.mask_id, 0.0)
@@ -142,9 +143,11 @@ class RankOne(Process):
         alpha_s: Survival,
         where: Bool[Tensor, "B L"] | None = None,
     ) -> PointMixture:
-        r"""Return q(x_s | x_t, x0), a mixture of x_t, x0 and noise with the masses b_t and g = b_t - alpha_{t|s} b_s:
+        r"""Return q(x_s | x_t, x0) at the sites of ``where`` (all by default), a mixture of x_t, x0 and noise:
 
         [alpha_{t|s} 1(x_s = x_t) + g(x_t)] [alpha_s 1(x_s = x0) + b_s(x_s)] / q_t(x_t | x0).
+
+        b_t is the mass of noise at time t, and g = b_t - alpha_{t|s} b_s. The other sites keep x_t.
         """
         a_t, a_s = self.sitewise(alpha_t, x_t), self.sitewise(alpha_s, x_t)
         clean = self.place(x0, x_t)
@@ -238,7 +241,7 @@ class RankOne(Process):
         )
 
     def elsewhere(self, x: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], anchored: Float[Tensor, "B L"]) -> Other:
-        """Return the law of new states != x at ``where``: the anchor with probability ``anchored``, else pi."""
+        """Return the law of new states != x at sites ``where``: the anchor with probability ``anchored``, else pi."""
         return Other(self.noise(x.device), x, where, anchored, self.anchor(x), partial(self.place, x=x), self.column)
 
     # --- conversions --------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ class RankOne(Process):
         return ((c - self._noise_rows(x, alpha)) / alpha[:, None]).clamp(min=0)[:, : self.vocab_size]
 
     def inflow(self, x: Int[Tensor, "B L"], alpha: Survival) -> Float[Tensor, "B L 1"]:
-        """Return the rate into each site's state, (B, L, 1); it is equal from all other states."""
+        """Return the rate into each site's state, (B, L, 1), which is the same from every other state."""
         rate, anchor = self.noise(x.device).pi[self.column(x)][..., None], self.anchor(x)
         if anchor is None:
             return rate

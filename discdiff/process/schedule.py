@@ -31,7 +31,7 @@ T = TypeVar("T", float, Tensor)
 class Schedule(ABC):
     """A decreasing alpha: [0, 1] -> [0, 1] with alpha(0) = 1, its derivative and its inverse.
 
-    A subclass defines these three for float64 tensors. This class checks ranges, converts floats and gives sigma.
+    A subclass defines all three for float64 tensors. This class checks ranges, converts floats and gives sigma.
 
     Attributes:
         sites: the number of positions if each has its own schedule, or None if all share one.
@@ -64,7 +64,7 @@ class Schedule(ABC):
     def survival(self, t: Tensor) -> Tensor:
         """Return alpha(t) for float64 times without a range check, so that a GPU is not synchronised.
 
-        At alpha = 0 or 1 its derivatives are set to 0, in the time and in the parameters of the schedule.
+        Where alpha is 0 or 1, gradients in t and in the parameters of the schedule are set to 0.
         """
         alpha = self._alpha(t)
         return torch.where((alpha == 0) | (alpha == 1), alpha.detach(), alpha) if alpha.requires_grad else alpha
@@ -331,7 +331,7 @@ class PerSite(Schedule):
 
 
 class Moment(float):
-    """A time found from a learned schedule: a float that also holds the differentiable (1, 1) tensor."""
+    """A time found from a learned schedule: a float that also holds the time as a differentiable tensor (1, 1)."""
 
     tensor: Tensor
 

@@ -1,4 +1,4 @@
-"""Survival probabilities alpha of a token, and the error for a pair (x_t, x0) that no noise connects."""
+"""Survival probabilities alpha of a token, and the error for a state x_t that noise cannot make from x0."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,7 +10,7 @@ Survival = float | Float[Tensor, "..."]
 
 
 def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) -> None:
-    """Raise ValueError if ``impossible`` (B, L) is True: x_t cannot come from x0 there; the error names the site."""
+    """Raise ValueError for the first site, if any, where ``impossible`` (B, L) says that x_t cannot come from x0."""
     if bool(impossible.any()):
         row, site = impossible.nonzero()[0].tolist()
         raise ValueError(
@@ -20,6 +20,6 @@ def refuse_impossible(impossible: Bool[Tensor, "B L"], x_t: Tensor, x0: Tensor) 
 
 
 def survival(alpha_t: Survival, alpha_s: Survival) -> Tensor:
-    """Return alpha_{t|s} = alpha_t / alpha_s; it is 1 if both are 0, as nothing moves between times of pure noise."""
+    """Return alpha_{t|s} = alpha_t / alpha_s, or 1 if both are 0: no state changes between times of pure noise."""
     a_t, a_s = torch.as_tensor(alpha_t, dtype=torch.float64), torch.as_tensor(alpha_s, dtype=torch.float64)
     return torch.where(a_s > 0, a_t / a_s.clamp(min=torch.finfo(torch.float64).tiny), 1.0)
