@@ -2,7 +2,7 @@
 
 There is one library file for each processor level, such as "avx2"; the best level of this processor is loaded. Calling
 a damaged file of machine code would end the process. So each file has its hash beside it and the hash of its sources in
-its name. A file that does not match is compiled again. If that fails too, torch does all the work, after one warning.
+its name. A file that does not match is compiled again. If compiling fails, torch does all the work, after one warning.
 """
 
 import ctypes

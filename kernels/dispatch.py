@@ -73,7 +73,7 @@ def draw(
 def drawn(
     source: Source, key: Key, positions: Tensor, reading: Reading | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """Draw as ``draw`` does, with a ``Key`` whose range is not checked; raises ValueError unless it has N ids."""
+    """Draw as ``draw`` does, without range checks of ``key``; raises ValueError unless the key has N ids."""
     _check_ids(key.ids, len(source), "draw: rows")
     if _backend(source, backend) == "native" and isinstance(source, Rows):
         column = native.draw(source, key, positions, reading)
@@ -143,7 +143,7 @@ def _race(source: Source, key: Key, positions: Tensor, reading: Reading | None, 
 
 
 def winner(*races: Race) -> Tensor:
-    """Return the winning tokens (N,) of all shards, -1 as in ``draw``; raises ValueError without a race."""
+    """Return the winning tokens (N,) of all shards, -1 for a bad row; raises ValueError if no race is given."""
     if not races:
         raise ValueError("winner: takes the races of one shard at least, got none")
     keys, tokens = torch.stack([r.key for r in races]), torch.stack([r.token for r in races])
@@ -161,7 +161,7 @@ def read(
 ) -> Reading:
     """Read each row once and return its log-sum-exp, entropy, largest probability, and sums that later draws reuse.
 
-    If gradients are enabled, the result is differentiable in the logits and has the same values.
+    If gradients are enabled, the result is differentiable in the logits; its values do not change.
 
     Args:
         logits: (N, V), or a recipe for them.
@@ -236,7 +236,7 @@ def log_prob(logits: Tensor | Source, columns: Tensor) -> Tensor:
 
 
 def total_variation(one: Source, other: Source) -> Tensor | None:
-    """Return the total variation (N,) of two softmaxes, None without a kernel; raises ValueError for a bad backend."""
+    """Return the total variation (N,) of two softmaxes, None if no kernel can; raises ValueError for a bad backend."""
     with torch.no_grad():
         if not (isinstance(one, Rows) and isinstance(other, Rows) and _backend(one, "auto") == "native"):
             return None
@@ -311,7 +311,7 @@ def steps_whole(device: torch.device) -> bool:
 
 
 def steps(rows: Rows, whole: bool) -> bool:
-    """Return whether ``step`` can read these rows; ``whole`` if it must choose the sites too (on a GPU)."""
+    """Return whether ``step`` can read these rows; ``whole`` means that it must also choose the sites (on a GPU)."""
     return rows.convert is None and (whole or (native.available() and native.readable(rows)))
 
 
@@ -327,10 +327,10 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
         what: the other inputs.
 
     Returns:
-        (N,) states after the step, and (N,) a mask of sites that were read and had no mass, a NaN or +inf.
+        (N,) states after the step, and (N,) a mask of the sites whose row was read and had no mass, a NaN or +inf.
 
     Raises:
-        ValueError: for rows with a head, or if there is not one row for each site.
+        ValueError: for rows with ``convert``, or if there is not one row for each site.
     """
     if rows.convert is not None or len(rows) != len(what.tokens):
         raise ValueError(f"step: needs {len(what.tokens)} rows of logits without a head, got {rows}")

@@ -44,8 +44,8 @@ class Reading:
     """The results of one pass over N rows.
 
     Attributes:
-        peak, mass, tilt: (N, G) the numbers m_g, s_g and a_g of each group, see the module. mass is NaN if the group
-            holds a NaN or +inf; tilt is None if entropies were not requested.
+        peak, mass, tilt: (N, G) for each group of logits l: m = max l, sum exp(l - m) and sum exp(l - m) (l - m). mass
+            is NaN if the group holds a NaN or +inf; tilt is None if entropies were not requested.
         value: (N,) the logit of the requested column, -inf if it does not exist; None if not requested.
         argmax: (N,) the lowest column with the largest logit; None if not requested.
         runner_up: (N,) the largest logit of the other columns; None if not requested.
@@ -188,7 +188,7 @@ def read(x: Tensor, at: Tensor | None = None, top: bool = False, tilt: bool = Tr
 
 
 def two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lowest column with the largest logit of each row (N, V), and the largest logit of the others."""
+    """Return the lowest column with the largest logit of each row (N, V), and the largest of its other logits."""
     argmax = x.argmax(-1)
     return argmax, x.scatter(-1, argmax[:, None], -torch.inf).amax(-1)
 
@@ -250,8 +250,9 @@ def draw(x: Tensor, key: Key, positions: Tensor) -> Tensor:
 def threshold(x: Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
     """Return the least logit (N,) that a truncation of softmax(x) keeps; ties with it are kept.
 
-    The truncation keeps the ``top_k`` most probable tokens. Of these it keeps the most probable, as few as have a share
-    ``top_p`` of their mass. Of these it keeps tokens of at least ``min_p`` times the largest probability.
+    The truncation keeps the ``top_k`` most probable tokens. From this set it keeps the fewest most probable tokens
+    that hold a share ``top_p`` of the set's mass. Of these few it drops the tokens with less than ``min_p`` times the
+    largest probability.
 
     The least logit is found by bisection of the bits of its gap to the largest logit, so nothing is sorted. After 31
     halvings of the non-negative floats it is exact.

@@ -116,7 +116,7 @@ class Rows:
         )
 
     def then(self, convert: Convert) -> "Rows":
-        """Return the same rows with one more conversion, after the earlier ones and before the adjustments."""
+        """Return the same rows with one more conversion, after the earlier ones and before all other operations."""
         first, kind = self.convert, self.dtype
         if first is None:
             return replace(self, convert=lambda raw, number: convert(raw.to(kind), number))
@@ -175,7 +175,7 @@ class Mixture:
 
         scale c(v),    c(v) = weight softmax(row)(v) + level pi(v) + spike 1(v = anchor)
 
-    If ``relative``, it is scale c(v) / c(own).
+    If ``relative``, the mixture is scale c(v) / c(own) instead.
 
     Attributes:
         rows: rows of logits.
@@ -211,8 +211,8 @@ class Mixed:
 
     Attributes:
         of: the mixtures.
-        rate: the function g: "plain" c, "barker" c / (1 + c), "sqrt" sqrt(c), "min" min(c, 1), "max" max(c, 1). All are
-            0 at c = 0.
+        rate: the function g: "plain" c, "barker" c / (1 + c), "sqrt" sqrt(c), "min" min(c, 1), "max" max(c, 1). Each
+            g is 0 at c = 0.
         without: (N,) a column that is left out of each row, or None.
     """
 
@@ -230,7 +230,7 @@ class Computed:
         width: the number of columns.
         number: (N,) the numbers of these rows.
         dtype: float64 or float32.
-        mixed: the rows of all numbers as mixtures, so that a kernel reads them without writing them; None if the rows
+        mixed: the rows of all numbers as mixtures, which a kernel can read without storing the rows; None if the rows
             are no mixtures.
     """
 

@@ -1,4 +1,4 @@
-"""Functions shared by the Triton kernels: random words, adjusted rows, the race among groups, the draw within one.
+"""Functions shared by the Triton kernels: random words, adjusted rows, the race among groups, the draw in a group.
 
 They also run in Triton's interpreter. So they use only built-in reductions, cast counter words to uint32 (a 64-bit word
 would silently select Philox-4x64), and never subtract two infinities.

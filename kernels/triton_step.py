@@ -140,7 +140,7 @@ def step(rows: Rows, what: Step) -> tuple[Tensor, Tensor]:
     """Make all choices of a reverse step at N sites; ``rows`` are logits of their leave-one-out predictions O.
 
     Returns:
-        (N,) states after the step, and (N,) a mask of the sites that were read and had no mass, a NaN or +inf.
+        (N,) states after the step, and (N,) a mask of the sites whose row was read and had no mass, a NaN or +inf.
     """
     count, device = len(rows), rows.device
     size = group_size(rows.width)

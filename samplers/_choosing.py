@@ -63,7 +63,7 @@ def hidden(state: State, at: At) -> Bool[Tensor, "B L"]:
 def believed(view: View) -> Sites:
     """Return the denoiser's rows at the hidden sites of a view; clean tokens are drawn from these rows.
 
-    At a mask the denoiser equals the leave-one-out prediction, whose rows are returned there. No logit is read yet.
+    At a mask the denoiser equals the leave-one-out prediction, whose rows are returned there. No logits are read yet.
     """
     return view.loo if view.prediction.process.masks else view.denoiser
 

@@ -3,8 +3,8 @@ r"""Step with rates that combine two predictions, for the methods of higher orde
     R = ( a R_1 + b R_0 )_+,      a + b = 1
 
 R_1 are the reverse rates at one state and time, R_0 those at an earlier state and time. If a method extrapolates, b is
-negative. Negative rates are clipped to 0; a method loses its order where that happens. Each rate is that of setting
-site i to v. So R_0 is also defined at a site that has moved since.
+negative. Negative rates are clipped to 0; a method loses its order where that happens. A rate is that of setting
+site i to v, from any state. So R_0 is also defined at a site that has moved after the earlier time.
 """
 
 import torch

@@ -40,7 +40,7 @@ class Jumps(Predictor):
 
     @abstractmethod
     def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
-        """Return the rates of events (B, L) until the next event, and the state.
+        """Return the rates of events (B, L), which hold until the next event, and the state.
 
         Rates are per unit of l = -log(1 - alpha). The state contains the prediction if one was made.
         """
@@ -90,8 +90,8 @@ def leaves(state: State, alpha: Float[Tensor, "B 1"], at: At) -> Bool[Tensor, "B
 def look(state: State, where: Bool[Tensor, "B L"], alpha: Float[Tensor, "B 1"], at: At) -> tuple[State, Exit]:
     """Call the denoiser on each row at its alpha (B, 1); return the state with this prediction, and exit rates (B, L).
 
-    Exit rates are per unit of alpha. Only at the sites ``where`` are they computed from the prediction; at the others
-    its probability of the site's own token is replaced by 0.
+    Exit rates are per unit of alpha. At the sites ``where`` they are computed from the prediction. At the other sites
+    the prediction is not read, and the probability of the site's own token counts as 0.
     """
     state = replace(state, seen=at.predict(state, at.process.schedule.time(alpha.clamp(0.0, 1.0))))
     own = own_probability(state, where & leaves(state, alpha, at), at)

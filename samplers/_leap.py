@@ -39,7 +39,7 @@ class Leap(Predictor):
 
     @abstractmethod
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Return P(r), the probability that a site jumps; ``rate`` is r, its rate times the length of the step."""
+        """Return P(r), the probability that a site jumps; ``rate`` is r, its total rate times the step's length."""
 
     def bound(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Return an upper bound on ``probability`` for this rate and all smaller rates."""
@@ -48,7 +48,7 @@ class Leap(Predictor):
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
         """Return exit rates, given the leave-one-out probability ``own`` = O(z) of each site's own token z.
 
-        By default they are those of the reverse process.
+        The default gives the exit rates of the reverse process.
         """
         return process.exit(x, alpha, own)
 
@@ -92,8 +92,8 @@ def _times(length: Float[Tensor, "B L"], rate: Float[Tensor, "B L"]) -> Float[Te
 def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[Tensor, "B L"]:
     """Return the leave-one-out probability O(z) of each chosen site's own token, (B, L) float64; 0 elsewhere.
 
-    It is 0 at masks too. It is 1 at a site where the model predicts the denoiser D and the token z excludes every other
-    clean token: D(z) is 1 there whatever O is, so D does not determine O.
+    The result is also 0 at masks. Suppose that the model predicts the denoiser D and that the token z excludes every
+    other clean token. Then D(z) is 1 whatever O is, so D does not determine O. The result at such a site is 1.
     """
     said, process, x = at.predict(state), at.process, state.tokens
     token = where & (process.column(x) < process.vocab_size)
@@ -106,7 +106,7 @@ def own_probability(state: State, where: Bool[Tensor, "B L"], at: At) -> Float[T
 
 
 def jump(state: State, where: Bool[Tensor, "B L"], exit: Exit, at: At) -> Int[Tensor, "B L"]:
-    """Move the chosen sites to other states drawn from the law of ``exit``, and return all tokens (B, L).
+    """Move the chosen sites to other states and return all tokens (B, L); ``exit`` gives the probability of data.
 
     Random choices: "data", "token", "noise".
     """

@@ -32,12 +32,12 @@ def redraw(
     "token" and "noise".
 
     Args:
-        state: the state whose sites are redrawn. If its ``seen`` is None, the denoiser is called only if some site
-            becomes data.
+        state: the state whose sites are redrawn. If ``state.seen`` is None, the denoiser is called only if some
+            site becomes data.
         where: (B, L) the sites to redraw.
-        alpha: the survival probability at which they are drawn.
+        alpha: the survival probability at which the sites are redrawn.
         at: the process, run and address of the operator.
-        read: the rows of O, if the operator has read them already. They may be of more sites than ``where``.
+        read: the rows of O, if the operator has read them already. They may cover more sites than ``where``.
 
     Raises:
         TypeError: if ``state.seen`` is a tensor: logits alone do not tell whether they are of O or of the denoiser.
@@ -71,7 +71,7 @@ def fused_step(
     data: Bool[Tensor, "B L"] | None = None,
     odds: Float[Tensor, "B L"] | None = None,
 ) -> Int[Tensor, "B L"] | None:
-    """Make the other choices of a reverse step in one kernel and return all tokens (B, L), or None if no kernel can.
+    """Make the remaining choices of a reverse step in one kernel; return all tokens (B, L), or None if no kernel can.
 
     The tokens equal those of separate choices. The kernel needs a rank-one process without an anchor and logits that it
     can read. It is not used if choices are recorded or Pyro's handlers see them.
@@ -79,11 +79,11 @@ def fused_step(
     Args:
         state: the state whose sites are redrawn.
         said: the prediction at this state.
-        alpha: the survival probability at which they are drawn.
+        alpha: the survival probability at which the sites are redrawn.
         at: the process, run and address of the operator.
-        bound: (B, L) the probability that a site is proposed, on a GPU, where the kernel makes the choice "where" too.
-        where: (B, L) the proposed sites, on a CPU, where the choice "where" is already made.
-        data: (B, L) which of them become data, if the choice "data" is already made.
+        bound: (B, L) the probability that a site is proposed. Given on a GPU: there the kernel also chooses "where".
+        where: (B, L) the proposed sites. Given on a CPU: there the choice "where" is already made.
+        data: (B, L) the sites that become data, if the choice "data" is already made.
         odds: (B, L) the noise odds of the sites' own tokens, as in ``RankOne.odds``; None if every proposed site is
             accepted.
     """

@@ -37,7 +37,7 @@ __all__ = ["Adaptive"]
 
 @dataclass(frozen=True)
 class Adaptive(Predictor):
-    """Take as many ancestral steps from t to s as the tolerance needs; one denoiser call for each.
+    """Take as many ancestral steps from t to s as the tolerance needs; one denoiser call a step.
 
     The grid may have a single interval: ``grid=[1, 0]``.
 

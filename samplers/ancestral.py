@@ -4,8 +4,8 @@ r"""Draw every site independently from its exact reverse marginal (ancestral sam
 
 O is the leave-one-out prediction and Q_s the forward transition from time 0 to s. On a process of constant noise pi
 this law keeps z_t or redraws the site from alpha_s O + (1 - alpha_s) pi. Sites are proposed with a bound on the
-probability of a redraw, which needs no logits. They are accepted with the true probability divided by the bound; on a
-masked process the two are equal. On a process that is not rank-one the new state is drawn from a whole row of
+probability of a redraw; the bound needs no logits. They are accepted with the true probability divided by the bound; on
+a masked process the two are equal. On a process that is not rank-one the new state is drawn from a whole row of
 probabilities. The only error comes from moving sites independently of each other. It has order 1 in total variation,
 and is 0 for a single site.
 
@@ -51,7 +51,7 @@ def reverse_step(
         state: the state at the start.
         where: (B, L) the sites that may move.
         at: the process, run and address of the operator.
-        look: the time given to the denoiser; the state's own if None.
+        look: the time given to the denoiser; the state's time if None.
         to: the time at the end; ``at.s`` if None.
     """
     s, told = at.s if to is None else to, state if look is None else replace(state, t=look, seen=None)
@@ -63,8 +63,8 @@ def reverse_tokens(
 ) -> Int[Tensor, "B L"]:
     """Draw the chosen sites from their reverse marginals between alpha_t and alpha_s, and return all tokens (B, L).
 
-    Random choices: "where", "accept", "data", "token", "noise" on rank-one processes, "state" on others. On a rank-one
-    process the denoiser is not called if no site is proposed, except in a fused step on a GPU.
+    Random choices: "where", "accept", "data", "token", "noise" on rank-one processes, "state" on other ones. On a
+    rank-one process the denoiser is not called if no site is proposed, except in a fused step on a GPU.
     """
     process, z = at.process.rank_one, state.tokens
     if process is None:

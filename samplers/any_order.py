@@ -1,6 +1,6 @@
 r"""Reveal one token per denoiser call, in any order; the law at time 0 is exact for every selection rule.
 
-The site is chosen from the revealed tokens alone, and its token is drawn from its law given these. The product
+The site is chosen from the revealed tokens alone, and its token is drawn from its law given those tokens. The product
 
     p0(x) = prod_k p0(x_{i_k} | x_{i_1}, ..., x_{i_{k-1}})
 

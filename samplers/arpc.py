@@ -11,7 +11,7 @@ These scores depend on the drawn tokens, so the end law is biased: with more ste
 Report the samples' entropy beside any quality measure. Two scores depend on no token and need no autoregressive law:
 
     "random"   re-noises k uniformly chosen sites. On a masked process the end law converges to p0, fast. On a uniform
-               process at least one site is re-noised even if alpha_s implies less; the denoiser at alpha_s does not
+               process at least one site is re-noised even if alpha_s implies none; the denoiser at alpha_s does not
                remove the excess, so the law drifts
     "forward"  re-noises every site with probability 1 - alpha_s, as the forward process does. The end law converges to
                p0 on every process
@@ -44,12 +44,12 @@ _BLIND = ("random", "forward")
 class ARPC(Predictor):
     """Draw clean tokens, then re-noise the sites with the largest scores.
 
-    A step makes two denoiser calls. The second has two queries a token; "random" and "forward" do not make it. For a
-    network without a method ``score`` the second call gets one copy of the block for each of its sites.
+    A step makes two denoiser calls, or one with the score "random" or "forward". The second call has two queries a
+    token. For a network without a method ``score`` it gets one copy of the block for each site of the block.
 
     Args:
         score: the score that chooses the sites: "nll", "gap", "entropy", "kl", "reverse_kl", "tv", "random" or
-            "forward".
+            "forward". Scores are defined at the top of samplers/arpc.py.
         temperature: 0 takes the largest scores. Above 0 sites are drawn without replacement, with weights
             exp(score / temperature) (Plackett-Luce).
 
@@ -75,7 +75,7 @@ class ARPC(Predictor):
 
         Raises:
             ValueError: for ``steps`` or ``period`` below 1, or ``warmup`` below 0; in sampling, if a step of the grid
-                starts where none of ``steps`` equal steps does.
+                does not start at one of the times 1 - i / steps, for i = 0, 1, ...
         """
         steps, warmup = whole(steps, "ARPC: steps", 1), whole(warmup, "ARPC: warmup", 0)
         return when(Guided(steps, warmup, whole(period, "ARPC: period", 1)), self, Ancestral())
@@ -101,7 +101,7 @@ class ARPC(Predictor):
         return clean.at(again, at.s)
 
     def _chosen(self, clean: State, said: Prediction, alpha: Float[Tensor, "B L"], at: At) -> Bool[Tensor, "B L"]:
-        """Return a mask (B, L) of the k sites of each row to re-noise, with k as in the module; none at alpha_s = 1."""
+        """Return a mask (B, L) of the k sites of each row to re-noise, see samplers/arpc.py; none at alpha_s = 1."""
         count = ((1 - alpha).mean(-1) * clean.free.sum(-1)).round().clamp(min=1).long()
         count = torch.where((alpha < 1).all(-1), count, 0)
         score = torch.zeros_like(alpha)
@@ -139,9 +139,9 @@ _DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Guided:
-    """Condition for ``when``: it holds in step i of equal steps if i >= warmup and (i - warmup) % period = 0.
+    """Condition for ``when``: it holds in step i of ``steps`` if i >= warmup and (i - warmup) % period = 0.
 
-    Steps are counted from 0. In the last step the condition never holds.
+    The steps are equal and counted from 0. In the last step the condition never holds.
 
     Raises:
         ValueError: when called with a time at which none of the equal steps begins.

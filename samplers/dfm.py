@@ -13,7 +13,7 @@ Averaged over x0 drawn from the denoiser D, the rates from z are
 On a masked process eta is the rate of remasking, as in ``ReMDM(rule="rate")``.
 
 References: Campbell et al. (2024, https://arxiv.org/abs/2402.04997), whose added rates on a uniform process differ
-from these by a factor that depends on alpha alone; Gat et al. (2024, https://arxiv.org/abs/2407.15595).
+from the ones here by a factor that depends on alpha alone; Gat et al. (2024, https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass

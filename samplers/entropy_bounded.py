@@ -25,10 +25,10 @@ __all__ = ["EntropyBounded"]
 class EntropyBounded(Sure):
     """Reveal the masks of least entropy H while sum H - max H is at most gamma, but at least one in each row.
 
-    The step to time 0 reveals all masks.
+    The sum and the maximum are over a row's masks that the step reveals. The step to time 0 reveals all masks.
 
-    As in ``Threshold``, the schedule does not set the number of revealed masks. With an exact denoiser and enough
-    steps, KL(p0 || law) <= gamma times the number of denoiser calls of a row.
+    The schedule does not set the number of revealed masks. With an exact denoiser and enough steps,
+    KL(p0 || law) <= gamma times the number of denoiser calls of a row.
 
     Args:
         gamma: the bound on the error of a step, in nats; at least 0.

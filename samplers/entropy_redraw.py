@@ -3,7 +3,7 @@ r"""Redraw each site with a probability that grows with the entropy of its leave
     redraw site i with probability min(1, budget H(O_i) / log V),        z_i ~ alpha O_i + (1 - alpha) pi
 
 H is the entropy of the leave-one-out prediction O_i, which does not depend on z_i. So with one uniformly chosen site
-the move preserves p_t exactly. It would not if it used the entropy of the denoiser D, or if the sites shared a budget.
+the move preserves p_t exactly. A move with the entropy of the denoiser D, or with one budget for all sites, would not.
 At all sites in parallel the move is approximate; it redraws mostly the sites that the other sites do not determine.
 
 Introduced here; inspired by the informed correctors (Zhao et al., 2024, https://arxiv.org/abs/2407.21243).

@@ -22,7 +22,7 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
     is the setting that an error message names.
 
     Raises:
-        ValueError: for any other text, stating what is accepted.
+        ValueError: for text of any other form; the message states what is accepted.
         TypeError: for an ill-formed composition, such as two predictors.
     """
     if not isinstance(expression, str) or len(expression) > _LONGEST:

@@ -29,7 +29,8 @@ __all__ = ["FirstHitting"]
 class FirstHitting(Predictor):
     """Reveal one mask per denoiser call, at its exact random time; the step size causes no error.
 
-    On a process with noise tokens instead of a mask, the step to time 0 is ancestral: make the grid's last step short.
+    On a process with noise tokens instead of a mask, the step to time 0 is ancestral. So make the grid's last step
+    short.
     """
 
     order = math.inf

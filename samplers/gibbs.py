@@ -28,7 +28,7 @@ __all__ = ["Gibbs"]
 
 @dataclass(frozen=True)
 class Gibbs(Corrector):
-    """Redraw ``sites`` sites of each row in parallel; one denoiser call, or one for each group of a sweep.
+    """Redraw ``sites`` sites of each row in parallel; one denoiser call, or several with a systematic scan.
 
     Args:
         sites: the number of sites; 1 preserves p_t exactly, more only approximately.

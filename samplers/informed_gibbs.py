@@ -37,7 +37,8 @@ class InformedGibbs(Corrector):
     """Redraw the sites chosen by a score from their conditionals; one denoiser call, two if ``exact``.
 
     Args:
-        select: the score: "margin", "max_prob" or "current_prob".
+        select: the score of a site with state z and conditional c: "margin" max_{v != z} log c(v) - log c(z),
+            "max_prob" -max_v log c(v), or "current_prob" -log c(z).
         exact: add a Metropolis acceptance step, which preserves p_t; only for one site.
         sites: how many sites of a row are redrawn in parallel.
         temperature: the temperature of the selection; as it grows the choice becomes uniform.

@@ -23,8 +23,8 @@ class KLStable(Predictor):
     """Reveal the masks whose prediction is confident and stable; at least one a row, and all in the step to time 0.
 
     Args:
-        threshold: the least probability of the likeliest token.
-        kl: the bound on KL(present prediction || earlier prediction) of a stable site, in nats.
+        threshold: a prediction is confident if its largest probability is at least this.
+        kl: a prediction is stable if KL(this prediction || prediction of the step before) is below this, in nats.
 
     Raises:
         ValueError: for a threshold outside [0, 1] or a negative kl.

@@ -29,7 +29,8 @@ class LocallyBalanced(Corrector):
     """Propose one jump in each row and accept it by the Metropolis rule; two denoiser calls.
 
     Args:
-        balance: the function g of the rates: "barker", "sqrt", "min" or "max".
+        balance: the rate g(r) of a jump that multiplies p_t by r: "barker" r / (1 + r), "sqrt" sqrt(r), "min" min(1, r)
+            or "max" max(1, r).
 
     Raises:
         ValueError: for an unknown g; in sampling, if the model does not determine the leave-one-out prediction at a
@@ -69,11 +70,13 @@ class LocallyBalanced(Corrector):
 class TauLocallyBalanced(Corrector):
     """Let all sites jump independently with frozen rates for a length h; one denoiser call.
 
-    Site i jumps with probability 1 - exp(-h sum_v g(r_i(v))).
+    Site i jumps with probability 1 - exp(-h sum_v g(r_i(v))). The sum is over the other states v of the site, and
+    r_i(v) is the factor by which the jump to v multiplies p_t.
 
     Args:
         h: the length, in units of time in which a site jumps at rate g(1) to a state as probable as its own.
-        balance: the function g of the rates: "barker", "sqrt", "min" or "max".
+        balance: the rate g(r) of a jump that multiplies p_t by r: "barker" r / (1 + r), "sqrt" sqrt(r), "min" min(1, r)
+            or "max" max(1, r).
 
     Raises:
         ValueError: for an unknown g, or a length that is not positive; in sampling, if the model does not determine the

@@ -3,8 +3,8 @@ r"""Step by the maximal coupling of the marginals, in which a site keeps its sta
     z_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else z_s = z_t;      x0 ~ D(z_t)
 
 This preserves every marginal q_t(. | x0), but is not the posterior of the forward process: no fresh noise is drawn. In
-the limit of small steps its rates are those of flow matching, D(v) / (1 - alpha). On a masked process it equals
-``Ancestral``.
+the limit of small steps its rates are those of flow matching, D(v) / (1 - alpha). On a masked process the step
+equals ``Ancestral``.
 
 References: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765); Gat et al. (2024,
 https://arxiv.org/abs/2407.15595).
@@ -23,7 +23,7 @@ __all__ = ["MaximalCoupling"]
 
 @dataclass(frozen=True)
 class MaximalCoupling(Predictor):
-    """Draw each site from the bridge ``dd.bridge.MaximalCoupling``, averaged over the denoiser.
+    """Draw each site from the bridge ``dd.bridge.MaximalCoupling``, with x0 drawn from the denoiser.
 
     A step makes at most one denoiser call. The method has order 1.
     """

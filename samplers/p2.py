@@ -4,9 +4,9 @@ r"""Let a planner decide which sites stay revealed; tokens may be masked again (
     plan      score every free site by the planner: log of the probability of its token
     update    mask the sites with the least scores, as many as the schedule sets, and reveal the others
 
-Scores of revealed sites are multiplied by eta. With eta = 0 no token is masked again; the larger eta, the more are.
-The choice of sites depends on the drawn tokens, so the end law is BIASED. This holds for every order that is chosen
-after the tokens are drawn.
+Scores of revealed sites are multiplied by eta. With eta = 0 no token is masked again; a larger eta masks more
+tokens again. The choice of sites depends on the drawn tokens, so the end law is BIASED. This holds for every order that
+is chosen after the tokens are drawn.
 
 Reference: P2 (Peng et al., 2025, https://arxiv.org/abs/2502.03540).
 """
@@ -34,7 +34,7 @@ class P2(Predictor):
     """Draw tokens, score them and keep the best; one denoiser call a step, besides the calls of a planner.
 
     Args:
-        eta: the weight of a revealed site's score, at least 0.
+        eta: the factor on the score of a revealed site, at least 0; at 0 no token is masked again.
         planner: a function from tokens without masks (B, L) to log-probabilities (B, L), such as those of a masked
             language model. By default the denoiser is the planner; with eta > 0 the model must then determine the
             leave-one-out prediction at revealed sites.

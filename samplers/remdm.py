@@ -96,7 +96,7 @@ class Remask(Corrector):
     """Mask revealed sites with probability sigma, and reveal masked ones with probability sigma alpha / (1 - alpha).
 
     Args:
-        sigma: in [0, 1]. Where it exceeds (1 - alpha) / alpha, with alpha the survival probability, this bound is used.
+        sigma: in [0, 1]. A sigma above (1 - alpha) / alpha is lowered to it; alpha is the survival probability.
         sites: how many uniformly chosen sites of a row may change. 1 preserves p_t exactly; more, or all (None), only
             approximately.
 

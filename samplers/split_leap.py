@@ -9,8 +9,8 @@ A single jump happens at a time that is uniform in the step. So on average half 
 those after the jump. If two sites jump, one jump is drawn with the rates before the other jump, and one with the rates
 after it. Hence the law of paths with up to two jumps is correct to second order, however strongly sites are coupled.
 With many jumps in every step the method becomes two ancestral half-steps, at the same cost. No rate is negative, so
-none is clipped, and the method can end at time 0. On a process that is not rank-one slow modes make the rates at pure
-noise singular; the step from there is ancestral.
+none is clipped, and the method can end at time 0. On a process that is not rank-one, slow modes make the rates at
+pure noise singular; the step from pure noise is ancestral.
 """
 
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class _LookAgain(Predictor):
 
 @dataclass(frozen=True)
 class SplitLeap(Staged):
-    """Draw a whole step, keep half of its moves, and draw the other sites again from there.
+    """Draw a whole step, keep half of its moves, and draw the other sites again, given the kept moves.
 
     A step makes at most two denoiser calls. The method has order 2, however strongly sites are coupled.
     """

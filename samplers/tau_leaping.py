@@ -29,11 +29,12 @@ class TauLeaping(Leap):
     P(r) is the probability that a site moves, with r its total rate times the step length in alpha.
 
     Args:
-        several: the effect of more than one jump of a site. "last": it ends where the last jump leads, so
-            P(r) = 1 - exp(-r). "reject": it stays, so P(r) = r exp(-r), as in tau-LDR on data that is not ordinal.
+        several: the effect of more than one jump of a site. "last": the site takes the state of the last jump,
+            so P(r) = 1 - exp(-r). "reject": the site stays, so P(r) = r exp(-r), as in tau-LDR on data that is not
+            ordinal.
 
     Raises:
-        ValueError: for an unknown convention.
+        ValueError: for any other value of ``several``.
     """
 
     several: Several = "last"

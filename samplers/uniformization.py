@@ -40,7 +40,7 @@ class Uniformization(Jumps):
             smaller bound that is valid for a model saves calls.
 
     Raises:
-        ValueError: for a bound that is not positive; in sampling, if a rate exceeds it, naming the row.
+        ValueError: for a bound that is not positive; in sampling, if the total rate of a row exceeds the bound.
     """
 
     bound: float | None = None

@@ -2,8 +2,8 @@ r"""Choose which masks to reveal, then draw their tokens.
 
 The schedule sets the number: after a step to s, a share 1 - alpha_s of the free sites is masked. Revealed tokens stay.
 Sites revealed together are drawn independently of each other, which is the only error. If the order is fixed,
-KL(p0 || law) is the sum of the expected total correlations of these sites. Entropies bound this sum (Ben-Hamu et
-al., 2025, https://arxiv.org/abs/2505.24857).
+KL(p0 || law) is the sum over steps of the expected total correlation of the sites revealed. Entropies bound this sum
+(Ben-Hamu et al., 2025, https://arxiv.org/abs/2505.24857).
 
 References: MaskGIT (Chang et al., 2022, https://arxiv.org/abs/2202.04200); token ordering (Kim et al., 2025,
 https://arxiv.org/abs/2502.06768); LLaDA (Nie et al., 2025, https://arxiv.org/abs/2502.09992); dilated unmasking
@@ -74,7 +74,7 @@ class Unmask(Predictor):
 
 
 def reveal(state: State, how: Unmask, count: Int[Tensor, " B"], at: At) -> State:
-    """Reveal ``count`` (B,) masks of each row, and return the state at the same time.
+    """Reveal ``count`` (B,) masks of each row, and return the new state, whose time is unchanged.
 
     Random choices: "token", and "order" if the order is random or noisy.
     """
