@@ -178,7 +178,7 @@ def columns(process: Process) -> Errors:
 def hides(process: Process) -> Errors:
     """Check that the state that ``hide`` returns has the same positive probability given each data token.
 
-    The token in that state's own column is left out.
+    If a token has the same column as this state, the token is left out.
     """
     for t, where in instants(process, 0.01, 0.99):
         q = process.transition(float(process.schedule.alpha(t)), 1.0)
@@ -278,7 +278,7 @@ def exits(process: RankOne) -> Errors:
 
     Q is the generator, and c(v) the probability of state v given the other sites. The total rate and its parts from
     data and noise must give these rates. The total for a leave-one-out prediction that gives x probability 0 must be
-    an upper bound.
+    an upper bound of the total for any other prediction.
     """
     for t, where in instants(process, LEAST, 0.999):
         log_o, o, x, alpha = beliefs(process, t)

@@ -75,7 +75,8 @@ class Kind:
     def settings(self) -> tuple[Setting, ...]:
         """List the settings to test.
 
-        The example's own size and clock are added, unless the usual settings have them.
+        They are the usual settings. If this kind has an example whose vocabulary size and clock are not among them, a
+        setting with these is added.
         """
         settings = _PAIRS if self.pairs else SETTINGS
         given = self.example
@@ -84,9 +85,9 @@ class Kind:
         return (*settings, Setting(3 if given.states <= 4 else 2, len(given.data_tokens), given.schedule))
 
     def at(self, setting: Setting) -> Process | None:
-        """Return the process for a setting, or None if this kind has none of that size.
+        """Return the process for a setting, or None if this kind has no process of that size.
 
-        If the example has the size and clock of the setting, it is returned.
+        If this kind has an example with the size and clock of the setting, the example is returned.
         """
         given = self.example
         if given is not None and (len(given.data_tokens), given.schedule) == (setting.vocab_size, setting.schedule):

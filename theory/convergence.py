@@ -43,8 +43,8 @@ def end_order(cases: Sequence[Case], where: Case) -> Errors:
 
     Finer grids are used until one shows the declared order or an order that is far too low. The smallest shortfall of
     all grids is yielded. A declared order is the lowest over processes and data. An operator that clips rates has a
-    higher order where no rate is clipped. Where rates are clipped, its first-order error may exceed its second-order
-    error only after a thousand steps.
+    higher order where no rate is clipped. Where rates are clipped, a thousand steps may be needed before the
+    first-order error exceeds the second-order error.
     """
     for case in enumerable([where]):
         declared, found = case.operator.order or 0.0, []

@@ -55,7 +55,9 @@ def rows(law: Choice, states: int) -> Tensor:
 
 
 def spread(process: Process) -> tuple[Tensor, Tensor]:
-    """Return a time for every site of 64 sequences of 3 sites, (64, 3), and its index in the list of times, (64, 3).
+    """Return a time for every site of 64 sequences of 3 sites, (64, 3), and its index in a list of times, (64, 3).
+
+    The list has the times of ``instants`` with .01 <= alpha <= .999.
 
     The times within a row mostly differ.
     """

@@ -37,15 +37,15 @@ def law(
         initial: (N,) law of the N = S**L states at the first time of the grid. The default is the prior, if the grid
             starts at 1.
         length: L, needed if the model has none of its own.
-        prompt, frozen: (L,) tokens, and which sites hold them and never change; give both or neither.
+        prompt, frozen: (L,) tokens, and a mask of the sites that hold them and never change; give both or neither.
 
     Returns:
         (M,) probabilities, which sum to 1. For a grid that ends at 0 they are those of the M = n**L sequences of n data
         tokens, else those of the M = S**L noisy states.
 
     Raises:
-        TypeError, ValueError: for a grid that starts below 1 without ``initial``, for mass left on masks at time 0, and
-            where ``kernel`` raises them.
+        TypeError, ValueError: for a grid that starts below 1 without ``initial``, if masks have positive probability at
+            time 0, and where ``kernel`` raises them.
     """
     if isinstance(sampler, Blockwise):
         return _blockwise(sampler, length)

@@ -105,7 +105,7 @@ def kernel(
     Args:
         operator: a predictor (t -> s) or a corrector (at t).
         process: the forward process; must be the model's.
-        model: the denoiser: an oracle's or any other that is deterministic.
+        model: the denoiser, which must be deterministic; an oracle's is.
         t, s: the interval; a corrector takes t alone.
         length: L, needed if the model has none of its own.
         frozen: (L,) sites that never change and have time 0.
@@ -115,7 +115,7 @@ def kernel(
 
     Returns:
         (N, N) float64, N = S**L, row = state before, column = state after, base-S indices with the first site slowest.
-        All rows sum to 1; those of states impossible at time t (``Enumeration.reachable``) have no other meaning.
+        All rows sum to 1, but the rows of states impossible at time t (see ``Enumeration.reachable``) have no meaning.
 
     Raises:
         TypeError: for an operator with an unbounded number of choices, or a model that is not a Denoiser.

@@ -42,7 +42,7 @@ def log_likelihood_test(law: HMM | Tree, x: Int[Tensor, "B L"]) -> Fit:
     probability 0, the p-value is 0.
 
     Raises:
-        ValueError: if the log-probability is not a sum along the sequence (``log_prob_moments``).
+        ValueError: if the log-probability is not a sum along the sequence (see ``log_prob_moments``).
     """
     from scipy import stats
 
@@ -75,7 +75,8 @@ def chi_square(seen: Float[Tensor, "R n"], expected: Float[Tensor, "R n"]) -> Fi
     """Test counts (R, n) by chi-square, given the total of each row.
 
     A positive count where 0 is expected gives p = 0. In each row the cells with an expected count below 5 are pooled.
-    Further cells join the pool, in increasing order of their expected counts, until the pool's is at least 5.
+    Further cells join the pool, in increasing order of their expected counts, until the pool's expected count is at
+    least 5.
     """
     from scipy import stats  # imported here, because scipy takes half a second
 
@@ -117,8 +118,8 @@ def energy_test(x: Int[Tensor, "B L"], y: Int[Tensor, "C L"], permutations: int 
     """Test two samples by the energy distance E[2 d(X, Y) - d(X, X') - d(Y, Y')] with the Hamming distance d.
 
     The samples are (B, L) and (C, L). The law need not be known. The p-value is (1 + k) / (1 + permutations), where k
-    permutations have at least as large a distance. It is exact and at least 1 / (1 + permutations). Memory is quadratic
-    in the number of sequences.
+    permutations have at least the distance of the given samples. The p-value is exact and at least
+    1 / (1 + permutations). Memory is quadratic in the number of sequences.
 
     Raises:
         ValueError: for samples of different length.

@@ -60,7 +60,7 @@ def inverse(process: Process) -> Errors:
 def other_clock(process: Process) -> Errors:
     """Check ``with_schedule``, which returns the same kind of process with another clock.
 
-    With the clock that it already has, the result must equal the process.
+    Given the process's own clock, the result must equal the process.
     """
     same = process.with_schedule(process.schedule)
     yield float(same != process or hash(same) != hash(process)), "with_schedule(its own) is not equal to it"

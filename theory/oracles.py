@@ -109,7 +109,8 @@ class Oracle(ABC):
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> "Oracle":
         """Return the law of the clean sequences from which rows of states came.
 
-        It is this law itself, whatever the states. A ``Coupling`` returns the law given the source tokens in each row.
+        By default it is the oracle itself, whatever the states. A ``Coupling`` returns the law given the source tokens
+        in each row.
         """
         return self
 
@@ -117,7 +118,7 @@ class Oracle(ABC):
         """Compute log p_t(z) of noisy sequences, natural log.
 
         Raises:
-            TypeError, ValueError: for a process of another alphabet, or states or a time out of range.
+            TypeError, ValueError: for a process with another number of data tokens, or states or a time out of range.
         """
         self._check_noisy(process, z)
         return self.log_evidence(process.marginals(t).to(self._like()).T[z])
@@ -137,7 +138,7 @@ class Oracle(ABC):
         """Compute log p0(x) of clean sequences, natural log.
 
         Raises:
-            ValueError: for another length, or ids outside the alphabet.
+            ValueError: for sequences of another length, or ids outside the alphabet.
         """
         self._check_clean(x)
         return self.log_evidence(torch.nn.functional.one_hot(x, self.alphabet).to(self._like()))

@@ -58,7 +58,7 @@ class Paths(Messenger):
     """Pyro messenger that holds prefixes of choices and gives the program its choices from them.
 
     Args:
-        weight: (begin,) the weights of the initial states.
+        weight: (begin,) the weight of each initial state.
         length: L.
         most: the maximal number of rows.
         joint: whether site-wise choices multiply the rows; TooManyJoint is raised beyond ``JOINT`` of them.
@@ -68,7 +68,7 @@ class Paths(Messenger):
         weight: (R,) the initial weight times the probability of the settled choices.
         share: (R, K, L) the probability of the k-th path of each site, given the settled choices; 0 if the site has
             fewer paths.
-        grid: (R K, L) a number for each site of the batch, its origin; the copies of a row are adjacent.
+        grid: (R K, L) the origin of each site of the batch, row * L + site; the copies of a row are adjacent.
 
     Raises:
         TooManyPaths, TooManyJoint, ValueError: while the program runs, as described in ``settle`` and ``add_ends``.

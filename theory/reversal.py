@@ -111,9 +111,9 @@ def model_generator(model: Denoiser, t: float, length: int | None = None) -> Flo
 def reverse_law(model: Denoiser, length: int | None = None, tolerance: float = 1e-10) -> Float[Tensor, " M"]:
     r"""Compute the law at time 0 of the model's reverse process, run in continuous time from the prior.
 
-    It integrates dp/dl = (1 - alpha) p R over l = log(alpha / (1 - alpha)) from -25 to 25, with R of
-    ``model_generator``. As functions of l the rates are bounded. Minus the log of the result is the exact
-    negative log-likelihood of the model as a continuous-time sampler.
+    The law is found by integrating dp/dl = (1 - alpha) p R over l = log(alpha / (1 - alpha)) from -25 to 25. R is the
+    generator that ``model_generator`` returns. As functions of l the rates are bounded. Minus the log of the result is
+    the exact negative log-likelihood of the model as a continuous-time sampler.
 
     Args:
         model: the denoiser; its alpha(1) is 0 or below 1e-10.

@@ -49,7 +49,8 @@ def messages(
 ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L"]]:
     """Compute messages m_{i+1} = (m_i w_i / s_i) A and totals s_i = sum(m_i w_i) for every site i, from m_1.
 
-    Once the weights contradict the chain, m_i = 0 and s_i is the smallest normal number.
+    If sum(m_i w_i) = 0 at a site, all later messages are 0. There and at all later sites s_i is the smallest normal
+    number.
 
     Args:
         weights: (B, L, H) w_i, not negative.
@@ -138,8 +139,8 @@ def path(
         u: (L, B) a uniform number for each draw.
 
     Returns:
-        (B, M) states with M = L + 1; the last one is ``last``. A loop or composed maps give the same states; the
-        choice depends on the sizes.
+        (B, M) states with M = L + 1; the last one is ``last``. Depending on the sizes, the states are drawn in a
+        loop or by composed maps, with the same result.
     """
     batch, length, size = filtered.shape
     if length < _SHORT or batch * size**2 > _WORK:

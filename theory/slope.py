@@ -30,7 +30,7 @@ def order(
         build: a function from n to a sampler with n steps.
         target: (N,) the target law; by default the oracle's p_t at the last time of the grid.
         window: (t, d): take n equal steps from t to d instead, starting from the exact p_t. Such a window avoids the
-            singular rates at the ends of [0, 1]; a declared order refers to one.
+            singular rates at the ends of [0, 1]; declared orders refer to such windows.
 
     Raises:
         TypeError: if ``build`` is not callable or returns no Sampler.

@@ -49,7 +49,7 @@ class Case:
     def intervals(self) -> tuple[tuple[float, float], ...]:
         """List the intervals (t, s) to test.
 
-        For a corrector they are (t, t) with the same times t, and with ``home`` also time 0.
+        For a corrector each (t, s) is replaced by (t, t), and in the ``home`` case (0, 0) is added.
         """
         some = EVERYWHERE if self.home else ELSEWHERE
         if self.operator.moves:
@@ -105,7 +105,7 @@ class Case:
     def run(
         self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
     ) -> tuple[Tensor, Counter]:
-        """Apply the operator once to given states, as a sampler does; return tokens and the counter of calls."""
+        """Apply the operator once to given states, as a sampler does; return tokens and a counter of denoiser calls."""
         run = Run.start(self.model, len(tokens), self.seed, first_row=first_row)
         return self.operator(*run.begin(tokens, t, s, 1, fixed)).tokens, run.model
 

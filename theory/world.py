@@ -217,7 +217,7 @@ class Coupling(Oracle):
     def initial(self, process: Interpolant) -> Float[Tensor, " M"]:
         """Compute the law of a sampler's initial states (u, u), where u is drawn from the source.
 
-        It is the argument ``initial`` of ``law``.
+        Pass the result to ``theory.law`` as ``initial``.
         """
         u = all_states(self.alphabet, self.length)
         law = torch.zeros(process.states**self.length, dtype=torch.float64)

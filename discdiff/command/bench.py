@@ -219,7 +219,7 @@ def report(problem: Problem, results: Sequence[Result]) -> dict[str, object]:
 def textbook_masked(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
     """Take a masked step as it is usually written: every site draws from a posterior over V + 1 states.
 
-    All sites draw by an exponential race, and those that are not masks then keep their state.
+    All sites draw by an exponential race. Sites that are not masks then discard the draw and keep their state.
     """
     move = (alpha_s - alpha_t) / (1 - alpha_t)
     p = torch.cat([logits.softmax(-1) * move, torch.full((*z.shape, 1), 1 - move, device=z.device).to(logits)], -1)

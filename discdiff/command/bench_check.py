@@ -72,8 +72,8 @@ class Slower:
 def groups() -> Iterator[Group]:
     """Yield the groups of cases to check.
 
-    They are all operators except those in ``SLOW`` at one size, four operators at two other sizes, and the pass over
-    dense logits.
+    At one size all operators except those in ``SLOW`` are timed, and at two other sizes four operators. The pass over
+    dense logits is timed in groups of its own.
     """
     every = [name for name in operators() if name not in SLOW]
     small, middle, large = SIZES[:3]
@@ -96,7 +96,7 @@ def check(rounds: int = 9) -> tuple[list[Slower], dict[str, float]]:
 
     Args:
         rounds: the number of rounds of the first try. The second and third try take two and three times as many, and
-            repeat only the cases that were slower.
+            repeat only the cases that failed before.
 
     Raises:
         ValueError: for a case without a stored ratio.

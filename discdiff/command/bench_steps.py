@@ -1,11 +1,11 @@
 """Time steps at small sizes and fit how their times grow with size.
 
-They are timed beside plain PyTorch steps of the same law and steps of other packages.
+Plain PyTorch steps of the same law and steps of other packages are timed in the same rounds.
 
 A step is one call of an operator inside a run. It includes the call of a denoiser that returns logits computed before.
-What ``Sampler.sample`` adds once per run is a case of its own. A step of another package goes from the same logits to
-tokens. All times are CPU times of one thread. Each round times all cases in turn, and a ratio is the median over rounds
-of the ratio within a round.
+A separate case measures what ``Sampler.sample`` adds once per run. A step of another package goes from the same logits
+to tokens. All times are CPU times of one thread. Each round times all cases in turn, and a ratio is the median over
+rounds of the ratio within a round.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ def steps(problem: Problem, logits: Tensor, only: Sequence[str] | None = None) -
     """Return cases by name: the plain steps, then a step of each operator on each process that it accepts.
 
     The processes are the masked and the uniform one. An operator that accepts neither is called on
-    ``AbsorbingUniform``. Operators are those named in ``only``, by default all.
+    ``AbsorbingUniform``. ``only`` names the operators; the default is all of them.
     """
     vocab, (t, s) = problem.vocab, problem.times
     z, tokens = states(problem)
@@ -157,7 +157,7 @@ def packages(problem: Problem, logits: Tensor) -> dict[str, Case]:
     """Return cases by name for the steps of diffusers and flow_matching.
 
     Raises:
-        ImportError: if they are not installed.
+        ImportError: if diffusers or flow_matching is not installed.
     """
     (t, s), (z, tokens), vocab = problem.times, states(problem), problem.vocab
     made = {
@@ -231,7 +231,7 @@ _GROWING = ("ancestral", CHAIN, "unmask('max_prob')", "split_leap")
 def growing(variable: str) -> dict[str, dict[int, Case]]:
     """Return cases by name and size, for sizes that grow in one variable: "L", "B" or "V".
 
-    For "L" a further case computes the exact leave-one-out predictions of a Markov chain.
+    For "L" there is one more case: computing the exact leave-one-out predictions of a Markov chain.
     """
     made: dict[str, dict[int, Case]] = {}
     for problem in GROWTH[variable]:

@@ -206,10 +206,10 @@ def shipped(
 ) -> Iterator[Verdict]:
     """Yield the verdict of each operator on each kind of process, including those that it refuses.
 
-    Operators are those named in ``only``, by default all shipped ones.
+    ``only`` names the operators; the default is all shipped ones.
 
     Raises:
-        ValueError: as ``theory.check_operator``, except for a process that is refused.
+        ValueError: where ``theory.check_operator`` raises it, but not for a process that the operator refuses.
     """
     for text in only:
         operator = parse(text)

@@ -35,7 +35,7 @@ _NEVER = 1 << 40  # the position of padding, beyond every start, so that no toke
 class Places:
     """Positions of tokens, the starts of their blocks and which tokens are noisy, (B, N) each.
 
-    The start of a clean token is the position after it.
+    For a clean token the start is its position plus 1.
     """
 
     position: Int[Tensor, "B N"]
@@ -47,7 +47,10 @@ class Places:
         return Places(*(torch.cat(pair, 1) for pair in pairs))
 
     def sees(self, keys: "Places") -> Bool[Tensor, "B 1 N M"]:
-        """Return which of these tokens attend to which keys, (B, 1, N, M), by the rule of the module docstring."""
+        """Return whether token i of ``self`` attends to token j of ``keys``, (B, 1, N, M).
+
+        A clean key j is seen if position(j) < start(i), a noisy key j only if i is noisy too and start(i) = start(j).
+        """
         before = keys.position[:, None] < self.start[..., None]
         together = self.noisy[..., None] & keys.noisy[:, None] & (self.start[..., None] == keys.start[:, None])
         return ((before & ~keys.noisy[:, None]) | together)[:, None]
@@ -93,9 +96,9 @@ class Cache:
             self.kept = [tuple(functional.pad(part, (0, 0, *more)) for part in pair) for pair in self.kept]
 
     def keep(self, count: int, position: Int[Tensor, "B n"]) -> None:
-        """Keep the first ``count`` columns after those in use, and move them directly behind each row's own tokens.
+        """Count the first ``count`` free columns as used, and move their contents directly behind each row's tokens.
 
-        Their tokens have the positions ``position`` (B, n).
+        ``position`` (B, n) holds the positions of the tokens in these columns.
         """
         row = torch.arange(len(position), device=position.device)[:, None]
         columns = self.length[:, None] + torch.arange(count, device=position.device)
@@ -107,10 +110,13 @@ class Cache:
 
 
 class Transformer(nn.Module):
-    """Transformer over clean and noisy tokens, with the attention rule of the module docstring.
+    """Transformer over clean and noisy tokens.
 
-    Shapes: states (B, L), in a block (B, n), in a prefix (B, P) with lengths (B,); alpha (B,), (B, L) or (B, n); block
-    sizes (B, 1); logits (B, L, V) or (B, n, V).
+    Clean tokens attend causally. The noisy tokens of a block attend to the clean tokens before the block, and to each
+    other.
+
+    Shapes: states of a sequence (B, L), of a block (B, n), of a prefix (B, P) with lengths (B,); alpha (B,), (B, L) or
+    (B, n); block sizes (B, 1); logits (B, L, V) or (B, n, V).
 
     Args:
         vocab_size: V, the columns of its output.
@@ -195,7 +201,7 @@ class Transformer(nn.Module):
     def score(self, cache: Cache, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
         """Return the autoregressive logits of p(. | prefix, x_{<i}) for a clean block.
 
-        They take one call with 2n queries.
+        All n sites are computed in one call with 2n queries.
         """
         position = (cache.length + cache.pending.shape[1])[:, None] + torch.arange(x.shape[1], device=x.device)
         blank = torch.full_like(x, self.token.num_embeddings - 1)  # the mask, or any token, unused at alpha = 0
