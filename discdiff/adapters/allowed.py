@@ -1,8 +1,8 @@
 """List the accepted configuration keys of each class of transformers and of each author's format.
 
-Only the keys in ``used`` and ``parts`` reach a class of transformers; each has a type and a range. A key in ``looked``
-must have a value at which it has no effect. A key in ``passed`` does not change the forward pass in evaluation. Any
-other key raises an error with its name.
+Each list is an ``Allowed``. Only the keys in its ``used`` and ``parts`` reach a class of transformers; each has a type
+and a range. A key in ``looked`` must have a value at which it has no effect. A key in ``passed`` does not change the
+forward pass in evaluation. Any other key raises an error with its name.
 
 Keys mean what they mean in transformers 4.57 and 5, and in the configurations that the authors publish.
 """
@@ -184,7 +184,7 @@ class Allowed:
         Args:
             settings: the whole configuration.
             ignore: keys that the user chose to ignore.
-            more: keys that the family reads elsewhere, with their readers; they are checked here too.
+            more: further accepted keys, with their readers; they are checked but not returned.
 
         Raises:
             Refused: for an unknown key, or a value that is not accepted.

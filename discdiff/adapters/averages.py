@@ -4,7 +4,7 @@ Weights are at the top level, or under one of ``state_dict``, ``model_state_dict
 ``params``, ``network``, ``net``. Averages are under ``state_dict_ema``, ``ema_state_dict``, ``ema``, ``model_ema``,
 ``ema_model``, ``params_ema`` or ``shadow_params``. They may also be among the weights, with a prefix such as
 ``ema_model.``. Averages are a table of tensors, which may be nested under further such names, or a list in the order of
-the parameters. In JAX files a path with ``ema_params`` is the average of the path with ``params``.
+the parameters. In JAX files the path of an average is the weight's path with ``ema_params`` in place of ``params``.
 """
 
 import re
@@ -65,7 +65,7 @@ def weights_of(held: Mapping[str, Any], which: Which | None, where: str) -> tupl
         where: the name of the file, for errors.
 
     Raises:
-        Refused: if there are no weights of this kind, or the averages do not fit the weights.
+        Refused: if there are no weights of the kind ``which``, or the averages do not fit the weights.
     """
     found = _raw(held, where)
     beside = {name: part for name, part in found.items() if _JAX.fullmatch(name)}

@@ -1,4 +1,4 @@
-r"""Run a decoder of transformers in blocks: each block attends to itself and to the cached blocks before it.
+r"""Run a decoder of the package transformers: each block attends to itself and to the cached blocks before it.
 
     i attends to j    j clean                 j noisy
     i clean           b(j) <= b(i)            never
@@ -33,7 +33,7 @@ class BlockCausal(nn.Module):
         network: a model of transformers that returns ``.logits`` and takes masks (B, 1, N, M) for N queries and
             M keys.
         block: the block size.
-        shift: whether position i of the network predicts position i + 1. Logits are then moved to the position that
+        shift: whether position i of the network predicts position i + 1. If so, logits are moved to the position that
             they predict. The first site of a block gets the logits at the last clean token before the block. No logits
             predict position 0, so it keeps the logits that the network returns there.
         longest: the largest number of tokens, for a network with a table of positions; None if there is no limit.
@@ -51,7 +51,7 @@ class BlockCausal(nn.Module):
         self.network, self.block, self.shift, self.longest = network, block, shift, longest
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
-        """Return the logits of a sequence, causal between blocks.
+        """Return the logits of a sequence; each site attends to its own block and the blocks before it.
 
         Raises:
             ValueError: for more tokens than the network takes.
@@ -67,8 +67,8 @@ class BlockCausal(nn.Module):
     ) -> Float[Tensor, "B L C"]:
         """Return the logits of all noisy blocks of ``x`` in one call, for likelihoods and training.
 
-        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size: a number for all rows, or
-        one for each row, (B, 1).
+        Each noisy block attends to itself and to the clean tokens ``x0`` before it. ``block`` is the block size: a
+        number for all rows, or one for each row, (B, 1).
 
         Raises:
             ValueError: for more tokens than the network takes.

@@ -49,7 +49,9 @@ class Memory:
 
 
 class BlockTransformer(DiffusionTransformer):
-    """Diffusion transformer with attention causal between blocks; ``forward`` evaluates a whole sequence.
+    """Diffusion transformer whose sites attend to their own block and the blocks before it.
+
+    ``forward`` evaluates a whole sequence.
 
     Shapes: tokens are (B, L) in a sequence, (B, n) in a block and (B, P) in a prefix. The lengths of prefixes are (B,).
     Logits are (B, L, C) or (B, n, C), for C columns. Block sizes are (B, 1).
@@ -75,8 +77,8 @@ class BlockTransformer(DiffusionTransformer):
     ) -> Float[Tensor, "B L C"]:
         """Return the logits of all noisy blocks of ``x`` in one call, for likelihoods and training.
 
-        Each block attends to the clean tokens ``x0`` before it. ``block`` is the block size: a number for all rows, or
-        one for each row, (B, 1).
+        Each noisy block attends to itself and to the clean tokens ``x0`` before it. ``block`` is the block size: a
+        number for all rows, or one for each row, (B, 1).
 
         Raises:
             ValueError: if a block begins at a position that is not a multiple of ``clean``, the block size of ``x0``.
@@ -108,7 +110,7 @@ class BlockTransformer(DiffusionTransformer):
         """Append clean tokens to the prefix; the next evaluation puts them into the cache.
 
         Raises:
-            ValueError: if their number is not a multiple of the block size ``clean``.
+            ValueError: if the number of tokens is not a multiple of the block size ``clean``.
         """
         self._whole(torch.tensor(tokens.shape[1]))
         memory.pending = torch.cat([memory.pending, tokens], 1)
@@ -147,7 +149,7 @@ class BlockTransformer(DiffusionTransformer):
 
 
 class CausalBlockTransformer(BlockTransformer):
-    """Block transformer with causal attention between clean tokens, as BlockGen has for several block sizes.
+    """Block transformer with causal attention between clean tokens: BlockGen's network for several block sizes.
 
     ``forward`` evaluates a sequence as one block.
 

@@ -60,7 +60,8 @@ def built(settings: Settings, layers: int, of: type[nn.Module] = nn.Module) -> n
 
     Args:
         settings: the table.
-        layers: the largest accepted depth; for a file, its number of tensors, as each layer has at least one.
+        layers: the largest accepted depth. For settings from a file of weights this is the number of tensors in the
+            file, as each layer has at least one tensor.
         of: the network's class must be a subclass of this one.
 
     Raises:

@@ -29,13 +29,13 @@ class ByteNet(nn.Module):
         inner: the width within a layer.
         depth: the number of layers.
         kernel: the width of a convolution, odd.
-        period: the largest dilation, rounded down to a power of two. After the layer that has it, dilations start again
-            from 1.
+        period: the largest dilation, rounded down to a power of two. The layer after one
+            with this dilation has dilation 1 again.
         activation: "gelu" or "relu".
-        timed: whether the network takes a step k.
+        timed: whether the network takes a diffusion step k.
 
     Raises:
-        ValueError: if ``kernel`` is even, ``narrow`` is odd, or ``activation`` is neither of the two names.
+        ValueError: if ``kernel`` is even, ``narrow`` is odd, or ``activation`` is neither "gelu" nor "relu".
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class ByteNet(nn.Module):
 
         Args:
             x: (B, L) tokens.
-            step: (B,) the step k of each row, for a network that takes it.
+            step: (B,) the diffusion step k of each row; required if the network was made with ``timed=True``.
             input_mask: (B, L, 1) with 1 at tokens of the sequence and 0 at padding.
 
         Raises:
-            ValueError: if the network takes a step and none is given.
+            ValueError: if the network takes a step and ``step`` is None.
         """
         if self.timed and step is None:
             raise ValueError("ByteNet: this one is told the step, one whole number a row")
@@ -133,12 +133,12 @@ def _waves(step: Int[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
 
 
 def bytenet(shapes: Shapes, config: Settings, timed: bool) -> ByteNet:
-    """Make the network whose weights have these shapes.
+    """Make a ``ByteNet`` whose weights have the given shapes.
 
     Args:
         shapes: the shapes by the weights' names, without the files' prefix "module.".
         config: the authors' configuration, possibly empty. It gives ``r``, the largest dilation, and ``activation``,
-            which the shapes do not show. Both published configurations have 128 and gelu.
+            which the shapes do not show. Both published configurations have r = 128 and gelu.
         timed: whether the network takes a step.
 
     Raises:

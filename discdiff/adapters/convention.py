@@ -29,8 +29,8 @@ class Convention:
         family: the name of the checkpoint's family.
         process: the forward process that the network was trained for, with its schedule.
         predicts: the meaning of the output, as for ``Denoiser``.
-        columns: the width of the output. Its first V columns are used, one for each data token. For ratios its first S
-            columns are used, one for each state.
+        columns: the number of columns of the output. The first V are used, one for each data token. If the network
+            predicts ratios, the first S are used, one for each state.
         mask_source: where the mask's id was found, for instance "config.json".
         time: the time argument, as for ``Denoiser``; None if the network takes none or ignores it.
         time_scale: a factor for the time argument.
@@ -41,17 +41,18 @@ class Convention:
         ids: the name of the argument for tokens; "" for the first positional one.
         clock: the name of the argument for the time; "" for the second positional one.
         returns: "tensor", or "logits" if the network returns an object with this attribute.
-        attention: the ``attention_mask`` argument: None, "ones" (B, L), or "bidirectional". The last is an additive
-            mask of zeros (1, 1, L, L); it replaces a causal mask.
+        attention: the ``attention_mask`` argument: None, "ones" (B, L), or "bidirectional". The value
+            "bidirectional" stands for an additive mask of zeros (1, 1, L, L), which replaces a causal mask.
         longest: the largest number of tokens, without those of the frame; None if there is no limit.
         block: the block size of a network that was trained in blocks.
-        aligned: whether blocks begin at multiples of ``block``, also in the prompt; else they begin after the prompt.
-        autocast: the dtype of the computation; None for that of the weights.
+        aligned: True if blocks begin at multiples of ``block``, counted from the start of the prompt. False if the
+            whole prompt is one block and the others follow it.
+        autocast: the dtype of the computation; None for the dtype of the weights.
         weights: "raw", or "ema" for an exponential moving average of the weights.
         frame: ids of the start and the end token that the network was trained with, or None. A call with tokens x
             passes [start] x [end] to the network and returns the logits of x. Tokens and lengths exclude both ends,
-            which are never predicted. On an absorbing process x may include both ends in all rows; then nothing is
-            added, and the logits of every site are returned.
+            which are never predicted. On an absorbing process every row of x may already
+            include both ends. Then nothing is added, and the logits of every site are returned.
         files: the names of the weight files; "" if there are none.
         notes: other facts for the user, one line each.
     """
@@ -105,7 +106,7 @@ class Convention:
 
     @property
     def call(self) -> Call:
-        """The ``Call`` by which a ``Denoiser`` calls the network; ``Called`` adds what only checkpoints need."""
+        """The fields that tell a ``Denoiser`` how to call the network; ``Called`` uses the rest for checkpoints."""
         return Call(self.process, self.time, self.shift, self.unpredicted, self.scalar_time)
 
     def denoiser(self, network: nn.Module) -> "Loaded":
@@ -113,7 +114,7 @@ class Convention:
         return Loaded(network, self)
 
     def lines(self) -> dict[str, str]:
-        """Return the convention as printable text by name, for a person to check."""
+        """Return the convention as printable lines, for a person to check: the text of each line by its title."""
         process, mask = self.process, self.process.mask_id
         clock: str = self.time or "none"
         if self.time is not None and (self.time_scale != 1 or self.integer_time):
@@ -166,7 +167,7 @@ class Called(nn.Module):
 
         Raises:
             ValueError: for more tokens than the network takes.
-            TypeError: if the network does not return logits as in the convention.
+            TypeError: if the output's type or its number of columns differs from the convention's.
         """
         said, positional, named = self.convention, [], {}
         held = self._has_ends(x)
@@ -315,7 +316,7 @@ class Loaded(Denoiser):
         """The network as a module.
 
         Raises:
-            AttributeError: if ``calling`` replaced the network by a function that is not a module.
+            AttributeError: if the denoiser calls a function that is not a module, set by its method ``calling``.
         """
         if isinstance(self.fn, Called):
             return self.fn.network

@@ -28,12 +28,12 @@ __all__ = ["Cycles", "cycle_residual", "features", "loo_sensitivity", "sensitivi
 def loo_sensitivity(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int = 0) -> Float[Tensor, " B"]:
     """Measure how much a site's leave-one-out prediction changes if the site's own token is replaced.
 
-    In each row of x (B, L) one random site gets another random token. The result (B,) is a total variation in [0, 1].
-    It is 0 for an exact leave-one-out prediction. It is far from 0 for a network that was trained by cross-entropy but
-    is declared "loo".
+    In each row of x (B, L), noisy tokens at time t, one random site gets another random token. The result (B,) is a
+    total variation in [0, 1]. It is 0 for an exact leave-one-out prediction. It is far from 0 for a network that was
+    trained by cross-entropy but is declared "loo".
 
     Raises:
-        ValueError: on an absorbing process, whose noise is never a data token, or with a single data token.
+        ValueError: if the process is absorbing, as its noise is never a data token, or if there is only one data token.
     """
     process = check_denoiser(model, "loo_sensitivity").process
     process.check_states(x, "x")
@@ -67,7 +67,7 @@ def sensitivity_curve(
         A tensor (A, 2) for each reading. It holds, for every alpha, the mean over the batch and its standard error.
 
     Raises:
-        ValueError: for fewer than two rows, alphas out of range, or a process that ``loo_sensitivity`` refuses.
+        ValueError: for fewer than two rows, alphas outside (0, 1), or a process that ``loo_sensitivity`` refuses.
     """
     check_denoiser(model, "sensitivity_curve").check_data(x0, "x0")
     if len(x0) < 2:
@@ -114,7 +114,8 @@ def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int =
     r_i(v | z) is the model's ratio of the probability of z^{i<-v} to that of z.
 
     Raises:
-        ValueError: for a single site or data token, or if the model does not determine the ratio.
+        ValueError: if there is only one site or only one data token, or if the ratio does not follow from the model's
+            prediction.
     """
     process = check_denoiser(model, "cycle_residual").process
     process.check_states(x, "x")
@@ -157,8 +158,8 @@ def features(
 
     Raises:
         TypeError: if the function is not a module, or a module returns no tensor.
-        ValueError: for unknown names, survival probabilities out of range, or a module that does not run exactly once
-            a call.
+        ValueError: for unknown names, alphas outside (0, 1], or a module that does not run exactly once in a call of
+            the denoiser.
     """
     check_denoiser(model, "features")
     if not isinstance(model.fn, nn.Module):

@@ -1,4 +1,4 @@
-"""Load MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from folders of the hub or Lightning checkpoints."""
+"""Load MDLM, Duo, UDLM, SEDD, RADD, BD3LM, GIDD and BlockGen from hub folders or Lightning checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -42,9 +42,9 @@ def stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTransformer:
-    """Make a network with the sizes of the weights.
+    """Make a network whose weights have the given shapes.
 
-    A network in blocks without a time input gets a class with a cache of clean tokens.
+    If it was trained in blocks and takes no time, its class has a cache of clean tokens.
 
     Raises:
         Refused: if the configuration gives other sizes.
@@ -73,7 +73,7 @@ def shaped(shapes: Shapes, config: Settings, said: Convention) -> DiffusionTrans
 
 @dataclass(frozen=True)
 class HybridClock:
-    """GIDD's survival probability, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))), B = 2 p / (1 - p), p = ``p_uniform``.
+    """GIDD's schedule, alpha(t) = (1 - t) / (1 + B sqrt(t (1 - t))), B = 2 p / (1 - p), p = ``p_uniform``.
 
     Reference: GIDD (von Ruette et al., 2025, https://arxiv.org/abs/2503.04482).
     """

@@ -1,11 +1,11 @@
-r"""The diffusion transformer that MDLM, Duo, UDLM, SEDD, RADD, BD3LM and GIDD share, with their names for its weights.
+r"""The diffusion transformer that MDLM, Duo, UDLM, SEDD, RADD, BD3LM and GIDD share; its weights have their names.
 
     h <- h + g_1 W_o attention(R W_qkv m_1(norm(h)))        m(h) = (1 + scale) h + shift
     h <- h + g_2 mlp(m_2(norm(h)))
 
-The scales and shifts of m_1 and m_2 and the gates g_1 and g_2 are affine in an embedding of the time; without a time
-they are 0, 0 and 1. R rotates queries and keys by position. Attention is torch's own: bidirectional, or causal between
-blocks.
+The scales and shifts of m_1 and m_2 and the gates g_1 and g_2 are affine in an embedding of the time. Without a time
+scales and shifts are 0 and gates are 1. R rotates queries and keys by position. Attention is torch's own:
+bidirectional, or causal between blocks.
 
 References: DiT (Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748), as in SEDD (Lou et al., 2024,
 https://arxiv.org/abs/2310.16834) and MDLM (Sahoo et al., 2024, https://arxiv.org/abs/2406.07524); blocks as in BD3LM
@@ -36,8 +36,8 @@ class DiffusionTransformer(nn.Module):
         time_width: the width of the embedded time; None for a network without a time input.
         block: the block size; a site attends to its own block and the blocks before it. None for no blocks.
         norm_shift: whether norms have a shift in addition to their scale, as in RADD.
-        classes: the number of labels from which a row has one, as in UDLM. The empty label counts as one. None for a
-            network without labels.
+        classes: the number of class labels, as in UDLM; the empty label counts as one. Each row may get one label.
+            None for a network without labels.
 
     Raises:
         ValueError: if ``width / heads`` is not an even whole number, or there are classes but no time.
@@ -117,7 +117,8 @@ class DiffusionTransformer(nn.Module):
 class Ratios(nn.Module):
     r"""SEDD's network with log ratios as output, 0 at each site's own token.
 
-    If ``scaled``, as on an absorbing graph, the network's output y(v) for token v lacks a known term. It is added here:
+    If ``scaled`` is True, as for an absorbing graph, the network's output y(v) for token v lacks two known terms. They
+    are subtracted here:
 
         log r(v) = y(v) - log(e^sigma - 1) - log V        V + 1 the number of output columns
     """

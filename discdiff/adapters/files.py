@@ -33,7 +33,7 @@ class Files:
 
     Args:
         path: a folder with config.json and weights, or a .safetensors, .ckpt, .pt, .pth, .bin, .tar or .npz file.
-        file: the name of the file of weights in the folder, or of a folder in it. None for the usual files.
+        file: the name of a file of weights in the folder ``path``, or of a folder in it. None for the usual files.
         which: "raw" or "ema"; None for averaged weights if there are any.
         hub: fetches the base of an adapter if the base is not on this machine. None if this checkpoint is such a base;
             then it must not be an adapter itself.
@@ -41,7 +41,7 @@ class Files:
     Attributes:
         path: the given path.
         config, generation: contents of config.json and generation_config.json; empty for a single file. ``config``
-            omits the table ``text_config`` or ``dllm_config`` if it holds only the mask's id; ``mask_id`` reads it.
+            omits a table ``text_config`` or ``dllm_config`` that holds only the mask's id; ``mask_id`` still reads it.
 
     Raises:
         FileNotFoundError: if the path does not exist or has no weights.
@@ -154,7 +154,7 @@ class Files:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Copies of all weights by name, without wrappers' prefixes: raw ones or averages, as ``which`` decides."""
+        """Copies of all weights, or of their averages if ``which`` says so; names lack the prefixes of wrappers."""
         own = archives.owned(self._own[0], self.parts)
         if self.base is None:
             return own
@@ -209,7 +209,7 @@ class Files:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Ids by token from the tokenizer's files, or else from ``beside``."""
+        """Ids by token from the tokenizer's files, or else from ../vocab.txt, as in ``beside``."""
         return self._tokenizer.tokens or self.beside
 
     @cached_property

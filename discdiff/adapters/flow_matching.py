@@ -41,7 +41,7 @@ class Kappa(Schedule):
             ``alpha_t`` = kappa, ``sigma_t`` = 1 - kappa and ``d_alpha_t``, the derivative of kappa.
 
     Raises:
-        ValueError: if kappa does not increase to 1 at tau = 1, or sigma is not 1 - kappa, as for Gaussian paths.
+        ValueError: if kappa does not increase to 1 at tau = 1, or ``sigma_t`` is not 1 - kappa (Gaussian paths).
     """
 
     scheduler: Any
@@ -122,7 +122,7 @@ def flow_denoiser(
         model: called as model(x=x, t=tau, **extras) with tau (B,); returns (B, L, V) posterior probabilities of x1.
             All sites of a row get the same time, so infill is exact only if the source is a mask.
         process: from ``flow_process``.
-        logits: whether the model returns logits instead, as a network trained by cross-entropy does.
+        logits: whether the model returns logits and not probabilities, as a network trained by cross-entropy does.
         extras: further arguments of the model, the same for the whole batch.
         length: the sequence length, if the model accepts only one.
     """
@@ -144,7 +144,8 @@ class OperatorSolver:
         path: a mixture path.
         vocabulary_size: V, the number of tokens; a mask counts as one of them.
         source_distribution_p: (V,) the law of a noise token; required here, because it determines the process.
-        operator: one step, such as ``Ancestral()``. With a mask as source, ``DFM()`` has the law of the Euler solver.
+        operator: the operator of one step, such as ``Ancestral()``. With a mask as source, ``DFM()`` has the law of the
+            Euler solver.
 
     Raises:
         TypeError, ValueError: for an operator that is not a predictor, or a source that is not a law on V tokens.
@@ -212,18 +213,19 @@ class OperatorSolver:
             x_init: (B, L) tokens at the first time.
             step_size: the length of equal steps from the first to the last time; only the last step may be shorter.
                 None makes a step from each time of the grid to the next.
-            div_free: must be 0: stochasticity belongs to the operator (``DFM(eta)``, ``ReMDM``, a corrector after it).
+            div_free: must be 0. For more stochasticity give another operator: ``DFM(eta)``, ``ReMDM``, or one followed
+                by a corrector.
             dtype_categorical: ignored; draws are as exact as the model's output.
             time_grid: (N,) increasing times tau in [0, 1]; [0, 1] by default. If the last time is below 1, the tokens
-                keep the noise of that time; with the Euler solver they do not.
-            return_intermediates: return tokens (N, B, L) instead. For each time of ``time_grid`` they are the state of
-                the run that is nearest in time.
+                keep the noise of that time, unlike those of ``MixtureDiscreteEulerSolver``.
+            return_intermediates: whether to return tokens (N, B, L): for each time of ``time_grid``, the state of the
+                run at the nearest time.
             verbose: show a progress bar on standard error.
             seed: the key of the randomness; drawn from torch's global generator if None.
             model_extras: further arguments of the model.
 
         Raises:
-            ValueError: if tokens or times are out of range, or ``div_free`` is not 0.
+            ValueError: for unknown tokens, times that do not increase within [0, 1], or a ``div_free`` other than 0.
         """
         if div_free != 0:
             raise ValueError("OperatorSolver: div_free must be 0; give a stochastic operator, such as DFM(eta=1.0)")

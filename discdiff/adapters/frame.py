@@ -56,9 +56,10 @@ class Specials:
         return next((number for number in usual if number is not None), None)
 
     def usual(self, files: Files, rows: int, kind: str) -> int | None:
-        """Return the id of a kind's token by its usual name, or None.
+        """Return the id of the special token of a kind, found by its usual name, or None.
 
-        If the files list no tokens, the id comes from the shared vocabulary; the network must have as many ids.
+        If the files list no tokens, the id comes from ``ids``, provided that ``rows`` is the size of the shared
+        vocabulary.
         """
         if not files.tokens:
             return self.ids.get(kind) if self.rows == rows else None

@@ -1,13 +1,13 @@
 r"""Run a discrete scheduler of diffusers as an operator in this package's sampler.
 
-The scheduler's ``step`` runs unchanged, but ``choose`` makes its random draws (``torch_draws``). They are keyed by row.
-If the step draws only by ``torch.multinomial`` and ``torch.randint``, its draws can be enumerated. Then ``T.kernel``
-and ``T.law`` are exact, and ``T.check_operator`` checks the operator's claims. A step that draws by ``torch.rand``
-needs ``enumerable=False`` and is tested by chi-square.
+The scheduler's ``step`` runs unchanged, but ``choose`` makes its random draws (``torch_draws``). The draws are keyed by
+row. If the step draws only by ``torch.multinomial`` and ``torch.randint``, its draws can be enumerated. Then
+``T.kernel`` and ``T.law`` are exact, and ``T.check_operator`` checks the operator's claims. A step that draws by
+``torch.rand`` needs ``enumerable=False`` and is tested by chi-square.
 
-Of N equal steps, step n goes from t = 1 - n/N to 1 - (n+1)/N. A scheduler has its own survival probability; it must be
-that of ``Linear()``, as for ``DiscreteDDIMScheduler``, and the process must have this schedule. diffusers is not
-imported: any object with these methods works.
+Of N equal steps, step n goes from t = 1 - n/N to 1 - (n+1)/N. The scheduler and the process must both have the
+survival probability of ``Linear()``, 1 - t, as ``DiscreteDDIMScheduler`` does. diffusers is not imported: any object
+with the methods of its schedulers works.
 """
 
 import copy
@@ -123,8 +123,8 @@ class SchedulerStep(_Scheduled, Predictor):
 class SchedulerCorrection(_Scheduled, Corrector):
     """Run ``scheduler.step_correct`` at the state's time t, with one denoiser call.
 
-    t must be 1 - (n+1)/N for a step n of N, strictly between 0 and 1. At t = 0 nothing is done, as no step of a
-    scheduler begins there.
+    t must be 1 - (n+1)/N for a step n of N. At t = 0 the state stays as it is, as no step of a scheduler begins
+    there.
 
     Args:
         scheduler: a scheduler of diffusers; it is copied before every call and never changed.
@@ -134,8 +134,8 @@ class SchedulerCorrection(_Scheduled, Corrector):
         invariant: how well the corrector is claimed to keep p_t: "exact", "approximate" or "none". None for no claim.
 
     Raises:
-        ValueError: when called, if t = 1, where the corrector is not defined, or if t has the form above for no N up
-            to 4096.
+        ValueError: when called, if t = 1, where the corrector is not defined, or if t is not a fraction with a
+            denominator N of at most 4096.
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)

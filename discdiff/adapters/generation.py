@@ -45,12 +45,14 @@ def generate(
 
     The result is tokens (B, N) with N = P + ``max_new_tokens``. A call looks like this:
     ``generate(model, **tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"), max_new_tokens=64)``.
-    The new tokens are ``[:, P:]``. They equal those of ``Sampler``, or ``Blockwise``, with the same seed: they depend
-    on (seed, row) and not on the other rows. Consecutive rows of equal length are denoised together.
+    The new tokens are ``[:, P:]``. ``Sampler``, or ``Blockwise`` in blocks, draws the same ones with the same seed. The
+    tokens of a row depend on (seed, row) and not on the other rows. Consecutive rows of equal length are denoised
+    together.
 
-    A model that was trained between a start and an end token (``Convention.frame``) takes prompts between both ends, as
-    its tokenizer makes them. New tokens go between the prompt and the end token: they are ``[:, P - 1 : -1]``, and the
-    end token stays the last of every row. If prompts come without the ends, the result has no ends either.
+    A model that was trained between a start and an end token (``Convention.frame``) takes prompts that begin
+    and end with these two, as its tokenizer makes them. New tokens go between the prompt and the end token: they are
+    ``[:, P - 1 : -1]``, and the end token stays the last of every row. If prompts lack both tokens, the result lacks
+    them too.
 
     Args:
         model: a denoiser; one from ``load`` knows its block size.
@@ -58,24 +60,24 @@ def generate(
         attention_mask: (B, P) 0 for padding and 1 elsewhere, or bools.
         max_new_tokens: how many tokens to add to each prompt.
         operator: one step of the sampler, or an expression such as "ancestral >> gibbs(sites=2)".
-        steps: the number of steps, for each block if there are blocks. By default it is the number of new tokens, or
-            the block length.
+        steps: the number of steps for all new tokens, or for each block if there are blocks. By default it is the
+            number of tokens that are denoised at a time.
         block_length: the number of new tokens to denoise at a time. By default it is the block size that the model was
-            trained with; a model that was not trained in blocks denoises all new tokens at once. In blocks, such a
-            model sees noise at later positions (semi-autoregressive).
-        eos_token_id: end tokens; a row ends at the first of them, and the rest of it is padded.
+            trained with; a model that was not trained in blocks denoises all new tokens at once. If it gets a
+            ``block_length``, it sees noise at the positions after the block (semi-autoregressive).
+        eos_token_id: end tokens; a row ends at its first new end token, and the rest of the row is padded.
         pad_token_id: the padding token; by default the first one of ``eos_token_id``.
         seed: 64-bit key of the randomness; drawn from torch's global generator if None.
         listen: make every choice a Pyro site, as in ``Sampler.sample``. If rows are denoised together, the sites are
             named after the first of these rows, as in "row3/1.0.where".
-        token_type_ids: from some tokenizers; must be 0, as the network takes no second segment.
-        overflow_to_sample_mapping: from some tokenizers; must be 0 to B - 1: one row for each text.
-        special_tokens_mask, offset_mapping, length, overflowing_tokens, num_truncated_tokens: from some tokenizers;
-            ignored.
+        token_type_ids: an output of some tokenizers; must be 0, as the network takes no second segment.
+        overflow_to_sample_mapping: an output of some tokenizers; must be 0 ... B - 1, that is one row for each text.
+        special_tokens_mask, offset_mapping, length, overflowing_tokens, num_truncated_tokens: outputs of some
+            tokenizers; ignored.
 
     Raises:
-        TypeError, ValueError: if prompts are padded on the right, only some prompts have the ends, or the sampler
-            refuses an argument.
+        TypeError, ValueError: if prompts are padded on the right, only some prompts have the start and end token, or
+            the sampler refuses an argument.
     """
     check_denoiser(model, "generate")
     if isinstance(input_ids, Sequence) and len({len(row) for row in input_ids if isinstance(row, Sized)}) > 1:
