@@ -60,7 +60,8 @@ def native(
         name: the name of the class.
         settings: all settings of its configuration, checked by ``Allowed.read``.
         files: the checkpoint with its weights.
-        rename: maps the weights' names on disk to those of the class; it is first called with tensors without memory.
+        rename: returns the weights by the names that the class uses, given those on disk. It is called twice, first
+            with tensors on the meta device.
         trial: arguments of a trial call; by default ``input_ids`` of one token.
 
     Raises:
@@ -146,7 +147,7 @@ def _without(network: nn.Module, name: str, weights: Weights) -> None:
 
 
 def _joined(network: nn.Module, weights: Weights) -> Weights:
-    """Join the weights of experts: on disk each expert has its own, in the network they are one tensor."""
+    """Join the experts' weights: on disk each expert has its own tensors, in the network one tensor holds all."""
     found = dict(weights)
     for name, own in network.state_dict().items():
         for joint, parts in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
@@ -200,7 +201,7 @@ def _compared(network: nn.Module, name: str, weights: Weights) -> tuple[str, ...
 def _fill(network: Any, weights: Weights) -> None:  # noqa: ANN401
     """Insert the weights into the network, tied ones under all their names.
 
-    All get the dtype of most weights, except float32 where the class requires it.
+    Each weight gets the dtype that most weights have, or float32 where the class requires it.
 
     Raises:
         Refused: if tied weights differ, or weights are missing or not floating-point numbers.

@@ -28,7 +28,7 @@ def folder_or_file(path: Path) -> bool:
     """Return whether a path is a readable folder or a regular file; False if nothing is there.
 
     Raises:
-        Refused: if it is anything else: a fifo, a device, a loop of links, a folder without permission.
+        Refused: if the path is anything else: a fifo, a device, a loop of links, a folder without permission.
     """
     try:
         if path.is_dir():
@@ -48,9 +48,9 @@ class Hub:
 
     Attributes:
         revision: a branch, a tag or a commit; None for the default branch.
-        token: the access token for private repositories; None for that of the user's login.
+        token: the access token for private repositories; None for the token of the user's login.
         cache_dir: the folder for fetched files; None for the hub's default.
-        file: the only file or folder of weights to fetch; None for all.
+        file: the file or folder of weights to fetch, without any other weights; None to fetch all weights.
     """
 
     revision: str | None = None

@@ -117,9 +117,9 @@ class _Native:
         return (network, convention) if block is None else _in_blocks(network, convention, block)
 
     def _block(self, said: Settings, asked: Asked) -> int | None:
-        """Return the user's block size, else that of a family of blocks, else None.
+        """Return the user's block size, else the family's if it denoises in blocks, else None.
 
-        A family of blocks takes its size from the configuration, or else its default size.
+        A family that denoises in blocks takes the size from the configuration, or else its default size.
 
         Raises:
             Refused: if the user gives a block size for an encoder, or the configuration has one that the family does
@@ -164,7 +164,9 @@ def _longest(network: nn.Module) -> int | None:
 
 
 def masked(columns: int, mask: int, files: Files, asked: Asked, source: str) -> tuple[Process, tuple[int, ...]]:
-    """Return the masked process of a network with ``columns`` output columns, and the ids beyond the tokenizer.
+    """Return the masked process of a network with ``columns`` output columns; also the ids that the tokenizer lacks.
+
+    These ids are those above the tokenizer's largest, except the mask's.
 
     If the mask's id is the last column, it becomes the state V = ``columns`` - 1 after the data tokens. Any other mask
     id is one of the V = ``columns`` ids.

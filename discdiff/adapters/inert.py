@@ -76,13 +76,15 @@ class Inert:
 
 
 def load_inert(path: Path) -> object:
-    """Run torch.load(weights_only=True) with every foreign class replaced by an ``Inert`` one; return the contents.
+    """Load a file of torch.save without running its code: each object of a foreign class becomes an ``Inert``.
 
     Lightning checkpoints hold objects of many packages beside their weights. Refusing such files would lose the
-    weights; unpickling the objects would run foreign code. Tensors are memory-mapped if the file's format allows it.
+    weights; unpickling the objects would run foreign code. Torch loads the file with ``weights_only=True``. Tensors are
+    memory-mapped if the file's format allows it.
 
     Raises:
-        Refused: if the file is not one of torch.save, is damaged, or holds tensors that are not plain.
+        Refused: if torch.save did not write the file, if it is damaged, or if it holds special tensors,
+            such as quantized, sparse or nested ones.
     """
     held = size(path)
     with path.open("rb") as file:
@@ -187,7 +189,7 @@ def _stand_in(name: str, path: Path) -> _StandIn | None:
     """Make an inert class of that name; return None for a class that torch may construct itself.
 
     Raises:
-        Refused: if the name is that of tensors that are not plain.
+        Refused: if the name is that of quantized, sparse, nested or other special tensors.
     """
     if name in _ODD:
         raise Refused(f"{path.name} holds {_ODD[name]} ({name}); save its weights as plain tensors")
@@ -243,7 +245,7 @@ def plain(value: object) -> object:
     An object of OmegaConf is replaced by the value that it holds.
 
     Raises:
-        Refused: if it is nested too deeply or has too many parts, for instance if it contains itself.
+        Refused: if the configuration is nested too deeply or has too many parts, for instance if it contains itself.
     """
     return _plain(value, itertools.count(), 0)
 

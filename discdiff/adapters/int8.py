@@ -2,10 +2,11 @@ r"""Quantize the weights of denoisers to 8 bits, except those of modules that ge
 
     W_ij ~ s_i round(W_ij / s_i),  s_i = max_j |W_ij| / 127
 
-Only weights are rounded, with one scale s_i for each row i. Products use the dtype of the input, so nothing depends on
-the batch. (torch.ao's eager quantization is deprecated in torch 2.13, and its successor is a separate package tied to
-torch's version.) Modules that get only the time are few and affect every output, so they are not quantized. Their
-outputs are cached, because a sampler calls them with the times of its grid again and again.
+Only weights are rounded, with one scale s_i for each row i. Products use the dtype of the input, so the output for a
+sequence does not depend on the rest of its batch. (torch.ao's eager quantization is deprecated in torch 2.13, and its
+successor is a separate package tied to torch's version.) Modules that get only the time are few and affect every
+output, so they are not quantized. Their outputs are cached, because a sampler calls them with the times of its grid
+again and again.
 """
 
 import copy
@@ -69,16 +70,16 @@ def time_module(name: str) -> bool:
 
 
 def quantize(model: Denoiser, whole: Callable[[str], bool] = time_module, levels: int = 127) -> Denoiser:
-    """Return the same denoiser with int8 weights; the given one is not changed.
+    """Return a copy of a denoiser with int8 weights; the given denoiser is not changed.
 
     Args:
         model: a denoiser whose function is an ``nn.Module``.
-        whole: returns True for the name of a linear layer that is not to be quantized.
-        levels: the number of levels on either side of 0, at most 127.
+        whole: takes the name of a linear layer; returns True if the layer is not to be quantized.
+        levels: the number of integers on either side of 0 to which weights are rounded, from 1 to 127.
 
     Raises:
         TypeError: if the denoiser's function is not a module.
-        ValueError: if there is no layer to quantize, or ``levels`` is out of range.
+        ValueError: if there is no layer to quantize, or ``levels`` is not from 1 to 127.
     """
     levels = whole_number(levels, "quantize: levels", 1, 127)
     check_denoiser(model, "quantize")

@@ -27,7 +27,7 @@ class Asked:
 
     Attributes:
         mask_id, schedule, block, ignore, weights, network: as in ``load``.
-        mask_source: where ``mask_id`` is from; "given" if from the user.
+        mask_source: the source of ``mask_id``, such as "config.json"; "given" if the user passed it.
     """
 
     mask_id: int | None = None
@@ -80,8 +80,9 @@ def load(
     """Make a denoiser from files: recognise the family, infer its convention and print it on standard error.
 
     No code from the files runs. Configurations are read as JSON or YAML. Weights are read from safetensors, numpy
-    archives or torch files, whose foreign objects stay inert. If a folder has several files of weights, the usual name
-    is taken, else ``last``, else the file with the most steps. An adapter as PEFT saves it is merged into its base.
+    archives or torch files; objects of foreign classes in torch files are kept as data. If a folder has several files
+    of weights, one with a usual name such as model.safetensors is taken, else the file named ``last``, else the one
+    with the most training steps in its name. A LoRA adapter in PEFT's format is merged into the weights of its base.
 
     Args:
         source: a folder as ``save_pretrained`` writes it, a file of weights, or "owner/name" of a repository on the
@@ -90,11 +91,11 @@ def load(
         mask_id: the mask's id, if the files disagree or have none.
         schedule: the schedule for sampling; the family's own by default.
         block: the block size of a network that denoises in blocks, if its files do not have it.
-        network: your own network, for a folder that ``save`` wrote of it; it gets the weights.
+        network: your own network, if ``save`` wrote the folder from such a network; the weights are put into it.
         file: the name of the file of weights in the folder, or of a folder in it such as "checkpoint-500".
         weights: "raw" for the weights as trained, "ema" for their moving average; by default "ema" if the files have
             an average.
-        ignore: keys of the configuration that ``load`` refuses but that do not change this network.
+        ignore: keys of the configuration that ``load`` would refuse, but that you know not to change the network.
         dtype: the dtype to convert the weights to; unchanged by default.
         device: where to put the network.
         revision: a branch, a tag or a commit of a repository on the hub.
@@ -109,9 +110,9 @@ def load(
 
     Raises:
         FileNotFoundError: if ``source`` does not exist or has no weights.
-        TypeError: for an argument of another type.
-        ValueError: if no family recognises the files. Also if they are damaged, too large or quantized, do not fit the
-            family's network, or disagree on the mask's id; the text is "load: SOURCE (family NAME): FILE: ...".
+        TypeError: if an argument has a wrong type.
+        ValueError: if no family recognises the files. Also if the files are damaged, too large or quantized, do not
+            fit the family's network, or disagree on the mask's id. The text is "load: SOURCE (family NAME): FILE: ...".
         ImportError: if a needed package is missing.
     """
     asked = _asked(mask_id, schedule, block, ignore, weights, network)
@@ -212,7 +213,7 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
 
 
 def keep_settings(network: nn.Module, family: str, settings: Mapping[str, object], ignore: tuple[str, ...]) -> None:
-    """Store on a network, for ``save``, the settings that its family built it from, unless it already has some."""
+    """Store on a network the settings that it was built from, for ``save``; settings stored earlier are kept."""
     network.__dict__.setdefault("foreign_settings", (family, dict(settings), ignore))
 
 
@@ -220,17 +221,18 @@ def fit(network: nn.Module, weights: Mapping[str, Tensor], files: Files | None =
     """Put all weights into a network, converted to the dtype of its parameters.
 
     A network on the meta device (``with torch.device("meta"): network = ...``) takes no memory until it gets the
-    weights, so wrong sizes are reported before memory is used. Buffers that are not saved must be made on another
-    device.
+    weights, so wrong sizes are reported before memory is used. Buffers that are not in the ``state_dict`` get no values
+    from the weights, so they must be made on another device.
 
     Args:
         network: the network; weights must have the names and shapes in its ``state_dict``.
         weights: the weights by name.
-        files: the source of the weights, for the error.
+        files: the checkpoint that the weights are from; the error names its file.
 
     Raises:
-        Refused: if weights are missing, left over, or of another shape or kind; the error names them.
-        RuntimeError: if a buffer that is not saved is on the meta device.
+        Refused: if weights are missing or left over, have another shape, or are integers in place of floating-point
+            numbers or the reverse; the error names these weights.
+        RuntimeError: if a buffer that is not in the ``state_dict`` is on the meta device.
     """
     own = network.state_dict()
     both = sorted(own.keys() & weights.keys())

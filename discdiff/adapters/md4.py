@@ -5,16 +5,18 @@ r"""Load MD4's text networks from the arrays of its JAX training code.
 
 R rotates by position, and a is the activation of the gate. The scales and shifts of m_1 and m_2 and the gates g_1 and
 g_2 are affine in a(embedded time). A network without a time has scaled root-mean-square norms instead. The time t is
-that of the network's own schedule, for instance alpha = 1 - t; the authors stay 1e-4 away from both ends.
+that of the schedule with which the network was trained, for instance alpha = 1 - t. The authors keep t between 1e-4 and
+1 - 1e-4.
 
-An array is named by its path in the parameters, with "/" or "." between. In the authors' environment, save them by
+An array is named by its path in the tree of parameters; "/" or "." separates the parts of the path. In the authors'
+environment, save the arrays by
 
     flat = flax.traverse_util.flatten_dict({"ema_params": state.ema_params}, sep="/")
     numpy.savez("md4.npz", **flat)
 
-The arrays do not show everything. To give the rest, put a config.json (``config.to_json_best_effort()``) into the same
-folder. The defaults are ``mlp_type`` glu and ``noise_schedule`` linear. By default heads are as wide as the embedded
-time, else as the outer embeddings, else 64.
+The arrays do not show every setting. To give the others, put a config.json (``config.to_json_best_effort()``) into the
+same folder. The defaults are ``mlp_type`` glu and ``noise_schedule`` linear. The default width of a head is that of the
+embedded time. Without a time it is that of the outer embeddings, and without those 64.
 
 Reference: Simplified and Generalized Masked Diffusion for Discrete Data (Shi et al., 2024,
 https://arxiv.org/abs/2406.04329).
@@ -71,7 +73,7 @@ class GatedTransformer(nn.Module):
         hidden: the width of the gated layers.
         depth: the number of layers.
         time_width: the width of the embedded time; None for a network without a time input.
-        outside: the width of the embeddings, which a layer then maps to ``width``; None if they have ``width`` already.
+        outside: the width of the embeddings, which a layer maps to ``width``; None for embeddings of ``width``.
         gate: "glu", "swiglu" or "geglu".
 
     Raises:
@@ -185,7 +187,9 @@ def _waves(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
 
 
 def torch_names(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Return the averages, or else the weights, by the names used here; also return whether they are averages.
+    """Return MD4's arrays by the names of this module's network, and whether they are moving averages.
+
+    The moving averages of the weights are taken if there are any, else the weights.
 
     Raises:
         ValueError: for an array that MD4's text networks do not have, or a kernel that is not a matrix.

@@ -22,7 +22,7 @@ _OF_EXPERTS = r".*\.experts\..*"
 
 
 def unknown(files: Files, known: Mapping[str, tuple[str, ...]]) -> Refused:
-    """Make the error for files that no family recognises; it names their model and the nearest family.
+    """Make the error for files that no family recognises; its text names the files' model and the nearest family.
 
     Args:
         files: the checkpoint.

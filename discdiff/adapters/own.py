@@ -1,4 +1,7 @@
-"""Load networks that were trained with this package, from files of ``save_trained`` with a card in their metadata."""
+"""Load networks that were trained with this package, from files that ``save_trained`` wrote.
+
+The metadata of such a file hold a card: a description of the network, its process and its prediction.
+"""
 
 from dataclasses import fields
 from pathlib import Path
@@ -50,7 +53,7 @@ def _card(text: str, layers: int) -> Card:
 
     Args:
         text: the JSON text.
-        layers: the largest accepted depth. It is the number of weights in the file.
+        layers: the number of weights in the file, which is the largest accepted depth.
 
     Raises:
         ValueError: if the text is not a card, or sizes are out of range.
@@ -78,11 +81,12 @@ def _card(text: str, layers: int) -> Card:
 
 
 def load_trained(path: Path) -> Denoiser:
-    """Read a file of ``save_trained`` and return its denoiser, in float32 and evaluation mode.
+    """Read a file that ``save_trained`` wrote; return its denoiser, in float32 and evaluation mode.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is not in safetensors format, has no card, or its weights do not fit the card's network.
+        ValueError: if the file is not in safetensors format, its metadata hold no description of a network (a card), or
+            its weights do not fit that network.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")

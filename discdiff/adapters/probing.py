@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of ``probe``; printed, they take a line each."""
+    """The results of ``probe``, a ``Finding`` for each test; ``print`` writes one line for each."""
 
     found: tuple[Finding, ...]
 
@@ -67,14 +67,15 @@ class Findings:
 def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) -> Findings:
     r"""Test the declared convention of a denoiser against its outputs.
 
-    * **shift** compares the nats of hidden tokens, -log D(x0_i | x_t), with the nats if logits are read one position to
-      the left or right.
-    * **mask id** compares these nats with those that result if another id is used as the mask. Up to 8 ids are tried,
-      such as suppressed ids and ids that are absent from the data.
+    * **shift** compares the nats of hidden tokens, -log D(x0_i | x_t), with those that result if logits are read one
+      position to the left or right.
+    * **mask id** compares the nats of hidden tokens with those that result if another id is used as the mask. Up to 8
+      ids are tried, such as suppressed ids and ids that are absent from the data.
     * **time** tests whether the output changes with time at all, and compares the nats with those of other time
       arguments.
-    * **predicts** tests, if data tokens can be noise, whether the output of a site depends on the site's own token
-      (``sensitivity_curve``). The output of a denoiser does; that of a leave-one-out prediction does not.
+    * **predicts** tests whether the output at a site depends on the input token at that site
+      (``sensitivity_curve``). A denoiser's output depends on it; a leave-one-out prediction does not. The test needs a
+      process whose noise consists of data tokens.
 
     Args:
         model: the denoiser with its declared convention.
@@ -82,11 +83,12 @@ def probe(model: Denoiser, x0: Int[Tensor, "B L"] | None = None, seed: int = 0) 
         seed: the seed of the noise.
 
     Returns:
-        A finding for each test. It is "wrong" if another convention is better by 3 standard errors over the rows and,
-        where nats are compared, by .02 nats a token. "time" is also "wrong" if the output does not change with time.
+        A finding for each test. Its verdict is "wrong" if another convention is better by more than 3 standard errors
+        over the rows; where nats are compared, it must also be better by more than .02 nats a token. The verdict of
+        "time" is also "wrong" if the output does not change with time.
 
     Raises:
-        ValueError: for tokens out of range, or fewer than two rows.
+        ValueError: if ``x0`` has a token that is not a data token, or fewer than two rows.
     """
     check_denoiser(model, "probe")
     seed = whole(seed, "probe: seed", 0, LAST_SEED)

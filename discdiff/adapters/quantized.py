@@ -22,7 +22,7 @@ def check_settings(config: Settings) -> None:
     """Check that a configuration is not that of quantized weights.
 
     Raises:
-        Refused: if it is; the error names the method and a remedy.
+        Refused: if the weights are quantized; the error names the method and a remedy.
     """
     for table in (config, config.part("text_config")):
         for key in ("quantization_config", "compression_config"):
@@ -35,7 +35,7 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Check that no names or dtypes of tensors are those of quantized weights.
 
     Raises:
-        Refused: if some are; the error names the method and a remedy.
+        Refused: if the tensors are quantized weights; the error names the method and a remedy.
     """
     for name, tensor in tensors.items():
         method = next((one for one, ends in _NAMES.items() if re.search(rf"(^|\.)({ends})$", name)), None)

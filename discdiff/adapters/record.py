@@ -66,7 +66,7 @@ class _Kind:
 def described(value: object, where: str) -> dict[str, object]:
     """Return a process, a schedule or a schedule's function as a table that JSON can hold.
 
-    ``where`` says in errors what the value is.
+    ``where`` is the name of the value in errors.
 
     Raises:
         ValueError: if the value or a part of it cannot be written; the error names the part.
@@ -98,7 +98,7 @@ def _made(settings: Settings, of: tuple[type, ...], most: int) -> Any:  # noqa: 
 
 
 def known(settings: Settings, keys: set[str]) -> None:
-    """Raise ``Refused`` if a key is not in ``keys``, as it could change the meaning of the others."""
+    """Raise ``Refused`` if the settings have a key that is not in ``keys``; it could change what the others mean."""
     strange = sorted(settings.keys() - keys)
     if strange:
         raise settings.refused(
@@ -137,7 +137,7 @@ def _read_numbers(settings: Settings, key: str, most: int) -> Tensor | None:
 
 
 def table(settings: Settings, key: str) -> Tensor:
-    """Return the list of finite numbers at a key, or of such lists, as a vector or a matrix in float64.
+    """Return the value at a key in float64: a list of finite numbers as a vector, a list of such lists as a matrix.
 
     Raises:
         Refused: if the value is anything else.
@@ -261,7 +261,7 @@ def recorded(convention: Convention) -> dict[str, object]:
 
 
 def convention_of(settings: Settings, most: int) -> dict[str, Any]:
-    """Read a table of ``recorded``; return the arguments of its ``Convention`` by name.
+    """Read a table that ``recorded`` made; return the arguments of its ``Convention`` by name.
 
     Args:
         settings: the table.
@@ -277,7 +277,7 @@ def convention_of(settings: Settings, most: int) -> dict[str, Any]:
 
 
 def clock_of(settings: Settings, most: int) -> Schedule:
-    """Make a schedule from a table of ``described``; sizes are at most ``most``.
+    """Make a schedule from a table that ``described`` made; a size above ``most`` is refused.
 
     Raises:
         Refused: a ValueError, if the table does not describe a schedule.
@@ -287,7 +287,7 @@ def clock_of(settings: Settings, most: int) -> Schedule:
 
 
 def dtype_of(settings: Settings, key: str) -> torch.dtype | None:
-    """Return the floating-point dtype whose name is at a key; None if there is no name."""
+    """Return the floating-point dtype whose name is at a key; None if the key is missing or null."""
     name = settings.word(key, accepted=_DTYPES, default=None)
     return None if name is None else _DTYPES[name]
 

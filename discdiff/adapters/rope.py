@@ -78,7 +78,8 @@ def flat_rope(settings: Settings, partial: float | None = None, theta: float = 1
         theta: the default base.
 
     Raises:
-        Refused: if the configuration has both tables, a table and the rest of it disagree on a key, a key or a
+        Refused: if the configuration has both ``rope_scaling`` and ``rope_parameters``, or if ``rope_theta``
+            or ``partial_rotary_factor`` has one value in the given table and another outside it. Also if a key or a
             ``rope_type`` is unknown, or a number is not accepted.
     """
     if settings.get("rope_scaling") and settings.get("rope_parameters"):
@@ -117,7 +118,7 @@ def layered_rope(settings: Settings) -> dict[str, Any]:
 
 
 def layer_types(settings: Settings) -> list[str] | None:
-    """Return the type of attention of each layer; None if the configuration leaves it to the network."""
+    """Return the type of attention of each layer; None if the configuration has no ``layer_types``."""
     kinds = settings.items_of("layer_types")
     for kind in kinds:
         if kind not in _LAYERS:
@@ -131,11 +132,11 @@ def layer_types(settings: Settings) -> list[str] | None:
 def modernbert_rope(settings: Settings) -> dict[str, Any]:
     """Return the types and rotary bases of ModernBERT's layers.
 
-    Transformers 4.57 writes a period of layers with full attention and two bases; 5 writes ``layer_types`` and
-    ``rope_parameters``. Either is read, and the result has both.
+    Transformers 4.57 writes two rotary bases and a period: every so many layers, one has full attention. Version 5
+    writes ``layer_types`` and ``rope_parameters``. Either form is read, and the result has the keys of both.
 
     Raises:
-        Refused: if positions are scaled, or layers with full attention do not follow a period.
+        Refused: if positions are scaled, or the layers with full attention are not evenly spaced from the first on.
     """
     if settings.get("rope_scaling"):
         raise settings.refused("rope_scaling changes what the network computes and is not supported for ModernBERT")

@@ -1,7 +1,7 @@
 """Write a denoiser to a folder (``Denoiser.save``), and define the family by which ``load`` reads such folders.
 
     discdiff.json         the convention, the process and how the network is built
-    model.safetensors     its weights (in several files, if transformers writes them so)
+    model.safetensors     the network's weights (in several files, if transformers writes them so)
     config.json           the author's settings, if the network is of a class of transformers
 
 A network of this package is recorded by its name and arguments. A network of a class of transformers is rebuilt by its
@@ -46,9 +46,9 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
     """Save a model to a folder that ``load`` reads, as ``Denoiser.save`` does; return the folder's path.
 
     Raises:
-        TypeError: if an argument has another type.
-        FileExistsError: if ``folder`` is a file. Also if it is not empty, unless ``overwrite`` is True and the folder
-            holds a saved model.
+        TypeError: if an argument has a wrong type.
+        FileExistsError: if ``folder`` is a file, or a folder that is not empty. With ``overwrite=True`` a folder that
+            holds a saved model is replaced.
         ValueError: if a part of the model cannot be written; the error names it.
     """
     target = _free(folder, decided(overwrite, "save: overwrite"))

@@ -13,7 +13,7 @@ D = TypeVar("D")
 class Refused(ValueError):
     """Error for files that ``load`` does not accept.
 
-    The text names the file and the fault; ``load`` puts the path and the family before it.
+    The text names the file and the fault; ``load`` puts the path and the family before this text.
     """
 
 
@@ -51,7 +51,7 @@ class Settings(Mapping[str, object]):
         """Return the whole number at the first key that is present; it must be from ``least`` to ``most``.
 
         Raises:
-            Refused: a ValueError, if the value is anything else, or missing without a default.
+            Refused: a ValueError, if the value is anything else, or is missing and no default is given.
         """
         key, value = self._found(keys, default)
         try:
@@ -67,7 +67,7 @@ class Settings(Mapping[str, object]):
         """Return the number at the first key that is present; it must lie in an interval such as "[0, 1)".
 
         Raises:
-            Refused: a ValueError, if the value is anything else, or missing without a default.
+            Refused: a ValueError, if the value is anything else, or is missing and no default is given.
         """
         key, value = self._found(keys, default)
         try:
@@ -83,7 +83,7 @@ class Settings(Mapping[str, object]):
         """Return the value, True or False, at the first key that is present.
 
         Raises:
-            Refused: a ValueError, if the value is anything else, or missing without a default.
+            Refused: a ValueError, if the value is anything else, or is missing and no default is given.
         """
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, bool):
@@ -95,10 +95,12 @@ class Settings(Mapping[str, object]):
     @overload
     def word(self, *keys: str, accepted: Collection[str] = (), default: D) -> str | D: ...
     def word(self, *keys: str, accepted: Collection[str] = (), default: Any = ...) -> Any:
-        """Return the string at the first key that is present; it must be in ``accepted`` unless that is empty.
+        """Return the string at the first key that is present.
+
+        If ``accepted`` is not empty, the string must be in it.
 
         Raises:
-            Refused: a ValueError, if the value is anything else, or missing without a default.
+            Refused: a ValueError, if the value is anything else, or is missing and no default is given.
         """
         key, value = self._found(keys, default)
         if key is not None and not isinstance(value, str):
@@ -130,7 +132,7 @@ class Settings(Mapping[str, object]):
         return list(value)
 
     def refused(self, what: str) -> Refused:
-        """Make an error whose text begins with the name of this file; the caller raises it."""
+        """Make an error whose text begins with the name of the settings' file; the caller raises it."""
         return Refused(f"{self.file}: {what}")
 
     def _found(self, keys: tuple[str, ...], default: object) -> tuple[str | None, object]:

@@ -33,7 +33,7 @@ def matrix(shapes: Shapes, name: str, least: int = 1) -> tuple[int, int]:
 def depth(shapes: Shapes, prefix: str) -> int:
     """Count the layers: the different numbers after ``prefix`` in names such as "blocks.0.w1.weight".
 
-    That they are 0, 1, 2, ... is checked later, by ``fit``.
+    This function does not check that the numbers are 0, 1, 2, ...; ``fit`` does so later.
 
     Raises:
         Refused: if there are no layers.

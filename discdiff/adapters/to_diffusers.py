@@ -60,9 +60,9 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     rows are (B,).
 
     Args:
-        operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
+        operator: an expression such as "ancestral" or "remdm(eta=0.2)"; each step must take one denoiser call.
         process: "masked" or "uniform".
-        vocab_size: V; a mask id below V counts as one of the V ids.
+        vocab_size: V, the number of token ids; if the mask id is below V, the mask is one of them.
         mask_token_id: the mask of a masked process; V by default.
         schedule: an expression such as "Linear()" or "LogLinear(eps=0.001)".
         predicts: the meaning of the model's output, as for ``Denoiser``.
@@ -70,7 +70,8 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         block_length: the block length; only block pipelines read it.
 
     Raises:
-        ValueError: if the operator does not move in time with one denoiser call a step, or an argument is not accepted.
+        ValueError: if a step of the operator does not advance the time or does not take exactly one denoiser call. Also
+            if an argument is not accepted.
     """
 
     order = 1
@@ -169,9 +170,9 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             model_output: (B, L, C) logits, or log ratios, of the model at ``sample``.
-            timestep: the number of the step, from 0. A second step 0 in a run begins the next block.
+            timestep: the number of the step, from 0. If step 0 comes again in a run, it begins the next block.
             sample: (B, L) tokens.
-            mask_token_id: the pipeline's mask; it must be that of the process.
+            mask_token_id: the pipeline's mask id; it must be that of the process.
             temperature, top_k, top_p: truncation of the prediction, as in ``dd.Truncation``; temperature 0 takes the
                 most probable token.
             sampling_method: "multinomial" or "auto" to draw tokens; "greedy" for temperature 0.
@@ -182,8 +183,9 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return_dict: whether to return an object rather than a tuple.
 
         Raises:
-            TypeError, ValueError: if ``set_timesteps`` was not called, the timestep is unknown, tokens are out of
-                range, the mask is another one, or an option is out of range or decided by the operator.
+            TypeError, ValueError: if ``set_timesteps`` was not called, or the timestep is not one of its steps. Also
+                if a token is not a state of the process, ``mask_token_id`` is not the process's mask, or an option
+                is invalid or would overrule the operator.
         """
         number = whole(timestep, "step: timestep") + self._uncounted
         if not 0 <= number < len(self._grid) - 1:

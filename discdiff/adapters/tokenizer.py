@@ -22,12 +22,12 @@ def word_list(file: Path) -> dict[str, int]:
 
 
 class Tokenizer:
-    """A tokenizer's files: vocab.txt, vocab.json, tokenizer.json and those of added tokens.
+    """A tokenizer's files: vocab.txt, vocab.json, tokenizer.json and the files of added tokens.
 
     A missing value or null is ignored. A value of a wrong type raises an error that names the file and the key.
 
     Args:
-        folders: the folders of the files; if several folders have a file of one name, the first folder's is used.
+        folders: the folders of the files; if several folders have a file of the same name, that of the first is used.
     """
 
     def __init__(self, *folders: Path) -> None:

@@ -1,9 +1,9 @@
 r"""Run steps of other packages as operators: ``choose`` replaces torch's random functions.
 
 A step of another package draws by ``torch.multinomial``, ``randint`` and ``rand``. Inside ``Answered`` each such call
-is a named choice of the operator that runs the step. So its draws are keyed by (seed, row, step, site) and recorded as
-in any operator here. If they have finitely many values, the step's exact transition matrix can be enumerated. The rest
-of the step's code runs unchanged.
+is a named choice of the operator that runs the step. So the draws are keyed by (seed, row, step, site) and recorded as
+in any operator here. If each draw has finitely many values, the step's exact transition matrix can be enumerated.
+The rest of the step's code runs unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ class Uniforms(Choice):
 
 
 class Answered(TorchFunctionMode):
-    """Context in which torch's draws are choices of the operator at ``at``.
+    """Context in which torch's random functions return named choices of an operator.
 
     A choice is named by the function and the number of the draw, as in "rand1". Each draw must have the same number of
     values for every row of the state, in the order of the rows. Generators are ignored.
@@ -66,7 +66,8 @@ class Answered(TorchFunctionMode):
         at: the address of the operator.
 
     Raises:
-        ValueError: if a draw has another shape or is made by a function that is not supported.
+        ValueError: if the size of a draw is not a multiple of the number of rows, or a random function of torch is
+            called that is not supported.
     """
 
     def __init__(self, state: State, at: At) -> None:

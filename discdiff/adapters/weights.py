@@ -26,12 +26,12 @@ _SHOWN = 6
 def parts(folder: Path) -> list[Path]:
     """Return the weight files of a folder, which has several if the weights are in shards.
 
-    The first of the usual names is taken, else the only file of weights, else ``last``, else the file with the most
-    steps.
+    A file with a usual name, such as model.safetensors, is taken first. Without one, the only file of weights is taken,
+    else the file named ``last``, else the file with the most training steps in its name.
 
     Raises:
         FileNotFoundError: if the folder has no weights.
-        Refused: if shards are missing, or several files have no recognisable order.
+        Refused: if shards are missing, or if the names of several files do not show which is the newest.
     """
     for name in _HUB:
         found = _usual(folder, name)
@@ -95,7 +95,7 @@ def inside(name: object, what: str) -> str:
 def newest_folder(folder: Path) -> Path:
     """Return the folder of the weights: ``folder`` if it has weights, else one of its folders.
 
-    This is the last of checkpoint-500, checkpoint-1000, ..., else the last of DeepSpeed's global_step500, ..., else
+    That is the last of checkpoint-500, checkpoint-1000, ..., else the last of DeepSpeed's global_step500, ..., else
     "checkpoints" if that has weights. Without any of these ``folder`` is returned.
     """
     if weights_in(folder) or any(is_there(folder / name) for name in (*ADAPTERS, *_TRAINED)):
