@@ -207,7 +207,7 @@ def _staged(first: Operator, second: Operator, setting: Setting, now: float) -> 
 
 
 def after(law: Tensor, operator: Operator, setting: Setting, now: float) -> Tensor:
-    """Compute the law after a part of a composition, from the law before it.
+    """Compute the law of the state after an operator, from its law before it; ``now`` is the time before it.
 
     The law is multiplied by one matrix after another, which is cheaper than a product of matrices. For n repetitions
     the cheaper way is taken. Either the law is multiplied by the matrix n times, which costs N^2 each time, or the

@@ -85,8 +85,9 @@ class Convention:
         """Check the frame.
 
         Raises:
-            TypeError, ValueError: if the frame is not two ids or holds the mask. Also if ``shift`` is True, as the
-                logits between the ends would predict the end token and not the first token.
+            TypeError, ValueError: if the frame is not two ids or holds the mask. Also if there is a frame and
+                ``shift`` is True: the logits at the sites of x would predict the tokens from its second one to
+                the end token, but not its first.
         """
         if self.frame is None:
             return

@@ -74,7 +74,7 @@ def plain_uniform(logits: Tensor, z: Tensor, alpha_t: float, alpha_s: float) -> 
 
 
 def plain_unmask(logits: Tensor, z: Tensor, count: int) -> Tensor:
-    """Reveal in plain torch the ``count`` masks of each row with the highest maximal probability."""
+    """Reveal ``count`` masks a row, those whose most probable token has the highest probability; in plain torch."""
     vocab = logits.shape[-1]
     p = logits.softmax(-1)
     sites = p.amax(-1).masked_fill(z != vocab, -1).topk(count, -1).indices

@@ -39,9 +39,9 @@ LARGEST = 1 << 32  # the largest number of columns that a draw can distinguish
 class Process(Renamed, ABC):
     """Forward process on one site; a wrong size or schedule raises TypeError or ValueError.
 
-    A site has S states. A concrete score has C columns. Data hold n different tokens (n,). Shapes: tokens (B, L), laws
-    at all sites (B, L, n) or (B, L, C), matrices (S, S) or (n, S). At N chosen sites states and survival probabilities
-    are (N,) and rows (N, V), (N, C) or (N, S). A time is a float, (B,) or (B, L).
+    A site has S states. A concrete score has C columns. Data hold n different tokens; ``data_tokens`` (n,) lists
+    them. Shapes: tokens (B, L), laws at all sites (B, L, n) or (B, L, C), matrices (S, S) or (n, S). At N chosen sites:
+    states (N,), survival probabilities (N,), and rows (N, V), (N, C) or (N, S). A time is a float, (B,) or (B, L).
 
     Args:
         vocab_size: V, the number of columns of a prediction.
