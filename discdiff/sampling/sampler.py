@@ -53,7 +53,7 @@ class Sampler:
         time: instead of both, the time at which a corrector runs once.
 
     Raises:
-        TypeError: if the model is not a Denoiser, or the operator has no predictor. With ``time`` it must have none.
+        TypeError: for a model that is no Denoiser, or an operator without predictor (with one, if ``time`` is given).
         ValueError: for a model of another process, an operator that is not defined on ``process``, or an invalid grid.
     """
 
