@@ -1,7 +1,7 @@
 """Checks of arguments: whole numbers, real numbers, arrays, devices, and sizes that fit in memory.
 
-Every public number goes through ``whole`` or ``real``. Scalars of numpy and torch are numbers; bools, strings and NaN
-are not; a fraction is not a whole number. The error names the argument, the accepted values and the given one.
+Every public number goes through ``whole`` or ``real``. Scalars of numpy and torch count as numbers; bools, strings and
+NaN do not. A fraction is not a whole number. An error names the argument, the accepted values and the given value.
 """
 
 import math
@@ -60,10 +60,10 @@ def wholes(values: object, name: str, least: int | None = None, most: int | None
 
 
 def listing(values: object, name: str) -> list[Any]:
-    """Return a sequence or an array of one axis as a list.
+    """Return a sequence, or an array with one axis, as a list.
 
     Raises:
-        TypeError: for a string, a value that cannot be iterated, or an array of more axes.
+        TypeError: for a string, a value that cannot be iterated, or an array with another number of axes.
     """
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} must be a sequence, got {shown(values)}")
@@ -71,7 +71,7 @@ def listing(values: object, name: str) -> list[Any]:
 
 
 def several(values: object, name: str, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
-    """Return a whole number, or a sequence of them, as a tuple.
+    """Return a tuple of whole numbers from one whole number or a sequence of whole numbers.
 
     Raises:
         TypeError: if a number is not whole.
@@ -196,7 +196,7 @@ def extent(batch: object, length: object) -> tuple[int, int]:
     """Check the batch size B and the length L of a prior, and return (B, L) as ints.
 
     Raises:
-        TypeError, ValueError: if one is not a whole number >= 0, or B L numbers exceed this machine's memory.
+        TypeError, ValueError: if B or L is not a whole number >= 0, or B times L numbers exceed this machine's memory.
     """
     size = whole(batch, "prior: batch", 0), whole(length, "prior: length", 0)
     affordable(size[0] * size[1], f"prior: {size[0]} rows of length {size[1]}")
@@ -211,7 +211,7 @@ def check_tokens(x: object, name: str) -> None:
 
 
 def check_ids(x: Tensor, name: str, accepted: str, wrong: Tensor) -> None:
-    """Raise ValueError if ``wrong`` is True for an id in x (B, L); the error names the first row and position."""
+    """Raise ValueError if ``wrong`` (B, L) is True anywhere; the error gives the first wrong id in x and its place."""
     if bool(wrong.any()):
         row, site = wrong.nonzero()[0].tolist()
         raise ValueError(f"{name}: row {row}, position {site} holds {int(x[row, site])}; accepted ids: {accepted}")
@@ -257,7 +257,7 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
 
 
 def renamed(owner: str, name: str, now: Mapping[str, str]) -> AttributeError:
-    """Return the error for a name that ``owner`` lacks; for an old name, a key of ``now``, it gives the new one."""
+    """Return the error for a name that ``owner`` lacks; if ``now`` maps it to a new name, the error gives both."""
     return AttributeError(f"{owner}.{name} is now {now[name]}" if name in now else f"{owner} has no attribute {name!r}")
 
 

@@ -36,7 +36,7 @@ class Denoiser(Renamed):
         time: the time argument: "t", "sigma" (-log alpha), "alpha", or None.
         shift: whether the logits at position i predict position i + 1, as in models made from autoregressive ones.
         suppress: ids that are never predicted.
-        scalar_time: whether fn takes only one time for each row. Then frozen sites cannot be marked as clean, and
+        scalar_time: whether fn takes only one time for each row. If so, frozen sites cannot be marked as clean, and
             infill is approximate unless the process is absorbing.
         length: the sequence length, if the model accepts only one.
         time_dtype: dtype of the time argument; torch's default dtype if None.
@@ -116,14 +116,14 @@ class Denoiser(Renamed):
     def check_data(self, x: Int[Tensor, "B L"], name: str, given: Bool[Tensor, "B L"] | None = None) -> None:
         """Raise ValueError unless x is data without the start and end tokens that the function adds itself.
 
-        If ``given`` is not None, only its sites are checked.
+        If ``given`` is not None, only sites where it is True are checked.
         """
         data = x if given is None else x.where(given, self.process.data_tokens[0])
         self.process.check_data(data, name)
         self._check_ends(x, name, given)
 
     def check_states(self, x: Int[Tensor, "B L"], name: str) -> None:
-        """Raise ValueError unless x holds states; on an absorbing process, start and end tokens raise it too."""
+        """Raise ValueError unless x holds states; on an absorbing process, start and end tokens are refused too."""
         self.process.check_states(x, name)
         if self.process.absorbing:  # on other processes noise may equal an end
             self._check_ends(x, name, None)
@@ -165,7 +165,7 @@ class Denoiser(Renamed):
     def given(self, context: Context, length: int | None = None) -> "Denoiser":
         """Return the same model with a context: clean tokens before the block, or another extra input.
 
-        ``length`` is the number of sites of its sequences, or None if it accepts any.
+        ``length`` is the number of sites that the new model accepts, or None if it accepts any number.
         """
         other = copy.copy(self)
         other.context, other.call = context, replace(self.call, length=length)
@@ -174,7 +174,7 @@ class Denoiser(Renamed):
     def condition(self, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> "Denoiser":
         """Return the denoiser of p(x_A | x_B) for the moving sites A; the other sites B hold the clean tokens of x0.
 
-        Its sequences consist of the sites A alone.
+        The sequences of the new denoiser consist of the sites A alone.
 
         Args:
             x0: (L,) or (B, L) tokens; those of moving sites are ignored.
@@ -196,8 +196,8 @@ class Denoiser(Renamed):
     def marginal(self, moving: Bool[Tensor, " L"], seed: int = 0) -> "Denoiser":
         """Return the denoiser of p(x_A) for the moving sites A; the other sites hold one draw of noise.
 
-        Its sequences consist of the sites A alone. The output of an exact network does not depend on noise at time 1,
-        so the draw does not matter.
+        The sequences of the new denoiser consist of the sites A alone. If the network is exact, the draw does not
+        matter, as the output does not depend on noise at time 1.
 
         Args:
             moving: (L,) the sites A.
@@ -253,7 +253,7 @@ class Denoiser(Renamed):
 
     @property
     def scores_at_once(self) -> bool:
-        """Whether ``autoregressive`` uses ``score``, which evaluates two tokens for each site instead of L."""
+        """Whether ``autoregressive`` uses the network's ``score``, which evaluates two tokens a site, not L."""
         fn, context = self.fn, self.context
         return isinstance(context, CachedPrefix | None) and isinstance(fn, Cached) and hasattr(fn, "score")
 
@@ -310,7 +310,7 @@ class Denoiser(Renamed):
     def with_schedule(self: D, schedule: Schedule) -> D:
         """Return the same model with another schedule.
 
-        fn still gets times of its own schedule, namely those at which its alpha is the same.
+        fn still gets times of the schedule it was trained with: those at which that schedule has the same alpha.
         """
         other = copy.copy(self)
         other.process, other.call = self.process.with_schedule(schedule), replace(self.call, schedule=schedule)

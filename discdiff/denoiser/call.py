@@ -86,7 +86,7 @@ class Call:
         return argument.expand(len(t), -1)
 
     def __call__(self, fn: Network, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], fresh: bool = False) -> Tensor:
-        """Call the function on a copy of x (B, L) at times t (B, L), or on x if ``fresh``; it may edit its input."""
+        """Call the function, which may edit its input, on a copy of x (on x itself if ``fresh``) at times t (B, L)."""
         time = self.argument(t.expand(len(x), -1))
         if time is not None and (time.data_ptr() == t.data_ptr() or not time.is_contiguous()):
             time = time.clone()
@@ -111,7 +111,7 @@ class Call:
 def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     """Return the states of tokens (B, L) at time 0.
 
-    If a state is a pair (token, source), its source is a different token, as a pair of equal ones may count as hidden.
+    If a state is a pair (token, source), its source is a different token, as a pair of equal tokens may mean "hidden".
     """
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 

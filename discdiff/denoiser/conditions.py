@@ -6,8 +6,9 @@ A denoiser that takes a time for every site also gives every conditional and mar
     conditional   the sites B hold clean tokens, time 0    p(x_A | x_B)
     marginal      the sites B hold noise, time 1           p(x_A), B summed out
 
-At time 0 a site is known exactly; at time 1 its state carries no information. For an exact network both laws are exact.
-On an absorbing process the states show which sites are noise, so any masked denoiser works.
+At time 0 a site is known exactly; at time 1 its state carries no information. If the network is
+exact, so are the conditional and the marginal law. On an absorbing process the states show which sites are noise, so
+any masked denoiser works.
 
 Reference: UniDiffuser, one model of all these laws with a time for each modality (Bao et al., 2023,
 https://arxiv.org/abs/2303.06555).
@@ -30,7 +31,7 @@ class HeldSites(Context):
     """Context for some sites of a longer sequence; the other sites have fixed states and times.
 
     Attributes:
-        rows: (B,) ids of the rows; if there is only one, it is used for every id.
+        rows: (B,) ids of the rows; if there is only one row, it is used for every id.
         moving: (L,) the sites whose logits are returned.
         states: (B, L) the states of the other sites; those of moving sites are ignored.
         time: (L,) the times of the other sites.

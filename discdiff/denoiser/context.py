@@ -72,7 +72,7 @@ class Context(ABC):
     Shapes of a call for R of the rows: row ids (R,), a block x (R, n), its times t (R, n) or broadcastable to it.
 
     Attributes:
-        rows: (B,) ids of the rows; if there is only one, it is used for every id.
+        rows: (B,) ids of the rows; if there is only one row, it is used for every id.
     """
 
     rows: Int[Tensor, " B"]
@@ -112,10 +112,10 @@ class ShownPrefix(Growing):
     """Prefixes that the network evaluates in every call, at time 0; sites after the block, if any, have time 1.
 
     Rows with prefixes of equal length are evaluated together, as a network without a cache has no padding. If torch has
-    lazy copies, a call for all rows copies only the block, and the prefix is copied once for each block.
+    lazy copies, the prefix is copied once for each new block; a call for all rows then copies only the block.
 
     Args:
-        rows: (B,) ids of the rows; if there is only one, it is used for every id.
+        rows: (B,) ids of the rows; if there is only one row, it is used for every id.
         length: (B,) the number of valid tokens of each prefix.
         tokens: (B, P) the prefixes, as states.
         future: (B, L) noise for the sites after the block, for a network that takes only whole sequences; or None.

@@ -14,7 +14,7 @@ __all__ = ["Counter"]
 
 @dataclass
 class Counter:
-    """Call a denoiser and measure the NFE; operators call it only through this object.
+    """Call a denoiser and count the function evaluations (NFE); operators call a denoiser only through this object.
 
     ``nfe`` counts batched calls, ``nfe_rows`` (B,) the calls that include each row, and ``queries`` the tokens
     evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.

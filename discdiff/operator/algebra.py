@@ -10,7 +10,7 @@ t to s; a *corrector* stays at its time. The exact kernel of a composition follo
     kernel(when(f, A, B))       = kernel(A) if f(t) else kernel(B)
 
 In ``A >> B`` operators left of the predictor run at t and those right of it at s. A step has exactly one predictor on
-every path; composing two raises TypeError.
+every path; composing two predictors raises TypeError.
 """
 
 import math
@@ -43,15 +43,15 @@ class Operator(ABC):
     The attributes are claims; the test suite checks them against the exact law of the operator.
 
     Attributes:
-        order: a predictor's order of convergence: of the total variation error of the last law, with exact predictions,
-            on a grid away from the ends of time. It is the least over processes and data.
+        order: a predictor's order k, the least over processes and data. With exact predictions and N equal steps on an
+            interval inside (0, 1), the total variation error of the law at its end falls as N^-k.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
         nfe: the expected number of denoiser calls of a step.
         enumerable: False if its choices have no finite tree, as with a random number of jumps. Then ``theory.kernel``
-            raises an error that names it.
-        width: the number of slots of a step that it takes; above 1 only if it draws a name more than once.
+            raises an error that names the operator.
+        width: the number of slots that it takes in a step; above 1 only to reuse a name, as names differ in a slot.
         reads: the sites whose leave-one-out it needs at the time of its state: "shown", sites that hold tokens;
-            "hidden", sites that it hides first where the process can; "noisy", sites that hold noise; None, no site.
+            "hidden", sites that it first hides on an absorbing process; "noisy", sites with noise; None, no site.
         remembers: whether it uses the state before this step. Then the states are not a Markov chain.
     """
 
@@ -124,15 +124,15 @@ class Predictor(Operator):
 
 
 class Staged(Predictor):
-    """Predictor of two parts; the second part finds the state before the first part in ``state.past``.
+    """Predictor that runs two parts in turn; in the second, ``state.past`` is the state before the first part.
 
-    The exact kernel is the product of the two kernels over pairs of states, so its tree stays small.
+    The exact kernel is a product of two kernels on pairs of states. So no tree of choices spans both parts.
     """
 
     @property
     @abstractmethod
     def stages(self) -> tuple[Predictor, Predictor]:
-        """The two parts; each runs over the whole interval."""
+        """The two parts; each is run from t to s."""
 
     @property
     def nfe(self) -> float | None:
@@ -177,7 +177,7 @@ class Then(Operator):
 
     @property
     def order(self) -> float | None:
-        """The predictor's order, as a lower bound, if the corrector leaves p_t exactly invariant; else None."""
+        """The predictor's order, a lower bound for the composition's, if the corrector keeps p_t exactly; else None."""
         if not self.moves:
             return None
         predictor, corrector = (self.left, self.right) if self.left.moves else (self.right, self.left)
@@ -322,7 +322,7 @@ class When(Operator):
 
     @property
     def nfe(self) -> float | None:
-        """The branches' nfe if they agree; else None, as the grid decides how often the condition holds."""
+        """The nfe of both branches if it is the same; else None, as the grid decides how often each branch runs."""
         return self.yes.nfe if self.yes.nfe == self.no.nfe else None
 
     @property

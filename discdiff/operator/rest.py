@@ -39,7 +39,7 @@ class _Applicable(Protocol):
 def rests(operator: _Applicable, model: Denoiser, t: float) -> bool:
     """Return whether a corrector is skipped at time t.
 
-    It is if all sites are clean then and the model does not determine their leave-one-out.
+    It is skipped if all sites are clean at t and the model does not determine their leave-one-out.
     """
     if operator.moves or operator.reads is None:
         return False

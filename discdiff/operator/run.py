@@ -1,11 +1,11 @@
 r"""Random choices of a run: ``choose`` is the only source of randomness.
 
-An operator is a program of random choices named "step.slot.name", in a loop "step.slot.name@turn". A choice has three
-uses:
+An operator is a program of random choices named "step.slot.name", or "step.slot.name@turn" in a loop. A
+choice has three uses:
 
     sampling                its value is drawn as a function of (seed, row, step, slot, name, position)
     ``pyro.poutine.trace``  the value and its log-probability are recorded; ``replay`` sets values
-    ``theory.kernel``       every possible value is tried: the exact transition matrix
+    ``theory.kernel``       every possible value is tried, which gives the exact transition matrix
 
 The distribution carries the key of its randomness, so a run needs no handler. All threads share Pyro's handler stack.
 So a run ignores handlers unless it is called with listen=True, and only one run listens at a time.
@@ -46,12 +46,12 @@ class Run:
 
     Attributes:
         seed: the 64-bit key of the randomness.
-        model: the denoiser with its counts of calls.
+        model: the denoiser, in a ``Counter`` of its calls.
         rows: (R,) ids of the rows of this run.
         log_prob: (B,) the summed log-probability of all choices made, or None if it is not recorded.
-        faults: GPU flags of bad rows, checked once at the end of the run.
-        fuse: whether a kernel may replace several choices when nothing records them.
-        listen: whether choices are Pyro sites, which handlers can read and change. The caller holds ``listening()``.
+        faults: flags on a GPU that say whether logits were invalid, read once at the end of the run.
+        fuse: whether one compute kernel may make several choices at once when none of them is recorded.
+        listen: whether choices are Pyro sites, which handlers can read and change; needs a ``listening()`` block.
         info: the values that operators reported in the last step, by name; each (B,) float64, NaN where a row has none.
     """
 
@@ -80,9 +80,9 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
-        """Yield the run of the n-th block of rows (R,), with its own seed.
+        """Yield a run, with its own seed, for the n-th block of the rows with ids ``rows`` (R,).
 
-        Names of its Pyro sites begin "name/". Its denoiser calls are added to the counts of this run.
+        The names of its Pyro sites begin with ``name`` and a slash. Its denoiser calls also count in this run.
         """
         counts = replace(self.model, denoiser=model, _last=None)
         with under(name, self.listen):
@@ -90,7 +90,7 @@ class Run:
         self.model.nfe, self.model.queries = counts.nfe, counts.queries
 
     def copy(self) -> "Run":
-        """Return a run of the same seed whose counts begin at this run's and then change separately."""
+        """Return a run with the same seed and a copy of the counts; calls of one run then leave the other unchanged."""
         calls = replace(self.model, nfe_rows=self.model.nfe_rows.clone())
         log_prob = None if self.log_prob is None else self.log_prob.clone()
         return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={})
@@ -98,7 +98,7 @@ class Run:
     def begin(
         self, tokens: Int[Tensor, "B L"], t: float, s: float | None = None, step: int = 0, frozen: Tensor | None = None
     ) -> "tuple[State, At]":
-        """Return the state of tokens (B, L) at time t, and the address of a step from t to s, by default t."""
+        """Return the state of tokens (B, L) at time t, and the address of a step from t to s; s None means t."""
         at = At(self.model.denoiser.process, self, t, t if s is None else s, step)
         return State(tokens, t, self.rows, frozen), at
 
@@ -110,7 +110,7 @@ class Run:
             )
 
     def finish(self, tokens: Int[Tensor, "B L"], what: object) -> None:
-        """Raise ValueError if the last tokens (B, L) of the operator ``what`` hold a mask, or logits were invalid."""
+        """Raise ValueError if the last tokens (B, L) hold a mask, made by operator ``what``, or logits were invalid."""
         self.check_faults()
         mask_id = self.model.denoiser.process.mask_id
         if mask_id is not None:
@@ -144,7 +144,7 @@ _ONE, _listener = threading.RLock(), threading.local()
 
 
 def alone() -> contextlib.AbstractContextManager[object]:
-    """Hold the lock of listening runs and enumerations, so that those of other threads wait.
+    """Hold the lock of listening runs and enumerations, so that other threads wait before they start one.
 
     Pyro's handlers must be installed before the run. If several threads listen, each must install its handlers within
     this block:
@@ -157,7 +157,7 @@ def alone() -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Let Pyro's handlers see the choices in this block; first wait until other threads have left theirs.
+    """Let Pyro's handlers see the choices in this block; first wait until no other thread is in such a block.
 
     Raises:
         RuntimeError: if the thread is inside such a block already.
@@ -178,7 +178,7 @@ def listening() -> Iterator[None]:
 def while_listening(
     held: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a decorator for sampling functions that runs a call with ``listen=True`` inside ``held()``.
+    """Make a decorator for sampling functions; a call with ``listen=True`` then runs inside ``held()``.
 
     ``held`` is ``listening`` or ``alone``. A call without ``listen=True`` runs under ``torch.no_grad()`` instead.
     """
@@ -196,7 +196,7 @@ def while_listening(
 
 @contextlib.contextmanager
 def under(name: str, listen: bool) -> Iterator[None]:
-    """Prefix the names of Pyro sites with "name/" if ``listen``, so that several runs of a call have unique names."""
+    """Prefix the names of Pyro sites with "name/" if ``listen``, so that names from several runs in one call differ."""
     with scope(prefix=name) if listen else contextlib.nullcontext():
         yield
 
@@ -220,7 +220,7 @@ class At:
     def predict(self, state: State, time: float | Float[Tensor, "B 1"] | None = None) -> Prediction:
         """Call the denoiser on a state at its own time, or at ``time``, a float or (B, 1); frozen sites get time 0.
 
-        The call is counted. If ``state.seen`` holds the prediction and ``time`` is None, it is returned without a call.
+        The call is counted. If ``time`` is None and ``state.seen`` is set, ``state.seen`` is returned without a call.
         """
         if state.seen is not None and time is None:
             return state.seen
@@ -232,8 +232,8 @@ class At:
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
         """Return alpha at a time: a float, or a float64 tensor (1, L) if every position has its own schedule.
 
-        For times (B, 1) it is a tensor (B, 1) or (B, L). If the schedule is learned and gradients are enabled, it is a
-        differentiable tensor (1, 1).
+        For times (B, 1) the result is a tensor (B, 1) or (B, L). If the schedule is learned and gradients are enabled,
+        the result at a float time is a differentiable tensor (1, 1).
         """
         schedule, time = self.process.schedule, learned(time)
         if isinstance(time, Tensor):
@@ -257,7 +257,7 @@ class At:
         return rank
 
     def report(self, state: State, **values: Tensor) -> None:
-        """Report named values, (R,) with one number for each row of the state, to ``on_step`` of ``Sampler.sample``."""
+        """Report named values, each (R,) with one number a row of the state, to ``on_step`` of ``Sampler.sample``."""
         index = state.rows - self.run.model.first_row
         for name, value in values.items():
             rows = self.run.model.nfe_rows
@@ -265,12 +265,12 @@ class At:
             told[index] = value.detach().double()
 
     def watch(self, state: State) -> Watch:
-        """Return the ``Watch`` that reports bad numbers at this state; logits are checked without it."""
+        """Return the ``Watch`` that reports bad numbers at this state; logits are checked in any case."""
         return Watch(state.rows, self.run.faults)
 
     @property
     def fused(self) -> bool:
-        """Whether a kernel may replace several choices, as no single choice is recorded or seen by a handler."""
+        """Whether one compute kernel may make several choices at once; False if choices are recorded or Pyro sites."""
         return self.run.fuse and self.run.log_prob is None and not self.run.listen
 
     def moved(self, slots: int) -> "At":

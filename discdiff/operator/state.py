@@ -21,10 +21,10 @@ class State:
         t: the time of the sites that are not frozen.
         rows: (B,) ids of the rows. They key the randomness, so a row keeps its id in every sub-batch.
         frozen: (B, L) sites that never change and are clean (a prompt), or None if there are none.
-        past: an earlier state of the same rows, for an operator or a second stage that uses it.
+        past: an earlier state of the same rows, if an operator uses it; else None.
         seen: the prediction made at this state, or None. Its use costs no further denoiser call.
         step: the number of steps made.
-        run: the ``Run`` that made it, with its seed and counts; None inside a step.
+        run: the ``Run`` that made this state, with its seed and counts; None inside a step.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -46,7 +46,7 @@ class State:
         return replace(self, tokens=tokens, t=self.t if t is None else t, seen=None)
 
     def after(self, before: "State", seen: Prediction | None = None) -> "State":
-        """Return this state with ``past`` set to the state before it and the prediction made there."""
+        """Return this state with ``past`` set to ``before``, which holds ``seen``, the prediction made at it."""
         return replace(self, past=replace(before, past=None, seen=seen))
 
     def select(self, which: Int[Tensor, " R"]) -> "State":

@@ -6,7 +6,7 @@ Three quantities describe the same posterior of site i given z. Each converts to
     leave-one-out  O(v) = p(x0_i = v | z without z_i)          optimum of the plug-in ELBO of a uniform process
     concrete score r(v) = p_t(z with z_i = v) / p_t(z)         optimum of score entropy
 
-    D(v) ~ O(v) q_t(z_i | v)                 rank one: a single number a site, O(v) w^{1(v = z_i)}
+    D(v) ~ O(v) q_t(z_i | v)                 rank one: D(v) ~ O(v) w^{1(v = z_i)}, one number w a site
     c = O Q_t,  r(v) = c(v) / c(z_i)         rank one: c = alpha O + b_t
     O = c Q_t^{-1},  c(v) = r(v) / sum_u r(u)
 
@@ -18,9 +18,9 @@ Where the conversions hold:
 * D to O: wherever z_i rules out no token. As alpha -> 1 the evidence grows as 1 / (1 - alpha), and O has about
   -log10(1 - alpha) correct digits fewer than the small entries of D. In log space nothing else is lost. D does not
   determine O at alpha = 1, at a revealed site of an absorbing process, or where q_t(z_i | v) = 0 for some token v. The
-  conversion is an error there.
+  conversion raises an error there.
 * O to D, O to r: for every alpha from 0 to 1. At alpha = 1 the result is the limit: the token itself, if O allows it.
-* r to O: the error of r is divided by alpha: 1e-7 in r is 1e-3 in O at alpha = 1e-4. At alpha = 0 it is an error.
+* r to O: the error of r is divided by alpha: 1e-7 in r is 1e-3 in O at alpha = 1e-4. At alpha = 0 it raises an error.
 
 References: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765); SEDD (Lou et al., 2024,
 https://arxiv.org/abs/2310.16834).
@@ -97,7 +97,7 @@ class Prediction(Renamed):
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
-        """The logits of the denoiser, (B, L, V); if they come from a head, it runs at every site."""
+        """The logits of the denoiser, (B, L, V); if a head computes them, it runs at every site."""
         return self.output.logits()
 
     # --- the three meanings, normalised -------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class Prediction(Renamed):
         """The leave-one-out prediction log O, (B, L, V).
 
         Raises:
-            ValueError: if the prediction does not determine it at some site, such as a revealed site of a masked
+            ValueError: if the prediction does not determine O at some site, such as a revealed site of a masked
                 process; the error names the site.
         """
         return self._spread(self._everywhere.loo).log_softmax(-1)
@@ -158,14 +158,14 @@ class Prediction(Renamed):
     def loo_everywhere(self) -> kernels.Rows | None:
         """Return rows of the leave-one-out prediction O at every site, without checks.
 
-        The caller must not use a row where O is undefined. The result is None if no kernel can read O directly: if a
-        head computes the logits, the conversion needs whole rows, or the prediction is truncated.
+        The caller must not use a row where O is undefined. The result is None if a head computes the
+        logits, the conversion needs whole rows, or the prediction is truncated: no kernel can then read O directly.
         """
         rows = to_loo(self, said_rows(self, None), self.x.flatten(), self.alpha.flatten())
         return rows if rows.convert is None and self.truncate is None else None
 
     def truncated(self, truncate: Truncate) -> "Prediction":
-        """Return the same prediction with its LOO changed by ``truncate`` whenever it is read.
+        """Return the same prediction with ``truncate`` applied to its leave-one-out at each reading.
 
         Raises:
             ValueError: if the prediction is truncated already.

@@ -71,7 +71,7 @@ class Between(Bridge):
 
         x_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else x_s = x_t
 
-    It needs a rank-one process with a constant noise law.
+    The process must be of rank one with a constant noise law.
 
     Args:
         weight: the weight of the exact posterior, in [0, 1].
@@ -147,8 +147,8 @@ class ReMDM(Bridge):
 def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[Tensor, "B L C"]:
     """Return log sum_v D(v) q(x_s | x_t, v), the bridge averaged over the denoiser D, (B, L, C).
 
-    With ``Exact`` it is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out. It computes one
-    bridge for each data token, so it is for small V only.
+    With ``Exact`` the result is the exact one-site reverse marginal, equal to the plug-in of the leave-one-out. One law
+    is computed for each data token, so this function is for small V only.
     """
     process, x = prediction.process, prediction.x
     d = prediction.denoiser.double().exp()

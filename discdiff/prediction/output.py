@@ -22,11 +22,11 @@ class Output:
         head: maps hidden states (n, D) of some sites to logits (n, V).
         shift: whether the logits at position i predict position i + 1.
         suppress: columns that are never predicted.
-        batch_rows: (R,) the selected batch rows of the source; all in order by default. A selection copies no logits.
+        batch_rows: (R,) the selected batch rows of ``source``; None for all in order. A selection copies no logits.
         version: torch's count of in-place writes to the source at construction; None if torch does not count them.
 
     Raises:
-        ValueError: if rows are requested after the source was written to in place.
+        ValueError: if rows are requested after ``source`` was changed in place.
     """
 
     source: Float[Tensor, "B L _"]
@@ -48,7 +48,7 @@ class Output:
             place: the batch row (N,) and the position (N,) of each site; None for all sites.
 
         Raises:
-            ValueError: if the source was written to in place.
+            ValueError: if ``source`` was changed in place.
         """
         self._refuse_rewritten()
         head = None if self.head is None else _as_convert(self.head)
@@ -56,7 +56,7 @@ class Output:
         return replace(rows, hidden=self.suppress)
 
     def logits(self) -> Float[Tensor, "B L V"]:
-        """Return all logits (B, L, V); raises ValueError if the source was written to in place."""
+        """Return all logits (B, L, V); raises ValueError if ``source`` was changed in place."""
         self._refuse_rewritten()
         if self.head is None and not self.shift and not self.suppress and self.batch_rows is None:
             return self.source
@@ -76,7 +76,7 @@ class Output:
 
 
 def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """Move each output of (B, L, D) from position i to i + 1, the position it predicts; position 0 keeps its own."""
+    """Move each output of (B, L, D) from position i to i + 1, the position it predicts; position 0 keeps its output."""
     return torch.cat([source[:, :1], source[:, :-1]], 1)
 
 

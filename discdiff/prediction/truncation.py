@@ -3,16 +3,16 @@ r"""Temperature and truncation of the prediction, as a guide that works with eve
     O'(v)  ~  O(v)^{1/T} on the tokens that are kept
 
 It changes the leave-one-out prediction O, the law of fresh tokens. Bridges, rates and acceptances are computed from O',
-so a step is exact for the tempered prediction; the samples no longer follow the data's law. For a single site their law
-is p0^{1/T}, normalised, for any number of steps. A kernel needs one or two operations a logit for it, and finds the
-threshold without sorting.
+so a step is exact for the tempered prediction; the samples no longer follow the data's law. With a single site they
+follow p0^{1/T}, normalised, for any number of steps. A kernel tempers and cuts with one or two operations a logit, and
+finds the threshold without sorting.
 
 ``of="denoiser"`` is for comparison and is what most code does: it tempers and cuts D. The resulting O' is
 
     log O'(v) = log O(v) / T + (1/T - 1) log w(z) 1(v = z) + const
 
 so the evidence of the site's own token is sharpened as well. On an absorbing process a hidden site has no evidence, and
-both are the same.
+both settings of ``of`` give the same law.
 
 References: top-k (Fan et al., 2018, https://arxiv.org/abs/1805.04833), nucleus (Holtzman et al., 2020,
 https://arxiv.org/abs/1904.09751), min-p (Nguyen et al., 2024, https://arxiv.org/abs/2407.01082); temperature on the
@@ -39,15 +39,15 @@ class Truncation:
     Args:
         temperature: T. At 0 the most probable token is taken, or one of those that tie for it.
         top_k: keep the k most probable tokens.
-        top_p: of the tokens that ``top_k`` keeps, keep the most probable, as few as have this share of their mass.
+        top_p: keep the fewest most probable tokens that hold this share of the mass of the tokens kept by ``top_k``.
         min_p: keep tokens of at least this share of the largest probability.
-        of: which prediction is changed: "loo", the leave-one-out; or "denoiser", the denoiser's, for comparison.
+        of: which law is changed: "loo", the leave-one-out O; or "denoiser", the posterior D, for comparison.
 
-    Tokens that tie with the last one kept are kept too.
+    Tokens that tie with the least probable kept token are kept too.
 
     Raises:
         ValueError: if the temperature is negative, ``top_k`` below 1, ``top_p`` or ``min_p`` outside [0, 1], or ``of``
-            is neither of the two.
+            is neither "loo" nor "denoiser".
     """
 
     temperature: float = 1.0
@@ -67,7 +67,7 @@ class Truncation:
             raise ValueError(f"Truncation: of must be 'loo' or 'denoiser', got {self.of!r}")
 
     def rows(self, rows: kernels.Rows) -> kernels.Rows:
-        """Return the rows of logits with the temperature, and with a threshold below which tokens are cut."""
+        """Return the rows of logits with the temperature and a threshold; tokens below the threshold are cut."""
         if self.temperature == 0:
             return replace(rows, floor=kernels.threshold(rows, top_k=1))
         rows = replace(rows, temperature=self.temperature)

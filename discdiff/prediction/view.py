@@ -20,7 +20,7 @@ __all__ = ["View", "said_rows", "to_loo"]
 
 
 def said_rows(said: "Prediction", place: tuple[Tensor, Tensor] | None) -> kernels.Rows:
-    """Return a prediction's unconverted rows at ``place`` (at all sites if None), with the mask's column hidden."""
+    """Return a prediction's unconverted rows at ``place`` (at all sites if None), without the mask's logit."""
     rows, mask = said.output.rows(place), said.process.mask_id
     return rows if mask is None or mask >= said.process.vocab_size else replace(rows, hidden=(*rows.hidden, mask))
 
@@ -150,8 +150,8 @@ class View:
 
             R(z -> v) = Q(v, z) c(v) / (alpha c(z))
 
-        Here c is the law ``conditional``. If noise never leads to a site's state, its rates are 0. Whole rows are
-        computed; on a process of rank one ``RankOne.exit`` is cheaper.
+        Here c is the law ``conditional``. At a site whose state noise cannot produce, all rates are 0. Whole rows
+        are computed; on a process of rank one ``RankOne.exit`` is cheaper.
         """
         process, x = self.prediction.process, self.x
         alpha = self.alpha.clamp(min=1e-290)  # at alpha = 0 the limit
@@ -174,8 +174,8 @@ class View:
     def reverse(self, alpha_s: Survival, alpha_t: Survival | None = None) -> Sites:
         """Return the exact one-site reverse marginal log p(z_s^i | z_t), (N, C).
 
-        It is the bridge with the leave-one-out O in place of x0. The bridges averaged over the denoiser give the same
-        law. ``alpha_t``, if given, is used instead of the survival probability at which O was computed.
+        It is the exact bridge q(z_s | z_t, x0) with O in place of x0. That bridge, averaged over the denoiser D, gives
+        the same law. ``alpha_t``, if given, is used instead of the survival probability at which O was computed.
 
         Raises:
             ValueError: if the leave-one-out O is undefined at a chosen site.
@@ -192,7 +192,7 @@ class View:
         """The log of the conditional law c = O Q_t, c(v) = p_t(z_i = v | other sites), of each site, (N, C).
 
         Raises:
-            ValueError: if the leave-one-out is undefined at a chosen site, as at a revealed site of a masked denoiser.
+            ValueError: if the leave-one-out is undefined at a chosen site, such as a revealed site of a masked process.
         """
         # alpha is found here: rows are first read without a graph, and what is cached there would have no gradient
         loo, process, x, alpha = self.loo.rows, self.prediction.process, self.x, self.alpha
@@ -215,7 +215,7 @@ class View:
 
     @cached_property
     def reading(self) -> kernels.Reading:
-        """The results of reading the leave-one-out once: its log-sum-exp, and each own token's log-probability."""
+        """Two results of one reading of O: each site's log-sum-exp, and the log-probability of the site's own token."""
         return self.loo.known(at=self._own)
 
     @property
@@ -247,7 +247,7 @@ class View:
         The result is None if the process is not of rank one, or O is not read directly from logits.
 
         Raises:
-            ValueError: if the leave-one-out is undefined at a site into whose state noise leads.
+            ValueError: if the leave-one-out is undefined at a site whose state noise can produce.
         """
         rank_one, alpha = self.prediction.process.rank_one, self.alpha.clamp(min=1e-290)
         if rank_one is None:

@@ -89,7 +89,7 @@ class Program:
         grad mode is off. If sites are enumerated, the tokens of all combinations are returned, (*combinations, B, L).
 
         Raises:
-            TypeError, ValueError: if the seed is not a whole number of 64 bits, or ``Sampler.sample`` raises one.
+            TypeError, ValueError: for a seed or another argument that ``Sampler.sample`` refuses.
         """
         seed = seeded(seed, "program: seed")
         code = _Code(self._base(length or self.sampler.model.length or 1)) if self.coded else None

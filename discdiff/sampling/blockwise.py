@@ -56,13 +56,15 @@ class Blockwise:
             {size: probability} one size is drawn for each row.
         steps: the number of equal steps from t = 1 to 0 in each block; a block of one site takes one step.
         grid: instead of ``steps``, decreasing times from 1 to 0.
-        window: the largest number of tokens that the network gets, block included. Of a longer prefix it gets the last
-            tokens. Positions count from the start of the window. A cache is filled again for each block, by one call.
+        window: the largest number of tokens that the network gets, with the block. Of a longer prefix only
+            the last tokens are used. Positions count from the start of the window. With a window, each block fills a
+            cache anew, by one call.
         future: whether the network also gets noise for the sites after the block, up to the full length. Networks that
             were trained on whole sequences need this. It is always True if the model accepts only one length.
 
     Raises:
-        TypeError, ValueError: if ``Sampler`` raises one, a size is not a positive integer or ``window`` is too small.
+        TypeError, ValueError: if ``Sampler`` refuses an argument, a size is not a positive integer, or the window
+            is too small.
     """
 
     def __init__(

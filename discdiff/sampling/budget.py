@@ -24,8 +24,8 @@ def predictor_corrector(
 ) -> Sampler:
     r"""Make a sampler with equal steps that takes at most ``nfe`` denoiser calls.
 
-    As many steps as possible have a corrector. Let a predictor step take p calls, and all corrector moves after a step
-    c calls. The sampler takes
+    As many steps as possible have a corrector. Let a predictor step take p calls, and the ``repeats`` corrector
+    moves after it c calls in total. The sampler takes
 
         N = floor((nfe - c n) / p) steps, of which n = floor((nfe - p) / (p + c)) are corrected
 
@@ -33,16 +33,16 @@ def predictor_corrector(
 
     Args:
         process, model: as for ``Sampler``.
-        predictor, corrector: the parts of a step; both must declare their calls.
+        predictor, corrector: the parts of a step; both must have a known ``nfe``.
         nfe: the budget, at least p.
         repeats: corrector moves after a corrected step.
-        corrected: "first" corrects the first n steps, as published, so the tokens drawn at t = 0 are final. "last"
-            corrects the last n steps, also the one to t = 0, after which no noise removes errors. Then the model must
-            determine the leave-one-out at t = 0.
+        corrected: "first" corrects the first n steps, as in the paper, so the tokens drawn at t = 0 are final. "last"
+            corrects the last n steps, with the step to t = 0. No later step removes errors made there, and the model
+            must determine the leave-one-out at t = 0.
 
     Raises:
         TypeError: if the predictor does not move in time, or the corrector does.
-        ValueError: if the budget is below one predictor step, or an operator does not declare its calls.
+        ValueError: if the budget is below one predictor step, or an operator's ``nfe`` is None.
 
     Reference: Uniform Diffusion Models Revisited (2026, https://arxiv.org/abs/2605.22765).
     """
@@ -69,7 +69,7 @@ def predictor_corrector(
 
 @dataclass(frozen=True)
 class After:
-    """Condition that holds in the steps that start at a time t > ``time``, for ``when``."""
+    """Condition for ``when``: True in steps that start at a time t > ``time``."""
 
     time: float
 

@@ -60,7 +60,7 @@ class Cascade:
             device: where to sample; by default where the first model's parameters lie.
 
         Raises:
-            TypeError, ValueError: unless ``lengths`` holds two whole numbers of at least 1, or if a stage raises one.
+            TypeError, ValueError: unless ``lengths`` is two whole numbers >= 1, or if a stage refuses an argument.
         """
         batch, first_row = check_rows("sample", batch, first_row)
         lengths = wholes(lengths, "sample: lengths", 1)

@@ -53,8 +53,8 @@ class Sampler:
         time: instead of both, the time at which a corrector runs once.
 
     Raises:
-        TypeError: if the model is not a Denoiser, or the operator has no predictor; with ``time``, if it has one.
-        ValueError: if the processes differ, the operator is not defined on this one, or the grid is invalid.
+        TypeError: for a model that is no Denoiser, or an operator without predictor (with one, if ``time`` is given).
+        ValueError: for a model of another process, an operator that is not defined on ``process``, or an invalid grid.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Sampler:
             yield from acting(self.operator, t, s, t)
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
-        """Yield (step number from 1, t, s) for every step; a corrector alone makes one, from t to t."""
+        """Yield (step number from 1, t, s) for every step; a corrector alone makes one step, from t to t."""
         for step, (t, s) in enumerate(itertools.pairwise(self.grid * 2 if len(self.grid) == 1 else self.grid), start=1):
             yield step, t, s
 
@@ -205,7 +205,7 @@ class Sampler:
             until: stop after this step, counted from 1. ``Samples.state`` continues the run.
             resume: continue from ``Samples.state`` of a run that stopped. The tokens are the same as without the stop.
             on_step: called after each step as on_step(step, state, info); the run stops if it returns False. ``info``
-                holds what operators reported (``At.report``), (B,) each by name.
+                maps names to the values (B,) that operators reported with ``At.report``.
 
         Raises:
             ValueError: for wrong shapes, ids outside the vocabulary, logits that are NaN or without mass, or a mask

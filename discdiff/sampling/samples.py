@@ -75,7 +75,7 @@ class Samples:
         return state
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the fields; a run holds functions, which need not be picklable."""
+        """Return the fields without the run, as its functions may not be picklable."""
         return {name: value for name, value in vars(self).items() if name != "_state"}
 
     def framed(self) -> Int[Tensor, "B N"]:
@@ -94,7 +94,7 @@ class Samples:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write all fields to a safetensors file, with the numbers in its metadata.
+        """Write all fields to a safetensors file; fields that are numbers go into its metadata.
 
         Raises:
             ValueError: if the folder does not exist.
