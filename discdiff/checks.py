@@ -181,7 +181,7 @@ def placed(device: object, name: str) -> torch.device:
 
 
 def affordable(numbers: int, what: str) -> None:
-    """Raise ValueError, before any allocation, if so many numbers of 8 bytes exceed this machine's memory."""
+    """Raise ValueError if ``numbers`` numbers of 8 bytes exceed this machine's memory; call it before allocating."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
     if numbers * 8 > has:
         raise ValueError(

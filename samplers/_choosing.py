@@ -110,7 +110,7 @@ def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, 
 
 
 def compare(one: Sites, other: Sites, divergence: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " N"]:
-    """Compute a divergence of log-probabilities between two predictions at the same N sites, (N,), in chunks."""
+    """Compute ``divergence`` of the log-probabilities of two predictions at the same N sites, (N,), chunk by chunk."""
     size = max(1, (1 << 16) // one.rows.width)
     parts = [divergence(one.log_probs(n, size), other.log_probs(n, size)) for n in range(0, len(one.rows), size)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=one.where.device)

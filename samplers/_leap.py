@@ -26,7 +26,9 @@ __all__ = ["Leap", "jump", "own_probability"]
 
 
 class Leap(Predictor):
-    """Step with frozen rates; a subclass gives the probability of a jump, and the step to time 0 is ancestral.
+    """Base class of steps with frozen rates; a subclass gives the probability of a jump.
+
+    The step to time 0 is ancestral.
 
     Shapes: tokens, rates and probabilities (B, L).
     """
@@ -40,7 +42,7 @@ class Leap(Predictor):
         return self.probability(rate)
 
     def exit(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival, own: Float[Tensor, "B L"]) -> Exit:
-        """Compute exit rates from O(z) at each site's own token; by default those of the reverse process."""
+        """Compute ``Exit`` at each site from ``own``, its O(z); by default with the rates of the reverse process."""
         return process.exit(x, alpha, own)
 
     def most(self, process: RankOne, x: Int[Tensor, "B L"], alpha: Survival) -> Exit:

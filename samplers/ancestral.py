@@ -40,11 +40,11 @@ class Ancestral(Predictor):
 def reverse_step(
     state: State, where: Bool[Tensor, "B L"], at: At, look: float | None = None, to: float | None = None
 ) -> State:
-    """Draw the chosen sites from their reverse marginals, from the state's time to another.
+    """Draw the chosen sites from their reverse marginals for a step from the state's time to the time ``to``.
 
     Args:
         state: the state at the start.
-        where: (B, L) the sites that may move.
+        where: (B, L) the chosen sites.
         at: the process, run and address of the operator.
         look: the time given to the denoiser; the state's own if None.
         to: the time at the end; ``at.s`` if None.

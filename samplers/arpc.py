@@ -134,7 +134,9 @@ _DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Guided:
-    """Hold in step i of equal steps, from 0, if i >= warmup and (i - warmup) % period = 0; never in the last.
+    """Condition that holds in step i of equal steps if i >= warmup and (i - warmup) % period = 0, for ``when``.
+
+    Steps are counted from 0. In the last step the condition never holds.
 
     Raises:
         ValueError: in a call, at a time at which none of the equal steps begins.

@@ -59,12 +59,12 @@ class ForwardBackward(Corrector):
 
 @dataclass(frozen=True)
 class TauForwardBackward(Corrector):
-    """Let all sites follow R + Rbar, frozen, for a length h of -log alpha; one denoiser call.
+    """Let all sites jump with frozen forward plus reverse rates for a length h of -log alpha; one denoiser call.
 
-    At time 0 it is the identity: the reverse rates are not finite there, so frozen rates would leave noise.
+    At time 0 it is the identity: the reverse rates are not finite there; frozen rates would add noise that stays.
 
     Args:
-        h: the length, in units in which the forward process has rate 1.
+        h: the length, in the unit -log alpha, in which the forward process has rate 1.
 
     Raises:
         ValueError: for a length that is not positive; in sampling, if the process is not rank-one, or if the model does

@@ -26,7 +26,10 @@ __all__ = ["Thinning"]
 
 @dataclass(frozen=True)
 class Thinning(Jumps):
-    """Simulate exactly on processes with one noise law, except at the ends of time; one denoiser call a proposal."""
+    """Simulate the reverse CTMC exactly on rank-one processes with one noise law; one denoiser call a proposal.
+
+    Where rates are infinite the step is ancestral: from pure noise or to time 0 on a uniform process, for instance.
+    """
 
     order = math.inf
 

@@ -63,10 +63,10 @@ def loo_to_denoiser(process: Process) -> Errors:
 
 
 def denoiser_to_loo(process: Process) -> Errors:
-    """Check O from D wherever no state settles the token.
+    """Check the conversion of D to O at all states x with q_t(x | v) > 0 for every token v.
 
     Raises:
-        NotChecked: if every state settles its token.
+        NotChecked: if there is no such state.
     """
     found = False
     for t, where in instants(process, LEAST):
@@ -238,7 +238,10 @@ def inflow(process: Process) -> Errors:
 
 
 def exits(process: RankOne) -> Errors:
-    """Check R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha: the total, its parts, the bound for any O."""
+    """Check the rates of ``exit`` and their bound over all O.
+
+    Its total and its parts must give R(x -> v) = Q(v, x) c(v) / (alpha c(x)) per unit of alpha.
+    """
     for t, where in instants(process, LEAST, 0.999):
         log_o, o, x, alpha = beliefs(process, t)
         c = gathered(process, x, o @ given(process, x, t))

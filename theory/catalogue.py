@@ -172,7 +172,7 @@ def kind(of: str | Process, where: str = "kind") -> Kind:
 
 
 def kinds(of: Sequence[str | Process], where: str) -> list[Kind]:
-    """Return the kinds of several names or examples, with distinct names.
+    """Return the kind of process of each name or example; examples with equal names are named by their repr.
 
     Raises:
         TypeError: for a single kind instead of a list.

@@ -100,10 +100,13 @@ def last_step(cases: Sequence[Case]) -> Errors:
 
 
 def measured_order(cases: Sequence[Case]) -> Errors:
-    """Yield the shortfall of the slope of the end law's chi-square distance from p_d, minus three standard errors.
+    """Yield by how much the measured order falls below the declared one, beyond three standard errors.
+
+    The error of the law at the end of ``WINDOW`` is the root of its chi-square distance from the exact law. Its order
+    is measured on the two finest grids for which draws resolve this distance.
 
     Raises:
-        NotChecked: if the distances are too small to be resolved by draws.
+        NotChecked: if draws do not resolve the distance on two grids.
     """
     case = cases[0]
     target = case.world.marginal(case.process, WINDOW[1])

@@ -29,7 +29,12 @@ __all__ = ["Fit", "energy_test", "holds", "log_likelihood_test", "transition_tes
 
 @dataclass(frozen=True)
 class Fit:
-    """Statistic and p-value of a test: the probability of a statistic as extreme if the law is the right one."""
+    """The result of a test.
+
+    Attributes:
+        statistic: the value of the test's statistic.
+        pvalue: the probability, if the tested hypothesis holds, of a statistic at least as extreme.
+    """
 
     statistic: float
     pvalue: float

@@ -32,8 +32,8 @@ Law = TypeVar("Law", bound="Oracle")
 class Oracle(ABC):
     """Law of clean sequences over an alphabet 0..n-1, with exact leave-one-out posteriors.
 
-    A subclass sums over sequences, given a weight for every token at every site (the evidence), and draws from the
-    weighted law. Its tables are tensor attributes; ``to`` moves them.
+    The evidence gives every token at every site a weight. A subclass sums the weighted law over sequences, and draws
+    from it. Its tables are tensor attributes; ``to`` moves them.
 
     Shapes: evidence and O (B, L, n), sequences (B, L), log-probabilities (B,).
 

@@ -200,7 +200,11 @@ class Coupling(Oracle):
         return world.log_evidence(evidence) + self.source.p0.log()[state_index(u, self.alphabet)]
 
     def given(self, process: Process, x: Int[Tensor, "B L"]) -> Oracle:
-        """Return the law of the data given the source in each state; raises ValueError unless on an Interpolant."""
+        """Return for each row the law of its data given the source tokens in its states.
+
+        Raises:
+            ValueError: if the process is not an ``Interpolant``.
+        """
         if process.pairs is None:
             raise ValueError(f"a Coupling is the oracle of an Interpolant, whose states show the source; got {process}")
         rows = self.joint.T[state_index(process.pairs.split(x)[1], self.alphabet)]

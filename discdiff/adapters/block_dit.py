@@ -71,9 +71,10 @@ class BlockTransformer(DiffusionTransformer):
     def blocks_at_once(
         self, x0: Int[Tensor, "B L"], x: Int[Tensor, "B L"], time: None, block: int | Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B L C"]:
-        """Evaluate every block, each noisy block after the clean ones before it, for likelihoods and training.
+        """Return the logits (B, L, C) of all blocks in one pass, each noisy block after the clean ones before it.
 
-        ``block`` is the block size, one for all rows or one for each.
+        Likelihoods and training use it. ``x0`` are the clean tokens, ``x`` the noisy ones; ``block`` is the block size,
+        one for all rows or one for each row (B, 1).
 
         Raises:
             ValueError: if a block begins inside a block of clean tokens.

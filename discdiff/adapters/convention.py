@@ -138,10 +138,11 @@ class Convention:
 
 
 class Called(nn.Module):
-    """A network called as fn(x, time) with its convention, for a ``Denoiser``.
+    """Wrap a network as the function fn(x, time) of a ``Denoiser``; the convention says how the network is called.
 
     Raises:
-        TypeError: if its output is not as the convention states, or has another number of columns.
+        TypeError: in a call, if the output has another type or number of columns than the convention states.
+        ValueError: in a call, for more tokens than the network takes.
     """
 
     network: Any  # a module; ``_called`` has checked its other methods

@@ -146,11 +146,11 @@ def features(
         seed: the seed of the noise.
 
     Returns:
-        For each module its output, (A, ...) with a level for each alpha.
+        For each module its outputs (A, ...), stacked over the A alphas.
 
     Raises:
         TypeError: if the function is not a module, or a module returns no tensor.
-        ValueError: for unknown names, or survival probabilities out of range.
+        ValueError: for unknown names, survival probabilities out of range, or a module that does not run once a call.
     """
     check_denoiser(model, "features")
     if not isinstance(model.fn, nn.Module):

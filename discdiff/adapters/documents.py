@@ -82,11 +82,11 @@ def text(file: Path, most: int) -> str | None:
 
 
 def json_table(file: Path, most: int = CONFIGURATION) -> Settings:
-    """Read a file of JSON; an empty table if there is none.
+    """Read a table from a JSON file of at most ``most`` bytes; return an empty table if there is no file.
 
     Raises:
-        Refused: if it is not JSON, is nested too deeply, repeats a key, holds numbers that are not finite or too
-            long, or has no table at its top level.
+        Refused: if it is larger, is not JSON, is nested too deeply, repeats a key, holds numbers that are not finite or
+            too long, or has no table at its top level.
     """
     said = text(file, most)
     return Settings({}, file.name) if said is None else json_text(said, file.name)

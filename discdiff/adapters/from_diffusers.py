@@ -87,7 +87,7 @@ class SchedulerStep(_Scheduled, Predictor):
     """Run ``scheduler.step`` from t to s, which must be one of N equal steps; one denoiser call.
 
     Args:
-        scheduler, options, process, enumerable: see above.
+        scheduler, options, process, enumerable: as in ``SchedulerCorrection``; the options are those of ``step``.
         settings: further arguments of ``set_timesteps``.
         numbered: whether ``step`` takes the number n, as in block pipelines, instead of ``timesteps[n]``.
         order: its claimed order.
@@ -115,16 +115,19 @@ class SchedulerStep(_Scheduled, Predictor):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SchedulerCorrection(_Scheduled, Corrector):
-    """Run ``scheduler.step_correct`` at its state's time t = 1 - (n+1)/N, between 0 and 1; one denoiser call.
+    """Run ``scheduler.step_correct`` at the state's time t = 1 - (n+1)/N, between 0 and 1; one denoiser call.
 
-    At t = 0 it does nothing: no step of a scheduler begins there.
+    At t = 0 it does nothing, because no step of a scheduler begins there.
 
     Args:
-        scheduler, options, process, enumerable: see above.
-        invariant: its claim whether it keeps p_t.
+        scheduler: a scheduler of diffusers; it is copied before every call, and never changed.
+        options: further arguments of ``step_correct``.
+        process: the kind of process that the scheduler supports.
+        enumerable: False if the scheduler draws by ``torch.rand``.
+        invariant: whether the corrector claims to keep p_t: "exact", "approximate" or "none"; None for no claim.
 
     Raises:
-        ValueError: in a call, at t = 1, where it is not defined, or at a time that fits no N up to 4096.
+        ValueError: in a call, at t = 1, or at a time that is no such fraction for any N up to 4096.
     """
 
     invariant: Invariance | None = field(default=None, kw_only=True)

@@ -25,10 +25,10 @@ _ADVICE = {
 
 
 def folder_or_file(path: Path) -> bool:
-    """Whether there is a folder or a readable regular file.
+    """Return whether the path leads to a folder or a regular file; False if it leads nowhere.
 
     Raises:
-        Refused: for anything else: a fifo, a device, a loop of links, a folder without permission.
+        Refused: for anything else: a fifo, a device, a broken link, a loop of links, a folder without permission.
     """
     try:
         if path.is_dir():

@@ -25,7 +25,7 @@ def unknown(files: Files, known: Mapping[str, tuple[str, ...]]) -> Refused:
     """Make the error for files that no family recognises: it names their model and the nearest family.
 
     Args:
-        files: the files.
+        files: the files of the checkpoint.
         known: the families' names, with the ``model_type`` values of each.
     """
     said = files.config.word("model_type", default=None)

@@ -239,10 +239,10 @@ _KINDS: dict[str, _Kind] = {
 
 
 def recorded(convention: Convention) -> dict[str, object]:
-    """Describe a convention as a table of JSON.
+    """Return a convention as a table that JSON can hold; ``convention_of`` reads it.
 
     Raises:
-        ValueError: if its process cannot be written.
+        ValueError: if its process, or a number that is not finite, cannot be written.
     """
     said: dict[str, object] = {}
     for one in fields(Convention):
@@ -274,10 +274,10 @@ def convention_of(settings: Settings, most: int) -> dict[str, Any]:
 
 
 def clock_of(settings: Settings, most: int) -> Schedule:
-    """Return the schedule that ``described`` wrote.
+    """Read a schedule from a table that ``described`` wrote; ``most`` is the largest size accepted.
 
     Raises:
-        Refused: a ValueError, if they are no schedule.
+        Refused: a ValueError, if the table describes no schedule.
     """
     found: Schedule = _made(settings, (Schedule,), most)
     return found

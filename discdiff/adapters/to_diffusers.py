@@ -49,18 +49,18 @@ class OperatorSchedulerOutput(BaseOutput):
 
 
 class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """An operator, its process and its seed, with ``set_timesteps``, ``step`` and ``add_noise``.
+    """Scheduler of diffusers that runs an operator on a process.
 
-    Randomness is keyed by (seed, row, step, site): a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``, and
-    block after block those of ``dd.Blockwise``. If the first step of a run gets a generator, it draws the seed of the
-    run. Options of other schedulers whose role the operator has are refused.
+    Randomness is keyed by (seed, row, step, site), so a run gives the tokens of ``dd.Sampler(...).sample(seed=seed)``.
+    A run of several blocks gives those of ``dd.Blockwise``. If the first step of a run gets a generator, the generator
+    draws the seed of the run. Options of other schedulers are refused if the operator decides what they set.
 
     Shapes: tokens (B, L), in a block (B, n); model outputs (B, L, C); timesteps and flags of rows (B,).
 
     Args:
         operator: an expression such as "ancestral" or "remdm(eta=0.2)"; a step must take one denoiser call.
         process: "masked" or "uniform".
-        vocab_size: V; a mask id below it is one of the V.
+        vocab_size: V; a mask id below V is one of the V ids.
         mask_token_id: the mask of a masked process; V by default.
         schedule: an expression such as "Linear()" or "LogLinear(eps=0.001)".
         predicts: the meaning of the model's output, as for ``Denoiser``.
@@ -68,7 +68,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         block_length: the block length that block pipelines read.
 
     Raises:
-        ValueError: for an operator with more than one call a step, or unknown words.
+        ValueError: for an operator with more than one call a step, or an unknown process, schedule or ``predicts``.
     """
 
     order = 1
@@ -227,10 +227,10 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(
         self, original_samples: Int[Tensor, "B L"], noise: Tensor | None, timesteps: Int[Tensor, " B"]
     ) -> Int[Tensor, "B L"]:
-        """Draw from q_t(. | x0), with t the time at which step ``timesteps`` begins.
+        """Draw from q_t(. | original_samples); t is the time at which the step of number ``timesteps`` begins.
 
         Raises:
-            ValueError: for given noise, as the process draws its own; for unknown timesteps.
+            ValueError: if ``noise`` is not None, as the process draws its own; for unknown timesteps.
         """
         if noise is not None:
             raise ValueError("add_noise: the process draws its noise; noise must be None")

@@ -21,7 +21,7 @@ __all__ = ["Sites", "spread"]
 class Sites:
     """N chosen sites of (B, L), with their logits or the results of reading them.
 
-    Shapes: a number a site (N,); rows (N, C), or some of them (n, C) with numbers (n,); row ids (B,).
+    Shapes: one value for each site (N,); rows of logits (N, C), or some of them (n, C) with their indices (n,).
 
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
@@ -29,10 +29,10 @@ class Sites:
         reading: the results of reading them, or None if not read.
         watch: reports bad rows.
         empty: whether a row may have no mass, such as the rates of a state that is never left.
-        place: the row and the position of each site, if they have been found.
+        place: the batch row (N,) and the position (N,) of each site, or None if they have not been found yet.
 
     Raises:
-        ValueError: when a row is read that has no mass (unless allowed), a NaN or +inf; names row and position.
+        ValueError: in a read, for a row with a NaN or +inf, or without mass unless ``empty``; names row and position.
     """
 
     where: Bool[Tensor, "B L"]

@@ -50,7 +50,13 @@ _MOST_EXPONENT, _MOST_READS = 1.05, {"float32": 2.2, "bfloat16": 3.3}
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that is promised to be at most ``bound``; None where it could not be measured."""
+    """A measured figure and its promised upper bound.
+
+    Attributes:
+        name: what is measured.
+        bound: the promised largest figure.
+        found: the measured figure, or None if it could not be measured.
+    """
 
     name: str
     bound: float

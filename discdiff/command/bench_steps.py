@@ -182,10 +182,11 @@ def one_thread() -> Iterator[None]:
 
 
 def interleaved(cases: Mapping[str, Case], rounds: int, most: float = 1.0) -> dict[str, list[float]]:
-    """CPU seconds of one call of each case in each round, all cases in turn.
+    """Measure the CPU seconds of one call of each case, in rounds that time all cases in turn.
 
-    A round calls a case once to warm up and takes the median of the next five calls, of fewer where they take more than
-    10 ms together. A case that has had ``most`` seconds is left out of later rounds.
+    A round calls a case once to warm up, then one to five times: it stops once all these calls took 10 ms together. Its
+    result is the median of the calls after the first. A case whose calls took more than ``most`` seconds in all is left
+    out of later rounds.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
     spent = dict.fromkeys(cases, 0.0)

@@ -67,7 +67,10 @@ class Call:
         return self.time is not None and not self.scalar_time
 
     def argument(self, t: Float[Tensor, "B #L"]) -> Tensor | None:
-        """Return the function's time argument at times t: (B,), or (B, L) where sites differ."""
+        """Return the function's time argument at times t (B, 1) or (B, L), or None if it takes no time.
+
+        The argument is (B,), or (B, L) if sites differ. A function of one time a row gets that of the noisiest site.
+        """
         if self.time is None:
             return None
         own = self.process.schedule
@@ -93,7 +96,7 @@ class Call:
         return fn(x.clone(), time)
 
     def read(self, out: object) -> Output:
-        """Check the type and shape of the function's output; return it as logits, which are computed where needed.
+        """Check the type and shape of the function's output; return an ``Output``, which computes logits if needed.
 
         Raises:
             TypeError: if it is not a tensor of floating numbers with three axes.
@@ -109,7 +112,10 @@ class Call:
 
 
 def clean_states(process: Process, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Return tokens (B, L) as states of time 0; a source token becomes another token, so that no site is hidden."""
+    """Return clean tokens (B, L) as states at time 0.
+
+    If states hold a source token, it is set to another token than the clean one, because equality may mean hidden.
+    """
     return process.place(tokens, (tokens + 1) % process.vocab_size)
 
 

@@ -59,9 +59,10 @@ class HeldSites(Context):
 
 @dataclass
 class Along(Context):
-    """No prefix, but a condition for every row as third argument of the function: fn(x, time, condition).
+    """Context that passes a condition for every row as third argument of the function: fn(x, time, condition).
 
     Attributes:
+        rows: (B,) ids of the rows; a single row serves any id.
         condition: (B, ...), one entry a row.
     """
 

@@ -14,15 +14,16 @@ __all__ = ["Counter"]
 
 @dataclass
 class Counter:
-    """Count the calls of one denoiser, which operators reach only through here, so that the NFE is measured.
+    """Call a denoiser and measure the NFE; operators call it only through this object.
 
-    ``nfe`` counts batched calls; ``nfe_rows`` (B,) counts the calls that include each row; ``queries`` counts the
-    tokens evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last call.
+    ``nfe`` counts batched calls; ``nfe_rows`` (B,) counts for each row the calls that include it; ``queries`` counts
+    the tokens evaluated, over all rows. A denoiser without a time input is not called again on the tokens of its last
+    call.
 
-    Shapes: R of the B rows with ids (R,), tokens (R, L), times (R, L) or broadcast to it.
+    Shapes: a call evaluates R of the B rows: their ids (R,), tokens (R, L), and times (R, L) or broadcast to it.
 
     Raises:
-        ValueError: in a call, if the denoiser fails on some of the run's rows alone.
+        ValueError: in a call, if the denoiser fails on fewer than all B rows; it must take any number of rows.
     """
 
     denoiser: Denoiser

@@ -77,7 +77,11 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
-        """Give the run of the n-th block of some rows (R,): own seed, calls counted here, sites under ``name``."""
+        """Yield the run of the n-th block, for the rows with ids (R,).
+
+        It has its own seed, which depends on n. Its denoiser calls are added to the counts of this run. The names of
+        its Pyro sites get the prefix ``name``.
+        """
         counts = replace(self.model, denoiser=model, _last=None)
         with under(name, self.listen):
             yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])

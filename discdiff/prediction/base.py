@@ -97,7 +97,7 @@ class Prediction(Renamed):
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
-        """Return the logits (B, L, V) of the denoiser; a head that has not run yet runs at every site."""
+        """Return the denoiser's logits, (B, L, V) or (B, L, C); on hidden states its head runs at every site."""
         return self.output.logits()
 
     # --- the three meanings, normalised -------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Prediction(Renamed):
 
         Raises:
             ValueError: where the prediction does not determine it, such as at a revealed site of a masked process;
-                names the site.
+                the error names the site.
         """
         return self._spread(self._everywhere.loo).log_softmax(-1)
 

@@ -47,7 +47,7 @@ class Bridge(ABC):
         """
 
     def __call__(self, process: Process, x_t: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], t: Time, s: Time) -> Choice:
-        """Return the law between two times, s <= t.
+        """Return q(x_s | x_t, x0) for times s <= t, batch shape (B,), event shape (L,).
 
         Raises:
             ValueError: for invalid states, data or times, or a process that the bridge does not support.
@@ -65,17 +65,19 @@ class Exact(Bridge):
 
 @dataclass(frozen=True)
 class Between(Bridge):
-    r"""Mixture of the exact posterior, with probability ``weight``, and the maximal coupling:
+    r"""Mixture of the exact posterior and the maximal coupling.
+
+    The maximal coupling keeps x_t as often as the marginals allow:
 
         x_s = x0 with probability (alpha_s - alpha_t) / (1 - alpha_t), else x_s = x_t
 
-    The coupling keeps x_t as often as the marginals allow. It needs a rank-one process with a constant noise law.
+    The mixture needs a rank-one process with a constant noise law.
 
     Args:
-        weight: the weight of the exact posterior, in [0, 1].
+        weight: the probability of the exact posterior, in [0, 1].
 
     Raises:
-        TypeError, ValueError: for another weight; in use, for a process that is not rank-one with one noise law.
+        TypeError, ValueError: for a weight outside [0, 1]; in use, for a process not rank-one with one noise law.
     """
 
     weight: float

@@ -69,7 +69,7 @@ class Output:
 
 
 def unshifted(source: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """Move the output at i of (B, L, D), which predicts i + 1, to position i + 1; position 0 keeps its own output."""
+    """Move each output of (B, L, D) from position i to i + 1, which it predicts; position 0 keeps its own output."""
     return torch.cat([source[:, :1], source[:, :-1]], 1)
 
 

@@ -351,7 +351,7 @@ class TimeVarying(Process):
         return self._q[piece - 1]
 
     def transition(self, alpha_t: float, alpha_s: float) -> Float[Tensor, "S S"]:
-        """Return q_{t|s}, (S, S), a product of parts with constant rates; raises ValueError at alpha_t = 0."""
+        """Return q_{t|s}, (S, S), the product over pieces of constant rates; raises ValueError at alpha_t = 0."""
         if alpha_t <= 0:
             raise ValueError("TimeVarying: alpha = 0 is never reached")
         if (alpha_t, alpha_s) not in self._products:

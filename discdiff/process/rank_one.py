@@ -53,7 +53,7 @@ class RankOne(Process):
     @property
     @abstractmethod
     def pi(self) -> Float[Tensor, " C"]:
-        """The constant part of the noise law over columns, (C,) float64; (S,) if no part of the state is frozen."""
+        """The constant part of the noise law over columns, (C,) float64; (S,) unless states are pairs with a source."""
 
     @property
     def rank_one(self) -> "RankOne":
@@ -90,7 +90,10 @@ class RankOne(Process):
     # --- the noise ----------------------------------------------------------------------------------------------------
 
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
-        """Return h(x) = b(x) / alpha, the noise odds of each site's state; infinite at alpha = 0, 0 where b(x) = 0."""
+        """Return h(x) = b(x) / alpha, the noise odds of each site's state.
+
+        At alpha = 0 this is the limit alpha -> 0+: 0 for a state that noise never takes, infinite for the others.
+        """
         share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
             return _odds(share, alpha)
@@ -197,11 +200,12 @@ class RankOne(Process):
         return torch.where(noisy, 1 / (1 + log_own.double().exp() / odds.where(noisy, 1.0)), 0.0)
 
     def exit(self, x: Int[Tensor, "B L"], alpha: Survival, own: float | Float[Tensor, "B L"]) -> "Exit":
-        r"""Return the reverse rates out of each site's state z, which depend on the prediction through O(z) alone:
+        r"""Return the total reverse rate out of each site's state z, and the parts of the law of the new state.
 
             R(z -> v) = inflow(z) c(v) / (alpha c(z)),  c = alpha O + b      per unit of alpha
 
-        So the new state follows c without z. With O(z) = 0 the total is a bound for every prediction.
+        So the new state is drawn from c restricted to v != z. The result depends on the prediction only through O(z),
+        which is ``own``. With own = 0 the total is a bound for every prediction.
         """
         a = self.sitewise(alpha, x)
         mass, share = self.anchored(a), self.noise(x.device).pi[self.column(x)]

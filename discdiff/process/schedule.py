@@ -289,10 +289,11 @@ class FromFunction(Schedule):
 
 
 class PerSite(Schedule):
-    r"""A schedule for every position, which may be learned: alpha_i(t) = alpha(t)^{power_i}.
+    r"""A schedule for every position i, which may be learned: alpha_i(t) = alpha(t)^{power_i}.
 
-    It keeps the end values and the monotonicity of the base schedule. Gradients flow to ``log_power``, so it may be a
-    parameter trained with the loss, similar to MULAN (Sahoo et al., 2024, https://arxiv.org/abs/2312.13236).
+    It keeps the monotonicity of the base schedule and its end values 1 and 0; another alpha(1) changes with the power.
+    Gradients flow to ``log_power``, so it may be a parameter trained with the loss, similar to MULAN (Sahoo et al.,
+    2024, https://arxiv.org/abs/2312.13236).
 
     Args:
         base: the shared schedule.

@@ -24,9 +24,9 @@ def predictor_corrector(
 ) -> Sampler:
     r"""Make a sampler of at most ``nfe`` denoiser calls: equal steps, as many of them as possible with a corrector.
 
-    With p calls for a predictor step and c calls for all corrector moves after a step, it takes
+    Let a predictor step take p calls, and all corrector moves after a step c calls. The sampler takes
 
-        n = floor((nfe - p) / (p + c)) corrected steps of floor((nfe - c n) / p) steps
+        floor((nfe - c n) / p) steps, of which n = floor((nfe - p) / (p + c)) have corrector moves
 
     ``Sampler.nfe`` gives the total.
 
@@ -35,9 +35,9 @@ def predictor_corrector(
         predictor, corrector: the parts of a step; both must declare their calls.
         nfe: the budget, at least p.
         repeats: corrector moves after a corrected step.
-        corrected: "first": correct the first n steps, as published, so the tokens drawn at t = 0 are final. "last":
-            correct the last n, including the step to t = 0, where no later noise removes errors; the model must then
-            have a LOO at t = 0.
+        corrected: "first": correct the first n steps, as published; no corrector follows the step to t = 0. "last":
+            correct the last n, because no later steps remove their errors. The step to t = 0 is one of them, so the
+            model must have a LOO at t = 0.
 
     Raises:
         TypeError: if the predictor does not move in time, or the corrector does.
