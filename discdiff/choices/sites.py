@@ -21,7 +21,8 @@ __all__ = ["Sites", "spread"]
 class Sites:
     """N chosen sites of (B, L), with their logits or the results of reading them.
 
-    Shapes: one value for each site (N,); rows of logits (N, C), or some of them (n, C) with their indices (n,).
+    Shapes: one value for each site (N,); rows of logits (N, C), or some of them (n, C) with their indices (n,); ids of
+    batch rows (B,).
 
     Attributes:
         where: (B, L) the chosen sites; their rows are in row-major order.
