@@ -49,7 +49,7 @@ def reverse_step(
 
     Args:
         state: the state at the start.
-        where: (B, L) the sites that may move.
+        where: (B, L) the chosen sites.
         at: the process, run and address of the operator.
         look: the time given to the denoiser; the state's time if None.
         to: the time at the end; ``at.s`` if None.

@@ -66,7 +66,7 @@ class TauForwardBackward(Corrector):
     would leave noise.
 
     Args:
-        h: the length, in units in which the forward process has rate 1.
+        h: the length, in the unit -log alpha, in which the forward process has rate 1.
 
     Raises:
         ValueError: for a length that is not positive; in sampling, if the process is not rank-one, or if the model does

@@ -74,7 +74,7 @@ class Between(Bridge):
     The process must be of rank one with a constant noise law.
 
     Args:
-        weight: the weight of the exact posterior, in [0, 1].
+        weight: the probability of the exact posterior, in [0, 1].
 
     Raises:
         TypeError, ValueError: if ``weight`` is not in [0, 1]; when used, if the process is not of rank one with a
