@@ -42,13 +42,13 @@ def check_masked(operator: Operator, process: Process) -> None:
 
 
 def check_mask(operator: Operator, process: Process) -> None:
-    """Raise ValueError unless the mask is the only noise of the process.
+    """Raise ValueError unless the process has rank one and the mask is its only noise.
 
     Unmasking rules count the revealed sites, which are those without a mask. On ``AbsorbingUniform`` a revealed token
     may equal the site's noise token. Then the site would count as hidden and be revealed again in every step, and with
     more steps the law of the samples would depart from p0.
     """
-    if not process.masks:
+    if not (process.one_noise_law and process.masks):
         raise ValueError(f"{operator} needs a process with a true mask, Masked, got {process}")
 
 

@@ -149,7 +149,7 @@ class MaskedNELBO(Continuous):
     """
 
     def check(self, process: Process) -> None:
-        if not process.masks:
+        if not (process.one_noise_law and process.masks):
             raise ValueError(f"MaskedNELBO applies to a Masked process, got {process}; ScoreEntropy applies to any")
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -339,10 +339,10 @@ class AnyOrder(Objective):
         """Return L times the mean of -log D(x0_i) over the hidden sites, (B,) nats.
 
         Raises:
-            ValueError: if noise is not always the mask (``process.masks``).
+            ValueError: unless the process has rank one and its only noise is the mask.
         """
         process = model.process
-        if not process.masks:
+        if not (process.one_noise_law and process.masks):
             raise ValueError(f"AnyOrder applies to a Masked process, got {process}")
         share = hidden.double().mean(-1, keepdim=True)
         least = float(process.schedule.alpha(1.0))

@@ -12,6 +12,7 @@ from scipy import stats
 from strategies import any_process, worlds
 
 import discdiff as dd
+from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.losses import base as losses
 
@@ -265,3 +266,25 @@ def test_a_discrete_bound_holds_in_the_mean_and_not_pointwise() -> None:
         assert float(world.p0 @ excess) > 1e-3
         assert float(excess.min()) < -1e-2  # the claim of a pointwise bound would be false
     assert float((T.bound(losses.MaskedNELBO(), model) - exact).abs().max()) < 1e-6
+
+
+def test_hiding_at_another_rate_is_refused() -> None:
+    """A process that hides tokens with probability 1 - alpha^2 has a mask, but neither these bounds nor its counts."""
+
+    class Faster(dd.General):
+        absorbing = True
+
+    rates = torch.zeros(4, 4, dtype=torch.float64)
+    rates[:3, :3], rates[:3, 3] = -2 * torch.eye(3), 2.0
+    process = Faster(rates, dd.Linear(), mask_id=3)
+    assert process.masks
+    assert float(process.kernel(0.5)[0, 3]) == pytest.approx(0.75)
+    model = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, process.vocab_size), process, "denoiser")
+    x0 = torch.zeros(2, 3, dtype=torch.int64)
+    for refused in (
+        lambda: losses.MaskedNELBO()(model, x0),
+        lambda: losses.AnyOrder()(model, x0),
+        lambda: dd.Sampler(process, model, S.Unmask(), steps=2),
+    ):
+        with pytest.raises(ValueError, match="Masked"):
+            refused()
