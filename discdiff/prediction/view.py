@@ -263,16 +263,16 @@ class View:
         rank_one, x = self.prediction.process.rank_one, self.x
         if rank_one is None or not isinstance(loo, kernels.Rows):
             return None
-        mass, anchor = rank_one.anchored(alpha), rank_one.anchor(x)
+        level, spike, anchor = rank_one.noise_parts(x, alpha)
         return kernels.Mixture(
             loo,
             torch.arange(len(x), device=x.device),
             weight=alpha,
-            level=(1 - alpha - mass).clamp(min=0),
+            level=level,
             scale=torch.ones_like(alpha),
             pi=rank_one.noise(x.device).pi,
-            spike=None if anchor is None else mass,
-            anchor=None if anchor is None else rank_one.column(anchor),
+            spike=None if anchor is None else spike,
+            anchor=anchor,
             own=rank_one.column(x),
         )
 

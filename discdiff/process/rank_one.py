@@ -99,7 +99,7 @@ class RankOne(Process):
     def odds(self, x: Int[Tensor, "*N"], alpha: Survival) -> Float[Tensor, "*N"]:
         """Return the noise odds h(x) = b(x) / alpha of each site's state, where b(x) is the mass of noise.
 
-        The odds are 0 where b(x) = 0. All other odds are infinite at alpha = 0.
+        At alpha = 0 this is the limit alpha -> 0+: 0 for a state that noise never takes, infinite for all others.
         """
         share, anchor = self.noise(x.device).pi[self.column(x)], self.anchor(x)
         if anchor is None:
@@ -272,11 +272,18 @@ class RankOne(Process):
         shift = amount.where(inside, 0.0).to(rows.dtype)[:, None]
         return rows.scatter_add(-1, column.where(inside, 0)[:, None], shift)
 
+    def noise_parts(self, x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return level, spike and anchor of the noise: b(v) = level pi(v) + spike 1(v = anchor).
+
+        Each is (N,) for N states x and their alpha. The anchor is a column, or None if the noise law is constant.
+        """
+        spike, anchor = self.anchored(alpha), self.anchor(x)
+        return (1 - alpha - spike).clamp(min=0), spike, None if anchor is None else self.column(anchor)
+
     def _noise_rows(self, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
-        mass = self.anchored(alpha)
-        rows = (1 - alpha - mass).clamp(min=0)[:, None] * self.noise(x.device).pi
-        anchor = self.anchor(x)
-        return rows if anchor is None else rows.scatter_add(-1, self.column(anchor)[:, None], mass[:, None])
+        level, spike, anchor = self.noise_parts(x, alpha)
+        rows = level[:, None] * self.noise(x.device).pi
+        return rows if anchor is None else rows.scatter_add(-1, anchor[:, None], spike[:, None])
 
     def conditional(self, log_o: Float[Tensor, "N V"], x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> Tensor:
         """Return log c = log(alpha O + b), the log of p_t(z_i | other sites), (N, C), from a normalised log O."""
