@@ -62,7 +62,6 @@ def begin(
         given, where = (x.to(device) for x in fixed)
         given = model.process.place(given, state.tokens)
         state = replace(state, tokens=torch.where(where, given, state.tokens), frozen=where)
-
     return state, run
 
 

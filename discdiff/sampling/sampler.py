@@ -146,14 +146,28 @@ class Sampler:
         """Return the state after one more step; the given state is unchanged, so that two calls give equal states.
 
         Raises:
-            ValueError: if the state does not come from ``start`` or ``step``, or all steps are made.
+            ValueError: if the state does not come from ``start`` or ``step``, or all steps are made; as ``sample``.
         """
         run = self._run_of(state, "step").copy()
         after = next(self.through(replace(state, run=None), run), None)
         if after is None:
             raise ValueError(f"step: all {state.step} steps are made")
-        run.check_faults()
+        self._close(after, run)
         return replace(after, run=run)
+
+    def _close(self, state: State, run: Run) -> Tensor:
+        """Check the run up to a state; return the state's tokens, which are data if this is the last step and t = 0."""
+        if self.grid[-1] > 0 or state.step < self._last:
+            run.check_faults()
+            return state.tokens
+        tokens = self.process.column(state.tokens)
+        run.finish(tokens, self.operator)
+        return tokens
+
+    @property
+    def _last(self) -> int:
+        """The number of the last step."""
+        return max(1, len(self.grid) - 1)
 
     def _run_of(self, state: State, where: str) -> Run:
         """Return the run of a state of this sampler."""
@@ -213,8 +227,9 @@ class Sampler:
             TypeError: for ``resume`` together with an argument for the beginning of a run, such as ``seed``.
             RuntimeError: for a listening run inside another one of the same thread.
         """
-        last = len(self.grid) - (len(self.grid) > 1)
-        until = last if until is None else whole(until, "sample: until", 1, last)
+        until = self._last if until is None else whole(until, "sample: until", 1, self._last)
+        if not (on_step is None or callable(on_step)):
+            raise TypeError(f"sample: on_step is called as on_step(step, state, info), got {shown(on_step)}")
         record = decided(record, "sample: record")
         if resume is None:
             state, run = begin(self, batch, length, seed, first_row, prompt, frozen, initial, device, record, listen)
@@ -224,10 +239,8 @@ class Sampler:
             extra = [name for name, value in given.items() if value is not None]
             if extra:
                 raise TypeError(f"sample: resume= continues a run, which began with its own {', '.join(extra)}")
-            run, state = (
-                replace(self._run_of(resume, "sample: resume").copy(), listen=listen),
-                replace(resume, run=None),
-            )
+            run = replace(self._run_of(resume, "sample: resume").copy(), listen=listen)
+            state = replace(resume, run=None)
             if record and run.log_prob is None:
                 raise ValueError("sample: the run to resume was not recorded; give record=True from its first step on")
             if state.step >= until:
@@ -251,13 +264,9 @@ class Sampler:
             if on_step is not None and on_step(state.step, state, dict(run.info)) is False:
                 path = None if path is None else path[: state.step - begun + 1]
                 break
-        ended = state.step == last and self.grid[-1] == 0
-        tokens = self.process.column(state.tokens) if ended else state.tokens
-        if ended:
-            run.finish(tokens, self.operator)
-            state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)  # frees logits
-        else:
-            run.check_faults()
+        tokens = self._close(state, run)
+        if state.step == self._last:  # frees logits
+            state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)
         if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
         calls, frame = run.model, self.model.frame

@@ -125,6 +125,19 @@ def test_a_corrector_alone_has_the_power_of_its_kernel(process: dd.Process) -> N
     assert repr(alone).endswith("Gibbs(sites=1) ** 10, time=0.4)")
 
 
+def test_the_last_step_by_hand_leaves_no_mask() -> None:
+    class Lazy(dd.Predictor):
+        def __call__(self, state: dd.State, at: dd.At) -> dd.State:
+            return state.at(state.tokens, at.s)
+
+    sampler = sampler_of(Lazy(), dd.Masked(3, dd.Linear()))
+    state = sampler.start(2, seed=0)
+    for _ in range(N - 1):
+        state = sampler.step(state)
+    with pytest.raises(ValueError, match="the mask is left at time 0"):
+        sampler.step(state)
+
+
 def test_what_cannot_be_is_refused() -> None:
     process = dd.Uniform(3, dd.Linear())
     sampler, model = sampler_of(S.Ancestral(), process), WORLD.denoiser(process)
@@ -134,6 +147,7 @@ def test_what_cannot_be_is_refused() -> None:
         (lambda: sampler.sample(resume=state, seed=1, prompt=[1]), TypeError, "its own seed, prompt"),
         (lambda: sampler.sample(resume=state, until=2), ValueError, "has made 2 steps"),
         (lambda: sampler.sample(resume=state, record=True), ValueError, "record=True from its first step"),
+        (lambda: sampler.sample(2, seed=1, on_step=5), TypeError, "called as on_step"),
         (lambda: sampler.sample(2, seed=1, until=6), ValueError, "until must"),
         (lambda: sampler.sample(2, seed=1, until=0), ValueError, "until must"),
         (lambda: sampler.on_grid([1.0, 0.7, 0.0]).sample(resume=state), ValueError, "is not of Sampler"),
