@@ -421,6 +421,11 @@ LAWS = [
     ("T.kernel: no tree", lambda: T.kernel(S.Gillespie(), UNIFORM, PAIR, 0.5, 0.2), "cannot be enumerated"),
     ("T.law: a late grid", lambda: T.law(dd.Sampler(UNIFORM, PAIR, S.Ancestral(), grid=[0.5, 0.0])), "give initial="),
     ("T.law: initial of another size", lambda: T.law(sampler(PAIR), torch.ones(3) / 3), "initial must have"),
+    (
+        "T.law: a prompt of blocks",
+        lambda: T.law(dd.Blockwise(UNIFORM, PAIR, S.Ancestral(), block=1, steps=1), prompt=[0, 1]),
+        "takes length= alone",
+    ),
     ("T.law: prompt alone", lambda: T.law(sampler(PAIR), prompt=[0, 1]), "go together"),
     ("T.order: two", lambda: T.order([2, 4], lambda n: sampler(PAIR, steps=n)), "three numbers of steps"),
     ("T.order: a number", lambda: T.order(8, lambda n: sampler(PAIR, steps=n)), "steps must be"),

@@ -33,7 +33,7 @@ def law(
     """Compute the exact law of a sampler's output: the initial law times the kernel of every step.
 
     Args:
-        sampler: the sampler; for a ``Blockwise`` one ``initial``, ``prompt`` and ``frozen`` are ignored.
+        sampler: the sampler; a ``Blockwise`` one takes ``length`` alone.
         initial: (N,) law of the N = S**L states at the first time of the grid. The default is the prior, if the grid
             starts at 1.
         length: L, needed if the model has none of its own.
@@ -48,6 +48,8 @@ def law(
             time 0, and where ``kernel`` raises them.
     """
     if isinstance(sampler, Blockwise):
+        if not (initial is prompt is frozen is None):
+            raise TypeError("law: of a Blockwise takes length= alone; initial=, prompt= and frozen= are for a Sampler")
         return _blockwise(sampler, length)
     if not isinstance(sampler, Sampler):
         raise TypeError(f"law: sampler must be a Sampler or a Blockwise, got {shown(sampler)}")
