@@ -3,7 +3,6 @@
 import functools
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ class Key:
         """Make a key from torch's global generator, for draws outside a sampler."""
         return cls(int(torch.randint(2**62, ())), torch.arange(batch, device=device))
 
-    def __getitem__(self, rows: Any) -> "Key":  # noqa: ANN401
+    def __getitem__(self, rows: Tensor | slice | tuple[slice, int | None]) -> "Key":
         """Return the key of some of the rows, by any index of ``ids``."""
         return Key(self.seed, self.ids[rows], self.step, self.slot, self.turn, self.name)
 

@@ -149,6 +149,7 @@ class Called(nn.Module):
 
     Raises:
         TypeError: when called, if the output's type or its number of columns differs from the convention's.
+        ValueError: when called, for more tokens than the network takes.
     """
 
     network: Any  # a module; ``_called`` has checked its other methods

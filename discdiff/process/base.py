@@ -15,7 +15,7 @@ References: Campbell et al., 2022, https://arxiv.org/abs/2205.14987; the convers
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,7 +52,7 @@ class Process(Renamed, ABC):
         absorbing: whether noise only hides tokens. Then every site that is not hidden holds its clean token.
     """
 
-    _now = {"observe": "loo_to_denoiser", "forget": "denoiser_to_loo", "unmix": "conditional_to_loo"}  # noqa: RUF012
+    _now: ClassVar = {"observe": "loo_to_denoiser", "forget": "denoiser_to_loo", "unmix": "conditional_to_loo"}
     mask_id: int | None = None
     absorbing: bool = False
 
