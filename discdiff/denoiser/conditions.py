@@ -44,11 +44,11 @@ class HeldSites(Context):
 
     def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         moving = self.moving.to(x.device)
-        whole = self.states.to(x.device)[self.places(rows)].clone()
+        whole = self.states.to(x.device)[self.places(rows)]
         whole[:, moving] = x
         time = self.time.to(t.device, t.dtype).expand(len(x), -1).clone()
         time[:, moving] = t.expand(x.shape)
-        out = call(fn, whole, time)
+        out = call(fn, whole, time, fresh=True)
         return (unshifted(out) if call.shift else out)[:, moving]
 
     def queries(self, width: int, rows: Tensor) -> int:
