@@ -9,9 +9,23 @@ from typing import TYPE_CHECKING
 from discdiff import kernels, losses, samplers
 from discdiff.checks import renamed
 from discdiff.choices import Coins, PointMixture, Ranking, Subset, Tokens
-from discdiff.denoiser import Alphabets, Denoiser
+from discdiff.denoiser import Denoiser, Guide
+from discdiff.guidance import Allow, ClassifierFree, Forbid, classifier_free
 from discdiff.kernels import dispatch
-from discdiff.operator import At, Corrector, Operator, Predictor, State, alone, choose, mix, when
+from discdiff.operator import (
+    At,
+    Corrector,
+    Operator,
+    Predictor,
+    State,
+    after,
+    alone,
+    before,
+    between,
+    choose,
+    mix,
+    when,
+)
 from discdiff.prediction import Prediction, Truncation, bridge
 from discdiff.process import (
     AbsorbingUniform,
@@ -35,7 +49,7 @@ from discdiff.process import (
     Uniform,
     grid,
 )
-from discdiff.sampling import Blockwise, Cascade, Sampler, Samples, predictor_corrector, program
+from discdiff.sampling import Blockwise, Cascade, Plan, Sampler, Samples, Step, predictor_corrector, program
 
 __version__ = "0.1.0"
 
@@ -62,6 +76,7 @@ _LAZY = {
 }
 _LAZY_ROOMS = {"adapters": "adapters", "demo": "demo", "diagnostics": "adapters.diagnostics", "theory": "theory"}
 _RENAMED = {
+    "Alphabets": "model.guided(dd.Allow(mask))",
     "conditional": "Denoiser.condition(x0, moving)",
     "conditioned": "Denoiser.with_condition(condition)",
     "marginal": "Denoiser.marginal(moving)",
@@ -75,11 +90,12 @@ _RENAMED = {
 }
 
 __all__ = [
-    "AbsorbingUniform", "Alphabets", "At", "Blockwise", "Cascade", "Coins", "Convention", "Corrector", "Cosine",
-    "Denoiser", "General", "Geometric", "Hybrid", "Interpolant", "Linear", "LogLinear", "Marginal", "Masked",
-    "Operator", "Ordinal", "PerSite", "PointMixture", "Polynomial", "Prediction", "Predictor", "Process", "RankOne",
-    "Ranking", "Sampler", "Samples", "Schedule", "Sigmoid", "State", "Subset", "TimeVarying", "Tokens", "Truncation",
-    "Uniform", "alone", "bridge", "choose", "diagnostics", "generate", "grid", "kernels", "load", "losses", "mix",
+    "AbsorbingUniform", "Allow", "At", "Blockwise", "Cascade", "ClassifierFree", "Coins", "Convention", "Corrector",
+    "Cosine", "Denoiser", "Forbid", "General", "Geometric", "Guide", "Hybrid", "Interpolant", "Linear", "LogLinear",
+    "Marginal", "Masked", "Operator", "Ordinal", "PerSite", "Plan", "PointMixture", "Polynomial", "Prediction",
+    "Predictor", "Process", "RankOne", "Ranking", "Sampler", "Samples", "Schedule", "Sigmoid", "State", "Step",
+    "Subset", "TimeVarying", "Tokens", "Truncation", "Uniform", "after", "alone", "before", "between", "bridge",
+    "choose", "classifier_free", "diagnostics", "generate", "grid", "kernels", "load", "losses", "mix",
     "predictor_corrector", "probe", "program", "quantize", "samplers", "theory", "when",
 ]  # fmt: skip
 

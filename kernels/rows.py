@@ -82,6 +82,23 @@ class Rows:
         position = position if back == 0 else (position - back).clamp(min=0)
         return cls(source, row, position, width, convert, whole=whole)
 
+    @classmethod
+    def computed(cls, rows: "Computed") -> "Rows":
+        """Return computed rows as the result of a ``convert``, so that further operations can follow."""
+        made, nothing = rows.function, torch.zeros(1, 1, 1, dtype=rows.dtype, device=rows.device)
+        row = torch.zeros_like(rows.number)
+        return cls(nothing, row, row, rows.width, lambda raw, number: made(number), number=rows.number)
+
+    def settled(self) -> "Rows":
+        """Return rows that are read for the first time with all operations in ``convert``; further ones come after."""
+        first = self.convert
+
+        def whole(raw: Tensor, number: Tensor) -> Tensor:
+            x = (raw if first is None else first(raw, number))[:, : self.width].to(self.dtype)
+            return self._adjust(x, number, torch.zeros((), dtype=torch.int64, device=self.device), in_place=False)
+
+        return replace(self, convert=whole, hidden=(), own=None, shift=None, temperature=1.0, floor=None)
+
     def __len__(self) -> int:
         return len(self.row)
 

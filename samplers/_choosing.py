@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.choices import Sites, Tokens, spread
+from discdiff.choices import Sites, spread
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, Operator, State, choose
 from discdiff.prediction import View
@@ -71,7 +71,8 @@ def believed(view: View) -> Sites:
 def draw_clean(state: State, where: Bool[Tensor, "B L"], at: At) -> Int[Tensor, "B L"]:
     """Draw clean tokens at the chosen hidden sites (B, L) and return all tokens (B, L); random choice "token"."""
     z = state.tokens
-    drawn = choose("token", Tokens(believed(at.predict(state)[where]), at.process.column(z)), state, at)
+    said = at.predict(state)
+    drawn = choose("token", said.tokens(where, at.process.column(z), believed(said[where])), state, at)
     return torch.where(where, at.process.place(drawn, z), z)
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.choices import BAD_LOGITS, Coins, Sites, Tokens
+from discdiff.choices import BAD_LOGITS, Coins, Sites
 from discdiff.kernels import dispatch as kernels
 from discdiff.operator import At, State, choose
 from discdiff.prediction import Prediction
@@ -54,8 +54,8 @@ def redraw(
         done = fused_step(state, said, alpha, at, where=where, data=data)
         if done is not None:
             return done
-        sites = said[data].loo if read is None else read.narrow(data)
-        tokens = choose("token", Tokens(sites, process.column(x)), state, at)
+        law = said.tokens(data, process.column(x), None if read is None else read.narrow(data))
+        tokens = choose("token", law, state, at)
         x = torch.where(data, process.place(tokens, x), x)
     return choose("noise", process.renoise(x, where, where & ~data, alpha), state, at)
 
@@ -95,7 +95,7 @@ def fused_step(
         return None
     made = {"where": where is not None, "accept": odds is None, "data": data is not None}
     names = ("where", "accept", "data", "token", "noise")
-    keys = {name: at.run.key(name, state, at.step, at.slot, at.turn) for name in names if not made.get(name, False)}
+    keys = {name: at.key(name, state) for name in names if not made.get(name, False)}
     noise = process.noise(z.device)
     what = kernels.Step(
         tokens=z.flatten(),

@@ -77,7 +77,7 @@ class Adaptive(Predictor):
             some = replace(state, tokens=tokens, past=None, seen=None).select(rows)
             a, then = alpha[rows], alpha[rows] + length[rows]
             then = torch.where(then < end[rows], then, end[rows])
-            said = at.predict(some, process.schedule.time(a)) if seen is None else seen
+            said = at.again(turn).predict(some, process.schedule.time(a)) if seen is None else seen
             after = reverse_tokens(replace(some, seen=said), some.free, a, then, at.again(turn))
             tokens, alpha = tokens.index_copy(0, rows, after), alpha.index_copy(0, rows, then)
             step, turn = then - a, turn + 1
@@ -86,7 +86,7 @@ class Adaptive(Predictor):
             rows = rows[left]
             if len(rows):
                 now, ready = some.at(after).select(left), ready[left]
-                seen = at.predict(now, process.schedule.time(then[left]))
+                seen = at.again(turn).predict(now, process.schedule.time(then[left]))
                 known = (ready > 0) & _open(process, some.tokens[left], a[left])
                 changes[rows] += _change(said.select(left), seen, known)
                 moves[rows] += (now.tokens != some.tokens[left]).sum(-1, keepdim=True)

@@ -65,7 +65,7 @@ class FirstHitting(Predictor):
             some, masks, rows = _pick(some, masks, rows, noise[rows] > end[rows])
             if len(rows):
                 where = choose("where", Subset(masks, 1), some, here)
-                said = at.predict(some, schedule.time((1 - noise[rows]).clamp(min=0.0))[:, None])
+                said = here.predict(some, schedule.time((1 - noise[rows]).clamp(min=0.0))[:, None])
                 tokens = tokens.index_copy(0, rows, draw_clean(replace(some, seen=said), where, here))
             turn += 1
 

@@ -58,7 +58,7 @@ class LocallyBalanced(Corrector):
         where = choose("site", Ranking(leaves, torch.ones_like(state.rows)), state, at) >= 0
         column = choose("state", Tokens(rates.narrow(where), process.column(z)), state, at)
         after = state.at(torch.where(where, process.place(column, z), z))
-        back = spread(balanced(at.predict(after)[free], self.balance).known().log_sum_exp, free)
+        back = spread(balanced(at.predict(after, name="after")[free], self.balance).known().log_sum_exp, free)
         here, there = leaves.logsumexp(-1, keepdim=True), back.logsumexp(-1, keepdim=True)
         gain = torch.where(here == -torch.inf, 0.0, here - there)  # no site can leave: no proposal
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)

@@ -94,7 +94,6 @@ MODELS = [
     *each("loo_sensitivity: model", lambda m: diagnostics.loo_sensitivity(m, ZEROS, 0.5), NOT_MODELS, "model must be"),
     *each("cycle_residual: model", lambda m: diagnostics.cycle_residual(m, ZEROS, 0.5), NOT_MODELS, "model must be"),
     *each("reverse_law: model", lambda m: T.reverse_law(m, 2), NOT_MODELS, "model must be"),
-    *each("Alphabets: model", lambda m: dd.Alphabets(m, torch.ones(3, 3).bool()), NOT_MODELS, "model must be"),
     *each("features: model", lambda m: diagnostics.features(m, ZEROS, [0.5], []), NOT_MODELS, "model must be"),
 ]
 
@@ -336,12 +335,6 @@ SHAPES = [
     ("marginal: moving a number", lambda: OF_MASKS.marginal(3), "moving"),
     ("with_condition: a number", lambda: PLAIN.with_condition(3), "condition must"),
     ("with_condition: no row", lambda: PLAIN.with_condition(ZEROS[:0]), "condition must"),
-    ("Alphabets on Uniform", lambda: dd.Alphabets(PLAIN, torch.ones(3, 3).bool()), "absorbing"),
-    ("Alphabets: shape", lambda: dd.Alphabets(OF_MASKS, torch.ones(3, 4).bool()), "allowed must be"),
-    ("Alphabets: numbers", lambda: dd.Alphabets(OF_MASKS, torch.ones(3, 3)), "allowed must be"),
-    ("Alphabets: a list", lambda: dd.Alphabets(OF_MASKS, [[1, 1, 1]]), "allowed must be"),
-    ("Alphabets: nothing", lambda: dd.Alphabets(OF_MASKS, torch.zeros(3, 3).bool()), "may hold no token"),
-    ("Alphabets: model", lambda: dd.Alphabets("model", torch.ones(3, 3).bool()), "model must be"),
     ("suppress outside", lambda: dd.Denoiser(lambda x, t: x, UNIFORM, "loo", suppress=[5]), "suppress"),
     ("quantize: no module", lambda: dd.quantize(PLAIN), "nn.Module"),
     ("features: no module", lambda: diagnostics.features(PLAIN, ZEROS, [0.5], ["x"]), "nn.Module"),

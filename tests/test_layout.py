@@ -28,19 +28,22 @@ STAIRS = {
     "prediction": "checks kernels choices process",
     "denoiser": "checks process prediction",
     "operator": "checks kernels choices process prediction denoiser",
+    "guidance": "checks prediction process denoiser operator",
     "losses": "checks process prediction denoiser",
     "samplers": "checks plugins kernels choices process prediction operator",
-    "sampling": "checks choices process denoiser operator",
+    "sampling": "checks choices process prediction denoiser operator guidance samplers",
     "theory": "checks choices process prediction denoiser operator losses sampling",
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process denoiser operator samplers sampling theory demo adapters",
-    "discdiff": "checks kernels choices process prediction denoiser operator losses samplers sampling theory adapters",
+    "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling theory "
+    "adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
-UP = {("denoiser", "adapters")}  # Denoiser.save is a method of what is saved; it imports the writer when it is called
+# Imported when they are called: the writer by Denoiser.save, and the run that a guide needs by Denoiser.__call__.
+UP = {("denoiser", "adapters"), ("denoiser", "operator")}
 # Rooms whose names are imported from the room, never from a module in it.
-CLOSED = ("choices", "process", "prediction", "denoiser", "operator", "losses", "sampling")
+CLOSED = ("choices", "process", "prediction", "denoiser", "operator", "guidance", "losses", "sampling")
 
 
 def room_of(module: str) -> str:

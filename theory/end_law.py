@@ -4,8 +4,9 @@ For an operator that uses its previous step, the law is that of a Markov chain o
 blockwise sampler, the law of each block given every prefix is multiplied by the law of the prefix.
 """
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from discdiff.checks import shown
 from discdiff.checks import whole as whole_number
-from discdiff.denoiser import ShownPrefix, clean_states
+from discdiff.denoiser import Denoiser, ShownPrefix, clean_states
 from discdiff.sampling import Blockwise, Sampler
-from discdiff.theory.exact import Beginnings, Setting, after, checked, run_paths
+from discdiff.theory.exact import Beginnings, after, checked, draws, run_paths
 from discdiff.theory.world import all_states, check_size, law_of_data, law_of_prior
 
 __all__ = ["law"]
@@ -69,18 +70,19 @@ def law(
         raise ValueError(
             f"law: initial must have shape ({process.states**size},) = (S**L,), got {tuple(current.shape)}"
         )
-    if sampler.operator.remembers:
-        current = _with_memory(sampler, current, size, None if frozen is None else torch.as_tensor(frozen))
-    else:
-        for _, t, s in sampler.intervals():
-            setting = checked(sampler.operator, process, model, t, s if sampler.operator.moves else None, size, frozen)
-            current = after(current, sampler.operator, setting, t)
+    current = _through(sampler, current, size, frozen)
     if sampler.grid[-1] > 0:
         return current
-    on_data = law_of_data(process, current, size)
-    left = float(current.sum() - on_data.sum())
+    return _on_data(sampler, current, size)
+
+
+def _on_data(sampler: Sampler, law: Tensor, size: int) -> Tensor:
+    """Restrict the law of states at time 0 to data; raise ValueError if masks have positive probability."""
+    on_data = law_of_data(sampler.process, law, size)
+    left = float(law.sum() - on_data.sum())
     if abs(left) > 1e-9:
-        raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {sampler.operator} leaves masks")
+        what = sampler.plan.steps[-1].operator
+        raise ValueError(f"law: mass {left:.3g} is not on data at time 0; {what} leaves masks")
     return on_data
 
 
@@ -106,23 +108,46 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
             for prefix in tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]:
                 clean = clean_states(process, prefix[None, max(0, begin - room) :])
                 shown = ShownPrefix(torch.zeros(1, dtype=torch.int64), torch.tensor([clean.shape[1]]), clean, future)
-                block = Sampler(process, model.given(shown), inner.operator, grid=inner.grid)
-                onwards.append(law(block, length=end - begin))
+                law = law_of_prior(process, end - begin)
+                within = functools.partial(Denoiser.given, context=shown)
+                law = _through(inner, law, end - begin, None, prefix, within)
+                onwards.append(_on_data(inner, law, end - begin))
             so_far = (so_far[:, None] * torch.stack(onwards)).flatten()
         total.append(so_far)
     return torch.stack(total).sum(0)
 
 
-def _with_memory(sampler: Sampler, law: Tensor, size: int, frozen: Tensor | None) -> Tensor:
-    """Compute the law after all steps of an operator that uses its previous step.
+def _through(
+    sampler: Sampler,
+    law: Tensor,
+    size: int,
+    frozen: Tensor | Sequence[bool] | None,
+    before: Tensor | None = None,
+    within: Callable[[Denoiser], Denoiser] | None = None,
+) -> Tensor:
+    """Compute the law after all steps from the law before them.
 
-    The steps form a Markov chain of pairs (state before, state).
+    Successive steps of an operator that uses its previous step form a Markov chain of pairs (state before, state).
     """
-    operator, pairs, before = sampler.operator, torch.diag(law), None
-    for _, t, s in sampler.intervals():
-        setting = Setting(sampler.process, sampler.model, t, s, size, frozen, True)
-        past, now = pairs.nonzero(as_tuple=True)
-        look = None if before is None else (past, before)  # in the first step there is no past
-        pairs, _ = run_paths(operator, setting, t, Beginnings(now, now, pairs[past, now], look))
-        before = t
-    return pairs.sum(0)
+    pairs: Tensor | None = None
+    past_time, last = 0.0, None
+    for _, t, s, operator, model in sampler.parts():
+        given = model if within is None else within(model)
+        setting = checked(operator, sampler.process, given, t, s if operator.moves else None, size, frozen)
+        setting.models, setting.before, setting.within = sampler.models, before, within
+        if pairs is not None and last != (operator, model):
+            law, pairs = pairs.sum(0), None
+        if not operator.remembers:
+            law = after(law, operator, setting, t)
+            continue
+        if draws(given):
+            raise TypeError(
+                f"law: {operator} uses its previous step, which a guide that draws makes impossible to list"
+            )
+        setting.whole = True
+        states = torch.diag(law) if pairs is None else pairs
+        past, now = states.nonzero(as_tuple=True)
+        known = None if pairs is None else (past, past_time)  # in the first step there is no past
+        pairs, _ = run_paths(operator, setting, t, Beginnings(now, now, states[past, now], known))
+        past_time, last = t, (operator, model)
+    return law if pairs is None else pairs.sum(0)

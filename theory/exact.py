@@ -5,7 +5,7 @@ for each further choice. A composition is first divided into its parts. The prog
 choices. Values of probability 0 are not followed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from discdiff.checks import real
 from discdiff.checks import whole as whole_number
 from discdiff.choices import Key
-from discdiff.denoiser import Counter, Denoiser
+from discdiff.denoiser import Change, Counter, Denoiser, Guide, models_of
 from discdiff.operator import (
     At,
+    GuideAt,
     Mix,
     Operator,
     Repeat,
@@ -41,7 +42,7 @@ from discdiff.theory.paths import JOINT, Branching, Paths, TooManyJoint, TooMany
 from discdiff.theory.sited import Sited
 from discdiff.theory.world import all_states, check_size, state_index
 
-__all__ = ["Beginnings", "Setting", "TooManyPaths", "after", "checked", "kernel", "run_paths"]
+__all__ = ["Beginnings", "Setting", "TooManyPaths", "after", "checked", "draws", "kernel", "run_paths"]
 
 _MOST_PATHS = 8_000_000
 _NUMBERS = 1 << 19  # limit of a table (states, sites, paths of a site, values) for states that start together
@@ -51,7 +52,7 @@ _TOGETHER = 1 << 19  # limit of rows in a batch: larger ones are divided
 
 
 class _Distinct(Counter):
-    """Counter that evaluates the denoiser once for each distinct state and time, which many paths share."""
+    """Counter that evaluates a denoiser once for each distinct state and time, which many paths share."""
 
     def __call__(self, x: Tensor, time: Tensor, rows: Tensor) -> Prediction:
         if isinstance(x, Sited):  # a prediction depends on all sites
@@ -64,7 +65,8 @@ class _Distinct(Counter):
             pairs = torch.cat([state_index(x, states).double()[:, None], time], -1)
             distinct, index = pairs.unique(dim=0, return_inverse=True)
             unique, time = distinct[:, 0].long(), distinct[:, 1:]
-        return self.denoiser.evaluate(all_states(states, length)[unique], time).select(index)
+        x = all_states(states, length)[unique]
+        return self.denoiser.interpret(self.denoiser.output(x, time), x, time).select(index)
 
 
 class _Asked(Run):
@@ -76,7 +78,25 @@ class _Asked(Run):
     paths: Paths
     _counts = _Distinct
 
-    def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
+    def guide(self, guide: Guide | Change, prediction: Prediction, state: State, at: GuideAt) -> Prediction:
+        """Run a guide that makes no choice once for each distinct state and noise, which many paths share."""
+        if isinstance(guide, Guide) and guide.random:
+            return super().guide(guide, prediction, state, at)
+        seen = torch.cat([prediction.x.double(), prediction.alpha], -1)
+        _, index = seen.unique(dim=0, return_inverse=True)
+        first = torch.full((int(index.max()) + 1,), len(index)).scatter_reduce(
+            0, index, torch.arange(len(index)), "amin"
+        )
+        times = at.times if at.times is None or len(at.times) == 1 else at.times[first]
+        place = replace(at, rows=at.rows[first], times=times)
+        return super().guide(guide, prediction.select(first), state.select(first), place).select(index)
+
+    def reward(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Compute the reward of each distinct sequence once."""
+        distinct, index = x.unique(dim=0, return_inverse=True)
+        return function(distinct)[index]
+
+    def key(self, name: str, state: State, step: int, slot: int, turn: int = 0, seed: int | None = None) -> Key:
         inner = _PYRO_STACK[_PYRO_STACK.index(self.paths) + 1 :]
         changes = [type(handler).__name__ for handler in inner if type(handler) is not TraceMessenger]
         if changes:
@@ -84,7 +104,7 @@ class _Asked(Run):
                 f"choice {step}.{slot}.{name}: the program makes it under Pyro handlers of its own, "
                 f"{', '.join(changes)}, which may hide or change it; only trace is accepted inside a program"
             )
-        return super().key(name, state, step, slot, turn)
+        return super().key(name, state, step, slot, turn, seed)
 
 
 @torch.no_grad()
@@ -171,6 +191,9 @@ class Setting:
     frozen: Tensor | None
     whole: bool
     most: int = _MOST_PATHS
+    models: Mapping[str, Denoiser] = field(default_factory=dict)  # that guides ask by name
+    before: Tensor | None = None  # (P,) clean tokens before a block
+    within: Callable[[Denoiser], Denoiser] | None = None  # gives a denoiser the context of the block
     known: dict[tuple[object, float], Tensor] = field(default_factory=dict)  # matrices, by program and time
 
 
@@ -182,7 +205,7 @@ def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
     if setting.whole:
         return _enumerate(operator, setting, now)
     match operator:
-        case Staged(stages=(first, second)):
+        case Staged(stages=(first, second)) if not draws(setting.model):
             return _staged(first, second, setting, now)
         case Then(left, right):
             return _kernel(left, setting, now) @ _kernel(right, setting, setting.s if left.moves else now)
@@ -194,6 +217,16 @@ def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
         case When():
             return _kernel(operator.at(setting.t), setting, now)
     return _enumerate(operator, setting, now)
+
+
+def draws(model: Denoiser) -> bool:
+    """Return whether a guide of the model makes random choices.
+
+    Then a prediction is no function of the state, and an operator that looks at one again is enumerated as a whole.
+    """
+    return any(isinstance(guide, Guide) and guide.random for guide in model.guides) or any(
+        draws(other) for other in models_of(model) if not isinstance(other, str)
+    )
 
 
 def _staged(first: Operator, second: Operator, setting: Setting, now: float) -> Tensor:
@@ -318,6 +351,9 @@ def _place(setting: Setting, states: Tensor, begin: Beginnings, paths: Paths, no
     rows, start = paths.rows, paths.start.repeat_interleave(paths.copies)
     run = _Asked.start(setting.model, rows, 0, listen=True)
     run.paths, frozen = paths, None if setting.frozen is None else setting.frozen.expand(rows, -1)
+    run.models, run.within = setting.models, setting.within
+    if setting.before is not None:
+        run.before = setting.before.expand(rows, -1), torch.full_like(run.rows, len(setting.before))
     state, at = run.begin(states[begin.state[start]], setting.t, setting.s, 1, frozen)
     state = replace(state, t=now)
     if begin.past is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from discdiff.denoiser import Counter
+from discdiff.denoiser import Tally
 from discdiff.operator import Operator, Run
 from discdiff.process import Process
 from discdiff.theory.catalogue import Setting, world
@@ -104,10 +104,10 @@ class Case:
 
     def run(
         self, tokens: Tensor, t: float, s: float, first_row: int = 0, fixed: Tensor | None = None
-    ) -> tuple[Tensor, Counter]:
-        """Apply the operator once to given states, as a sampler does; return tokens and a counter of denoiser calls."""
+    ) -> tuple[Tensor, Tally]:
+        """Apply the operator once to given states, as a sampler does; return tokens and counts of denoiser calls."""
         run = Run.start(self.model, len(tokens), self.seed, first_row=first_row)
-        return self.operator(*run.begin(tokens, t, s, 1, fixed)).tokens, run.model
+        return self.operator(*run.begin(tokens, t, s, 1, fixed)).tokens, run.tally
 
     def starts(self, t: float, count: int) -> Tensor:
         """Draw ``count`` states from the exact law p_t."""

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import LAST_SEED, Renamed, array, shown, token_ids, whole
+from discdiff.checks import LAST_SEED, Renamed, array, real, shown, token_ids, whole
 from discdiff.denoiser.call import Call, Network, TimeArgument, clean_states
 from discdiff.denoiser.conditions import Along, HeldSites
 from discdiff.denoiser.context import Cached, CachedPrefix, Context
 from discdiff.denoiser.dropout import device_of
+from discdiff.denoiser.guide import Change, Guide, check_guide
 from discdiff.prediction import Output, Prediction, Predicts, check_predicts, unshifted
 from discdiff.process import Process, Schedule, Time, noise, require_process, site_time
 
@@ -43,6 +44,8 @@ class Denoiser(Renamed):
         head: the model's last layer, from hidden states (n, D) of n sites to logits (n, V). Then fn returns hidden
             states (B, L, D), and logits are computed only at the sites that are read. An ``nn.Linear`` can be fused.
         oracle: the exact law behind the model, or None if the model is not exact; ``theory`` sets it.
+        name: the name under which ``Samples.calls`` counts its calls, "model" if None.
+        cost: the cost of a call, in any unit that the models of a plan share; None if it is not known.
 
     Attributes:
         call: how the function is called, as a ``Call``. fn receives times of the schedule given at construction, even
@@ -75,6 +78,8 @@ class Denoiser(Renamed):
         time_dtype: torch.dtype | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
         oracle: object = None,
+        name: str | None = None,
+        cost: float | None = None,
     ) -> None:
         if not callable(fn) or isinstance(fn, type):
             hint = "; it is a class: make one of it" if isinstance(fn, type) else ""
@@ -82,8 +87,12 @@ class Denoiser(Renamed):
         require_process(process, "Denoiser")
         check_predicts(predicts)
         self.call = Call(process, time, shift, suppress, scalar_time, length, time_dtype, head)  # type: ignore[arg-type]
+        if not isinstance(name, str | None):
+            raise TypeError(f"Denoiser: name must be a string or None, got {shown(name)}")
         self.fn, self.process, self.predicts, self.oracle = fn, process, predicts, oracle
-        self.guides: tuple[Callable[[Prediction], Prediction], ...] = ()
+        self.name = "model" if name is None else name
+        self.cost = None if cost is None else real(cost, "Denoiser: cost", "[0, inf)")
+        self.guides: tuple[Guide | Change, ...] = ()
         self.context: Context | None = None
 
     def __call__(self, x: Int[Tensor, "B L"], t: Time) -> Prediction:
@@ -143,7 +152,7 @@ class Denoiser(Renamed):
 
     def evaluate(self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
         """Return the prediction as ``__call__`` does, but without checks, for states and times that are valid."""
-        return self.interpret(self.output(x, t), x, t)
+        return self._guided(self.interpret(self.output(x, t), x, t), x, t)
 
     def output(
         self, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"], rows: Tensor | None = None, fresh: bool = False
@@ -167,9 +176,7 @@ class Denoiser(Renamed):
 
         ``length`` is the number of sites that the new model accepts, or None if it accepts any number.
         """
-        other = copy.copy(self)
-        other.context, other.call = context, replace(self.call, length=length)
-        return other
+        return self._with(context=context, call=replace(self.call, length=length))
 
     def condition(self, x0: Int[Tensor, "*B L"], moving: Bool[Tensor, " L"], first_row: int = 0) -> "Denoiser":
         """Return the denoiser of p(x_A | x_B) for the moving sites A; the other sites B hold the clean tokens of x0.
@@ -247,9 +254,7 @@ class Denoiser(Renamed):
 
     def calling(self, fn: Network) -> "Denoiser":
         """Return a denoiser with the same convention and another function."""
-        other = copy.copy(self)
-        other.fn, other.oracle = fn, None
-        return other
+        return self._with(fn=fn, oracle=None)
 
     @property
     def scores_at_once(self) -> bool:
@@ -257,8 +262,19 @@ class Denoiser(Renamed):
         fn, context = self.fn, self.context
         return isinstance(context, CachedPrefix | None) and isinstance(fn, Cached) and hasattr(fn, "score")
 
-    def autoregressive(self, x: Int[Tensor, "B L"], rows: Tensor | None = None) -> Prediction:
-        r"""Return the prediction of p(x_i | x_{<i}) at every site i of clean tokens x (B, L), given the context.
+    def autoregressive(self, x: Int[Tensor, "B L"]) -> Prediction:
+        """Return the prediction of p(x_i | x_{<i}) at every site i of clean tokens x (B, L), given the context.
+
+        It takes one call, as described for ``score``; the guides are applied to the result.
+
+        Raises:
+            ValueError, TypeError: as ``score``; TypeError for a guide that draws.
+        """
+        said = self.score(x)
+        return self._guided(said, x, said.alpha.new_ones(1, 1), sequential=True)
+
+    def score(self, x: Int[Tensor, "B L"], rows: Tensor | None = None) -> Prediction:
+        r"""Return the prediction of p(x_i | x_{<i}) as ``autoregressive`` does, but without the guides.
 
         It takes one call, either of the network's ``score`` or of the function on L copies of the batch. In copy i the
         sites before i are clean and the others are noise.
@@ -295,26 +311,26 @@ class Denoiser(Renamed):
                 f"autoregressive: {self} takes one time a row, or none, and cannot be told that the first tokens are "
                 "clean; a network with score() can, or one with a time for every site"
             )
-        return self._guided(Prediction(out, self.predicts, blank, 0.0, process))
+        return Prediction(out, self.predicts, blank, 0.0, process)
 
     def interpret(self, output: Output, x: Int[Tensor, "B L"], t: Float[Tensor, "#B #L"]) -> Prediction:
-        """Make a prediction from the function's output at x and time t, and apply the guides."""
-        prediction = Prediction(output, self.predicts, x, self.process.schedule.survival(t), self.process)
-        return self._guided(prediction)
+        """Make a prediction from the function's output at x and time t; no guide is applied."""
+        return Prediction(output, self.predicts, x, self.process.schedule.survival(t), self.process)
 
-    def _guided(self, prediction: Prediction) -> Prediction:
-        for guide in self.guides:
-            prediction = guide(prediction)
-        return prediction
+    def _guided(self, said: Prediction, x: Tensor, t: Float[Tensor, "#B #L"], sequential: bool = False) -> Prediction:
+        """Apply the guides to a prediction that no run asked for."""
+        if not self.guides:
+            return said
+        from discdiff.operator import guided_alone  # guides are programs, and programs need a run
+
+        return guided_alone(self, said, x, t, sequential)
 
     def with_schedule(self: D, schedule: Schedule) -> D:
         """Return the same model with another schedule.
 
         fn still gets times of the schedule it was trained with: those at which that schedule has the same alpha.
         """
-        other = copy.copy(self)
-        other.process, other.call = self.process.with_schedule(schedule), replace(self.call, schedule=schedule)
-        return other
+        return self._with(process=self.process.with_schedule(schedule), call=replace(self.call, schedule=schedule))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder that ``load`` reads: weights as safetensors, all else as JSON.
@@ -337,16 +353,25 @@ class Denoiser(Renamed):
 
         return save(self, folder, overwrite=overwrite)
 
-    def guided(self, guide: Callable[[Prediction], Prediction]) -> "Denoiser":
-        """Return the same model with a guide applied to every prediction, such as ``Truncation(top_p=0.9)``.
+    def guided(self, guide: Guide | Change) -> "Denoiser":
+        """Return the same model with a guide applied to every prediction, after the guides that it has.
+
+        Args:
+            guide: a function of the prediction, such as ``Truncation(top_p=0.9)``, or a ``Guide``.
 
         Raises:
-            TypeError: if the guide cannot be called.
+            TypeError: if the guide cannot be called, is a class or an operator, or its attributes have a wrong type.
+            ValueError: if the guide is not defined on the process, or asks a denoiser of another process.
         """
-        if not callable(guide):
-            raise TypeError(f"guided: a guide is called as guide(prediction), got {guide!r}")
+        return self._with(guides=(*self.guides, check_guide(guide, self.process, "guided")))
+
+    def with_name(self, name: str) -> "Denoiser":
+        """Return the same model with another name."""
+        return self._with(name=name)
+
+    def _with(self: D, **fields: object) -> D:
         other = copy.copy(self)
-        other.guides = (*self.guides, guide)
+        vars(other).update(fields)
         return other
 
     def __repr__(self) -> str:
@@ -356,6 +381,8 @@ class Denoiser(Renamed):
             for name in ("time", "shift", "suppress", "scalar_time")
             if getattr(self.call, name) != getattr(Call, name)
         )
+        options += "" if self.name == "model" else f", name={self.name!r}"
+        options += "" if self.cost is None else f", cost={self.cost:g}"
         guides = "".join(f".guided({guide})" for guide in self.guides)
         return f"Denoiser({name}, {self.process}, predicts={self.predicts!r}{options}){guides}"
 

@@ -12,14 +12,17 @@ from discdiff.operator.algebra import (
     When,
     check_operator,
     mix,
-    when,
 )
+from discdiff.operator.choosing import choose
+from discdiff.operator.conditions import Between, after, before, between, when
+from discdiff.operator.guiding import GuideAt, guided_alone
+from discdiff.operator.pyro_sites import alone, listening, under, while_listening
 from discdiff.operator.rest import Reads, applied, check_reads, rests
-from discdiff.operator.run import SLOTS, At, Run, alone, choose, listening, stream, under, while_listening
+from discdiff.operator.run import SLOTS, At, Run, stream
 from discdiff.operator.state import State
 
 __all__ = [
-    "SLOTS", "At", "Corrector", "Invariance", "Mix", "Operator", "Predictor", "Reads", "Repeat", "Run", "Staged",
-    "State", "Then", "When", "alone", "applied", "check_operator", "check_reads", "choose", "listening", "mix", "rests",
-    "stream", "under", "when", "while_listening",
+    "SLOTS", "At", "Between", "Corrector", "GuideAt", "Invariance", "Mix", "Operator", "Predictor", "Reads", "Repeat",
+    "Run", "Staged", "State", "Then", "When", "after", "alone", "applied", "before", "between", "check_operator",
+    "check_reads", "choose", "guided_alone", "listening", "mix", "rests", "stream", "under", "when", "while_listening",
 ]  # fmt: skip

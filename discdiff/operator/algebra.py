@@ -23,14 +23,15 @@ import torch
 
 from discdiff.checks import real, shown, whole
 from discdiff.choices import Branch
+from discdiff.operator.choosing import choose
 from discdiff.operator.rest import Reads, applied
-from discdiff.operator.run import At, choose
+from discdiff.operator.run import At
 from discdiff.operator.state import State
 from discdiff.process import Process
 
 __all__ = [
     "Corrector", "Invariance", "Mix", "Operator", "Predictor", "Repeat", "Staged", "Then", "When", "check_operator",
-    "mix", "when",
+    "mix", "same_kind",
 ]  # fmt: skip
 
 Invariance = Literal["exact", "approximate", "none"]
@@ -349,23 +350,11 @@ def mix(weighted: Mapping[Operator, float]) -> Operator:
     """
     if not isinstance(weighted, Mapping):
         raise TypeError(f"mix takes {{operator: probability}}, got {shown(weighted)}")
-    _same_kind("mix", *weighted)
+    same_kind("mix", *weighted)
     operators, weights = tuple(weighted), tuple(real(w, "mix: a weight", "[0, 1]") for w in weighted.values())
     if not operators or not math.isclose(sum(weights), 1, abs_tol=1e-9):
         raise ValueError(f"mix: the weights must be probabilities that sum to 1, got {list(weights)}")
     return Mix(operators, weights)
-
-
-def when(condition: Callable[[float], bool], yes: Operator, no: Operator) -> Operator:
-    """Return an operator that runs ``yes`` in steps whose start time meets the condition, else ``no``.
-
-    Raises:
-        TypeError: if one is a predictor and the other a corrector, or the condition cannot be called.
-    """
-    if not callable(condition):
-        raise TypeError(f"when: the condition must be a function of the start time t, got {condition!r}")
-    _same_kind("when", yes, no)
-    return When(condition, yes, no)
 
 
 def check_operator(candidate: object, where: str) -> Operator:
@@ -376,7 +365,8 @@ def check_operator(candidate: object, where: str) -> Operator:
     return candidate
 
 
-def _same_kind(where: str, *operators: Operator) -> None:
+def same_kind(where: str, *operators: Operator) -> None:
+    """Raise TypeError unless the operators are all predictors or all correctors."""
     kinds = {check_operator(operator, where).moves for operator in operators}
     if len(kinds) > 1:
         raise TypeError(

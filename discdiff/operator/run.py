@@ -1,41 +1,27 @@
-r"""Random choices of a run: ``choose`` is the only source of randomness.
-
-An operator is a program of random choices named "step.slot.name", or "step.slot.name@turn" in a loop. A
-choice has three uses:
-
-    sampling                its value is drawn as a function of (seed, row, step, slot, name, position)
-    ``pyro.poutine.trace``  the value and its log-probability are recorded; ``replay`` sets values
-    ``theory.kernel``       every possible value is tried, which gives the exact transition matrix
-
-The distribution carries the key of its randomness, so a run needs no handler. All threads share Pyro's handler stack.
-So a run ignores handlers unless it is called with listen=True, and only one run listens at a time.
-"""
+"""A run, and the positions of operators and guides in it."""
 
 import contextlib
-import functools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-import pyro
 import torch
 from jaxtyping import Float, Int
-from pyro.contrib.autoname import scope
 from torch import Tensor
 
-from discdiff.checks import decided
-from discdiff.choices import Choice, Key, Watch
-from discdiff.denoiser import Counter, Denoiser, frozen_time
+from discdiff.choices import Key, Watch
+from discdiff.denoiser import Change, Counter, Denoiser, Guide, Tally, frozen_time
 from discdiff.kernels.dispatch import fuses, stream
+from discdiff.operator.pyro_sites import under
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
 from discdiff.process import Process, RankOne, learned
 
-__all__ = ["SLOTS", "At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
+if TYPE_CHECKING:
+    from discdiff.operator.guiding import GuideAt
 
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["SLOTS", "At", "Run", "stream"]
+
 One = TypeVar("One", bound="Run")
 _STEPS, SLOTS = 1 << 20, 1 << 12
 
@@ -53,6 +39,10 @@ class Run:
         fuse: whether one compute kernel may make several choices at once when none of them is recorded.
         listen: whether choices are Pyro sites, which handlers can read and change; needs a ``listening()`` block.
         info: the values that operators reported in the last step, by name; each (B,) float64, NaN where a row has none.
+        before: the clean tokens before the block of each row (R, P), and their number (R,); None without blocks.
+        asked: the counters of the denoisers that guides ask, by the object or the name under which guides know them.
+        models: the sampler's denoisers by name.
+        within: gives a denoiser the context of the block that this run makes; None without blocks.
     """
 
     seed: int
@@ -63,8 +53,13 @@ class Run:
     fuse: bool = False
     listen: bool = False
     info: dict[str, Tensor] = field(default_factory=dict)
-    _names: set[tuple[int, int]] = field(default_factory=set, init=False)  # (slot, tag) of the current step and turn
+    before: tuple[Int[Tensor, "R P"], Int[Tensor, " R"]] | None = None
+    asked: dict[object, Counter] = field(default_factory=dict)
+    models: Mapping[str, Denoiser] = field(default_factory=dict)
+    within: Callable[[Denoiser], Denoiser] | None = None
+    _names: set[tuple[int, int, int]] = field(default_factory=set, init=False)  # (seed, slot, tag) of this step, turn
     _step: tuple[int, int] = field(default=(-1, 0), init=False)
+    _used: Denoiser | None = None
     _counts: ClassVar[type[Counter]] = Counter
 
     @classmethod
@@ -75,25 +70,71 @@ class Run:
         """Start a run of ``batch`` rows with ids from ``first_row`` on; with ``record`` it sums log-probabilities."""
         rows = torch.arange(first_row, first_row + batch, device=device)
         log_prob = torch.zeros(batch, dtype=torch.float64, device=device) if record else None
-        counts = cls._counts(model, first_row, torch.zeros_like(rows))
-        return cls(seed, counts, rows, log_prob, fuse=fuses(rows.device), listen=listen)
+        counts = cls._counts(model, first_row, Tally(torch.zeros_like(rows)))
+        return cls(seed, counts, rows, log_prob, fuse=fuses(rows.device), listen=listen, _used=model)
 
     @contextlib.contextmanager
-    def part(self, n: int, model: Denoiser, rows: Int[Tensor, " R"], name: str) -> "Iterator[Run]":
+    def part(
+        self,
+        n: int,
+        within: Callable[[Denoiser], Denoiser],
+        rows: Int[Tensor, " R"],
+        name: str,
+        before: tuple[Int[Tensor, "R P"], Int[Tensor, " R"]],
+    ) -> "Iterator[Run]":
         """Yield a run, with its own seed, for the n-th block of the rows with ids ``rows`` (R,).
 
-        The names of its Pyro sites begin with ``name`` and a slash. Its denoiser calls also count in this run.
+        ``within`` gives a denoiser the context of the block, and ``before`` are the attributes of the same names. The
+        names of its Pyro sites begin with ``name`` and a slash. Its denoiser calls also count in this run.
         """
-        counts = replace(self.model, denoiser=model, _last=None)
+        part = replace(
+            self, seed=stream(self.seed, 1, n), rows=rows, faults=[], asked={}, within=within, before=before, _used=None
+        )
         with under(name, self.listen):
-            yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
-        self.model.nfe, self.model.queries = counts.nfe, counts.queries
+            yield part
 
     def copy(self) -> "Run":
         """Return a run with the same seed and a copy of the counts; calls of one run then leave the other unchanged."""
-        calls = replace(self.model, nfe_rows=self.model.nfe_rows.clone())
+        tally = self.tally.copy()
         log_prob = None if self.log_prob is None else self.log_prob.clone()
-        return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={})
+        asked = {name: replace(counter, tally=tally) for name, counter in self.asked.items()}
+        calls = replace(self.model, tally=tally)
+        return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={}, asked=asked)
+
+    @property
+    def tally(self) -> Tally:
+        """The counts of calls."""
+        return self.model.tally
+
+    def counter(self, model: Denoiser | str) -> Counter:
+        """Return the counter of another denoiser that a guide asks; its calls count in this run.
+
+        Raises:
+            ValueError: for a name that the sampler did not give to a denoiser.
+        """
+        if model not in self.asked:
+            if isinstance(model, str) and model not in self.models:
+                raise ValueError(f"a guide asks the denoiser {model!r}; Sampler(process, {{name: model}}) names them")
+            self.asked[model] = self._calls(self.models[model] if isinstance(model, str) else model)
+        return self.asked[model]
+
+    def use(self, model: Denoiser) -> None:
+        """Take a denoiser for the operators of the next steps."""
+        if model is not self._used:
+            self.model, self._used = self._calls(model), model
+
+    def _calls(self, model: Denoiser) -> Counter:
+        model, known = model if self.within is None else self.within(model), self.model.denoiser
+        same = model.fn is known.fn and model.call is known.call and model.context is known.context
+        return replace(self.model, denoiser=model, _last=self.model._last if same else None)
+
+    def guide(self, guide: Guide | Change, prediction: Prediction, state: State, at: "GuideAt") -> Prediction:
+        """Return the prediction that a guide makes of another one."""
+        return guide(prediction, state, at) if isinstance(guide, Guide) else guide(prediction)
+
+    def reward(self, function: Callable[[Tensor], Tensor], x: Int[Tensor, "N L"]) -> Tensor:
+        """Return what a reward function gives for N sequences x (N, L)."""
+        return function(x)
 
     def begin(
         self, tokens: Int[Tensor, "B L"], t: float, s: float | None = None, step: int = 0, frozen: Tensor | None = None
@@ -117,8 +158,10 @@ class Run:
             left = f"the mask is left at time 0, where tokens are clean, by {what}"
             Watch(self.rows).refuse(tokens == mask_id, left)
 
-    def key(self, name: str, state: State, step: int, slot: int, turn: int = 0) -> Key:
+    def key(self, name: str, state: State, step: int, slot: int, turn: int = 0, seed: int | None = None) -> Key:
         """Return the key of the randomness of the choice ``name`` in a step, slot and turn.
+
+        ``seed`` is the seed of another stream of random numbers than the run's own.
 
         Raises:
             ValueError: if the name was used in the same step, slot and turn, or there are too many steps or slots.
@@ -128,77 +171,16 @@ class Run:
         if (step, turn) != self._step:
             self._names.clear()
             self._step = step, turn
-        key = Key(self.seed, state.rows, step, slot, turn, name)
+        key = Key(self.seed if seed is None else seed, state.rows, step, slot, turn, name)
         tag = key.words[2]
-        if (slot, tag) in self._names:
+        if (key.seed, slot, tag) in self._names:
             raise ValueError(
                 f"site {step}.{slot}.{name}: a site of this name, or of one that hashes alike, "
                 "was already drawn in this slot; give each choice its own name, "
                 "and an operator with several slots a `width`"
             )
-        self._names.add((slot, tag))
+        self._names.add((key.seed, slot, tag))
         return key
-
-
-_ONE, _listener = threading.RLock(), threading.local()
-
-
-def alone() -> contextlib.AbstractContextManager[object]:
-    """Hold the lock of listening runs and enumerations, so that other threads wait before they start one.
-
-    Pyro's handlers must be installed before the run. If several threads listen, each must install its handlers within
-    this block:
-
-        with dd.alone():
-            trace = poutine.trace(lambda: sampler.sample(4, listen=True)).get_trace()
-    """
-    return _ONE
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Let Pyro's handlers see the choices in this block; first wait until no other thread is in such a block.
-
-    Raises:
-        RuntimeError: if the thread is inside such a block already.
-    """
-    if getattr(_listener, "busy", False):
-        raise RuntimeError(
-            "a run with listen=True, or an enumeration, was started inside another one of the same thread; "
-            "Pyro's handlers are shared, so only one listens at a time: run the inner one deaf, or after it"
-        )
-    with _ONE:
-        _listener.busy = True
-        try:
-            yield
-        finally:
-            _listener.busy = False
-
-
-def while_listening(
-    held: Callable[[], contextlib.AbstractContextManager[object]],
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a decorator for sampling functions; a call with ``listen=True`` then runs inside ``held()``.
-
-    ``held`` is ``listening`` or ``alone``. A call without ``listen=True`` runs under ``torch.no_grad()`` instead.
-    """
-
-    def decorate(sample: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(sample)
-        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-            with held() if decided(kwargs.get("listen", False), "sample: listen") else torch.no_grad():
-                return sample(*args, **kwargs)
-
-        return inside
-
-    return decorate
-
-
-@contextlib.contextmanager
-def under(name: str, listen: bool) -> Iterator[None]:
-    """Prefix the names of Pyro sites with "name/" if ``listen``, so that names from several runs in one call differ."""
-    with scope(prefix=name) if listen else contextlib.nullcontext():
-        yield
 
 
 @dataclass(frozen=True)
@@ -217,17 +199,18 @@ class At:
     slot: int = 0
     turn: int = 0
 
-    def predict(self, state: State, time: float | Float[Tensor, "B 1"] | None = None) -> Prediction:
+    def predict(self, state: State, time: float | Float[Tensor, "B 1"] | None = None, name: str = "") -> Prediction:
         """Call the denoiser on a state at its own time, or at ``time``, a float or (B, 1); frozen sites get time 0.
 
-        The call is counted. If ``time`` is None and ``state.seen`` is set, ``state.seen`` is returned without a call.
+        The call is counted, and the denoiser's guides are applied. If ``time`` is None and ``state.seen`` is set,
+        ``state.seen`` is returned without a call. An operator that makes a second prediction in the same slot and turn
+        gives it a ``name``, which tells the random choices of guides apart.
         """
         if state.seen is not None and time is None:
             return state.seen
-        when = frozen_time(learned(state.t if time is None else time), state.frozen, state.tokens.device)
-        said = self.run.model(state.tokens, when, state.rows)
-        said.watch = self.watch(state)
-        return said
+        told = frozen_time(learned(state.t if time is None else time), state.frozen, state.tokens.device)
+        said = self.run.model(state.tokens, told, state.rows)
+        return self._guided(said, state, told, name)
 
     def alpha(self, time: float | Float[Tensor, "B 1"]) -> float | Float[Tensor, "#B #L"]:
         """Return alpha at a time: a float, or a float64 tensor (1, L) if every position has its own schedule.
@@ -241,13 +224,20 @@ class At:
         alpha = schedule.survival(torch.tensor(time, dtype=torch.float64))
         if schedule.sites is None and (not alpha.requires_grad or float(alpha.detach()) in (0.0, 1.0)):
             return float(alpha.detach())
-        return alpha.expand(1, schedule.sites or 1).to(self.run.model.nfe_rows.device)
+        return alpha.expand(1, schedule.sites or 1).to(self.run.rows.device)
 
     def autoregressive(self, state: State) -> Prediction:
         """Return p(x_i | x_{<i}) at all sites of a clean state, by ``Denoiser.autoregressive``; the call is counted."""
-        law = self.run.model.autoregressive(state.tokens, state.rows)
-        law.watch = self.watch(state)
-        return law
+        law = self.run.model.score(state.tokens, state.rows)
+        return self._guided(law, state, None, "autoregressive")
+
+    def _guided(self, said: Prediction, state: State, times: Float[Tensor, "#B #L"] | None, name: str) -> Prediction:
+        said.watch = self.watch(state)
+        if not self.run.model.denoiser.guides:
+            return said
+        from discdiff.operator.guiding import guided  # a guide's position is one of these, with more in it
+
+        return guided(said, self.run.model.denoiser, state, self, times, name)
 
     @property
     def rank_one(self) -> RankOne:
@@ -260,7 +250,7 @@ class At:
         """Report named values, each (R,) with one number a row of the state, to ``on_step`` of ``Sampler.sample``."""
         index = state.rows - self.run.model.first_row
         for name, value in values.items():
-            rows = self.run.model.nfe_rows
+            rows = self.run.tally.nfe_rows
             told = self.run.info.setdefault(name, torch.full_like(rows, torch.nan, dtype=torch.float64))
             told[index] = value.detach().double()
 
@@ -273,6 +263,19 @@ class At:
         """Whether one compute kernel may make several choices at once; False if choices are recorded or Pyro sites."""
         return self.run.fuse and self.run.log_prob is None and not self.run.listen
 
+    @property
+    def scored(self) -> bool:
+        """Whether choices made here count in the run's log-probability; those of guides do not."""
+        return True
+
+    def key(self, name: str, state: State) -> Key:
+        """Return the key of the randomness of a choice; errors as ``Run.key``."""
+        return self.run.key(name, state, self.step, self.slot, self.turn)
+
+    def site(self, name: str) -> str:
+        """Return the name of a choice as a Pyro site."""
+        return f"{self.step}.{self.slot}.{name}{f'@{self.turn}' if self.turn else ''}"
+
     def moved(self, slots: int) -> "At":
         """Return the address ``slots`` slots later, for the next part of a composition."""
         return replace(self, slot=self.slot + slots)
@@ -280,48 +283,3 @@ class At:
     def again(self, turn: int) -> "At":
         """Return the address of the turn-th repetition, counted from 1, for the choices of a loop."""
         return replace(self, turn=turn)
-
-
-def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
-    """Make one random choice for every row; operators draw all their randomness through this function.
-
-    Args:
-        name: the choice's name, unique in its operator.
-        distribution: the law, of batch shape (B,) with B rows in ``state``.
-        state: the state in which the choice is made; its row ids key the randomness.
-        at: the address of the operator.
-
-    Returns:
-        The value, (B, *event).
-
-    Raises:
-        TypeError: if the law is not a ``Choice``, because its randomness cannot be keyed.
-        ValueError: if the batch shape is not (B,), the name was used before in this step and slot, or a handler
-            gives a value of another shape.
-    """
-    rows = len(state.rows)
-    if not isinstance(distribution, Choice):
-        raise TypeError(
-            f"choice {name!r}: takes a Choice, such as Coins, Tokens or PointMixture, whose randomness is keyed; "
-            f"got {distribution!r}"
-        )
-    if distribution.batch_shape != (rows,):
-        raise ValueError(
-            f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
-        )
-    distribution.key, distribution.faults = at.run.key(name, state, at.step, at.slot, at.turn), at.run.faults
-    if at.run.listen:
-        turn = f"@{at.turn}" if at.turn else ""
-        site = f"{at.step}.{at.slot}.{name}{turn}"
-        value = pyro.sample(site, distribution).to(distribution.kind)
-        if value.shape != distribution.shape():
-            raise ValueError(
-                f"site {site}: takes a value of shape {tuple(distribution.shape())}, rows and event; a "
-                f"handler gave {tuple(value.shape)}"
-            )
-    else:
-        value = distribution.sample()
-    if at.run.log_prob is not None:
-        index = state.rows - at.run.model.first_row
-        at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)
-    return value

@@ -10,11 +10,12 @@ from discdiff.prediction.bridge import (
     ReMDM,
     mixture,
 )
+from discdiff.prediction.change import LogWeight
 from discdiff.prediction.output import Output, unshifted
 from discdiff.prediction.truncation import Truncation
 from discdiff.prediction.view import View
 
 __all__ = [
-    "Between", "Bridge", "Exact", "MaximalCoupling", "Output", "Prediction", "Predicts", "ReMDM", "Truncation", "View",
-    "bridge", "check_predicts", "mixture", "unshifted",
+    "Between", "Bridge", "Exact", "LogWeight", "MaximalCoupling", "Output", "Prediction", "Predicts", "ReMDM",
+    "Truncation", "View", "bridge", "check_predicts", "mixture", "unshifted",
 ]  # fmt: skip

@@ -27,16 +27,17 @@ https://arxiv.org/abs/2310.16834).
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import Renamed, shown
-from discdiff.choices import AT_ONCE, Sites
+from discdiff.checks import Renamed, listing, real, shown
+from discdiff.choices import AT_ONCE, Choice, Sites, Tokens
 from discdiff.kernels import dispatch as kernels
+from discdiff.prediction.change import Combination, Cut, LogWeight, RowChange, Tilt, Truncate
 from discdiff.prediction.output import Output
 from discdiff.prediction.view import View, said_rows, to_loo
 from discdiff.process import Process
@@ -44,8 +45,8 @@ from discdiff.process import Process
 __all__ = ["Prediction", "Predicts", "check_predicts"]
 
 Predicts = Literal["denoiser", "loo", "ratio"]
-# maps rows of O, with their (N,) states and survival probabilities, to other rows
-Truncate = Callable[[kernels.Rows, Tensor, Tensor], kernels.Source]
+# the law of the clean tokens at chosen sites (B, L); other positions keep the given tokens (B, L)
+Law = Callable[["Prediction", Tensor, Tensor], Choice]
 
 
 class Prediction(Renamed):
@@ -93,7 +94,8 @@ class Prediction(Renamed):
         self.output, self.predicts, self.x, self.process = output, predicts, x, process
         self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
         self.watch = AT_ONCE  # a run replaces it by its own
-        self.truncate: Truncate | None = None
+        self.changes: tuple[RowChange, ...] = ()
+        self.law: Law | None = None
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
@@ -159,30 +161,90 @@ class Prediction(Renamed):
         """Return rows of the leave-one-out prediction O at every site, without checks.
 
         The caller must not use a row where O is undefined. The result is None if a head computes the
-        logits, the conversion needs whole rows, or the prediction is truncated: no kernel can then read O directly.
+        logits, the conversion needs whole rows, or the prediction is changed: no kernel can then read O directly.
         """
+        if self.changes or self.law is not None:
+            return None
         rows = to_loo(self, said_rows(self, None), self.x.flatten(), self.alpha.flatten())
-        return rows if rows.convert is None and self.truncate is None else None
+        return rows if rows.convert is None else None
 
-    def truncated(self, truncate: Truncate) -> "Prediction":
-        """Return the same prediction with ``truncate`` applied to its leave-one-out at each reading.
+    # --- changes, for guides ------------------------------------------------------------------------------------------
+
+    def tilted(self, log_g: Float[Tensor, "B L V"] | LogWeight) -> "Prediction":
+        """Return the prediction with O' ~ O g, whose rows are computed when they are read.
+
+        Args:
+            log_g: natural logs (B, L, V), -inf for tokens that are ruled out; or a function that maps batch rows (n,)
+                and positions (n,) of chosen sites to (n, V).
 
         Raises:
-            ValueError: if the prediction is truncated already.
+            ValueError: for a tensor of another shape; when a row is read, for a row without mass, a NaN or +inf.
         """
-        if self.truncate is not None:
-            raise ValueError("a prediction is truncated once; give one Truncation all its options")
+        shape = (*self.x.shape, self.process.vocab_size)
+        if not callable(log_g) and (not isinstance(log_g, Tensor) or log_g.shape != shape):
+            raise ValueError(f"tilted: log_g must be (B, L, V) = {shape}, or a function of sites; got {shown(log_g)}")
+        return self._changed(Tilt(log_g))
+
+    def combined(self, others: "Sequence[Prediction]", weights: Sequence[float]) -> "Prediction":
+        r"""Return the prediction with O' ~ prod_k O_k^{w_k}, for instance O_1^{1 + w} O_2^{-w}.
+
+        If the weights sum to 1, D' is the same product of the D_k. A token that a prediction of positive weight rules
+        out is ruled out.
+
+        Args:
+            others: other predictions of the same tokens, noise and process.
+            weights: the exponents, the first for this prediction.
+
+        Raises:
+            ValueError: if the predictions differ in tokens, noise or process, or there is not one finite weight for
+                each; when a row is read, if only predictions of negative weight rule a token out.
+        """
+        kept = tuple(real(weight, "combined: a weight") for weight in listing(weights, "combined: weights"))
+        others = tuple(others)
+        if len(kept) != 1 + len(others):
+            raise ValueError(f"combined: takes one weight for each of {1 + len(others)} predictions, got {kept}")
+        for other in others:
+            same = isinstance(other, Prediction) and other.process == self.process
+            if not same or not torch.equal(other.x, self.x) or not torch.equal(other.alpha, self.alpha):
+                raise ValueError(f"combined: takes predictions of the same tokens, noise and process, got {other!r}")
+        return self._changed(Combination(others, kept))
+
+    def truncated(self, truncate: Truncate) -> "Prediction":
+        """Return the same prediction with ``truncate`` applied to its leave-one-out at each reading."""
+        return self._changed(Cut(truncate))
+
+    def joint(self, law: Law) -> "Prediction":
+        """Return the same prediction with a joint law of the clean tokens that operators draw together.
+
+        Args:
+            law: called as law(prediction, where, keep), see ``tokens``; ``prediction`` may be a selection of rows.
+        """
         other = copy.copy(self)
-        other.truncate = truncate
+        other.law = law
+        return other
+
+    def tokens(self, where: Bool[Tensor, "B L"], keep: Int[Tensor, "B L"], sites: Sites | None = None) -> Choice:
+        """Return the law from which an operator draws clean tokens at the sites ``where``; others keep ``keep``.
+
+        By default the sites are independent, with rows ``sites``, or O if it is None; a guide may bring a joint law.
+        """
+        if self.law is not None:
+            return self.law(self, where, keep)
+        return Tokens(self[where].loo if sites is None else sites, keep)
+
+    def _changed(self, change: RowChange) -> "Prediction":
+        other = copy.copy(self)
+        other.changes = (*self.changes, change)
         return other
 
     @property
     def untruncated(self) -> "Prediction":
-        """The prediction without its truncation; confidences are computed from it."""
-        if self.truncate is None:
+        """The prediction without its truncations, but with its tilts; confidences are computed from it."""
+        if not self.changes:
             return self
         other = copy.copy(self)
-        other.truncate = None
+        found = (change.untruncated() for change in self.changes)
+        other.changes = tuple(change for change in found if change is not None)
         return other
 
     def select(self, index: Int[Tensor, " R"]) -> "Prediction":
@@ -190,6 +252,7 @@ class Prediction(Renamed):
         other = copy.copy(self)
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
         other.watch = self.watch.select(index)
+        other.changes = tuple(change.select(index) for change in self.changes)
         return other
 
     # --- internal -----------------------------------------------------------------------------------------------------

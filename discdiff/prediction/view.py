@@ -26,7 +26,7 @@ def said_rows(said: "Prediction", place: tuple[Tensor, Tensor] | None) -> kernel
 
 
 def to_loo(said: "Prediction", rows: kernels.Rows, x: Int[Tensor, " N"], alpha: Float[Tensor, " N"]) -> kernels.Rows:
-    """Convert a prediction's rows at states x (N,) and survivals alpha (N,) to rows of O, before any truncation."""
+    """Convert a prediction's rows at states x (N,) and survivals alpha (N,) to rows of O, before any change."""
     process = said.process
     if said.predicts == "denoiser" and not process.masks:  # at a mask D and O agree
         weight = process.own_weight(x, alpha)
@@ -74,7 +74,7 @@ class View:
             ValueError: if O is undefined at a chosen site; the error names the site.
         """
         said, process = self.prediction, self.prediction.process
-        if said.predicts == "loo" and said.truncate is None:
+        if said.predicts == "loo" and not said.changes:
             return self._sites(said_rows(said, self.place))
         if said.predicts == "denoiser":
             self._refuse(
@@ -88,7 +88,10 @@ class View:
             why = "a ratio without the mask's column does not determine it"
             self._refuse(process.settled(self.x, self.alpha), why)
         rows = to_loo(said, said_rows(said, self.place), self.x, self.alpha)
-        return self._sites(rows if said.truncate is None else said.truncate(rows, self.x, self.alpha))
+        source: kernels.Source = rows
+        for change in said.changes:
+            source = change(source, self)
+        return self._sites(source)
 
     @cached_property
     def denoiser(self) -> Sites:
@@ -98,7 +101,7 @@ class View:
             ValueError: if D must be computed from a leave-one-out that is undefined at a chosen site.
         """
         x, alpha, process, predicts = self.x, self.alpha, self.prediction.process, self.prediction.predicts
-        said = predicts == "denoiser" and self.prediction.truncate is None
+        said = predicts == "denoiser" and not self.prediction.changes
         if said and not process.absorbing:
             return self._sites(said_rows(self.prediction, self.place))
         # At a revealed site D is its token, unless O excludes the token: then D is O, the limit alpha -> 1.
@@ -133,7 +136,7 @@ class View:
             ValueError: if r must be computed from a leave-one-out that is undefined at a chosen site.
         """
         said, process = self.prediction, self.prediction.process
-        if said.predicts == "ratio" and said.output.width == process.columns and said.truncate is None:
+        if said.predicts == "ratio" and said.output.width == process.columns and not said.changes:
             return self._sites(said.output.rows(self.place))
         conditional = self.conditional.rows
 

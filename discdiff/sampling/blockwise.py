@@ -174,13 +174,14 @@ class Blockwise:
         seed, record = seeded(seed, "sample: seed"), decided(record, "sample: record")
         warn_of_dropout((model.fn, *model.guides), stacklevel=3)
         run = Run.start(model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
-        job, calls = _Job(self, run, length, stops), run.model
+        job, calls = _Job(self, run, length, stops), run.tally
         job.begin(given)
         while job.groups:
             job.advance(job.groups.pop())
         return BlockSamples(
-            job.tokens, calls.nfe, calls.nfe_rows, seed, None, run.log_prob, calls.queries, model.frame, job.lengths
-        )
+            job.tokens, calls.nfe, calls.nfe_rows, seed, None, run.log_prob, calls.queries, model.frame,
+            calls.calls, calls.rewards, job.lengths,
+        )  # fmt: skip
 
     def _prompts(
         self, prompt: Tensor | Sequence[int] | Sequence[Sequence[int]], batch: int, length: int
@@ -271,7 +272,7 @@ class _Job:
 
     def _context(self, index: Tensor, known: Tensor, edges: Tensor) -> Growing:
         """Make the context of the first ``known`` tokens of each row, or of the last of them that fit the window."""
-        model, tally, rows, length = self.maker.inner.model, self.run.model, self.rows[index], known
+        model, tally, rows, length = self.maker.inner.model, self.run.tally, self.rows[index], known
         if self.maker.window is not None:
             length = known.clamp(max=self.maker.window - int(edges.diff().max()))
         columns = (known - length)[:, None] + torch.arange(int(length.max()), device=index.device)
@@ -280,9 +281,7 @@ class _Job:
         if not isinstance(model.fn, Cached):
             return ShownPrefix(rows, length, shown, None if self.future is None else self.future[index])
         if shown.shape[1]:
-            tally.nfe += 1
-            tally.nfe_rows[index[length > 0]] += 1
-            tally.queries += int(length.sum())
+            tally.count(model.name, index[length > 0], int(length.sum()))
         capacity = self.tokens.shape[1] if self.maker.window is None else self.maker.window
         return CachedPrefix(rows, length, model.fn, model.fn.prefill(shown, length, capacity))
 
@@ -300,7 +299,14 @@ class _Job:
         place = group.index[:, None], columns
         twin, self.begun[group.turn] = self.begun[group.turn], self.begun[group.turn] + 1
         name, sampler = f"b{group.turn}{f'.{twin}' if twin else ''}", self.maker.sampler(columns.shape[1])
-        with self.run.part(group.turn, sampler.model.given(group.context), self.rows[group.index], name) as run:
+        before = self.tokens[group.index, : int(begin.max())], begin
+        contexts = {id(sampler.model.fn): group.context}
+
+        def within(model: Denoiser) -> Denoiser:
+            return model.given(contexts[id(model.fn)])
+
+        with self.run.part(group.turn, within, self.rows[group.index], name, before) as run:
+            run.use(sampler.model)
             block = _denoised(sampler, run, self.tokens[place], columns < self.given[group.index][:, None])
         self.tokens[place] = block
         ended = torch.isin(block, self.stops) & (columns >= self.given[group.index][:, None])

@@ -1,15 +1,14 @@
 """Samplers with a given number of denoiser calls."""
 
-from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
 from discdiff.checks import whole
 from discdiff.denoiser import Denoiser
-from discdiff.operator import Operator, check_operator, when
+from discdiff.operator import Operator, before, check_operator, when
 from discdiff.process import Process, by_time
 from discdiff.sampling.sampler import Sampler
 
-__all__ = ["After", "predictor_corrector"]
+__all__ = ["predictor_corrector"]
 
 
 def predictor_corrector(
@@ -61,20 +60,7 @@ def predictor_corrector(
     n = int((nfe - calls) // (calls + more))
     times = by_time(int((nfe - more * n) // calls))
     if corrected == "first":
-        return Sampler(process, model, when(After(times[n]), both, predictor), grid=times)
+        return Sampler(process, model, when(before(times[n]), both, predictor), grid=times)
     if corrected == "last":
-        return Sampler(process, model, when(After(times[len(times) - 1 - n]), predictor, both), grid=times)
+        return Sampler(process, model, when(before(times[len(times) - 1 - n]), predictor, both), grid=times)
     raise ValueError(f"predictor_corrector: corrected must be 'first' or 'last', got {corrected!r}")
-
-
-@dataclass(frozen=True)
-class After:
-    """Condition for ``when``: True in steps that start at a time t > ``time``."""
-
-    time: float
-
-    def __call__(self, t: float) -> bool:
-        return t > self.time
-
-    def __repr__(self) -> str:
-        return f"t > {self.time:.4g}"

@@ -3,7 +3,7 @@ r"""The sampling loop: run an operator with a process and a denoiser over a grid
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import SupportsIndex
 
@@ -13,28 +13,15 @@ from rich.progress import track
 from torch import Tensor
 
 from discdiff.checks import affordable, decided, real, shown, whole
-from discdiff.denoiser import Denoiser, check_denoiser
-from discdiff.operator import (
-    SLOTS,
-    At,
-    Mix,
-    Operator,
-    Repeat,
-    Run,
-    State,
-    Then,
-    When,
-    check_operator,
-    check_reads,
-    listening,
-    rests,
-    while_listening,
-)
+from discdiff.denoiser import Denoiser, models_of
+from discdiff.operator import At, Operator, Run, State, check_operator, listening, rests, while_listening
 from discdiff.process import LONGEST, Process, by_time, listed, require_process
 from discdiff.sampling.beginning import begin
+from discdiff.sampling.plan import Plan, Step
+from discdiff.sampling.planned import acting, check_plan, named_models, planned_calls, step_models
 from discdiff.sampling.samples import Samples, narrowest
 
-__all__ = ["OnStep", "Sampler", "acting", "check_model"]
+__all__ = ["OnStep", "Sampler"]
 
 
 # called after each step with its number, the state and what operators reported; False stops the run
@@ -46,11 +33,17 @@ class Sampler:
 
     Args:
         process: the forward process.
-        model: a ``Denoiser`` for the same process.
+        model: a ``Denoiser`` for the same process, or several by name, {name: Denoiser}, for a plan and for guides.
         operator: one step of the sampler. It has exactly one predictor, or none if ``time`` is given.
         steps: N equal intervals of t from 1 to 0.
         grid: instead of ``steps``, N + 1 decreasing times in [0, 1].
         time: instead of both, the time at which a corrector runs once.
+        plan: instead of operator and times, a ``Plan``: the operator, guides and model of every step.
+
+    Attributes:
+        plan: the plan; its steps are alike if an operator was given.
+        models: the denoisers by name.
+        step_models: the denoiser of each step, with the step's guides.
 
     Raises:
         TypeError: for a model that is no Denoiser, or an operator without predictor (with one, if ``time`` is given).
@@ -60,68 +53,100 @@ class Sampler:
     def __init__(
         self,
         process: Process,
-        model: Denoiser,
-        operator: Operator,
+        model: Denoiser | Mapping[str, Denoiser],
+        operator: Operator | None = None,
         *,
         steps: SupportsIndex | None = None,
         grid: Iterable[float] | None = None,
         time: float | None = None,
+        plan: Plan | None = None,
     ) -> None:
-        check_model(process, model, "Sampler")
-        check_operator(operator, "Sampler")
-        if not operator.moves and time is None:
-            raise TypeError(
-                f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects; "
-                "time=t runs a corrector alone"
-            )
-        if operator.moves and time is not None:
-            raise TypeError(f"Sampler: time= is for a corrector alone, and {operator} moves; give steps= or grid=")
-        operator.check(process)
-        if operator.width > SLOTS:
-            raise ValueError(f"Sampler: a step has at most {SLOTS} slots, and {operator} takes {operator.width}")
-        if (steps is None) + (grid is None) + (time is None) != 2:
-            raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0], or time=t for a corrector alone")
-        self.process, self.model, self.operator = process, model, operator
-        if time is not None:
-            self.grid: tuple[float, ...] = (real(time, "Sampler: time", "[0, 1]"),)
-        else:
-            self.grid = listed(grid) if grid is not None else _uniform_grid(steps)
-        for _, part, time in self._acting():
-            check_reads(part, model, time)
+        require_process(process, "Sampler")
+        self.process, self.models = process, named_models(process, model, "Sampler")
+        if plan is None:
+            plan = _alike(operator, steps, grid, time)
+        elif not isinstance(plan, Plan):
+            raise TypeError(f"Sampler: plan must be a Plan, got {shown(plan)}")
+        elif any(given is not None for given in (operator, steps, grid, time)):
+            raise TypeError("Sampler: a plan has its own operators and grid; give no operator, steps=, grid= or time=")
+        self.plan = plan
+        self.step_models = step_models(plan, self.models, "Sampler")
+        check_plan(plan, self.step_models, process, "Sampler")
+
+    @property
+    def model(self) -> Denoiser:
+        """The denoiser of the first step, with its guides."""
+        return self.step_models[0]
+
+    @property
+    def operator(self) -> Operator:
+        """The operator of the first step; of all steps, unless a plan sets others."""
+        return self.plan.steps[0].operator
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The times of the grid."""
+        return self.plan.grid
+
+    def parts(self) -> Iterator[tuple[int, float, float, Operator, Denoiser]]:
+        """Yield (step number from 1, t, s, operator, denoiser with the step's guides) for every step."""
+        for (number, t, s), step, model in zip(self.plan.intervals(), self.plan.steps, self.step_models, strict=True):
+            yield number, t, s, step.operator, model
 
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
-        """Return the same sampler on another grid."""
-        return Sampler(self.process, self.model, self.operator, grid=grid)
+        """Return the same sampler on another grid.
+
+        Raises:
+            ValueError: if the steps of the plan differ.
+        """
+        if not self.plan.alike:
+            raise ValueError(f"on_grid: takes a sampler whose steps are alike, got {self.plan}")
+        times = listed(grid)
+        return Sampler(self.process, self.models, plan=Plan(times, self.plan.steps[:1] * (len(times) - 1)))
+
+    @property
+    def calls(self) -> dict[str, float] | None:
+        """Planned denoiser calls of a row by the name of the denoiser, or None if an operator's number is unknown.
+
+        It counts the calls of the operators that run, and of their guides. ``Samples.calls`` are the measured numbers.
+        These are smaller if a call is not needed, because the prediction is still known or a two-stage predictor needs
+        only one call in the last step.
+        """
+        return planned_calls(self.plan, self.step_models, self.models)
 
     @property
     def nfe(self) -> float | None:
-        """Planned denoiser calls of a row: the sum of ``nfe`` of the operators that run, or None if one is unknown.
+        """Planned denoiser calls of a row: the sum of ``calls``, or None if one is unknown."""
+        calls = self.calls
+        return None if calls is None else float(sum(calls.values()))
 
-        ``Samples.nfe`` is the measured number. It is smaller if a call is not needed, because the prediction is still
-        known or a two-stage predictor needs only one call in the last step.
-        """
-        total = 0.0
-        for often, part, time in self._acting():
-            if often and not rests(part, self.model, time):
-                if part.nfe is None:
-                    return None
-                total += often * part.nfe
-        return total
-
-    def _acting(self) -> Iterator[tuple[float, Operator, float]]:
-        for _, t, s in self.intervals():
-            yield from acting(self.operator, t, s, t)
+    @property
+    def cost(self) -> float | None:
+        """The planned calls, each times the ``cost`` of its denoiser; None if a number or a cost is unknown."""
+        calls, costs = self.calls, {}
+        for model in (*self.models.values(), *self.step_models):
+            for one in (model, *(other for other in models_of(model) if isinstance(other, Denoiser))):
+                costs[one.name] = one.cost
+        if calls is None or any(costs[name] is None for name in calls):
+            return None
+        return float(sum(count * (costs[name] or 0.0) for name, count in calls.items()))
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
         """Yield (step number from 1, t, s) for every step; a corrector alone makes one step, from t to t."""
-        for step, (t, s) in enumerate(itertools.pairwise(self.grid * 2 if len(self.grid) == 1 else self.grid), start=1):
-            yield step, t, s
+        return self.plan.intervals()
 
     def through(self, state: State, run: Run) -> Iterator[State]:
-        """Yield the state after each remaining step of the run, beginning with the step that follows ``state``."""
-        for step, t, s in itertools.islice(self.intervals(), state.step, None):
+        """Yield the state after each remaining step of the run, beginning with the step that follows ``state``.
+
+        Where the model, its guides or the operator change, an operator that remembers its previous step starts anew.
+        """
+        known = [*self.parts()]
+        for step, t, s, operator, model in known[state.step :]:
+            if step > 1 and known[step - 2][3:] != (operator, model):
+                state = replace(state, past=None, seen=None)
+            run.use(model)
             run.info.clear()
-            state = replace(self.operator(state, At(self.process, run, t, s, step)), step=step)
+            state = replace(operator(state, At(self.process, run, t, s, step)), step=step)
             yield state
 
     def start(
@@ -161,7 +186,7 @@ class Sampler:
             run.check_faults()
             return state.tokens
         tokens = self.process.column(state.tokens)
-        run.finish(tokens, self.operator)
+        run.finish(tokens, self.plan.steps[-1].operator)
         return tokens
 
     @property
@@ -174,7 +199,7 @@ class Sampler:
         if not isinstance(state, State) or not isinstance(state.run, Run):
             raise ValueError(f"{where}: takes a state of start(), step() or Samples.state, got {shown(state)}")
         times = [self.grid[0], *(s for _, _, s in self.intervals())]
-        if state.step >= len(times) or state.t != times[state.step] or state.run.model.denoiser is not self.model:
+        if state.step >= len(times) or state.t != times[state.step] or state.run.models != self.models:
             raise ValueError(f"{where}: the state, after {state.step} steps at t = {state.t}, is not of {self}")
         return state.run
 
@@ -269,8 +294,11 @@ class Sampler:
             state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)
         if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
-        calls, frame = run.model, self.model.frame
-        out = Samples(tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, frame)
+        calls, frame = run.tally, self.model.frame
+        out = Samples(
+            tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, frame,
+            calls.calls, calls.rewards,
+        )  # fmt: skip
         vars(out)["_state"] = replace(state, run=run)
         return out
 
@@ -287,6 +315,9 @@ class Sampler:
         return not self.process.absorbing and not self.model.call.sees_site_times
 
     def __repr__(self) -> str:
+        if not self.plan.alike or self.plan.steps[0].guides or self.plan.steps[0].model:
+            models = next(iter(self.models.values())) if len(self.models) == 1 else self.models
+            return f"Sampler({self.process}, {models}, plan={self.plan})"
         if len(self.grid) == 1:
             times = f"time={self.grid[0]}"
         elif self.grid == _uniform_grid(len(self.grid) - 1):
@@ -300,42 +331,33 @@ class Sampler:
     @property
     def resting(self) -> list[str]:
         """One sentence for each part of the operator that is skipped at the last time (see ``rests``)."""
-        idle = dict.fromkeys(repr(part) for _, part, time in self._acting() if rests(part, self.model, time))
+        idle = dict.fromkeys(
+            repr(part)
+            for _, t, s, operator, model in self.parts()
+            for _, part, time in acting(operator, t, s, t)
+            if rests(part, model, time)
+        )
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
 
 
-def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
-    """Yield (expected number of runs, operator, start time) for the single operators of a composition in a step t -> s.
-
-    ``now`` is the time at which the composition starts. The parts of a single operator are yielded with 0 runs, because
-    its own ``nfe`` counts their calls.
-    """
-    match operator:
-        case When():
-            yield from acting(operator.at(t), t, s, now)
-        case Then(left, right):
-            yield from acting(left, t, s, now)
-            yield from acting(right, t, s, s if left.moves else now)
-        case Repeat(inner, times):
-            yield from ((times * often, part, time) for often, part, time in acting(inner, t, s, now))
-        case Mix(operators, weights):
-            for weight, one in zip(weights, operators, strict=True):
-                yield from ((weight * often, part, time) for often, part, time in acting(one, t, s, now))
-        case _:
-            yield 1.0, operator, now
-            for part in operator.parts:  # their calls are counted in the operator's own nfe
-                yield from ((0.0, inner, time) for _, inner, time in acting(part, t, s, now))
-
-
-def check_model(process: Process, model: Denoiser, where: str) -> None:
-    """Raise TypeError or ValueError unless ``model`` is a Denoiser for ``process``."""
-    require_process(process, where)
-    check_denoiser(model, where)
-    if model.process != process:
-        raise ValueError(
-            f"{where}: the process is {process}, but the model is for {model.process}; "
-            "model.with_schedule(s) re-times a model"
+def _alike(
+    operator: Operator | None, steps: SupportsIndex | None, grid: Iterable[float] | None, time: float | None
+) -> Plan:
+    """Return the plan whose steps all run one operator."""
+    operator = check_operator(operator, "Sampler")
+    if not operator.moves and time is None:
+        raise TypeError(
+            f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects; "
+            "time=t runs a corrector alone"
         )
+    if operator.moves and time is not None:
+        raise TypeError(f"Sampler: time= is for a corrector alone, and {operator} moves; give steps= or grid=")
+    if (steps is None) + (grid is None) + (time is None) != 2:
+        raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0], or time=t for a corrector alone")
+    if time is not None:
+        return Plan([real(time, "Sampler: time", "[0, 1]")], [Step(operator)])
+    times = listed(grid) if grid is not None else _uniform_grid(steps)
+    return Plan(times, [Step(operator)] * (len(times) - 1))
 
 
 def _uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:

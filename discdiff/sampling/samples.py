@@ -1,7 +1,7 @@
 """The result of a sampler, with comparison by content and storage in a file."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +51,8 @@ class Samples:
             ``record=True``.
         queries: tokens that the network evaluated, over all rows.
         frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), or None.
+        calls: batched calls by the name of the denoiser: its key in the mapping given to ``Sampler``, or its ``name``.
+        rewards: the sequences whose reward guides computed.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -61,6 +63,8 @@ class Samples:
     log_prob: Float[Tensor, " B"] | None = None
     queries: int = 0
     frame: tuple[int, int] | None = None
+    calls: dict[str, int] = field(default_factory=dict)
+    rewards: int = 0
 
     @property
     def state(self) -> State:
@@ -143,10 +147,13 @@ class Samples:
         frame = held.get("frame", (0, 0))
         if not isinstance(frame, tuple) or [type(v) for v in frame] != [int, int]:
             raise ValueError(f"load: {path}: frame must be two ids, got {frame!r}")
+        calls = held.get("calls", {})
+        if not isinstance(calls, dict) or any(type(count) is not int for count in calls.values()):
+            raise ValueError(f"load: {path}: calls must map names to numbers, got {calls!r}")
         for name, value in held.items():
-            if name == "frame":
+            if name in ("frame", "calls"):
                 continue
-            counted = name in ("nfe", "seed", "queries")
+            counted = name in ("nfe", "seed", "queries", "rewards")
             if counted != (type(value) is int) or counted == isinstance(value, Tensor):
                 raise ValueError(f"load: {path}: {name} must be {'a number' if counted else 'an array'}, got {value!r}")
         tokens = held["tokens"]

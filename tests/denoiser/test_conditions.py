@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from problems import states, strong
+from problems import strong
 from scipy.stats import chisquare
 
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.denoiser import Alphabets
 
 WORLD = strong()
 PROCESSES = [dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())]
@@ -95,21 +94,6 @@ def test_rows_have_prompts_of_their_own() -> None:
     drawn = both.sample(3, seed=4)
     assert torch.equal(drawn.tokens[2:], one.sample(1, seed=4, first_row=2).tokens)
     assert drawn.queries == 3 * 3 * drawn.nfe
-
-
-def test_every_site_has_an_alphabet_of_its_own() -> None:
-    process = PROCESSES[0]
-    allowed = torch.tensor([[True, True, False], [False, False, True], [True, False, True]])
-    model = Alphabets.of(WORLD.denoiser(process), allowed)
-    law = T.law(dd.Sampler(process, model, S.Ancestral(), steps=2), length=3)
-    x = states(3, 3)
-    fits = allowed[torch.arange(3), x].all(-1)
-    assert float(law[~fits].sum()) == 0
-    assert float(law[fits].min()) > 0
-    with pytest.raises(ValueError, match="needs an absorbing process"):
-        Alphabets(WORLD.denoiser(PROCESSES[1]), allowed)
-    with pytest.raises(ValueError, match="site 1 may hold no token"):
-        Alphabets(WORLD.denoiser(process), allowed & torch.tensor([[True], [False], [True]]))
 
 
 def test_a_class_is_told_to_the_network_row_by_row() -> None:

@@ -155,7 +155,6 @@ def runs() -> list[object]:
         lambda x, t: NETWORK(x, t),
         functools.partial(network),
         Holder(network).call,
-        dd.Alphabets(dd.Denoiser(network, dd.Masked(V, dd.Linear()), "loo"), torch.ones(5, V).bool()),
     ]
 
 

@@ -149,8 +149,6 @@ def test_cold_samples_are_the_most_probable() -> None:
 def test_a_guided_model_says_so() -> None:
     model = strong().denoiser(dd.Masked(3, dd.Linear())).guided(dd.Truncation(top_p=0.9))
     assert repr(model).endswith(".guided(Truncation(top_p=0.9))")
-    with pytest.raises(ValueError, match="truncated once"):
-        model.guided(dd.Truncation(top_k=1))(torch.zeros(1, 3, dtype=torch.int64), 0.5)
     with pytest.raises(TypeError, match="guide is called as"):
         model.guided("cold")
     contrast = model.guided(dd.Truncation(temperature=0.5, of="denoiser"))

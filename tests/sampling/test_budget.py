@@ -108,7 +108,7 @@ def test_operators_of_several_calls_keep_to_the_budget() -> None:
         assert sampler.nfe is not None
         assert nfe - 2 < sampler.nfe <= nfe
         assert sampler.sample(4, seed=0).nfe <= nfe
-    assert "when(t > 0.3333, Ancestral() >> Gibbs(sites=1) ** 2, Ancestral())" in repr(
+    assert "when(before(0.3333333333333333), Ancestral() >> Gibbs(sites=1) ** 2, Ancestral())" in repr(
         dd.predictor_corrector(process, model, S.Ancestral(), S.Gibbs(), nfe=7, repeats=2)
     )
 

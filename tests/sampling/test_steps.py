@@ -60,10 +60,10 @@ def test_a_step_is_pure_and_steps_make_the_run(operator: dd.Operator, time: str 
         once, again = sampler.step(state), sampler.step(state)
         assert torch.equal(state.tokens, before)
         assert torch.equal(once.tokens, again.tokens)
-        assert (once.step, once.run.model.nfe) == (step, again.run.model.nfe)
+        assert (once.step, once.run.tally.nfe) == (step, again.run.tally.nfe)
         state, before = once, once.tokens.clone()
     assert torch.equal(state.tokens, whole.tokens)
-    assert state.run.model.nfe == whole.nfe
+    assert state.run.tally.nfe == whole.nfe
     with pytest.raises(ValueError, match="all 5 steps are made"):
         sampler.step(state)
 

@@ -106,7 +106,7 @@ def test_files_of_before_are_read(tmp_path: Path) -> None:
         numbers = f'{{"nfe": {out.nfe}, "seed": 0, "queries": {out.queries}}}'
         save_file(tensors, path, {"discdiff": "Samples", "numbers": numbers})
         if fits:
-            assert dd.Samples.load(path) == out
+            assert dd.Samples.load(path) == replace(out, calls={})  # they did not count by name
         else:
             with pytest.raises(ValueError, match="trajectory does not go"):
                 dd.Samples.load(path)

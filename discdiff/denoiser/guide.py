@@ -1,0 +1,161 @@
+"""Guides: programs that change a prediction before an operator uses it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from discdiff.checks import decided, real, shown
+from discdiff.prediction import Prediction
+from discdiff.process import Process
+
+if TYPE_CHECKING:
+    from discdiff.denoiser.base import Denoiser
+    from discdiff.operator import GuideAt, State
+
+__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide", "models_of"]
+
+Change = Callable[[Prediction], Prediction]  # a guide that reads nothing but the prediction
+
+
+class Guide(ABC):
+    """Program that changes a prediction and may draw, call other networks or read the state of the run.
+
+    A guide is called after the network, whenever an operator needs a prediction. It returns a prediction of the same
+    noisy tokens, survival probabilities and process. A guide that needs the prediction alone can be any function of it.
+
+    Attributes:
+        random: whether it makes random choices with ``choose``. They have a key of their own, and their
+            log-probability is no part of a run's log-probability.
+        models: the denoisers that it asks, or their names in the mapping that a ``Sampler`` is given.
+        nfe: the number of calls of these denoisers for one prediction.
+        whole: whether it needs the sites after a block. ``Blockwise`` refuses such a guide.
+    """
+
+    @property
+    def random(self) -> bool:
+        return False
+
+    @property
+    def models(self) -> "tuple[Denoiser | str, ...]":
+        return ()
+
+    @property
+    def nfe(self) -> float:
+        return 0.0
+
+    @property
+    def whole(self) -> bool:
+        return False
+
+    @abstractmethod
+    def __call__(self, prediction: Prediction, state: "State", at: "GuideAt") -> Prediction:
+        """Return the changed prediction.
+
+        Args:
+            prediction: the prediction so far. Noise levels are read from its ``alpha`` and ``x``, because an operator
+                may have told the network another time than ``state.t``.
+            state: the ``State`` of the rows: their ids, frozen sites and tokens.
+            at: the ``GuideAt`` of this guide: the process, the step's times, and the functions ``ask`` and ``reward``.
+        """
+
+    def check(self, process: Process) -> None:  # noqa: B027  # most guides have nothing to check
+        """Raise ValueError if the guide is not defined on a process; called when a denoiser is given the guide."""
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items() if name[0] != "_")
+        return f"{type(self).__name__}({fields})"
+
+
+@dataclass(frozen=True, repr=False)
+class WhenGuide(Guide):
+    """Guide that applies ``yes`` in steps whose start time meets a condition, else ``no``; made by ``when``.
+
+    Args:
+        condition: a function of the start time t of the step.
+        yes: a guide.
+        no: a guide, or None to leave the prediction unchanged.
+    """
+
+    condition: Callable[[float], bool]
+    yes: Guide | Change
+    no: Guide | Change | None = None
+
+    @property
+    def _both(self) -> list[Guide]:
+        return [one for one in (self.yes, self.no) if isinstance(one, Guide)]
+
+    @property
+    def random(self) -> bool:
+        return any(one.random for one in self._both)
+
+    @property
+    def models(self) -> "tuple[Denoiser | str, ...]":
+        return tuple(dict.fromkeys(model for one in self._both for model in one.models))
+
+    @property
+    def nfe(self) -> float:
+        """The larger number of the two guides; ``acting_at`` tells which one acts."""
+        return max([0.0, *(one.nfe for one in self._both)])
+
+    @property
+    def whole(self) -> bool:
+        return any(one.whole for one in self._both)
+
+    def __call__(self, prediction: Prediction, state: "State", at: "GuideAt") -> Prediction:
+        for guide in acting_at((self,), at.t):
+            prediction = guide(prediction, state, at) if isinstance(guide, Guide) else guide(prediction)
+        return prediction
+
+    def check(self, process: Process) -> None:
+        for guide in self._both:
+            guide.check(process)
+
+    def __repr__(self) -> str:
+        other = "" if self.no is None else f", {self.no}"
+        return f"when({getattr(self.condition, '__name__', self.condition)}, {self.yes}{other})"
+
+
+def acting_at(guides: tuple[Guide | Change, ...], t: float) -> Iterator[Guide | Change]:
+    """Yield the guides that act in a step that starts at time t, with every ``when`` resolved."""
+    for guide in guides:
+        if not isinstance(guide, WhenGuide):
+            yield guide
+        elif (chosen := guide.yes if guide.condition(t) else guide.no) is not None:
+            yield from acting_at((chosen,), t)
+
+
+def models_of(model: "Denoiser") -> "list[Denoiser | str]":
+    """Return the denoisers, or their names, that a denoiser's guides ask, and those that the guides of these ask."""
+    found: list[Denoiser | str] = []
+    for guide in model.guides:
+        for other in guide.models if isinstance(guide, Guide) else ():
+            found += [other, *(() if isinstance(other, str) else models_of(other))]
+    return found
+
+
+def check_guide(guide: object, process: Process, where: str) -> Guide | Change:
+    """Return the guide if it is one for the process.
+
+    Raises:
+        TypeError: if it cannot be called, is a class, or its attributes have a wrong type.
+        ValueError: if it is not defined on the process, or asks a denoiser of another process.
+    """
+    if isinstance(guide, type):
+        raise TypeError(f"{where}: a guide is called as guide(prediction), got the class {guide.__name__}; add ()")
+    if not callable(guide):
+        raise TypeError(f"{where}: a guide is called as guide(prediction), got {guide!r}")
+    if hasattr(guide, "moves"):
+        raise TypeError(f"{where}: a guide changes predictions, and {guide} is an operator; it is a part of a step")
+    if isinstance(guide, Guide):
+        name = type(guide).__name__
+        decided(guide.random, f"{name}.random")
+        real(guide.nfe, f"{name}.nfe", "[0, inf)")
+        if not isinstance(guide.models, tuple) or any(isinstance(one, type) for one in guide.models):
+            raise TypeError(f"{name}.models must be a tuple of denoisers or their names, got {shown(guide.models)}")
+        for model in guide.models:
+            own = None if isinstance(model, str) else getattr(model, "process", None)
+            if not isinstance(model, str) and own != process:
+                raise ValueError(f"{where}: {guide} asks {model!r}, but the model it guides is for {process}")
+        guide.check(process)
+    return guide

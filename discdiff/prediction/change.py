@@ -1,0 +1,159 @@
+r"""Changes of a prediction's leave-one-out law, applied to rows of logits when they are read.
+
+    tilt          O'(v) ~ O(v) g(v)
+    combination   O'(v) ~ prod_k O_k(v)^{w_k}
+    truncation    O'(v) ~ O(v)^{1/T} on some tokens
+
+Tilts and combinations change what the prediction means, so confidences are computed from them. A truncation changes
+only the tokens that are drawn. Changes act on O and never on the denoiser D, which is a point mass at a revealed site
+and at alpha = 1, where it does not determine O'.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discdiff.kernels import dispatch as kernels
+from discdiff.prediction.view import View
+
+if TYPE_CHECKING:
+    from discdiff.prediction.base import Prediction
+
+__all__ = ["Combination", "Cut", "LogWeight", "RowChange", "Tilt", "Truncate"]
+
+# maps rows of O, with their (N,) states and survival probabilities, to other rows
+Truncate = Callable[[kernels.Rows, Tensor, Tensor], kernels.Source]
+# maps batch rows (n,) and positions (n,) to log g (n, V)
+LogWeight = Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], Float[Tensor, "n V"]]
+
+
+class RowChange(ABC):
+    """A change of rows of O at chosen sites."""
+
+    @abstractmethod
+    def __call__(self, rows: kernels.Source, view: View) -> kernels.Source:
+        """Return the changed rows of the sites of a view."""
+
+    @abstractmethod
+    def select(self, index: Int[Tensor, " R"]) -> "RowChange":
+        """Return the change for the batch rows with indices ``index`` (R,)."""
+
+    @abstractmethod
+    def untruncated(self) -> "RowChange | None":
+        """Return the change without truncations, or None if nothing is left of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut(RowChange):
+    """Truncation of rows."""
+
+    truncate: Truncate
+
+    def __call__(self, rows: kernels.Source, view: View) -> kernels.Source:
+        return self.truncate(_uncut(rows), view.x, view.alpha)
+
+    def select(self, index: Int[Tensor, " R"]) -> "Cut":
+        return self
+
+    def untruncated(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Tilt(RowChange):
+    """Tilt by log g, a tensor (B, L, V) or a function of chosen sites.
+
+    Attributes:
+        log_g: the tilt, with entries -inf for tokens that are ruled out.
+        batch_rows: (R,) the selected rows of ``log_g``; None for all in order.
+    """
+
+    log_g: Float[Tensor, "B L V"] | LogWeight
+    batch_rows: Int[Tensor, " R"] | None = None
+
+    def __call__(self, rows: kernels.Source, view: View) -> kernels.Source:
+        row, position = view.place
+        row = row if self.batch_rows is None else self.batch_rows[row]
+
+        def tilted(raw: Tensor, n: Tensor) -> Tensor:
+            log_g = self.log_g(row[n], position[n]) if callable(self.log_g) else self.log_g[row[n], position[n]]
+            if log_g.shape != raw.shape:
+                raise ValueError(f"tilted: log_g must give {tuple(raw.shape)} at {len(n)} sites, got {log_g.shape}")
+            # where O rules a token out, no weight brings it back, and inf - inf would be NaN
+            return torch.where(raw == -torch.inf, raw, raw + log_g.to(raw))
+
+        return _uncut(rows).then(tilted)  # a shift of one logit and a tilt are added in any order
+
+    def select(self, index: Int[Tensor, " R"]) -> "Tilt":
+        return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
+
+    def untruncated(self) -> "Tilt":
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Combination(RowChange):
+    """Product of powers of O with the O of other predictions at the same noisy tokens.
+
+    Attributes:
+        others: the other predictions.
+        weights: the exponents; the first is that of the changed prediction.
+    """
+
+    others: "tuple[Prediction, ...]"
+    weights: tuple[float, ...]
+
+    def __call__(self, rows: kernels.Source, view: View) -> kernels.Source:
+        first, rest = self.weights[0], self.weights[1:]
+        parts = [
+            (weight, View(other, view.where, view.place).loo.rows)
+            for weight, other in zip(rest, self.others, strict=True)
+            if weight != 0
+        ]
+
+        def combined(raw: Tensor, n: Tensor) -> Tensor:
+            if raw.is_cuda or not len(n):
+                return _exactly([(first, raw), *_dense(parts, n)])  # the test below would synchronise the device
+            total = first * raw if first != 0 else torch.zeros_like(raw)
+            for weight, other in parts:
+                total.add_(other.dense(n), alpha=weight)
+            # the sum is wrong only where terms of opposite sign are infinite, and then its maximum is +inf or NaN
+            return total if bool(total.amax() < torch.inf) else _exactly([(first, raw), *_dense(parts, n)])
+
+        settled = _uncut(rows)
+        return (settled if settled.own is None else settled.settled()).then(combined)
+
+    def select(self, index: Int[Tensor, " R"]) -> "Combination":
+        return replace(self, others=tuple(other.select(index) for other in self.others))
+
+    def untruncated(self) -> "Combination":
+        return replace(self, others=tuple(other.untruncated for other in self.others))
+
+
+def _uncut(rows: kernels.Source) -> kernels.Rows:
+    """Return the same rows without temperature and floor, which a further operation would replace."""
+    if isinstance(rows, kernels.Computed):
+        return kernels.Rows.computed(rows)
+    return rows if rows.temperature == 1 and rows.floor is None else rows.settled()
+
+
+def _dense(parts: Sequence[tuple[float, kernels.Source]], n: Tensor) -> list[tuple[float, Tensor]]:
+    return [(weight, rows.dense(n)) for weight, rows in parts]
+
+
+def _exactly(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Add weighted logits in which some are infinite: -inf where a part of positive weight is, else their sum.
+
+    A token that only a part of negative weight rules out has the sum +inf, which is an error when the row is read.
+    """
+    total, out = torch.zeros_like(parts[0][1]), torch.zeros_like(parts[0][1], dtype=torch.bool)
+    for weight, rows in parts:
+        if weight != 0:
+            out |= (rows == -torch.inf) & (weight > 0)
+            total = total + weight * rows
+    return total.masked_fill(out, -torch.inf)
