@@ -44,7 +44,7 @@ _WINDOWS = 256  # winning groups processed together
 
 def read(rows: Source, at: Tensor | None, top: bool, by: Pass | None, tilt: bool = True) -> Reading:
     """Return ``reference.read`` of rows that are not in memory; ``by`` is the backend's pass, None for torch."""
-    groups = by.statistics(rows, tilt) if by is not None and isinstance(rows, Rows) and rows.convert is None else None
+    groups = by.statistics(rows, tilt) if by is not None and isinstance(rows, Rows) and _in_place(rows) else None
     if groups is not None and isinstance(rows, Rows):
         return _finish(rows, groups, at, top, by)
     readings = []
@@ -65,7 +65,7 @@ def race(rows: Source, key: Key, positions: Tensor, reading: Reading | None, fir
 
     A given reading is reused for ``Rows`` without ``convert``. All other rows are read again, chunk by chunk.
     """
-    if not isinstance(rows, Rows) or rows.convert is not None:  # read the winning group while its chunk is in memory
+    if not isinstance(rows, Rows) or not _in_place(rows):  # read the winning group while its chunk is in memory
         parts = [race(Rows.of(x), key[part], positions[part], None, first_group, by) for part, x in _chunks(rows)]
         keys = [part.key for part in parts] or [torch.zeros(0, dtype=torch.float64, device=rows.device)]
         tokens = [part.token for part in parts] or [torch.zeros(0, dtype=torch.int64, device=rows.device)]
@@ -83,6 +83,11 @@ def race(rows: Source, key: Key, positions: Tensor, reading: Reading | None, fir
         column[part] = reference.within(x, share[part])
     token = first_group * reference.GROUP_SIZE + group * size + column
     return Race(best, torch.where(best > -torch.inf, token, -1))
+
+
+def _in_place(rows: Rows) -> bool:
+    """Return whether a pass may read the rows where they lie; on a GPU no pass reads sums of rows."""
+    return rows.convert is None and not (rows.summed and rows.source.is_cuda)
 
 
 def threshold(rows: Source, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:

@@ -135,7 +135,13 @@ def _addressed(logits: Tensor | Source, rows: Tensor, positions: Tensor, **words
 
 def _race(source: Source, key: Key, positions: Tensor, reading: Reading | None, first: int, backend: Backend) -> Race:
     chosen = _backend(source, backend)
-    if chosen == "triton" and isinstance(source, Rows) and isinstance(source.convert, LinearHead) and reading is None:
+    if (
+        chosen == "triton"
+        and isinstance(source, Rows)
+        and isinstance(source.convert, LinearHead)
+        and not source.summed
+        and reading is None
+    ):
         from discdiff.kernels import triton_head
 
         return triton_head.race(source, source.convert, key, positions, first)
@@ -312,7 +318,7 @@ def steps_whole(device: torch.device) -> bool:
 
 def steps(rows: Rows, whole: bool) -> bool:
     """Return whether ``step`` can read these rows; ``whole`` means that it must also choose the sites (on a GPU)."""
-    return rows.convert is None and (whole or (native.available() and native.readable(rows)))
+    return not rows.summed and rows.convert is None if whole else native.available() and native.readable(rows)
 
 
 @torch.no_grad()

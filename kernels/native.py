@@ -40,7 +40,16 @@ class _Rows(ctypes.Structure):
         ("shift", _P),
         ("temperature", ctypes.c_float),
         ("floor", _P),
+        ("weight", ctypes.c_float),
+        ("term_count", _I),
+        ("terms", _P),
     ]
+
+
+class _Term(ctypes.Structure):
+    """Copy of the C type ``struct term`` in row_pass.c."""
+
+    _fields_: ClassVar = [("rows", _P), ("weight", ctypes.c_float)]
 
 
 class _Address(ctypes.Structure):
@@ -103,7 +112,8 @@ def available() -> bool:
 
 def readable(rows: Rows) -> bool:
     """Return whether rows can be read in place: floats of 32 or 16 bits in CPU memory, without a conversion."""
-    return rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
+    plain = rows.convert is None and rows.source.dtype in _KINDS and rows.source.device.type == "cpu"
+    return plain and all(isinstance(other, Rows) and readable(other) for _, other in rows.terms)
 
 
 def statistics(rows: Rows, tilt: bool = True) -> tuple[Tensor, Tensor, Tensor | None] | None:
@@ -324,12 +334,15 @@ def _rows(rows: Rows) -> tuple[Any, object]:
     hidden = torch.tensor(rows.hidden, dtype=torch.int64) if rows.hidden else None
     own = None if rows.own is None else rows.own.contiguous()
     shift, floor = (None if x is None else x.to(torch.float32).contiguous() for x in (rows.shift, rows.floor))
+    others = [(_rows(other), weight) for weight, other in rows.terms if isinstance(other, Rows)]
+    terms = (_Term * len(others))(*(_Term(ctypes.addressof(made._obj), weight) for (made, _), weight in others))
     made = _Rows(
         source.data_ptr(), offset.data_ptr(),
         _KINDS[source.dtype], source.stride(2), rows.width, group_size(rows.width), len(rows), torch.get_num_threads(),
         _pointer(hidden), len(rows.hidden), _pointer(own), _pointer(shift), rows.temperature, _pointer(floor),
+        rows.weight, len(others), ctypes.addressof(terms),
     )  # fmt: skip
-    return ctypes.byref(made), (offset, hidden, own, shift, floor, made)
+    return ctypes.byref(made), (offset, hidden, own, shift, floor, made, others, terms)
 
 
 def _pointer(x: Tensor | None) -> int | None:

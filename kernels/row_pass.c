@@ -16,6 +16,8 @@
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 
+struct term;
+
 /* What is done to a row on its way, in this order; see kernels/rows.py. */
 struct rows {
     const void *base;
@@ -27,6 +29,14 @@ struct rows {
     const float *shift;
     float temperature;
     const float *floor; /* (count) what a logit must reach, or NULL */
+    float weight; /* of the row in a sum with the terms */
+    int64_t term_count;
+    const struct term *terms;
+};
+
+struct term {
+    const struct rows *rows;
+    float weight;
 };
 
 /* a b + c, rounded once where the processor does that in one step: there AVX-512, AVX2 and NEON give the same numbers,
@@ -86,24 +96,35 @@ static inline float from_half(uint16_t h)
     return from_bits(((h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : bits) | sign);
 }
 
+static int64_t own_of(const struct rows *r, int64_t n, int64_t first)
+{
+    return r->own ? r->own[n] - first : -1;
+}
+
+/* Whether a logit of columns first .. first + count - 1 of row n is replaced or shifted. */
+static int touched(const struct rows *r, int64_t n, int64_t first, int64_t count)
+{
+    int64_t own = own_of(r, n, first);
+    int found = own >= 0 && own < count;
+    for (int64_t h = 0; h < r->hidden_count; h++)
+        found |= r->hidden[h] >= first && r->hidden[h] < first + count;
+    return found;
+}
+
 /* Whether something is done to columns first .. first + count - 1 of row n on their way. */
 static int adjusted(const struct rows *r, int64_t n, int64_t first, int64_t count)
 {
-    int64_t own = r->own ? r->own[n] - first : -1;
-    int touched = r->temperature != 1 || r->floor || (own >= 0 && own < count);
-    for (int64_t h = 0; h < r->hidden_count; h++)
-        touched |= r->hidden[h] >= first && r->hidden[h] < first + count;
-    return touched;
+    return r->temperature != 1 || r->floor || r->weight != 1 || r->term_count || touched(r, n, first, count);
 }
 
-/* Columns first .. first + count - 1 of row n as floats: where they lie, or in the buffer. */
-static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer)
+/* The same columns as floats before any sum: where they lie, or in the buffer. */
+static const float *taken(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer)
 {
-    int64_t own = r->own ? r->own[n] - first : -1, touched = adjusted(r, n, first, count);
-    int64_t at = r->offset[n] + first * r->stride;
+    int64_t own = own_of(r, n, first), at = r->offset[n] + first * r->stride;
+    int edited = touched(r, n, first, count);
     if (r->kind == FLOAT32) {
         const float *x = (const float *)r->base + at;
-        if (r->stride == 1 && !touched)
+        if (r->stride == 1 && !edited)
             return x;
         if (r->stride == 1)
             memcpy(buffer, x, count * sizeof(float));
@@ -125,20 +146,68 @@ static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t
             for (int64_t j = 0; j < count; j++)
                 buffer[j] = from_half(x[j]);
     }
-    if (!touched)
+    if (!edited)
         return buffer;
     for (int64_t h = 0; h < r->hidden_count; h++)
         if (r->hidden[h] >= first && r->hidden[h] < first + count)
             buffer[r->hidden[h] - first] = -INFINITY;
     if (own >= 0 && own < count)
         buffer[own] += r->shift[n];
-    if (r->temperature != 1)
-        for (int64_t j = 0; j < count; j++)
-            buffer[j] /= r->temperature;
-    if (r->floor)
-        for (int64_t j = 0; j < count; j++)
-            buffer[j] = buffer[j] < r->floor[n] ? -INFINITY : buffer[j];
     return buffer;
+}
+
+static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer);
+
+/* The weighted sum of a row and its terms at one column that is NaN as computed: -inf where a row of positive weight is,
+   as the others then have no say, and NaN where a row is. */
+static float column_sum(const struct rows *r, int64_t n, int64_t column)
+{
+    float x[1];
+    int bad = 0;
+    if (r->weight != 0) {
+        const float y = *taken(r, n, column, 1, x);
+        bad |= y != y;
+    }
+    for (int64_t k = 0; k < r->term_count; k++) {
+        const float y = *load(r->terms[k].rows, n, column, 1, x);
+        bad |= y != y;
+    }
+    return bad ? NAN : -INFINITY;
+}
+
+/* Columns first .. first + count - 1 of row n as floats: where they lie, or in the buffer. */
+static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer)
+{
+    const float *x = taken(r, n, first, count, buffer);
+    if (r->weight != 1 || r->term_count) {
+        float more[SIZE];
+        int odd = 0;
+        for (int64_t j = 0; j < count; j++)
+            buffer[j] = r->weight == 0 ? 0.0f : r->weight * x[j];
+        for (int64_t k = 0; k < r->term_count; k++) {
+            const float *y = load(r->terms[k].rows, n, first, count, more), weight = r->terms[k].weight;
+            for (int64_t j = 0; j < count; j++) {
+                buffer[j] = fused(weight, y[j], buffer[j]);
+                odd |= buffer[j] != buffer[j];
+            }
+        }
+        for (int64_t j = 0; odd && j < count; j++)
+            if (buffer[j] != buffer[j])
+                buffer[j] = column_sum(r, n, first + j);
+        x = buffer;
+    }
+    if (r->temperature != 1) {
+        for (int64_t j = 0; j < count; j++)
+            buffer[j] = x[j] / r->temperature;
+        x = buffer;
+    }
+    if (r->floor) {
+        const float floor = r->floor[n];
+        for (int64_t j = 0; j < count; j++)
+            buffer[j] = x[j] < floor ? -INFINITY : x[j];
+        x = buffer;
+    }
+    return x;
 }
 
 static inline float largest_few(const float *x, int64_t count)

@@ -7,11 +7,12 @@ kernel carries it out in registers, or in chunks that fit a cache:
     x     = float32(convert(raw)), or float64          a head, or denoiser to leave-one-out; identity by default
     x[hidden] = -inf                                   columns that are never drawn
     x[own] += shift                                    one column of each row
+    x     = weight x + sum_k w_k row_k                 a combination with other rows, a product of powers of laws
     x     = x / temperature,  -inf where below floor   tempering and truncation
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -38,6 +39,8 @@ class Rows:
         temperature: the row is divided by it.
         floor: (N,) logits below it, after all other operations, are set to -inf.
         whole: whether these are all rows of ``source`` in order, so that they need not be gathered.
+        weight, terms: the weight of the row in a sum, and (w_k, rows_k), N other rows each with their weights. A column
+            is -inf where a row of positive weight is; +inf, an error, where only rows of negative weight are.
     """
 
     source: Tensor
@@ -52,6 +55,8 @@ class Rows:
     floor: Tensor | None = None
     whole: bool = False
     number: Tensor | None = field(default=None, repr=False)  # (N,) the rows' numbers before any ``subset``
+    weight: float = 1.0
+    terms: "tuple[tuple[float, Source], ...]" = ()
 
     @classmethod
     def of(cls, logits: Tensor) -> "Rows":
@@ -97,7 +102,15 @@ class Rows:
             x = (raw if first is None else first(raw, number))[:, : self.width].to(self.dtype)
             return self._adjust(x, number, torch.zeros((), dtype=torch.int64, device=self.device), in_place=False)
 
-        return replace(self, convert=whole, hidden=(), own=None, shift=None, temperature=1.0, floor=None)
+        return replace(
+            self, convert=whole, hidden=(), own=None, shift=None, temperature=1.0, floor=None, weight=1.0, terms=()
+        )
+
+    def plus(self, weight: float, terms: "Sequence[tuple[float, Source]]") -> "Rows":
+        """Return ``weight`` times the rows plus the weighted rows of ``terms``; no temperature or floor may be set."""
+        before = tuple((weight * w, rows) for w, rows in self.terms)
+        terms = tuple((w, rows) for w, rows in (*before, *terms) if w != 0)
+        return replace(self, weight=weight * self.weight, terms=terms)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -114,8 +127,13 @@ class Rows:
 
     @property
     def raw(self) -> bool:
-        """Whether no shift, temperature or floor is set, so that ``own`` and ``shift`` are free to use."""
-        return self.own is None and self.temperature == 1 and self.floor is None
+        """Whether no shift, sum, temperature or floor is set, so that ``own`` and ``shift`` are free to use."""
+        return self.own is None and not self.summed and self.temperature == 1 and self.floor is None
+
+    @property
+    def summed(self) -> bool:
+        """Whether the rows are weighted or a sum."""
+        return self.weight != 1 or bool(self.terms)
 
     def subset(self, keep: Tensor) -> "Rows":
         """Return the rows that a mask or an index chooses."""
@@ -130,6 +148,7 @@ class Rows:
             floor=pick(self.floor),
             number=number[keep],
             whole=False,
+            terms=tuple((weight, rows.subset(keep)) for weight, rows in self.terms),
         )
 
     def then(self, convert: Convert) -> "Rows":
@@ -178,6 +197,12 @@ class Rows:
             index, inside = _column(self.own[part] - first, x)
             amount = self.shift[part][:, None].where(inside, 0.0).to(x.dtype)
             x = (x.scatter_add_ if in_place else x.scatter_add)(-1, index, amount)
+        if self.summed:
+            others = [
+                (weight, rows.dense(part) if first.ndim == 0 else _window(rows, part, first, x.shape[-1]))
+                for weight, rows in self.terms
+            ]
+            x = _sum([(self.weight, x), *others])
         if self.temperature != 1:
             x = (x.div_ if in_place else x.div)(self.temperature)
         if self.floor is not None:
@@ -348,6 +373,27 @@ def _column(column: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     column = column.expand(len(x))[:, None]
     inside = (column >= 0) & (column < x.shape[-1])
     return column.where(inside, 0), inside
+
+
+def _window(rows: "Source", part: slice | Tensor, first: Tensor, size: int) -> Tensor:
+    """Return columns first..first + size - 1 of rows (n, size), -inf past the last one."""
+    if isinstance(rows, Rows) and rows.convert is None:
+        return rows.window(part, first, size)
+    column = first[:, None] + torch.arange(size, device=rows.device)
+    inside = column < rows.width
+    return rows.dense(part).gather(-1, column.clamp(max=rows.width - 1)).masked_fill(~inside, -torch.inf)
+
+
+def _sum(parts: list[tuple[float, Tensor]]) -> Tensor:
+    """Add weighted rows: -inf where a row of positive weight is, +inf where only rows of negative weight are."""
+    total, out = torch.zeros_like(parts[0][1]), torch.zeros_like(parts[0][1], dtype=torch.bool)
+    known = ~out
+    for weight, rows in parts:
+        if weight != 0:
+            out |= (rows == -torch.inf) & (weight > 0)
+            total = total + weight * rows.to(total)
+            known &= ~rows.isnan()  # a NaN stays one
+    return total.masked_fill(out & known, -torch.inf)
 
 
 def _pick(keep: Tensor) -> Callable[[Tensor | None], Tensor | None]:

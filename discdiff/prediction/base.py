@@ -28,6 +28,7 @@ https://arxiv.org/abs/2310.16834).
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -161,12 +162,15 @@ class Prediction(Renamed):
         """Return rows of the leave-one-out prediction O at every site, without checks.
 
         The caller must not use a row where O is undefined. The result is None if a head computes the
-        logits, the conversion needs whole rows, or the prediction is changed: no kernel can then read O directly.
+        logits, the conversion needs whole rows, or the prediction is tilted or truncated: no kernel can then read O.
         """
-        if self.changes or self.law is not None:
+        if self.law is not None or not all(isinstance(change, Combination) for change in self.changes):
             return None
-        rows = to_loo(self, said_rows(self, None), self.x.flatten(), self.alpha.flatten())
-        return rows if rows.convert is None else None
+        if self.changes:
+            source = replace(self._everywhere, checked=False).loo.rows
+        else:
+            source = to_loo(self, said_rows(self, None), self.x.flatten(), self.alpha.flatten())
+        return source if isinstance(source, kernels.Rows) and source.convert is None else None
 
     # --- changes, for guides ------------------------------------------------------------------------------------------
 

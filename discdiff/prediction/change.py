@@ -10,7 +10,7 @@ and at alpha = 1, where it does not determine O'.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -81,13 +81,15 @@ class Tilt(RowChange):
         row = row if self.batch_rows is None else self.batch_rows[row]
 
         def tilted(raw: Tensor, n: Tensor) -> Tensor:
+            raw = raw[:, : view.prediction.process.vocab_size]  # a ratio may have the mask's column too
             log_g = self.log_g(row[n], position[n]) if callable(self.log_g) else self.log_g[row[n], position[n]]
             if log_g.shape != raw.shape:
                 raise ValueError(f"tilted: log_g must give {tuple(raw.shape)} at {len(n)} sites, got {log_g.shape}")
             # where O rules a token out, no weight brings it back, and inf - inf would be NaN
             return torch.where(raw == -torch.inf, raw, raw + log_g.to(raw))
 
-        return _uncut(rows).then(tilted)  # a shift of one logit and a tilt are added in any order
+        plain = _uncut(rows)  # a shift of one logit and a tilt are added in any order
+        return (plain.settled() if plain.summed else plain).then(tilted)
 
     def select(self, index: Int[Tensor, " R"]) -> "Tilt":
         return replace(self, batch_rows=index if self.batch_rows is None else self.batch_rows[index])
@@ -110,23 +112,8 @@ class Combination(RowChange):
 
     def __call__(self, rows: kernels.Source, view: View) -> kernels.Source:
         first, rest = self.weights[0], self.weights[1:]
-        parts = [
-            (weight, View(other, view.where, view.place).loo.rows)
-            for weight, other in zip(rest, self.others, strict=True)
-            if weight != 0
-        ]
-
-        def combined(raw: Tensor, n: Tensor) -> Tensor:
-            if raw.is_cuda or not len(n):
-                return _exactly([(first, raw), *_dense(parts, n)])  # the test below would synchronise the device
-            total = first * raw if first != 0 else torch.zeros_like(raw)
-            for weight, other in parts:
-                total.add_(other.dense(n), alpha=weight)
-            # the sum is wrong only where terms of opposite sign are infinite, and then its maximum is +inf or NaN
-            return total if bool(total.amax() < torch.inf) else _exactly([(first, raw), *_dense(parts, n)])
-
-        settled = _uncut(rows)
-        return (settled if settled.own is None else settled.settled()).then(combined)
+        others = (replace(view, prediction=other).loo.rows for other in self.others)
+        return _uncut(rows).plus(first, list(zip(rest, others, strict=True)))
 
     def select(self, index: Int[Tensor, " R"]) -> "Combination":
         return replace(self, others=tuple(other.select(index) for other in self.others))
@@ -140,20 +127,3 @@ def _uncut(rows: kernels.Source) -> kernels.Rows:
     if isinstance(rows, kernels.Computed):
         return kernels.Rows.computed(rows)
     return rows if rows.temperature == 1 and rows.floor is None else rows.settled()
-
-
-def _dense(parts: Sequence[tuple[float, kernels.Source]], n: Tensor) -> list[tuple[float, Tensor]]:
-    return [(weight, rows.dense(n)) for weight, rows in parts]
-
-
-def _exactly(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Add weighted logits in which some are infinite: -inf where a part of positive weight is, else their sum.
-
-    A token that only a part of negative weight rules out has the sum +inf, which is an error when the row is read.
-    """
-    total, out = torch.zeros_like(parts[0][1]), torch.zeros_like(parts[0][1], dtype=torch.bool)
-    for weight, rows in parts:
-        if weight != 0:
-            out |= (rows == -torch.inf) & (weight > 0)
-            total = total + weight * rows
-    return total.masked_fill(out, -torch.inf)

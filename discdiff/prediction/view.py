@@ -50,11 +50,13 @@ class View:
         prediction: the prediction.
         where: (B, L) the chosen sites.
         place: the batch row and the position of each chosen site, (N,) each, in row-major order.
+        checked: whether to refuse sites where a law is undefined; if not, the caller must not use their rows.
     """
 
     prediction: "Prediction"
     where: Bool[Tensor, "B L"]
     place: tuple[Int[Tensor, " N"], Int[Tensor, " N"]]
+    checked: bool = True
 
     @cached_property
     def x(self) -> Int[Tensor, " N"]:
@@ -210,6 +212,7 @@ class View:
         """The law of a jump's new token: log O, (N, V), with -inf at the site's own token, so not normalised."""
         rows, own = self.loo.rows, self._own
         if isinstance(rows, kernels.Rows):
+            rows = rows.settled() if rows.summed else rows
             return self._sites(replace(rows, own=own, shift=torch.full_like(self.alpha, -torch.inf)))
         columns = torch.arange(rows.width, device=own.device)
         return self.computed(
@@ -289,7 +292,7 @@ class View:
         return torch.where(column < self.prediction.process.vocab_size, column, -1)
 
     def _refuse(self, wrong: Bool[Tensor, " N"], why: str) -> None:
-        if bool(wrong.any()):
+        if self.checked and bool(wrong.any()):
             row, site = (int(place[wrong][0]) for place in self.place)
             said, state, alpha = self.prediction, int(self.x[wrong][0]), float(self.alpha[wrong][0])
             raise ValueError(
