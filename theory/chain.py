@@ -118,11 +118,6 @@ class HMM(Oracle):
         into = self.transition.mT.contiguous()
         return into.flip(0) if flipped and into.ndim == 3 else into
 
-    def weighted(self) -> WeightedChain:
-        """Return the same law as a ``WeightedChain``, which is slower and does not underflow."""
-        steps = self.transition.log().view(-1, *self.transition.shape[-2:])
-        return WeightedChain(self.initial.log(), steps, self.emission.log()[None], self.length, self.final.log())
-
     def tilted(self, log_w: Tilt | Tensor) -> Oracle:
         """Return the law p0 W / Z, as a ``WeightedChain``; a ``MarkovChain`` under sites and pairs stays one.
 
@@ -134,9 +129,13 @@ class HMM(Oracle):
         """
         return self._weighed(log_w)
 
-    def _weighed(self, log_w: Tilt | Tensor | None) -> WeightedChain:
-        plain = self.weighted()
-        return plain if log_w is None else plain.tilted(fitted(log_w, self.alphabet, self.length, type(self).__name__))
+    def _plain(self) -> WeightedChain:
+        log_a = self.transition.log()
+        steps = log_a if log_a.ndim == 3 else log_a[None]
+        return WeightedChain(self.initial.log(), steps, self.emission.log()[None], self.length, self.final.log())
+
+    def _weighed(self, log_w: Tilt | Tensor) -> WeightedChain:
+        return self._plain().tilted(fitted(log_w, self.alphabet, self.length, type(self).__name__))
 
     def log_prob_moments(self) -> tuple[float, float]:
         """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, by dynamic programming.

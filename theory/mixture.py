@@ -83,11 +83,13 @@ class ProductMixture(Oracle):
         theta = torch.where(fits[..., None] > -torch.inf, rows, 1 / self.alphabet).transpose(0, 1)
         return ProductMixture((weighed.first + fits.sum(0)).softmax(0), theta)
 
-    def _weighed(self, log_w: Tilt | Tensor | None) -> WeightedChain:
-        plain = WeightedChain(
+    def _plain(self) -> WeightedChain:
+        return WeightedChain(
             self.weights.log(),
             torch.eye(len(self.weights)).to(self.weights).log()[None],
             self.theta.log().transpose(0, 1),
             self.length,
         )
-        return plain if log_w is None else plain.tilted(fitted(log_w, self.alphabet, self.length, "ProductMixture"))
+
+    def _weighed(self, log_w: Tilt | Tensor) -> WeightedChain:
+        return self._plain().tilted(fitted(log_w, self.alphabet, self.length, "ProductMixture"))

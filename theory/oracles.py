@@ -210,7 +210,7 @@ class Oracle(ABC):
                 The function raises them for states or times out of range.
         """
         self._check(process)
-        plain, weighed = self._weighed(None), self._weighed(log_w)
+        plain, weighed = self._plain(), self._weighed(log_w)
 
         def log_h(x: Int[Tensor, "N L"], t: Time) -> Float[Tensor, " N"]:
             log_e = self._log_evidence_of(process, x, t)
@@ -233,7 +233,7 @@ class Oracle(ABC):
             TypeError, ValueError: as in ``log_h``.
         """
         self._check(process)
-        plain, weighed = self._weighed(None), self._weighed(log_w)
+        plain, weighed = self._plain(), self._weighed(log_w)
 
         def log_clean(x: Int[Tensor, "N L"], t: Time) -> Float[Tensor, "N L V"]:
             log_e = self._log_evidence_of(process, x, t)
@@ -243,8 +243,12 @@ class Oracle(ABC):
 
         return log_clean
 
-    def _weighed(self, log_w: Tilt | Tensor | None) -> LogSums:
-        """Return the weights p0 W up to a factor that is the same for all tilts; p0 if the tilt is None."""
+    def _plain(self) -> LogSums:
+        """Return the weights p0, up to a factor."""
+        raise TypeError(f"{self} has no exact tilts; an Enumeration, a chain, a mixture or a Tree has")
+
+    def _weighed(self, log_w: Tilt | Tensor) -> LogSums:
+        """Return the weights p0 W, up to the same factor as ``_plain``."""
         raise TypeError(f"{self} has no exact tilts; an Enumeration, a chain, a mixture or a Tree has")
 
     def _log_evidence_of(self, process: Process, x: Tensor, t: Time) -> Float[Tensor, "N L n"]:

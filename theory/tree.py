@@ -112,13 +112,13 @@ class Tree(Oracle):
         weighed = self._weighed(log_w)
         return Tree(self.parents, *weighed.laws())
 
-    def _weighed(self, log_w: Tilt | Tensor | None) -> "_Weights":
-        tables = self.root.double().log(), self.transition.double().log()
-        sites = torch.zeros(self.length, self.alphabet, dtype=torch.float64, device=self.root.device)
-        if log_w is not None:
-            tilt = fitted(log_w, self.alphabet, self.length, "Tree")
-            sites = check_sites_only(tilt, "Tree").to(sites)
-        return _Weights(self.parents, self.children, *tables, sites)
+    def _plain(self) -> "_Weights":
+        return self._weighed(torch.zeros(self.length, self.alphabet))
+
+    def _weighed(self, log_w: Tilt | Tensor) -> "_Weights":
+        root, transition = self.root.double().log(), self.transition.double().log()
+        sites = check_sites_only(fitted(log_w, self.alphabet, self.length, "Tree"), "Tree").to(root)
+        return _Weights(self.parents, self.children, root, transition, sites)
 
     def log_prob_moments(self) -> tuple[float, float]:
         """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, in O(L V^2)."""

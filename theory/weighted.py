@@ -129,9 +129,8 @@ class WeightedChain(Oracle, LogSums):
         seen = self._seen(self.first.new_zeros(1, self.length, self.alphabet))
         onward = (self._backward(seen)[0] + seen)[0]
         rows = self._each_step() + onward[1:, None]
-        return (self.first + onward[0]).softmax(-1), torch.exp(rows - _top(rows)).where(
-            rows.amax(-1, keepdim=True) > -torch.inf, 1.0
-        )
+        possible = rows.amax(-1, keepdim=True) > -torch.inf
+        return (self.first + onward[0]).softmax(-1), torch.where(possible, rows, 0.0).softmax(-1)
 
     # --- tilts --------------------------------------------------------------------------------------------------------
 
@@ -146,9 +145,10 @@ class WeightedChain(Oracle, LogSums):
         """
         return self._weighed(log_w)
 
-    def _weighed(self, log_w: Tilt | Tensor | None) -> "WeightedChain":
-        if log_w is None:
-            return self
+    def _plain(self) -> "WeightedChain":
+        return self
+
+    def _weighed(self, log_w: Tilt | Tensor) -> "WeightedChain":
         tilt = fitted(log_w, self.alphabet, self.length, type(self).__name__)
         first, steps, emission, final = (x.double() for x in (self.first, self.steps, self.emission, self.final))
         if tilt.pairs is not None or tilt.automaton is not None:

@@ -180,12 +180,15 @@ class Enumeration(Oracle):
         p0 = self._weighed(log_w).log_p.softmax(0)
         return Enumeration(p0, vocab_size=self.alphabet, length=self.length)
 
-    def _weighed(self, log_w: Tilt | Tensor | None) -> Listed:
+    def _plain(self) -> Listed:
+        return Listed(self.p0.double().log(), self.alphabet, self.length)
+
+    def _weighed(self, log_w: Tilt | Tensor) -> Listed:
         log_p = self.p0.double().log()
         if isinstance(log_w, Tilt):
             tilt = fitted(log_w, self.alphabet, self.length, "Enumeration")
             log_p = log_p + tilt(all_states(self.alphabet, self.length).to(log_p.device))
-        elif log_w is not None:
+        else:
             size = len(log_p)
             accepted = f"({size},) = (V**L,), or a Tilt"
             log_p = log_p + log_weights(log_w, "Enumeration: log_w", accepted, (size,)).to(log_p.device)
