@@ -36,7 +36,7 @@ class HMM(Oracle):
 
     Args:
         initial: (H,) law of the first hidden state.
-        transition: (H, H) A, row = hidden state, column = the next one; or (L-1, H, H) with one for each step.
+        transition: (H, H) A, row = hidden state, column = the next one; or (K, H, H) with one for each step, K = L-1.
         emission: (H, V) B, the law of a token given its hidden state.
         length: L.
         final: (H,) weights of the last hidden state; 1 by default.
@@ -175,7 +175,7 @@ class MarkovChain(HMM):
 
     Args:
         initial: (V,) law of the first token.
-        transition: (V, V), row = token, column = the next one; or (L-1, V, V) with one for each step.
+        transition: (V, V), row = token, column = the next one; or (K, V, V) with one for each step, K = L-1.
         length: L.
 
     Raises:

@@ -198,8 +198,8 @@ class Oracle(ABC):
 
         It takes noisy states x, (N, L), and a time: a float, (N,) or (N, L). It returns (N,) float64. The scale of W is
         kept: log h is log W at time 0, and log Z where x tells nothing of the data. It is -inf where E[W | x] = 0, and
-        also where no data can become x. So c(v) h(z with z_i = v) is 0 at neighbours that c excludes. As in all of this
-        module, alpha = 0 is the limit alpha -> 0+.
+        also where no data can become x (see ``Enumeration.reachable``). So c(v) h(z with z_i = v) is 0 at neighbours
+        that c excludes. As in all of this module, alpha = 0 is the limit alpha -> 0+.
 
         Args:
             process: its data alphabet must have ``alphabet`` tokens.

@@ -81,7 +81,7 @@ class Tilt:
 
     Args:
         sites: (L, V) log weight of each token at each site.
-        pairs: (L-1, V, V) log weight of tokens at a site and at the next one.
+        pairs: (M, V, V) log weight of tokens at a site (row) and at the next one (column), M = L-1.
         automaton: an ``Automaton`` that reads the sequence from its first site to its last.
 
     Raises:

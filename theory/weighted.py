@@ -125,8 +125,13 @@ class WeightedChain(Oracle, LogSums):
         """Compute the laws of the hidden chain: (H,) of the first state and (K, H, H) of each step, K = L-1.
 
         The row of a state of probability 0 is uniform.
+
+        Raises:
+            ValueError: if they exceed this machine's memory.
         """
-        seen = self._seen(self.first.new_zeros(1, self.length, self.alphabet))
+        size, length = len(self.first), self.length
+        affordable(length * size**2, f"{length} transition matrices of {size} x {size}")
+        seen = self._seen(self.first.new_zeros(1, length, self.alphabet))
         onward = (self._backward(seen)[0] + seen)[0]
         rows = self._each_step() + onward[1:, None]
         possible = rows.amax(-1, keepdim=True) > -torch.inf
