@@ -40,8 +40,8 @@ def doob_clean(law: T.Oracle, process: dd.Process, log_g: Callable[..., Tensor],
     return (law.denoiser(process, "loo")(z, t).loo + log_g(z, t)).softmax(-1)
 
 
-# Words over 0..2 by their number of 1s and where they end: weights for some last states, none for others.
-COUNT = T.Automaton(torch.tensor([[0, 1, 0], [1, 2, 1], [2, 2, 0]]), torch.tensor([0.0, NEVER, 0.7]).double(), start=0)
+# Of its last states one is refused and one is preferred.
+COUNT = T.Automaton(torch.tensor([[0, 1, 0], [1, 2, 1], [2, 2, 0]]), torch.tensor([NEVER, 0.0, 0.7]).double(), start=1)
 
 
 def markov(length: int = L) -> T.MarkovChain:

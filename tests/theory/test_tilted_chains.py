@@ -162,6 +162,7 @@ def test_a_chain_with_a_matrix_for_each_step(monkeypatch: pytest.MonkeyPatch) ->
     even = T.ConstrainedChain(law, torch.tensor([[0, 1, 0], [1, 0, 1]]), accepting={0})
     goal = p * ((states(V, L) == 1).sum(-1) % 2 == 0)
     within("inhomogeneous", gap(even.log_prob(states(V, L)).exp(), goal / goal.sum()), 1e-14)
+    monkeypatch.setattr(scan, "_TOGETHER", 4096)
     long = markov(300).tilted(both(300))
     drawn = long.sample(5, seed=0)
     monkeypatch.setattr(scan, "_SHORT", 10**6)
@@ -293,7 +294,7 @@ def test_h_of_50_sites_in_exact_arithmetic() -> None:
         a, begin = ([mpf(v) for v in row] for row in (c.transition.flatten().tolist(), c.initial.tolist()))
 
         def total(row: list[int], tilted: bool) -> mpf:
-            sums = {(0, -1): mpf(1)}
+            sums = {(COUNT.start, -1): mpf(1)}
             for i, shown in enumerate(row):
                 new: dict[tuple[int, int], mpf] = {}
                 for (q, v), mass in sums.items():
