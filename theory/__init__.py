@@ -16,13 +16,15 @@ from discdiff.theory.oracles import Oracle
 from discdiff.theory.report import Check, Report
 from discdiff.theory.reversal import model_generator, reverse_generator, reverse_law
 from discdiff.theory.slope import order
+from discdiff.theory.tilt import Automaton, Tilt
 from discdiff.theory.tree import Tree
+from discdiff.theory.weighted import WeightedChain
 from discdiff.theory.world import Coupling, Enumeration
 
 __all__ = [
-    "HMM", "Check", "ConstrainedChain", "Coupling", "Enumeration", "MarkovChain", "Oracle", "ProductMixture", "Report",
-    "Tree", "bound", "check_operator", "check_process", "entropy", "fit",
-    "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law", "tv",
+    "HMM", "Automaton", "Check", "ConstrainedChain", "Coupling", "Enumeration", "MarkovChain", "Oracle",
+    "ProductMixture", "Report", "Tilt", "Tree", "WeightedChain", "bound", "check_operator", "check_process",
+    "entropy", "fit", "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law", "tv",
 ]  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from torch import Tensor
 from discdiff.checks import affordable, array, shown, token_ids, whole, wholes
 from discdiff.theory.oracles import Oracle, check_rows, pick, uniforms
 from discdiff.theory.scan import messages, path
+from discdiff.theory.tilt import Tilt, fitted
+from discdiff.theory.weighted import WeightedChain
 
 __all__ = ["HMM", "ConstrainedChain", "MarkovChain"]
 
@@ -34,7 +36,7 @@ class HMM(Oracle):
 
     Args:
         initial: (H,) law of the first hidden state.
-        transition: (H, H) A, row = hidden state, column = the next one.
+        transition: (H, H) A, row = hidden state, column = the next one; or (K, H, H) with one for each step, K = L-1.
         emission: (H, V) B, the law of a token given its hidden state.
         length: L.
         final: (H,) weights of the last hidden state; 1 by default.
@@ -46,7 +48,7 @@ class HMM(Oracle):
     def __init__(
         self,
         initial: Float[Tensor, " H"],
-        transition: Float[Tensor, "H H"],
+        transition: Float[Tensor, "*K H H"],
         emission: Float[Tensor, "H V"],
         length: int,
         final: Float[Tensor, " H"] | None = None,
@@ -59,11 +61,11 @@ class HMM(Oracle):
         if (
             initial.ndim != 1
             or emission.ndim != 2
-            or transition.shape != (len(initial), len(initial))
+            or transition.shape not in (square := (len(initial), len(initial)), (length - 1, *square))
             or emission.shape[:1] != initial.shape
         ):
             raise ValueError(
-                "a chain needs (H,), (H, H) and (H, V), "
+                "a chain needs (H,), (H, H) or (L-1, H, H), and (H, V), "
                 f"got {tuple(initial.shape)}, {tuple(transition.shape)} and {tuple(emission.shape)}"
             )
         check_rows(initial=initial, transition=transition, emission=emission)
@@ -93,7 +95,7 @@ class HMM(Oracle):
         filtered, _ = self._filtered(self._seen(evidence))
         u, v = uniforms(2 * self.length, len(evidence), seed, evidence.device).chunk(2)
         last = pick(filtered[:, -1] * self.final, u[-1])
-        hidden = path(filtered[:, :-1], self.transition.T.contiguous(), last, u[:-1])
+        hidden = path(filtered[:, :-1], self._into(), last, u[:-1])
         return pick((self.emission[hidden] * evidence).flatten(0, 1), v.T.flatten()).view(evidence.shape[:2])
 
     def _seen(self, evidence: Tensor) -> Float[Tensor, "B L H"]:
@@ -109,7 +111,31 @@ class HMM(Oracle):
 
     def _backward(self, seen: Tensor) -> Tensor:
         """Compute the backward message b_i for every site i, up to a factor, by the recursion from the last site."""
-        return messages(seen.flip(1), self.final, self.transition.T.contiguous())[0].flip(1)
+        return messages(seen.flip(1), self.final, self._into(flipped=True))[0].flip(1)
+
+    def _into(self, flipped: bool = False) -> Tensor:
+        """Return the transition matrices transposed: row = the next state. ``flipped``, the last step comes first."""
+        into = self.transition.mT.contiguous()
+        return into.flip(0) if flipped and into.ndim == 3 else into
+
+    def tilted(self, log_w: Tilt | Tensor) -> Oracle:
+        """Return the law p0 W / Z, as a ``WeightedChain``; a ``MarkovChain`` under sites and pairs stays one.
+
+        Args:
+            log_w: a ``Tilt``, or the natural logs (L, V) of a product over sites.
+
+        Raises:
+            TypeError, ValueError: for another kind, shape, NaN or +inf, or if Z = 0.
+        """
+        return self._weighed(log_w)
+
+    def _plain(self) -> WeightedChain:
+        log_a = self.transition.log()
+        steps = log_a if log_a.ndim == 3 else log_a[None]
+        return WeightedChain(self.initial.log(), steps, self.emission.log()[None], self.length, self.final.log())
+
+    def _weighed(self, log_w: Tilt | Tensor) -> WeightedChain:
+        return self._plain().tilted(fitted(log_w, self.alphabet, self.length, type(self).__name__))
 
     def log_prob_moments(self) -> tuple[float, float]:
         """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, by dynamic programming.
@@ -128,11 +154,12 @@ class HMM(Oracle):
         mass = mass / mass.sum()
         moments = torch.stack([mass, mass * log_first, mass * log_first**2])
         for i in range(1, self.length):
-            step = a * backward[i]  # conditioned on acceptance
+            log_step = log_a if log_a.ndim == 2 else log_a[i - 1]
+            step = (a if a.ndim == 2 else a[i - 1]) * backward[i]  # conditioned on acceptance
             step = step / step.sum(-1, keepdim=True).clamp(min=1e-300)
             m0, m1, m2 = moments
-            first = m1 @ step + m0 @ (step * log_a)
-            second = m2 @ step + 2 * (m1 @ (step * log_a)) + m0 @ (step * log_a**2)
+            first = m1 @ step + m0 @ (step * log_step)
+            second = m2 @ step + 2 * (m1 @ (step * log_step)) + m0 @ (step * log_step**2)
             moments = torch.stack([m0 @ step, first, second])
         _, mean, square = moments.sum(-1).tolist()
         return mean - float(self.log_total), square - mean**2
@@ -148,14 +175,14 @@ class MarkovChain(HMM):
 
     Args:
         initial: (V,) law of the first token.
-        transition: (V, V), row = token, column = the next one.
+        transition: (V, V), row = token, column = the next one; or (K, V, V) with one for each step, K = L-1.
         length: L.
 
     Raises:
         ValueError: if rows are not laws, or shapes disagree.
     """
 
-    def __init__(self, initial: Float[Tensor, " V"], transition: Float[Tensor, "V V"], length: int) -> None:
+    def __init__(self, initial: Float[Tensor, " V"], transition: Float[Tensor, "*K V V"], length: int) -> None:
         initial = array(initial, "initial", torch.float64)
         if initial.ndim != 1:
             raise ValueError(f"initial must be a law (V,), got shape {tuple(initial.shape)}")
@@ -163,7 +190,25 @@ class MarkovChain(HMM):
 
     def log_prob(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         self._check_clean(x)
-        return self.initial.log()[x[:, 0]] + self.transition.log()[x[:, :-1], x[:, 1:]].sum(-1)
+        before, after = x[:, :-1], x[:, 1:]
+        step = torch.arange(self.length - 1, device=x.device)
+        log_a = self.transition.log()
+        steps = log_a[before, after] if log_a.ndim == 2 else log_a[step, before, after]
+        return self.initial.log()[x[:, 0]] + steps.sum(-1)
+
+    def tilted(self, log_w: Tilt | Tensor) -> "MarkovChain | WeightedChain":
+        """Return the law p0 W / Z: a chain with one matrix for each step, or with an automaton a ``WeightedChain``.
+
+        Args:
+            log_w: a ``Tilt``, or the natural logs (L, V) of a product over sites.
+
+        Raises:
+            TypeError, ValueError: for another kind, shape, NaN or +inf, or if Z = 0.
+        """
+        weighed = self._weighed(log_w)
+        if isinstance(log_w, Tilt) and log_w.automaton is not None:
+            return weighed
+        return MarkovChain(*weighed.laws(), self.length)
 
 
 class ConstrainedChain(HMM):
@@ -198,9 +243,11 @@ class ConstrainedChain(HMM):
             raise ValueError(f"accepting states must lie in 0..{size - 1}, got {sorted(accepting)}")
         goes = torch.nn.functional.one_hot(moves.long(), size).double()  # (q, v, q')
         initial = goes[start].T * chain.initial  # (q', v)
-        transition = torch.einsum("vw,qwr->qvrw", chain.transition, goes)  # from (q, v) to (r, w)
+        transition = torch.einsum("...vw,qwr->...qvrw", chain.transition, goes)  # from (q, v) to (r, w)
         accepted = torch.tensor([q in set(accepting) for q in range(size)], dtype=torch.float64)
         emission = torch.eye(tokens, dtype=torch.float64).repeat(size, 1)
         final = accepted.repeat_interleave(tokens)
         hidden = size * tokens
-        super().__init__(initial.flatten(), transition.reshape(hidden, hidden), emission, chain.length, final)
+        super().__init__(
+            initial.flatten(), transition.reshape(*transition.shape[:-4], hidden, hidden), emission, chain.length, final
+        )

@@ -63,7 +63,12 @@ def transition_test(chain: MarkovChain, x: Int[Tensor, "B L"]) -> Fit:
     There are V (V - 1) degrees of freedom if all transitions are possible and no cells are pooled. The counts from one
     token are asymptotically multinomial, although neighbouring pairs overlap (Billingsley, 1961). An impossible
     transition gives p = 0.
+
+    Raises:
+        ValueError: for a chain with a transition matrix for each step.
     """
+    if chain.transition.ndim == 3:
+        raise ValueError("transition_test: the chain must have one transition matrix for all steps")
     chain._check_clean(x)
     size = chain.alphabet
     pairs = (x[:, :-1] * size + x[:, 1:]).flatten()

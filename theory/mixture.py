@@ -14,6 +14,8 @@ from torch import Tensor
 
 from discdiff.checks import array
 from discdiff.theory.oracles import Oracle, check_rows, pick, uniforms
+from discdiff.theory.tilt import Tilt, fitted
+from discdiff.theory.weighted import WeightedChain
 
 __all__ = ["ProductMixture"]
 
@@ -61,3 +63,33 @@ class ProductMixture(Oracle):
         component = pick(log_weight.softmax(-1), u[0])
         rows = self.theta[component] * evidence
         return pick(rows.flatten(0, 1), u[1:].T.flatten()).view(evidence.shape[:2])
+
+    def tilted(self, log_w: Tilt | Tensor) -> "ProductMixture | WeightedChain":
+        """Return the law p0 W / Z: a mixture, or under pairs or an automaton a ``WeightedChain``.
+
+        The hidden states of that chain are pairs (component, token), so a step costs (K V)^2.
+
+        Args:
+            log_w: a ``Tilt``, or the natural logs (L, V) of a product over sites.
+
+        Raises:
+            TypeError, ValueError: for another kind, shape, NaN or +inf, or if Z = 0.
+        """
+        weighed = self._weighed(log_w)
+        if isinstance(log_w, Tilt) and (log_w.pairs is not None or log_w.automaton is not None):
+            return weighed
+        fits = weighed.emission.logsumexp(-1)  # (L, K): log <theta_k,i, w_i>
+        rows = (weighed.emission - fits[..., None].masked_fill(fits[..., None] == -torch.inf, 0.0)).exp()
+        theta = torch.where(fits[..., None] > -torch.inf, rows, 1 / self.alphabet).transpose(0, 1)
+        return ProductMixture((weighed.first + fits.sum(0)).softmax(0), theta)
+
+    def _plain(self) -> WeightedChain:
+        return WeightedChain(
+            self.weights.log(),
+            torch.eye(len(self.weights)).to(self.weights).log()[None],
+            self.theta.log().transpose(0, 1),
+            self.length,
+        )
+
+    def _weighed(self, log_w: Tilt | Tensor) -> WeightedChain:
+        return self._plain().tilted(fitted(log_w, self.alphabet, self.length, "ProductMixture"))

@@ -9,10 +9,17 @@ sequences x, which leaves out the evidence of site i:
 O is the leave-one-out prediction, D the denoiser, c the conditional, r the ratio, and ~ is "up to a constant in v".
 Factors of e_i that are constant in v cancel, so alpha = 0 is the limit alpha -> 0+. If no clean sequence agrees with
 the noisy one, the prediction is uniform.
+
+A *tilt* W(x) >= 0 of clean sequences gives the law p0 W / Z with Z = E[W]. Its leave-one-out prediction O' follows from
+that of p0 in two ways (Doob's transform):
+
+    h(z) = E[W(x0) | z_t = z],      c'_i(v) ~ c_i(v) h(z with z_i = v)
+    g_i(v) = E[W(x0) | z without site i, x0_i = v],      O'_i(v) ~ O_i(v) g_i(v)
 """
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -23,10 +30,14 @@ from discdiff.checks import LAST_SEED, affordable, placed, shown, whole
 from discdiff.denoiser import Denoiser
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process, Time, require_process, site_time
+from discdiff.theory.log_sums import LogSums, over
+from discdiff.theory.tilt import Tilt
 
 __all__ = ["Oracle", "check_rows", "pick", "scaled", "uniforms"]
 
 Law = TypeVar("Law", bound="Oracle")
+LogH = Callable[[Int[Tensor, "N L"], Time], Float[Tensor, " N"]]
+LogClean = Callable[[Int[Tensor, "N L"], Time], Float[Tensor, "N L V"]]
 
 
 class Oracle(ABC):
@@ -172,6 +183,79 @@ class Oracle(ABC):
                 setattr(other, name, value.to(device, dtype))
         return other
 
+    # --- tilts --------------------------------------------------------------------------------------------------------
+
+    def tilted(self, log_w: Tilt | Tensor) -> "Oracle":
+        """Return the law p0 W / Z; a subclass says which tilts W it accepts.
+
+        Raises:
+            TypeError: for an oracle without exact tilts.
+        """
+        raise TypeError(f"{self} has no exact tilts; an Enumeration, a chain, a mixture or a Tree has")
+
+    def log_h(self, process: Process, log_w: Tilt | Tensor) -> LogH:
+        r"""Return the function log h_t(x) = log E[W(x0) | z_t = x], natural log, exact.
+
+        It takes noisy states x, (N, L), and a time: a float, (N,) or (N, L). It returns (N,) float64. The scale of W is
+        kept: log h is log W at time 0, and log Z where x tells nothing of the data. It is -inf where E[W | x] = 0, and
+        also where no data can become x (see ``Enumeration.reachable``). So c(v) h(z with z_i = v) is 0 at neighbours
+        that c excludes. As in all of this module, alpha = 0 is the limit alpha -> 0+.
+
+        Args:
+            process: its data alphabet must have ``alphabet`` tokens.
+            log_w: the tilt, as in ``tilted``.
+
+        Raises:
+            TypeError, ValueError: for a tilt that ``tilted`` refuses, or a process with another number of data tokens.
+                The function raises them for states or times out of range.
+        """
+        self._check(process)
+        plain, weighed = self._plain(), self._weighed(log_w)
+
+        def log_h(x: Int[Tensor, "N L"], t: Time) -> Float[Tensor, " N"]:
+            log_e = self._log_evidence_of(process, x, t)
+            return over(weighed.log_total(log_e), plain.log_total(log_e))
+
+        return log_h
+
+    def log_clean(self, process: Process, log_w: Tilt | Tensor) -> LogClean:
+        r"""Return the function log g_i(v) = log E[W(x0) | z_t = x at the other sites, x0_i = v], natural log, exact.
+
+        It takes noisy states x, (N, L), and a time as ``log_h`` does, and returns (N, L, V) float64. The values of all
+        sites come from one pass, where ``log_h`` needs all neighbours. It is -inf for tokens that are no data, where
+        E = 0, and where no data agrees with the condition.
+
+        Args:
+            process: its data alphabet must have ``alphabet`` tokens.
+            log_w: the tilt, as in ``tilted``.
+
+        Raises:
+            TypeError, ValueError: as in ``log_h``.
+        """
+        self._check(process)
+        plain, weighed = self._plain(), self._weighed(log_w)
+
+        def log_clean(x: Int[Tensor, "N L"], t: Time) -> Float[Tensor, "N L V"]:
+            log_e = self._log_evidence_of(process, x, t)
+            log_g = over(weighed.log_leave_one_out(log_e), plain.log_leave_one_out(log_e))
+            columns = process.data_tokens.to(x.device).expand(*x.shape, -1)
+            return log_g.new_full((*x.shape, process.vocab_size), -torch.inf).scatter(-1, columns, log_g)
+
+        return log_clean
+
+    def _plain(self) -> LogSums:
+        """Return the weights p0, up to a factor."""
+        raise TypeError(f"{self} has no exact tilts; an Enumeration, a chain, a mixture or a Tree has")
+
+    def _weighed(self, log_w: Tilt | Tensor) -> LogSums:
+        """Return the weights p0 W, up to the same factor as ``_plain``."""
+        raise TypeError(f"{self} has no exact tilts; an Enumeration, a chain, a mixture or a Tree has")
+
+    def _log_evidence_of(self, process: Process, x: Tensor, t: Time) -> Float[Tensor, "N L n"]:
+        self._check_noisy(process, x, "x")
+        alpha = process.schedule.alpha(site_time(t, *x.shape)).to(x.device)
+        return process.evidence(x, alpha.expand(x.shape)).double().log()
+
     def _like(self) -> Tensor:
         """Return one of the tables, for its dtype and device."""
         return next(v for v in vars(self).values() if isinstance(v, Tensor) and v.is_floating_point())
@@ -182,11 +266,11 @@ class Oracle(ABC):
             got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
             raise ValueError(f"x must be (B, {self.length}) int64 tokens in 0..{self.alphabet - 1}, got {got}")
 
-    def _check_noisy(self, process: Process, z: Tensor) -> None:
+    def _check_noisy(self, process: Process, z: Tensor, name: str = "z") -> None:
         self._check(process)
-        process.check_states(z, "z")
+        process.check_states(z, name)
         if z.shape[1] != self.length:
-            raise ValueError(f"z: this law is over sequences of length {self.length}, got length {z.shape[1]}")
+            raise ValueError(f"{name}: this law is over sequences of length {self.length}, got length {z.shape[1]}")
 
     def _check(self, process: Process) -> None:
         require_process(process, "oracle")

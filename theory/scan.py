@@ -4,7 +4,8 @@ Messages. Given a vector m_1, weights w_i for every site and a matrix A, the rec
 
     f_i = m_i w_i / s_i,   s_i = sum(m_i w_i),   m_{i+1} = f_i A
 
-takes L sequential steps. A *blocked scan* divides the sites into about sqrt(L) blocks of about sqrt(L) sites:
+takes L sequential steps; this is done if A differs from step to step. Otherwise a *blocked scan* divides the sites into
+about sqrt(L) blocks of about sqrt(L) sites:
 
     1. the matrix of every block, prod_i diag(w_i) A, for all blocks at once
     2. the message at the beginning of every block, from block to block
@@ -27,6 +28,7 @@ Sarkka and Garcia-Fernandez, 2021, https://arxiv.org/abs/2102.05743).
 """
 
 import math
+from itertools import repeat
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +47,7 @@ _TOGETHER = 1 << 17  # weights of maps drawn together: 1 MiB
 
 
 def messages(
-    weights: Float[Tensor, "B L H"], first: Float[Tensor, " H"], matrix: Float[Tensor, "H H"]
+    weights: Float[Tensor, "B L H"], first: Float[Tensor, " H"], matrix: Float[Tensor, "*K H H"]
 ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L"]]:
     """Compute messages m_{i+1} = (m_i w_i / s_i) A and totals s_i = sum(m_i w_i) for every site i, from m_1.
 
@@ -55,7 +57,7 @@ def messages(
     Args:
         weights: (B, L, H) w_i, not negative.
         first: (H,) m_1, not negative.
-        matrix: (H, H) A, not negative; row = from, column = to.
+        matrix: (H, H) A, not negative; row = from, column = to. Or (K, H, H) with K = L-1, one for each step.
 
     Returns:
         (B, L, H) messages, each up to a factor, and (B, L) totals, which are exact if the rows of A sum to 1.
@@ -63,18 +65,22 @@ def messages(
     batch, length, size = weights.shape
     start = first.expand(batch, size)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (weights, first, matrix))
-    if length < _SHORT or batch * size**2 > _WORK or wanted:
+    if length < _SHORT or batch * size**2 > _WORK or wanted or matrix.ndim == 3:
         return _in_order(weights, start, matrix)[:2]
     return _in_blocks(weights, start, matrix, math.isqrt(length))
 
 
 def _in_order(weights: Tensor, start: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute messages (B, L, H), totals (B, L) and the message after the last site (B, H), one step for each site."""
+    """Compute messages (B, L, H), totals (B, L) and the message after the last site (B, H), one step for each site.
+
+    If each step has a matrix of its own, the message after the last site is not moved further.
+    """
     found, totals, least = [start], [], torch.finfo(weights.dtype).tiny
-    for weight in weights.unbind(1):
+    each = repeat(matrix) if matrix.ndim == 2 else (*matrix, torch.eye(weights.shape[2]).to(matrix))
+    for weight, step in zip(weights.unbind(1), each, strict=False):
         seen = found[-1] * weight
         totals.append(seen.sum(-1, keepdim=True).clamp(min=least))
-        found.append((seen / totals[-1]) @ matrix)
+        found.append((seen / totals[-1]) @ step)
     return torch.stack(found[:-1], 1), torch.cat(totals, 1), found[-1]
 
 
@@ -128,13 +134,13 @@ def _starts(start: Tensor, rows: Tensor, powers: Tensor) -> Tensor:
 
 
 def path(
-    filtered: Float[Tensor, "B L H"], into: Float[Tensor, "H H"], last: Int[Tensor, " B"], u: Float[Tensor, "L B"]
+    filtered: Float[Tensor, "B L H"], into: Float[Tensor, "*L H H"], last: Int[Tensor, " B"], u: Float[Tensor, "L B"]
 ) -> Int[Tensor, "B M"]:
     """Draw the states of L sites backwards from the last one, h_i ~ filtered_i(h) into(h_{i+1}, h).
 
     Args:
         filtered: (B, L, H) weights of each site's states given the sites before it.
-        into: (H, H), row = the state of the next site.
+        into: (H, H), row = the state of the next site; or (L, H, H) with one for each site.
         last: (B,) h_{L+1}.
         u: (L, B) a uniform number for each draw.
 
@@ -146,11 +152,13 @@ def path(
     if length < _SHORT or batch * size**2 > _WORK:
         drawn = [last]
         for i in reversed(range(length)):
-            drawn.append(pick(filtered[:, i] * into[drawn[-1]], u[i]))
+            drawn.append(pick(filtered[:, i] * (into if into.ndim == 2 else into[i])[drawn[-1]], u[i]))
         return torch.stack(drawn[::-1], 1)
     together, maps = max(1, _TOGETHER // (batch * size**2)), []
     for begin in range(0, length, together):
-        part = filtered[:, begin : begin + together, None] * into
+        part = filtered[:, begin : begin + together, None] * (
+            into if into.ndim == 2 else into[begin : begin + together]
+        )
         each = u[begin : begin + together].T[..., None].expand(part.shape[:-1])
         maps.append(pick(part.flatten(0, 2), each.flatten()).view(each.shape))
     return torch.cat([_composed(torch.cat(maps, 1), last), last[:, None]], 1)

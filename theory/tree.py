@@ -19,7 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import array, wholes
+from discdiff.theory.log_sums import LogSums
 from discdiff.theory.oracles import Oracle, check_rows, pick, scaled, uniforms
+from discdiff.theory.tilt import Tilt, check_sites_only, fitted
 
 __all__ = ["Tree"]
 
@@ -97,6 +99,27 @@ class Tree(Oracle):
             tokens.append(pick(prior * evidence[:, i] * below[i], u[i]))
         return torch.stack(tokens, 1)
 
+    def tilted(self, log_w: Tilt | Tensor) -> "Tree":
+        """Return the law p0 W / Z of a product W over sites, a tree with the same parents.
+
+        Args:
+            log_w: the natural logs (L, V), or a ``Tilt`` of sites alone. Neighbouring sites are no edges of a tree, so
+                pairs and automata are refused.
+
+        Raises:
+            TypeError, ValueError: for another kind, shape, NaN or +inf, or if Z = 0.
+        """
+        weighed = self._weighed(log_w)
+        return Tree(self.parents, *weighed.laws())
+
+    def _plain(self) -> "_Weights":
+        return self._weighed(torch.zeros(self.length, self.alphabet))
+
+    def _weighed(self, log_w: Tilt | Tensor) -> "_Weights":
+        root, transition = self.root.double().log(), self.transition.double().log()
+        sites = check_sites_only(fitted(log_w, self.alphabet, self.length, "Tree"), "Tree").to(root)
+        return _Weights(self.parents, self.children, root, transition, sites)
+
     def log_prob_moments(self) -> tuple[float, float]:
         """Compute the exact mean and variance of log p0(x) under p0, in nats and nats squared, in O(L V^2)."""
         mean = torch.zeros(self.length, self.alphabet, dtype=torch.float64)  # of a subtree, given its parent
@@ -111,3 +134,58 @@ class Tree(Oracle):
             mean[self.parents[i]] += first
             variance[self.parents[i]] += spread
         raise AssertionError("a tree has a root")
+
+
+class _Weights(LogSums):
+    """Weights of sequences on a tree, all in logs: tables root (V,), A (L, V, V) and sites (L, V)."""
+
+    def __init__(
+        self, parents: Sequence[int], children: list[list[int]], root: Tensor, transition: Tensor, sites: Tensor
+    ) -> None:
+        self.parents, self.children = parents, children
+        self.root, self.transition, self.sites = root, transition, sites
+        if not bool(self.log_total(torch.zeros_like(sites)[None]) > -torch.inf):
+            raise ValueError("no sequence of this length has positive probability and a positive weight (Z = 0)")
+
+    def log_total(self, log_e: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
+        return self._up(log_e)[2]
+
+    def log_leave_one_out(self, log_e: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
+        up, below, _ = self._up(log_e)
+        weights = log_e + self.sites
+        down = [self.root.expand(len(log_e), -1)] * len(self.parents)
+        for i, children in enumerate(self.children):
+            own = down[i] + weights[:, i]
+            before = [torch.zeros_like(own)]
+            for c in children:
+                before.append(before[-1] + up[c])
+            after = torch.zeros_like(own)
+            for c, left in zip(reversed(children), reversed(before[:-1]), strict=True):
+                down[c] = ((own + left + after)[..., None] + self.transition[c]).logsumexp(1)
+                after = after + up[c]
+        return torch.stack(down, 1) + torch.stack(below, 1) + self.sites
+
+    def laws(self) -> tuple[Tensor, Tensor]:
+        """Compute the laws of the root (V,) and of each site given its parent (L, V, V).
+
+        Rows of weight 0 are uniform.
+        """
+        below = self._up(torch.zeros_like(self.sites)[None])[1]
+        weights = torch.stack(below, 1)[0] + self.sites
+        rows = self.transition + weights[:, None]
+        possible = rows.amax(-1, keepdim=True) > -torch.inf
+        laws = torch.where(possible, rows, 0.0).softmax(-1)
+        return (self.root + weights[0]).softmax(-1), laws
+
+    def _up(self, log_e: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Compute each site's message to its parent, the sum of its children's messages, and the log total."""
+        weights = log_e + self.sites
+        up, below = ([weights[:, 0]] * len(self.parents) for _ in range(2))
+        for i in reversed(range(len(self.parents))):
+            below[i] = torch.zeros_like(weights[:, i])
+            for c in self.children[i]:
+                below[i] = below[i] + up[c]
+            message = weights[:, i] + below[i]
+            if i:
+                up[i] = (message[:, None] + self.transition[i]).logsumexp(-1)
+        return up, below, (weights[:, 0] + below[0] + self.root).logsumexp(-1)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from discdiff.checks import array, real, whole
 from discdiff.process import Interpolant, Process
+from discdiff.theory.log_sums import Listed
 from discdiff.theory.oracles import Oracle, pick, uniforms
+from discdiff.theory.tilt import Tilt, fitted, log_weights
 
 __all__ = ["Coupling", "Enumeration", "all_states", "check_size", "law_of_data", "law_of_prior", "state_index"]
 
@@ -164,6 +166,33 @@ class Enumeration(Oracle):
         z = all_states(process.states, self.length)
         alpha = torch.full(z.shape, float(process.schedule.alpha(t)), dtype=torch.float64)
         return self._sum_out(process.evidence(z, alpha), None) > 0
+
+    def tilted(self, log_w: Tilt | Tensor) -> "Enumeration":
+        """Return the law p0 W / Z.
+
+        Args:
+            log_w: (N,) natural logs of W with N = V**L, first site slowest; or a ``Tilt``.
+
+        Raises:
+            TypeError: for another type.
+            ValueError: for another shape, NaN or +inf, or if Z = 0.
+        """
+        p0 = self._weighed(log_w).log_p.softmax(0)
+        return Enumeration(p0, vocab_size=self.alphabet, length=self.length)
+
+    def _plain(self) -> Listed:
+        return Listed(self.p0.double().log(), self.alphabet, self.length)
+
+    def _weighed(self, log_w: Tilt | Tensor) -> Listed:
+        log_p = self.p0.double().log()
+        if isinstance(log_w, Tilt):
+            tilt = fitted(log_w, self.alphabet, self.length, "Enumeration")
+            log_p = log_p + tilt(all_states(self.alphabet, self.length).to(log_p.device))
+        else:
+            size = len(log_p)
+            accepted = f"({size},) = (V**L,), or a Tilt"
+            log_p = log_p + log_weights(log_w, "Enumeration: log_w", accepted, (size,)).to(log_p.device)
+        return Listed(log_p, self.alphabet, self.length)
 
 
 class Coupling(Oracle):
