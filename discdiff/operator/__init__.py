@@ -15,11 +15,11 @@ from discdiff.operator.algebra import (
     when,
 )
 from discdiff.operator.rest import Reads, applied, check_reads, rests
-from discdiff.operator.run import SLOTS, At, Run, alone, choose, listening, stream, under, while_listening
+from discdiff.operator.run import SLOTS, At, Given, Run, alone, choose, listening, stream, under, while_listening
 from discdiff.operator.state import State
 
 __all__ = [
-    "SLOTS", "At", "Corrector", "Invariance", "Mix", "Operator", "Predictor", "Reads", "Repeat", "Run", "Staged",
-    "State", "Then", "When", "alone", "applied", "check_operator", "check_reads", "choose", "listening", "mix", "rests",
-    "stream", "under", "when", "while_listening",
+    "SLOTS", "At", "Corrector", "Given", "Invariance", "Mix", "Operator", "Predictor", "Reads", "Repeat", "Run",
+    "Staged", "State", "Then", "When", "alone", "applied", "check_operator", "check_reads", "choose", "listening",
+    "mix", "rests", "stream", "under", "when", "while_listening",
 ]  # fmt: skip

@@ -25,18 +25,20 @@ from pyro.contrib.autoname import scope
 from torch import Tensor
 
 from discdiff.checks import decided
-from discdiff.choices import Choice, Key, Watch
+from discdiff.choices import Choice, Choices, Key, Watch
 from discdiff.denoiser import Counter, Denoiser, frozen_time
 from discdiff.kernels.dispatch import fuses, stream
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
 from discdiff.process import Process, RankOne, learned
 
-__all__ = ["SLOTS", "At", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
+__all__ = ["SLOTS", "At", "Given", "Run", "alone", "choose", "listening", "stream", "under", "while_listening"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 One = TypeVar("One", bound="Run")
+# called with the name of a site, its law and the ids of its rows; returns the value of the choice
+Given = Callable[[str, Choice, Tensor], Tensor]
 _STEPS, SLOTS = 1 << 20, 1 << 12
 
 
@@ -53,6 +55,8 @@ class Run:
         fuse: whether one compute kernel may make several choices at once when none of them is recorded.
         listen: whether choices are Pyro sites, which handlers can read and change; needs a ``listening()`` block.
         info: the values that operators reported in the last step, by name; each (B,) float64, NaN where a row has none.
+        choices: the values of the choices made, or None if they are not recorded.
+        given: gives the values of choices in place of draws, or None.
     """
 
     seed: int
@@ -63,6 +67,8 @@ class Run:
     fuse: bool = False
     listen: bool = False
     info: dict[str, Tensor] = field(default_factory=dict)
+    choices: Choices | None = None
+    given: Given | None = None
     _names: set[tuple[int, int]] = field(default_factory=set, init=False)  # (slot, tag) of the current step and turn
     _step: tuple[int, int] = field(default=(-1, 0), init=False)
     _counts: ClassVar[type[Counter]] = Counter
@@ -93,7 +99,15 @@ class Run:
         """Return a run with the same seed and a copy of the counts; calls of one run then leave the other unchanged."""
         calls = replace(self.model, nfe_rows=self.model.nfe_rows.clone())
         log_prob = None if self.log_prob is None else self.log_prob.clone()
-        return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={})
+        choices = None if self.choices is None else self.choices.copy()
+        return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={}, choices=choices)
+
+    def keep(self, site: str, law: Choice, value: Tensor, rows: Int[Tensor, " R"]) -> None:
+        """Keep the value of a choice and add its log-probability, if the run records them."""
+        if self.choices is not None:
+            self.choices.keep(site, value, rows)
+        if self.log_prob is not None:
+            self.log_prob[rows - self.model.first_row] += law.log_prob(value).to(self.log_prob.dtype)
 
     def begin(
         self, tokens: Int[Tensor, "B L"], t: float, s: float | None = None, step: int = 0, frozen: Tensor | None = None
@@ -270,8 +284,9 @@ class At:
 
     @property
     def fused(self) -> bool:
-        """Whether one compute kernel may make several choices at once; False if choices are recorded or Pyro sites."""
-        return self.run.fuse and self.run.log_prob is None and not self.run.listen
+        """Whether one kernel may make several choices at once; False if choices are recorded, given or Pyro sites."""
+        run = self.run
+        return run.fuse and run.log_prob is None and run.given is None and not run.listen
 
     def moved(self, slots: int) -> "At":
         """Return the address ``slots`` slots later, for the next part of a composition."""
@@ -309,10 +324,12 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
         raise ValueError(
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
         )
-    distribution.key, distribution.faults = at.run.key(name, state, at.step, at.slot, at.turn), at.run.faults
-    if at.run.listen:
-        turn = f"@{at.turn}" if at.turn else ""
-        site = f"{at.step}.{at.slot}.{name}{turn}"
+    run, turn = at.run, f"@{at.turn}" if at.turn else ""
+    distribution.key, distribution.faults = run.key(name, state, at.step, at.slot, at.turn), run.faults
+    site = f"{at.step}.{at.slot}.{name}{turn}"
+    if run.given is not None:
+        value = run.given(site, distribution, state.rows)
+    elif run.listen:
         value = pyro.sample(site, distribution).to(distribution.kind)
         if value.shape != distribution.shape():
             raise ValueError(
@@ -321,7 +338,5 @@ def choose(name: str, distribution: Choice, state: State, at: At) -> Tensor:
             )
     else:
         value = distribution.sample()
-    if at.run.log_prob is not None:
-        index = state.rows - at.run.model.first_row
-        at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)
+    run.keep(site, distribution, value, state.rows)
     return value

@@ -1,0 +1,338 @@
+r"""Weigh a recorded run anew under any weights, and fork it.
+
+A run is a function of its choices, so the recorded values make it again. No draw is needed and no handler of Pyro's:
+
+    log p(run) = sum_k log p(choices of step k | state before step k)
+
+For gradients each step is checkpointed: its forward pass is made again when the backward pass gets there, so memory
+holds one step at a time. A step needs the state before it, which is (B, L) whole numbers. If an operator remembers a
+prediction of the step before, the network is called again for it, and the logits are not stored.
+
+Reference: trading computation for memory, Chen et al. (2016, https://arxiv.org/abs/1604.06174).
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from discdiff.checks import affordable, seeded, shown, whole
+from discdiff.choices import Choice, Choices, Watch, narrowest, step_of
+from discdiff.denoiser import Denoiser
+from discdiff.operator import Run, State, choose
+from discdiff.prediction import Output, Prediction
+from discdiff.sampling.samples import Samples
+
+if TYPE_CHECKING:
+    from discdiff.sampling.sampler import Sampler
+
+__all__ = ["Keeps", "fork", "keeps", "kept", "log_prob", "resumed", "times_of"]
+
+Keeps = bool | Literal["choices"]
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+def keeps(record: object) -> Keeps:
+    """Return the argument ``record`` of ``sample`` if it is accepted.
+
+    Raises:
+        TypeError, ValueError: for anything but True, False and "choices".
+    """
+    if record == "view":
+        raise ValueError('sample: record="view" is reserved for the viewer, which is not built yet; give "choices"')
+    if not (isinstance(record, bool) or record == "choices"):
+        raise TypeError(f'sample: record must be True, False or "choices", got {shown(record)}')
+    return record
+
+
+def resumed(run: Run, record: Keeps, listen: bool) -> Run:
+    """Return a copy of a run that goes on, which records what ``record`` says.
+
+    Raises:
+        ValueError: if it shall record what it has not recorded from its first step on.
+    """
+    if record and run.log_prob is None:
+        raise ValueError("sample: the run to resume was not recorded; give record=True from its first step on")
+    if record == "choices" and run.choices is None:
+        raise ValueError('sample: the choices of the run to resume were not kept; give record="choices" from its first '
+                         "step on")  # fmt: skip
+    run = replace(run.copy(), listen=listen)
+    run.log_prob = run.log_prob if record else None
+    run.choices = run.choices if record == "choices" else None
+    return run
+
+
+def times_of(sampler: "Sampler") -> tuple[float, ...]:
+    """Return the time at which a sampler begins, and the end time of each step."""
+    return sampler.grid[0], *(s for _, _, s in sampler.intervals())
+
+
+def kept(sampler: "Sampler", run: Run, state: State) -> Choices | None:
+    """Return the choices of a run up to a state, or None if they were not recorded."""
+    return None if run.choices is None else run.choices.until(times_of(sampler)[: state.step + 1])
+
+
+# --- the same run again -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a denoiser whose output a later step uses."""
+
+    x: Int[Tensor, "R L"]
+    time: Float[Tensor, "#R #L"]
+    rows: Int[Tensor, " R"]
+
+
+class _Answers:
+    """Gives recorded values to the choices of one step and adds their log-probabilities to ``total``, (B,) float64."""
+
+    def __init__(self, choices: Choices, sites: Iterable[str], total: Tensor, where: str) -> None:
+        self.choices, self.left, self.total, self.where = choices, set(sites), total, where
+
+    def __call__(self, site: str, law: Choice, ids: Int[Tensor, " R"]) -> Tensor:
+        index, kind = ids - self.choices.first_row, law.kind
+        if site not in self.left:
+            raise ValueError(f"{self.where}: site {site} has no recorded value, for row {int(ids[0])}{_OTHER}")
+        self.left.discard(site)
+        value, rows = self.choices[site], self.choices.rows(site)
+        if not torch.equal(rows, index):
+            place = torch.full_like(self.total, -1, dtype=torch.int64).index_put(
+                (rows,), torch.arange(len(rows)).to(rows)
+            )
+            where = place[index]
+            self._refuse(where < 0, ids, site, "has no recorded value")
+            spare = torch.ones_like(rows, dtype=torch.bool).index_fill(0, where, False)
+            self._refuse(spare, rows + self.choices.first_row, site, "has a recorded value and makes no such choice")
+            value = value[where]
+        if value.shape != law.shape() or value.dtype != kind:
+            raise ValueError(
+                f"{self.where}: site {site} takes {kind} of shape {tuple(law.shape())}, rows and event, and the "
+                f"recorded value is {value.dtype} of {tuple(value.shape)}{_OTHER}"
+            )
+        log_p = law.log_prob(value).double()
+        self._refuse(~(log_p > -torch.inf), ids, site, "has a recorded value that is impossible under this model")
+        self.total = self.total.index_add(0, index, log_p)
+        return value
+
+    def _refuse(self, wrong: Tensor, ids: Tensor, site: str, what: str) -> None:
+        if bool(wrong.any()):
+            raise ValueError(f"{self.where}: row {int(ids[wrong][0])} {what} at site {site}{_OTHER}")
+
+    def finish(self) -> Float[Tensor, " B"]:
+        """Return the total; raise ValueError if a recorded choice was not made."""
+        if self.left:
+            site = min(self.left)
+            row = int(self.choices.rows(site)[0]) + self.choices.first_row
+            raise ValueError(
+                f"{self.where}: site {site} was recorded, for row {row}, and the run makes no such choice{_OTHER}"
+            )
+        return self.total
+
+
+_OTHER = "; the choices are those of another sampler or model, or were edited"
+
+
+class _Replay:
+    """A run made again, step by step, from its choices.
+
+    Args:
+        sampler: the sampler of the run.
+        choices: its choices.
+        model: the denoiser, perhaps with other weights than the one that made the run.
+        device: where to run.
+        where: the name of the caller, for errors.
+    """
+
+    def __init__(self, sampler: "Sampler", choices: Choices, model: Denoiser, device: torch.device, where: str) -> None:
+        self.sampler, self.choices, self.model, self.where = sampler, choices.to(device), model, where
+        self.sites: dict[int, list[str]] = {}
+        for site in choices:
+            self.sites.setdefault(step_of(site), []).append(site)
+
+    def start(self) -> tuple[Tensor, State]:
+        """Return the log-probability (B,) of the draw from the prior, 0 if there was none, and the first state."""
+        batch, length = self.choices.start.shape
+        none = torch.zeros(batch, dtype=torch.float64, device=self.choices.start.device)
+        answers, run = self._run(self.model, 0, none)
+        state, at = run.begin(self.choices.start, self.sampler.grid[0], frozen=self.choices.frozen)
+        if self.choices.drawn:
+            choose("prior", self.model.process.prior(batch, length, state.tokens.device), state, at)
+        return answers.finish(), state
+
+    def after(
+        self, total: Tensor, state: State, calls: "list[_Call | None]"
+    ) -> "tuple[Tensor, State, list[_Call | None]]":
+        """Make the next step; the arguments are what the step before returned.
+
+        Returns:
+            The log-probability (B,) of all choices so far, the state, and the calls that gave the predictions in it.
+            If gradients are enabled, the predictions are returned without their logits.
+        """
+        made: list[tuple[Tensor, _Call]] = []
+        answers, run = self._run(_watched(self.model, made), state.step + 1, total)
+        if any(call is not None for call in calls):
+            sources = iter([None if call is None else self._source(call, made) for call in calls])
+            state = _changed(state, lambda said: _with_source(said, next(sources)))
+        after = next(self.sampler.through(state, run))
+        run.check_faults()
+        found: list[_Call | None] = []
+        if torch.is_grad_enabled():
+            after = _changed(after, lambda said: _light(said, made, found))
+        return answers.finish(), after, found
+
+    def _run(self, model: Denoiser, step: int, total: Tensor) -> tuple[_Answers, Run]:
+        choices, device = self.choices, self.choices.start.device
+        run = Run.start(model, len(choices.start), 0, first_row=choices.first_row, device=device)
+        run.given = answers = _Answers(choices, self.sites.get(step, ()), total, self.where)
+        return answers, run
+
+    def _source(self, call: _Call, made: list[tuple[Tensor, _Call]]) -> Tensor:
+        known = next((source for source, other in made if other is call), None)
+        if known is None:
+            known = self.model.output(call.x, call.time, call.rows).source
+            made.append((known, call))
+        return known
+
+
+def _watched(model: Denoiser, made: list[tuple[Tensor, _Call]]) -> Denoiser:
+    """Return the same model, which adds the output and the arguments of every call to a list."""
+    other = copy.copy(model)
+
+    def output(x: Tensor, t: Tensor, rows: Tensor | None = None, fresh: bool = False) -> Output:
+        found = model.output(x, t, rows, fresh)
+        if rows is not None and not fresh:
+            made.append((found.source, _Call(x, t, rows)))
+        return found
+
+    other.output = output  # type: ignore[method-assign]
+    return other
+
+
+def _changed(state: State, change: Callable[[Prediction], Prediction]) -> State:
+    """Return a state with a function applied to each of its predictions, in a fixed order."""
+    seen = None if state.seen is None else change(state.seen)
+    past = None if state.past is None else _changed(state.past, change)
+    return replace(state, seen=seen, past=past)
+
+
+def _light(said: Prediction, made: list[tuple[Tensor, _Call]], found: "list[_Call | None]") -> Prediction:
+    """Return a prediction without its logits if a known call gave them; add this call, or None, to ``found``."""
+    found.append(next((call for source, call in made if source is said.output.source), None))
+    if found[-1] is None:  # of an unknown origin: the graph is kept, and with it memory
+        return said
+    source = said.output.source
+    return _with_source(said, torch.empty(0, dtype=source.dtype, device=source.device))
+
+
+def _with_source(said: Prediction, source: Tensor | None) -> Prediction:
+    if source is None:
+        return said
+    other = copy.copy(said)
+    other.output = replace(said.output, source=source)
+    return other
+
+
+def _choices_of(sampler: "Sampler", out: object, where: str) -> Choices:
+    """Return the choices of samples, checked.
+
+    Raises:
+        TypeError: if ``out`` is no ``Samples``.
+        ValueError: if it holds no choices, or those of another grid or other tokens.
+    """
+    if not isinstance(out, Samples):
+        raise TypeError(f'{where}: takes the Samples of sample(record="choices"), got {shown(out)}')
+    choices, times = out.choices, times_of(sampler)
+    if choices is None:
+        raise ValueError(f'{where}: these samples hold no choices; make them with sample(record="choices")')
+    if choices.start.shape != out.tokens.shape or not choices.times:
+        raise ValueError(f"{where}: the choices do not go with the tokens of these samples")
+    if choices.times != times[: len(choices.times)]:
+        raise ValueError(f"{where}: these samples were made at the times {choices.times}, and {sampler} has {times}")
+    return choices
+
+
+def _device(model: Denoiser, out: Samples) -> torch.device:
+    """Return where a run is made again: where the model's parameters lie, or else the samples."""
+    return out.tokens.device if model.device.type == "cpu" else model.device
+
+
+def log_prob(sampler: "Sampler", out: Samples, model: Denoiser) -> Float[Tensor, " B"]:
+    """Return the log-probability of a recorded run, as ``Sampler.log_prob`` does."""
+    choices = _choices_of(sampler, out, "log_prob")
+    replay = _Replay(sampler, choices, model, _device(model, out), "log_prob")
+    total, state = replay.start()
+    calls: list[_Call | None] = []
+    for _ in range(choices.steps):
+        if torch.is_grad_enabled():
+            total, state, calls = checkpoint(replay.after, total, state, calls, use_reentrant=False)
+        else:
+            total, state, calls = replay.after(total, state, calls)
+    last = sampler.grid[-1] == 0 and choices.steps == len(times_of(sampler)) - 1
+    tokens = sampler.process.column(state.tokens) if last else state.tokens
+    wrong = (tokens != out.tokens.to(tokens.device)).any(-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0]) + choices.first_row
+        raise ValueError(
+            f"log_prob: row {row}: the recorded choices lead to other tokens than those of the samples. They were "
+            f"edited, or {sampler.operator} decides by the prediction, without a choice, and decides otherwise here"
+        )
+    return total
+
+
+# --- forks ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fork(sampler: "Sampler", out: Samples, step: object, copies: object, seed: object) -> Samples:
+    """Return samples that share the first steps of a recorded run, as ``Sampler.fork`` does."""
+    model, choices = sampler.model, _choices_of(sampler, out, "fork")
+    most = min(choices.steps, len(times_of(sampler)) - 2)
+    step, copies = whole(step, "fork: step", 0, most), whole(copies, "fork: copies", 1)
+    seed, batch = seeded(seed, "fork: seed"), len(out.tokens) * copies
+    affordable(batch * out.tokens.shape[1], f"fork: {copies} copies of {len(out.tokens)} rows")
+    if (choices.first_row + len(out.tokens)) * copies > 2**32:
+        raise ValueError(
+            f"fork: row ids must lie in [0, 2**32); {copies} copies of row {choices.first_row} have others"
+        )
+    before = choices.until(times_of(sampler)[: step + 1])
+    after = before.repeated(copies)
+    alone = model.context is None  # a context knows rows by their ids, so there the copies are made again, not the rows
+    replay = _Replay(sampler, before if alone else after, model, _device(model, out), "fork")
+    total, state = replay.start()
+    path = [state.tokens]
+    for _ in range(step):
+        total, state, _ = replay.after(total, state, [])
+        path.append(state.tokens)
+    if alone:
+        index = torch.arange(len(total), device=total.device).repeat_interleave(copies)
+        total, state, path = total[index], state.select(index), [tokens[index] for tokens in path]
+    run = Run.start(model, batch, seed, first_row=after.first_row, device=total.device, record=True)
+    run.log_prob, run.choices = total, after.to(total.device)
+    state = _of_rows(state, run)
+    found = sampler.sample(resume=replace(state, run=run), record="choices")
+    assert found.trajectory is not None
+    states = torch.stack([*path[:-1], *found.trajectory]).to(narrowest(0, sampler.process.states - 1))
+    result = replace(found, trajectory=states)
+    vars(result)["_state"] = found.state
+    return result
+
+
+def _of_rows(state: State, run: Run) -> State:
+    """Return a state of the same tokens for the rows of a run."""
+
+    def watched(said: Prediction) -> Prediction:
+        other = copy.copy(said)
+        other.watch = Watch(run.rows, run.faults)
+        return other
+
+    past = None if state.past is None else _of_rows(state.past, run)
+    seen = None if state.seen is None else watched(state.seen)
+    return replace(state, rows=run.rows, seen=seen, past=past)
