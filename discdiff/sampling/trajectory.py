@@ -11,9 +11,8 @@ prediction of the step before, the network is called again for it, and the logit
 Reference: trading computation for memory, Chen et al. (2016, https://arxiv.org/abs/1604.06174).
 """
 
-import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,10 +21,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from discdiff.checks import affordable, seeded, shown, whole
-from discdiff.choices import Choice, Choices, Watch, narrowest, step_of
+from discdiff.choices import Choice, Choices, narrowest, step_of
 from discdiff.denoiser import Denoiser
-from discdiff.operator import Run, State, choose
-from discdiff.prediction import Output, Prediction
+from discdiff.operator import Asked, Calls, Run, State, choose, loaded, of_run, unloaded, watched
 from discdiff.sampling.samples import Samples
 
 if TYPE_CHECKING:
@@ -82,15 +80,6 @@ def kept(sampler: "Sampler", run: Run, state: State) -> Choices | None:
 # --- the same run again -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of a denoiser whose output a later step uses."""
-
-    x: Int[Tensor, "R L"]
-    time: Float[Tensor, "#R #L"]
-    rows: Int[Tensor, " R"]
-
-
 class _Answers:
     """Gives recorded values to the choices of one step and adds their log-probabilities to ``total``, (B,) float64."""
 
@@ -104,9 +93,8 @@ class _Answers:
         self.left.discard(site)
         value, rows = self.choices[site], self.choices.rows(site)
         if not torch.equal(rows, index):
-            place = torch.full_like(self.total, -1, dtype=torch.int64).index_put(
-                (rows,), torch.arange(len(rows)).to(rows)
-            )
+            place = torch.full_like(self.total, -1, dtype=torch.int64)
+            place[rows] = torch.arange(len(rows), device=rows.device)
             where = place[index]
             self._refuse(where < 0, ids, site, "has no recorded value")
             spare = torch.ones_like(rows, dtype=torch.bool).index_fill(0, where, False)
@@ -167,77 +155,25 @@ class _Replay:
             choose("prior", self.model.process.prior(batch, length, state.tokens.device), state, at)
         return answers.finish(), state
 
-    def after(
-        self, total: Tensor, state: State, calls: "list[_Call | None]"
-    ) -> "tuple[Tensor, State, list[_Call | None]]":
+    def after(self, total: Tensor, state: State, asked: list[Asked | None]) -> tuple[Tensor, State, list[Asked | None]]:
         """Make the next step; the arguments are what the step before returned.
 
         Returns:
-            The log-probability (B,) of all choices so far, the state, and the calls that gave the predictions in it.
-            If gradients are enabled, the predictions are returned without their logits.
+            The log-probability (B,) of all choices so far, the state, and the calls that give the logits of its
+            predictions. If gradients are enabled, the predictions in it are without logits.
         """
-        made: list[tuple[Tensor, _Call]] = []
-        answers, run = self._run(_watched(self.model, made), state.step + 1, total)
-        if any(call is not None for call in calls):
-            sources = iter([None if call is None else self._source(call, made) for call in calls])
-            state = _changed(state, lambda said: _with_source(said, next(sources)))
-        after = next(self.sampler.through(state, run))
+        made: Calls = []
+        answers, run = self._run(watched(self.model, made), state.step + 1, total)
+        after = next(self.sampler.through(loaded(state, asked, self.model, made), run))
         run.check_faults()
-        found: list[_Call | None] = []
-        if torch.is_grad_enabled():
-            after = _changed(after, lambda said: _light(said, made, found))
-        return answers.finish(), after, found
+        after, asked = unloaded(after, made) if torch.is_grad_enabled() else (after, [])
+        return answers.finish(), after, asked
 
     def _run(self, model: Denoiser, step: int, total: Tensor) -> tuple[_Answers, Run]:
         choices, device = self.choices, self.choices.start.device
         run = Run.start(model, len(choices.start), 0, first_row=choices.first_row, device=device)
         run.given = answers = _Answers(choices, self.sites.get(step, ()), total, self.where)
         return answers, run
-
-    def _source(self, call: _Call, made: list[tuple[Tensor, _Call]]) -> Tensor:
-        known = next((source for source, other in made if other is call), None)
-        if known is None:
-            known = self.model.output(call.x, call.time, call.rows).source
-            made.append((known, call))
-        return known
-
-
-def _watched(model: Denoiser, made: list[tuple[Tensor, _Call]]) -> Denoiser:
-    """Return the same model, which adds the output and the arguments of every call to a list."""
-    other = copy.copy(model)
-
-    def output(x: Tensor, t: Tensor, rows: Tensor | None = None, fresh: bool = False) -> Output:
-        found = model.output(x, t, rows, fresh)
-        if rows is not None and not fresh:
-            made.append((found.source, _Call(x, t, rows)))
-        return found
-
-    other.output = output  # type: ignore[method-assign]
-    return other
-
-
-def _changed(state: State, change: Callable[[Prediction], Prediction]) -> State:
-    """Return a state with a function applied to each of its predictions, in a fixed order."""
-    seen = None if state.seen is None else change(state.seen)
-    past = None if state.past is None else _changed(state.past, change)
-    return replace(state, seen=seen, past=past)
-
-
-def _light(said: Prediction, made: list[tuple[Tensor, _Call]], found: "list[_Call | None]") -> Prediction:
-    """Return a prediction without its logits if a known call gave them; add this call, or None, to ``found``."""
-    found.append(next((call for source, call in made if source is said.output.source), None))
-    if found[-1] is None:  # of an unknown origin: the graph is kept, and with it memory
-        return said
-    source = said.output.source
-    return _with_source(said, torch.empty(0, dtype=source.dtype, device=source.device))
-
-
-def _with_source(said: Prediction, source: Tensor | None) -> Prediction:
-    if source is None:
-        return said
-    other = copy.copy(said)
-    other.output = replace(said.output, source=source)
-    return other
 
 
 def _choices_of(sampler: "Sampler", out: object, where: str) -> Choices:
@@ -265,16 +201,20 @@ def _device(model: Denoiser, out: Samples) -> torch.device:
 
 
 def log_prob(sampler: "Sampler", out: Samples, model: Denoiser) -> Float[Tensor, " B"]:
-    """Return the log-probability of a recorded run, as ``Sampler.log_prob`` does."""
+    """Return the log-probability (B,) of a recorded run, as ``Sampler.log_prob`` does.
+
+    Raises:
+        TypeError, ValueError: as ``Sampler.log_prob``.
+    """
     choices = _choices_of(sampler, out, "log_prob")
     replay = _Replay(sampler, choices, model, _device(model, out), "log_prob")
     total, state = replay.start()
-    calls: list[_Call | None] = []
+    asked: list[Asked | None] = []
     for _ in range(choices.steps):
         if torch.is_grad_enabled():
-            total, state, calls = checkpoint(replay.after, total, state, calls, use_reentrant=False)
+            total, state, asked = checkpoint(replay.after, total, state, asked, use_reentrant=False)
         else:
-            total, state, calls = replay.after(total, state, calls)
+            total, state, asked = replay.after(total, state, asked)
     last = sampler.grid[-1] == 0 and choices.steps == len(times_of(sampler)) - 1
     tokens = sampler.process.column(state.tokens) if last else state.tokens
     wrong = (tokens != out.tokens.to(tokens.device)).any(-1)
@@ -292,7 +232,11 @@ def log_prob(sampler: "Sampler", out: Samples, model: Denoiser) -> Float[Tensor,
 
 @torch.no_grad()
 def fork(sampler: "Sampler", out: Samples, step: object, copies: object, seed: object) -> Samples:
-    """Return samples that share the first steps of a recorded run, as ``Sampler.fork`` does."""
+    """Return samples that share the first steps of a recorded run, as ``Sampler.fork`` does.
+
+    Raises:
+        TypeError, ValueError: as ``Sampler.fork``.
+    """
     model, choices = sampler.model, _choices_of(sampler, out, "fork")
     most = min(choices.steps, len(times_of(sampler)) - 2)
     step, copies = whole(step, "fork: step", 0, most), whole(copies, "fork: copies", 1)
@@ -316,23 +260,9 @@ def fork(sampler: "Sampler", out: Samples, step: object, copies: object, seed: o
         total, state, path = total[index], state.select(index), [tokens[index] for tokens in path]
     run = Run.start(model, batch, seed, first_row=after.first_row, device=total.device, record=True)
     run.log_prob, run.choices = total, after.to(total.device)
-    state = _of_rows(state, run)
-    found = sampler.sample(resume=replace(state, run=run), record="choices")
+    found = sampler.sample(resume=replace(of_run(state, run), run=run), record="choices")
     assert found.trajectory is not None
     states = torch.stack([*path[:-1], *found.trajectory]).to(narrowest(0, sampler.process.states - 1))
     result = replace(found, trajectory=states)
     vars(result)["_state"] = found.state
     return result
-
-
-def _of_rows(state: State, run: Run) -> State:
-    """Return a state of the same tokens for the rows of a run."""
-
-    def watched(said: Prediction) -> Prediction:
-        other = copy.copy(said)
-        other.watch = Watch(run.rows, run.faults)
-        return other
-
-    past = None if state.past is None else _of_rows(state.past, run)
-    seen = None if state.seen is None else watched(state.seen)
-    return replace(state, rows=run.rows, seen=seen, past=past)
