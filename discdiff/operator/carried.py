@@ -58,7 +58,9 @@ def unloaded(state: State, made: Calls) -> tuple[State, list[Asked | None]]:
     def without(said: Prediction) -> Prediction:
         source = said.output.source
         asked.append(next((call for own, call in made if own is source), None))
-        return said if asked[-1] is None else _with(said, torch.empty(0, dtype=source.dtype, device=source.device))
+        return (
+            said if asked[-1] is None else _with(said, torch.empty(0, 0, 0, dtype=source.dtype, device=source.device))
+        )
 
     return _changed(state, without), asked
 
