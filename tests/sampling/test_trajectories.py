@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradients import Network, denoiser, derivatives
+from gradients import CLOCKS, Network, denoiser, derivatives
 from problems import families, named, pairs, processes
 from pyro import poutine
 from safetensors.torch import load_file, save_file
@@ -243,6 +243,15 @@ def test_rescoring_of_every_kind_of_prediction(text: str, process: dd.Process) -
 def test_a_detached_reading_gives_another_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reading, "along", lambda self, path: self)
     assert slopes(*run_of(S.Ancestral(), dd.Uniform(V, dd.Linear()))) > 1e-3, "planted: what was read is a constant"
+
+
+@pytest.mark.parametrize("operator", [S.Ancestral(), S.Multistep(), S.ThetaTrapezoidal()], ids=repr)
+def test_a_clock_has_the_gradient_of_differences_too(operator: dd.Operator) -> None:
+    learned = torch.nn.ParameterDict()
+    sampler, out, _ = run_of(operator, dd.Uniform(V, CLOCKS["learned function"](learned)), "denoiser")
+    found, right = derivatives(lambda: sampler.log_prob(out).sum(), [*learned.parameters()], 1e-4)
+    assert float((found - right).abs()) <= 1e-6 * float(right.abs())
+    assert float(right.abs()) > 1e-2
 
 
 @pytest.mark.parametrize("operator", [S.Ancestral(), MIXED, S.Multistep(), S.ThetaTrapezoidal()], ids=repr)
