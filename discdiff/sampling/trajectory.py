@@ -89,7 +89,7 @@ class _Answers:
     def __call__(self, site: str, law: Choice, ids: Int[Tensor, " R"]) -> Tensor:
         index, kind = ids - self.choices.first_row, law.kind
         if site not in self.left:
-            raise ValueError(f"{self.where}: site {site} has no recorded value, for row {int(ids[0])}{_OTHER}")
+            raise ValueError(f"{self.where}: site {site} has no recorded value, for row {_first(ids)}{_OTHER}")
         self.left.discard(site)
         value, rows = self.choices[site], self.choices.rows(site)
         if not torch.equal(rows, index):
@@ -112,17 +112,22 @@ class _Answers:
 
     def _refuse(self, wrong: Tensor, ids: Tensor, site: str, what: str) -> None:
         if bool(wrong.any()):
-            raise ValueError(f"{self.where}: row {int(ids[wrong][0])} {what} at site {site}{_OTHER}")
+            raise ValueError(f"{self.where}: row {_first(ids[wrong])} {what} at site {site}{_OTHER}")
 
     def finish(self) -> Float[Tensor, " B"]:
         """Return the total; raise ValueError if a recorded choice was not made."""
         if self.left:
             site = min(self.left)
-            row = int(self.choices.rows(site)[0]) + self.choices.first_row
+            row = _first(self.choices.rows(site) + self.choices.first_row)
             raise ValueError(
                 f"{self.where}: site {site} was recorded, for row {row}, and the run makes no such choice{_OTHER}"
             )
         return self.total
+
+
+def _first(ids: Tensor) -> str:
+    """Return the first of some row ids, for an error."""
+    return ", ".join(map(str, ids[:1].tolist())) or "none"
 
 
 _OTHER = "; the choices are those of another sampler or model, or were edited"

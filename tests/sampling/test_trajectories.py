@@ -26,7 +26,7 @@ from discdiff.sampling import trajectory
 B, L, V, N = 3, 2, 3, 3
 PREDICTS = ("denoiser", "loo", "ratio")
 # what an operator says that is not for the process or the prediction
-REFUSALS = (" needs ", "is undefined")
+REFUSALS = (" needs ", "is undefined", "is never reached")
 MIXED = dd.mix({S.Ancestral(): 0.5, S.SplitLeap() >> S.Gibbs(): 0.5})
 
 
