@@ -174,6 +174,16 @@ class _Replay:
         after, asked = unloaded(after, made) if torch.is_grad_enabled() else (after, [])
         return answers.finish(), after, asked
 
+    def compare(self, tokens: Tensor, recorded: Tensor) -> None:
+        """Raise ValueError unless the tokens (B, L) are those that the run had here."""
+        wrong = (tokens != recorded.to(tokens.device)).any(-1).nonzero()[:, 0]
+        if len(wrong):
+            raise ValueError(
+                f"{self.where}: row {_first(wrong + self.choices.first_row)}: the recorded choices lead to other "
+                f"tokens than those of the samples. They were edited, or {self.sampler.operator} decides by the "
+                "prediction, without a choice, and decides otherwise here"
+            )
+
     def _run(self, model: Denoiser, step: int, total: Tensor) -> tuple[_Answers, Run]:
         choices, device = self.choices, self.choices.start.device
         run = Run.start(model, len(choices.start), 0, first_row=choices.first_row, device=device)
@@ -222,13 +232,7 @@ def log_prob(sampler: "Sampler", out: Samples, model: Denoiser) -> Float[Tensor,
             total, state, asked = replay.after(total, state, asked)
     last = sampler.grid[-1] == 0 and choices.steps == len(times_of(sampler)) - 1
     tokens = sampler.process.column(state.tokens) if last else state.tokens
-    wrong = (tokens != out.tokens.to(tokens.device)).any(-1)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0]) + choices.first_row
-        raise ValueError(
-            f"log_prob: row {row}: the recorded choices lead to other tokens than those of the samples. They were "
-            f"edited, or {sampler.operator} decides by the prediction, without a choice, and decides otherwise here"
-        )
+    replay.compare(tokens, out.tokens)
     return total
 
 
@@ -260,6 +264,9 @@ def fork(sampler: "Sampler", out: Samples, step: object, copies: object, seed: o
     for _ in range(step):
         total, state, _ = replay.after(total, state, [])
         path.append(state.tokens)
+    held = vars(out)["trajectory"]  # of a run that was resumed, its last states
+    if held is not None and (place := step - choices.steps - 1) >= -len(held):
+        replay.compare(state.tokens, held[place] if alone else held[place].repeat_interleave(copies, 0))
     if alone:
         index = torch.arange(len(total), device=total.device).repeat_interleave(copies)
         total, state, path = total[index], state.select(index), [tokens[index] for tokens in path]

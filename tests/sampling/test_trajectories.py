@@ -390,8 +390,10 @@ def test_a_decision_without_a_choice_that_turns_out_otherwise_is_said() -> None:
     sampler, out, _ = run_of(S.Greedy(), process, "denoiser")
     logits = 50 * torch.eye(V)[int(out.tokens[0, 0] + 1) % V]
     other = dd.Denoiser(lambda x, t: logits.expand(*x.shape, V), process, "denoiser")
-    with pytest.raises(ValueError, match="decides by the prediction, without a choice"):
+    with pytest.raises(ValueError, match=r"log_prob: row 0: .* decides by the prediction, without a choice"):
         sampler.log_prob(out, model=other)
+    with pytest.raises(ValueError, match=r"fork: row 0: .* decides by the prediction, without a choice"):
+        dd.Sampler(process, other, S.Greedy(), steps=N).fork(out, step=N - 1)
 
 
 @pytest.mark.usefixtures("as_user")
