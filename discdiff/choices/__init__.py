@@ -3,10 +3,12 @@
 from discdiff.choices.choice import Choice, Key, Repeated
 from discdiff.choices.distributions import Branch, Coins, Noise, Other, PointMixture, SiteWise, Tokens
 from discdiff.choices.faults import AT_ONCE, BAD_LOGITS, Watch
+from discdiff.choices.recorded import INTEGERS, Choices, narrowest, step_of
 from discdiff.choices.sites import Sites, spread
 from discdiff.choices.where import Ranking, Subset, Waiting
 
 __all__ = [
-    "AT_ONCE", "BAD_LOGITS", "Branch", "Choice", "Coins", "Key", "Noise", "Other", "PointMixture", "Ranking",
-    "Repeated", "SiteWise", "Sites", "Subset", "Tokens", "Waiting", "Watch", "spread",
+    "AT_ONCE", "BAD_LOGITS", "INTEGERS", "Branch", "Choice", "Choices", "Coins", "Key", "Noise", "Other",
+    "PointMixture", "Ranking", "Repeated", "SiteWise", "Sites", "Subset", "Tokens", "Waiting", "Watch", "narrowest",
+    "spread", "step_of",
 ]  # fmt: skip

@@ -48,9 +48,11 @@ def choose(name: str, distribution: Choice, state: State, at: "At") -> Tensor:
         raise ValueError(
             f"choice {name!r}: batch shape must be ({rows},), one law a row, got {tuple(distribution.batch_shape)}"
         )
-    distribution.key, distribution.faults = at.key(name, state), at.run.faults
-    if at.run.listen:
-        site = at.site(name)
+    run, site = at.run, at.site(name)
+    distribution.key, distribution.faults = at.key(name, state), run.faults
+    if run.given is not None:
+        value = run.given(site, distribution, state.rows, at.scored)
+    elif run.listen:
         value = pyro.sample(site, distribution).to(distribution.kind)
         if value.shape != distribution.shape():
             raise ValueError(
@@ -59,7 +61,5 @@ def choose(name: str, distribution: Choice, state: State, at: "At") -> Tensor:
             )
     else:
         value = distribution.sample()
-    if at.run.log_prob is not None and at.scored:
-        index = state.rows - at.run.model.first_row
-        at.run.log_prob[index] += distribution.log_prob(value).to(at.run.log_prob.dtype)
+    run.keep(site, distribution, value, state.rows, at.scored)
     return value

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.choices import Key, Watch
+from discdiff.choices import Choice, Choices, Key, Watch
 from discdiff.denoiser import Change, Counter, Denoiser, Guide, Tally, frozen_time
 from discdiff.kernels.dispatch import fuses, stream
 from discdiff.operator.pyro_sites import under
@@ -20,9 +20,11 @@ from discdiff.process import Process, RankOne, learned
 if TYPE_CHECKING:
     from discdiff.operator.guiding import GuideAt
 
-__all__ = ["SLOTS", "At", "Run", "stream"]
+__all__ = ["SLOTS", "At", "Given", "Run", "stream"]
 
 One = TypeVar("One", bound="Run")
+# called with the name of a site, its law, the ids of its rows and whether it is scored; returns the value of the choice
+Given = Callable[[str, Choice, Tensor, bool], Tensor]
 _STEPS, SLOTS = 1 << 20, 1 << 12
 
 
@@ -43,6 +45,8 @@ class Run:
         asked: the counters of the denoisers that guides ask, by the object or the name under which guides know them.
         models: the sampler's denoisers by name.
         within: gives a denoiser the context of the block that this run makes; None without blocks.
+        choices: the values of the choices made, or None if they are not recorded.
+        given: gives the values of choices in place of draws, or None.
     """
 
     seed: int
@@ -57,6 +61,8 @@ class Run:
     asked: dict[object, Counter] = field(default_factory=dict)
     models: Mapping[str, Denoiser] = field(default_factory=dict)
     within: Callable[[Denoiser], Denoiser] | None = None
+    choices: Choices | None = None
+    given: Given | None = None
     _names: set[tuple[int, int, int]] = field(default_factory=set, init=False)  # (seed, slot, tag) of this step, turn
     _step: tuple[int, int] = field(default=(-1, 0), init=False)
     _used: Denoiser | None = None
@@ -97,9 +103,12 @@ class Run:
         """Return a run with the same seed and a copy of the counts; calls of one run then leave the other unchanged."""
         tally = self.tally.copy()
         log_prob = None if self.log_prob is None else self.log_prob.clone()
+        choices = None if self.choices is None else self.choices.copy()
         asked = {name: replace(counter, tally=tally) for name, counter in self.asked.items()}
         calls = replace(self.model, tally=tally)
-        return replace(self, model=calls, log_prob=log_prob, faults=[*self.faults], info={}, asked=asked)
+        return replace(
+            self, model=calls, log_prob=log_prob, faults=[*self.faults], info={}, asked=asked, choices=choices
+        )
 
     @property
     def tally(self) -> Tally:
@@ -135,6 +144,13 @@ class Run:
     def reward(self, function: Callable[[Tensor], Tensor], x: Int[Tensor, "N L"]) -> Tensor:
         """Return what a reward function gives for N sequences x (N, L)."""
         return function(x)
+
+    def keep(self, site: str, law: Choice, value: Tensor, rows: Int[Tensor, " R"], scored: bool = True) -> None:
+        """Keep the value of a choice and, if it is scored, add its log-probability, where the run records them."""
+        if self.choices is not None:
+            self.choices.keep(site, value, rows, guided=not scored)
+        if self.log_prob is not None and scored:
+            self.log_prob[rows - self.model.first_row] += law.log_prob(value).to(self.log_prob.dtype)
 
     def begin(
         self, tokens: Int[Tensor, "B L"], t: float, s: float | None = None, step: int = 0, frozen: Tensor | None = None
@@ -260,8 +276,9 @@ class At:
 
     @property
     def fused(self) -> bool:
-        """Whether one compute kernel may make several choices at once; False if choices are recorded or Pyro sites."""
-        return self.run.fuse and self.run.log_prob is None and not self.run.listen
+        """Whether one kernel may make several choices at once; False if choices are recorded, given or Pyro sites."""
+        run = self.run
+        return run.fuse and run.log_prob is None and run.given is None and not run.listen
 
     @property
     def scored(self) -> bool:

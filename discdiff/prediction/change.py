@@ -47,6 +47,10 @@ class RowChange(ABC):
     def untruncated(self) -> "RowChange | None":
         """Return the change without truncations, or None if nothing is left of it."""
 
+    def of_parts(self, function: "Callable[[Prediction], Prediction]") -> "RowChange":
+        """Return the change with a function applied to the other predictions in it."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Cut(RowChange):
@@ -116,10 +120,13 @@ class Combination(RowChange):
         return _uncut(rows).plus(first, list(zip(rest, others, strict=True)))
 
     def select(self, index: Int[Tensor, " R"]) -> "Combination":
-        return replace(self, others=tuple(other.select(index) for other in self.others))
+        return self.of_parts(lambda other: other.select(index))
 
     def untruncated(self) -> "Combination":
-        return replace(self, others=tuple(other.untruncated for other in self.others))
+        return self.of_parts(lambda other: other.untruncated)
+
+    def of_parts(self, function: "Callable[[Prediction], Prediction]") -> "Combination":
+        return replace(self, others=tuple(map(function, self.others)))
 
 
 def _uncut(rows: kernels.Source) -> kernels.Rows:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from discdiff.checks import affordable, array, placed, seeded, token_ids, whole
+from discdiff.choices import Choices
 from discdiff.denoiser import Denoiser, warn_of_dropout
 from discdiff.operator import Run, State, choose
+from discdiff.sampling.trajectory import Keeps
 
 if TYPE_CHECKING:
     from discdiff.sampling.sampler import Sampler
@@ -27,7 +29,7 @@ def begin(
     frozen: Tensor | Sequence[bool] | None,
     initial: Tensor | Sequence[Sequence[int]] | None,
     device: torch.device | str | None,
-    record: bool = False,
+    record: Keeps = False,
     listen: bool = False,
 ) -> tuple[State, Run]:
     """Check the arguments of ``Sampler.sample``; return the first state and its run.
@@ -46,9 +48,11 @@ def begin(
     device = placed(model.device if device is None else device, "sample: device")
     affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
     warn_of_dropout([(one.fn, *one.guides) for one in sampler.step_models], stacklevel=4)
-    run = Run.start(model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
+    run = Run.start(model, batch, seed, first_row=first_row, device=device, record=bool(record), listen=listen)
     run.models = sampler.models
     state, at = run.begin(torch.zeros(batch, length, dtype=torch.int64, device=device), sampler.grid[0])
+    if record == "choices":
+        run.choices = Choices(state.tokens, None, first_row, drawn=initial is None)
     if initial is not None:
         _check_initial(model, initial, batch, length)
         state = state.at(initial.to(device, torch.int64))
@@ -63,6 +67,8 @@ def begin(
         given, where = (x.to(device) for x in fixed)
         given = model.process.place(given, state.tokens)
         state = replace(state, tokens=torch.where(where, given, state.tokens), frozen=where)
+    if run.choices is not None:
+        run.choices = replace(run.choices, start=state.tokens, frozen=state.frozen)
     return state, run
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import SupportsIndex
 
 import torch
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -20,6 +21,7 @@ from discdiff.sampling.beginning import begin
 from discdiff.sampling.plan import Plan, Step
 from discdiff.sampling.planned import acting, check_plan, named_models, planned_calls, step_models
 from discdiff.sampling.samples import Samples, narrowest
+from discdiff.sampling.trajectory import Keeps, fork, keeps, kept, log_prob, resumed
 
 __all__ = ["OnStep", "Sampler"]
 
@@ -214,7 +216,7 @@ class Sampler:
         prompt: Tensor | Sequence[int] | None = None,
         frozen: Tensor | Sequence[bool] | None = None,
         initial: Tensor | Sequence[Sequence[int]] | None = None,
-        record: bool = False,
+        record: Keeps = False,
         listen: bool = False,
         progress: bool = False,
         device: torch.device | str | None = None,
@@ -236,7 +238,8 @@ class Sampler:
             frozen: (L,) or (B, L) bools, True at given sites (infill). These sites keep their token of ``prompt`` or
                 ``initial``, and the denoiser gets time 0 for them, as they are clean.
             initial: (B, L) states at the first time of the grid, instead of a draw from the prior.
-            record: whether to keep the trajectory and the log-probability.
+            record: whether to keep the trajectory and the log-probability. "choices" also keeps the value of every
+                choice, for ``log_prob`` and ``fork``.
             listen: whether every choice is a Pyro site, for trace, replay and condition. Otherwise the run ignores
                 Pyro's handlers, in every thread. Only one run listens at a time; a second one waits.
             progress: whether to show a progress bar on standard error.
@@ -255,7 +258,7 @@ class Sampler:
         until = self._last if until is None else whole(until, "sample: until", 1, self._last)
         if not (on_step is None or callable(on_step)):
             raise TypeError(f"sample: on_step is called as on_step(step, state, info), got {shown(on_step)}")
-        record = decided(record, "sample: record")
+        record = keeps(record)
         if resume is None:
             state, run = begin(self, batch, length, seed, first_row, prompt, frozen, initial, device, record, listen)
         else:
@@ -264,14 +267,10 @@ class Sampler:
             extra = [name for name, value in given.items() if value is not None]
             if extra:
                 raise TypeError(f"sample: resume= continues a run, which began with its own {', '.join(extra)}")
-            run = replace(self._run_of(resume, "sample: resume").copy(), listen=listen)
+            run = resumed(self._run_of(resume, "sample: resume"), record, listen)
             state = replace(resume, run=None)
-            if record and run.log_prob is None:
-                raise ValueError("sample: the run to resume was not recorded; give record=True from its first step on")
             if state.step >= until:
                 raise ValueError(f"sample: until = {until}, but the run to resume has made {state.step} steps")
-            if not record:
-                run.log_prob = None
         begun, device = state.step, state.tokens.device
         path, beyond = None, torch.zeros((), dtype=torch.bool, device=device)
         if record:
@@ -297,10 +296,55 @@ class Sampler:
         calls, frame = run.tally, self.model.frame
         out = Samples(
             tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, frame,
-            calls.calls, calls.rewards,
+            calls.calls, calls.rewards, choices=kept(self, run, state),
         )  # fmt: skip
         vars(out)["_state"] = replace(state, run=run)
         return out
+
+    def log_prob(self, out: Samples, *, model: Denoiser | Mapping[str, Denoiser] | None = None) -> Float[Tensor, " B"]:
+        """Return the log-probability (B,) float64 of all choices of a recorded run, the prior's draw included.
+
+        It equals ``Samples.log_prob`` for the models that made the run. It is differentiable in the models' weights and
+        a learned schedule. Each step is computed a second time in the backward pass, so that memory holds one step.
+
+        Args:
+            out: samples of this sampler with ``record="choices"``, whole or cut, from a fork or a file.
+            model: a denoiser of the same process, or several by name; by default the sampler's own.
+
+        Raises:
+            TypeError: if ``out`` is no ``Samples``, or a model no Denoiser.
+            ValueError: for a model of another process, samples without choices or of another grid, or a value that is
+                missing or impossible under the model; the error names the site and the row.
+        """
+        if model is None:
+            return log_prob(self, out)
+        named_models(self.process, model, "log_prob")
+        return log_prob(Sampler(self.process, model, plan=self.plan), out)
+
+    def fork(
+        self, out: Samples, *, step: SupportsIndex, copies: SupportsIndex = 1, seed: SupportsIndex | None = None
+    ) -> Samples:
+        """Return branches (c B rows) that share a recorded run up to and including a step, and differ after it.
+
+        Rows b c to b c + c - 1 are the c copies of row b. The copies of the row with id i have the ids i c to
+        i c + c - 1, so that they do not depend on a split of the batch. With one copy and the run's own seed the tokens
+        are the run's. The shared steps are made again from their choices; ``nfe`` counts only the steps after them. The
+        result holds the trajectory, log-probability and choices of both parts. A reward for each branch:
+
+            branches = sampler.fork(out, step=5, copies=3, seed=1)
+            best = reward(branches.tokens).view(-1, 3).argmax(1)  # of the branches of each row
+            weight = sampler.log_prob(branches, model=other) - branches.log_prob
+
+        Args:
+            out: samples of this sampler with ``record="choices"``, whole or cut, from a fork or a file.
+            step: the last shared step; 0 shares the first state alone.
+            copies: c.
+            seed: the seed of the steps that follow; drawn from torch's global generator if None.
+
+        Raises:
+            TypeError, ValueError: as ``log_prob``, or if no step follows the shared ones.
+        """
+        return fork(self, out, step, copies, seed)
 
     def warn_of_infill(self) -> None:
         """Warn if the denoiser will treat given sites as noisy."""

@@ -11,13 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from discdiff.choices import INTEGERS, Choices, narrowest
 from discdiff.operator import State
 
 __all__ = ["Samples", "narrowest"]
 
 S = TypeVar("S", bound="Samples")
-
-INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Widened:
@@ -48,11 +47,13 @@ class Samples:
         trajectory: (N, B, L) int64 states at the N times of the grid, or None without ``record=True``. Until it is
             read, and in files, it is stored in the smallest dtype that holds it.
         log_prob: (B,) float64 log-probability of all choices made, auxiliary ones included, or None without
-            ``record=True``.
+            ``record=True``. Of a run that was resumed it is the whole run's.
         queries: tokens that the network evaluated, over all rows.
         frame: ids of the start and end tokens that the network put around every row (``Convention.frame``), or None.
         calls: batched calls by the name of the denoiser: its key in the mapping given to ``Sampler``, or its ``name``.
         rewards: the sequences whose reward guides computed.
+        choices: the values of all choices made, for ``Sampler.log_prob`` and ``Sampler.fork``, or None without
+            ``record="choices"``. Of a run that was resumed they are the whole run's, from its first step on.
     """
 
     tokens: Int[Tensor, "B L"]
@@ -65,6 +66,7 @@ class Samples:
     frame: tuple[int, int] | None = None
     calls: dict[str, int] = field(default_factory=dict)
     rewards: int = 0
+    choices: Choices | None = field(default=None, kw_only=True)
 
     @property
     def state(self) -> State:
@@ -107,6 +109,10 @@ class Samples:
         if not path.parent.is_dir():
             raise ValueError(f"save: there is no folder {path.parent}")
         held = self._held()
+        choices = held.pop("choices", None)
+        if isinstance(choices, Choices):
+            held |= {f"choices/{name}": value for name, value in choices.tensors().items()}
+            held["choices"] = choices.numbers()
         tensors = {name: value.cpu().contiguous() for name, value in held.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
         save_file(tensors, path, {"discdiff": type(self).__name__, "numbers": json.dumps(numbers)})
@@ -133,8 +139,11 @@ class Samples:
             found = said.get("discdiff", "another program's")
             raise ValueError(f"load: {path} must hold what {cls.__name__}.save wrote, and its contents are {found}")
         held |= {name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
+        choices = _taken(held, path)
         cls._check(held, path)
-        return cls(**held)  # type: ignore[arg-type]
+        if choices is not None and choices.start.shape != held["tokens"].shape:  # type: ignore[attr-defined]
+            raise ValueError(f"load: {path}: the choices do not go with the tokens")
+        return cls(**held, choices=choices)  # type: ignore[arg-type]
 
     @classmethod
     def _check(cls, held: dict[str, object], path: Path) -> None:
@@ -192,16 +201,24 @@ class Samples:
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.tokens.shape))
         where = "" if self.tokens.device.type == "cpu" else f", on {self.tokens.device}"
-        kept = "".join(f", {name}" for name in ("trajectory", "log_prob") if vars(self)[name] is not None)
+        kept = "".join(f", {name}" for name in ("trajectory", "log_prob", "choices") if vars(self)[name] is not None)
         return f"{type(self).__name__}({size} tokens, nfe={self.nfe}, seed={self.seed}{where}{kept})"
-
-
-def narrowest(low: int, high: int) -> torch.dtype:
-    """Return the smallest dtype that holds whole numbers from ``low`` to ``high``."""
-    return next(dtype for dtype in INTEGERS if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max)
 
 
 def _same(one: object, other: object) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
     return one == other
+
+
+def _taken(held: dict[str, object], path: Path) -> Choices | None:
+    """Take the choices out of what a file holds; None if there are none."""
+    told = held.pop("choices", None)
+    parts = {name: held.pop(name) for name in [*held] if name.startswith("choices/")}
+    if told is None and not parts:
+        return None
+    tensors = {name.removeprefix("choices/"): part for name, part in parts.items() if isinstance(part, Tensor)}
+    try:
+        return Choices.of(tensors, told)
+    except ValueError as error:
+        raise ValueError(f"load: {path}: {error}") from error
