@@ -85,9 +85,12 @@ class Run:
         The names of its Pyro sites begin with ``name`` and a slash. Its denoiser calls also count in this run.
         """
         counts = replace(self.model, denoiser=model, _last=None)
-        with under(name, self.listen):
-            yield replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
-        self.model.nfe, self.model.queries = counts.nfe, counts.queries
+        part = replace(self, seed=stream(self.seed, 1, n), model=counts, rows=rows, faults=[])
+        try:
+            with under(name, self.listen):
+                yield part
+        finally:  # a run that stops leaves a block in the middle
+            self.model.nfe, self.model.queries = part.model.nfe, part.model.queries
 
     def copy(self) -> "Run":
         """Return a run with the same seed and a copy of the counts; calls of one run then leave the other unchanged."""

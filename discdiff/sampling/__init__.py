@@ -4,11 +4,12 @@ from discdiff.sampling.as_program import Program, program
 from discdiff.sampling.beginning import check_rows
 from discdiff.sampling.blockwise import BlockSamples, Blockwise
 from discdiff.sampling.budget import After, predictor_corrector
-from discdiff.sampling.cascade import Cascade
-from discdiff.sampling.sampler import OnStep, Sampler, acting, check_model
+from discdiff.sampling.cascade import Cascade, Stages
+from discdiff.sampling.loop import OnStep
+from discdiff.sampling.sampler import Sampler, acting, check_model
 from discdiff.sampling.samples import Samples, narrowest
 
 __all__ = [
-    "After", "BlockSamples", "Blockwise", "Cascade", "OnStep", "Program", "Sampler", "Samples", "acting", "check_model",
-    "check_rows", "narrowest", "predictor_corrector", "program",
+    "After", "BlockSamples", "Blockwise", "Cascade", "OnStep", "Program", "Sampler", "Samples", "Stages", "acting",
+    "check_model", "check_rows", "narrowest", "predictor_corrector", "program",
 ]  # fmt: skip

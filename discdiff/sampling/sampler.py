@@ -3,7 +3,7 @@ r"""The sampling loop: run an operator with a process and a denoiser over a grid
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import SupportsIndex
 
@@ -32,13 +32,10 @@ from discdiff.operator import (
 )
 from discdiff.process import LONGEST, Process, by_time, listed, require_process
 from discdiff.sampling.beginning import begin
+from discdiff.sampling.loop import OnStep, check_on_step, check_resumed, refuse_beginning
 from discdiff.sampling.samples import Samples, narrowest
 
-__all__ = ["OnStep", "Sampler", "acting", "check_model"]
-
-
-# called after each step with its number, the state and what operators reported; False stops the run
-OnStep = Callable[[int, State, dict[str, Tensor]], object]
+__all__ = ["Sampler", "acting", "check_model"]
 
 
 class Sampler:
@@ -169,6 +166,10 @@ class Sampler:
         """The number of the last step."""
         return max(1, len(self.grid) - 1)
 
+    def _ended(self, state: State) -> bool:
+        """Return whether all steps are made."""
+        return state.step == self._last
+
     def _run_of(self, state: State, where: str) -> Run:
         """Return the run of a state of this sampler."""
         if not isinstance(state, State) or not isinstance(state.run, Run):
@@ -228,23 +229,16 @@ class Sampler:
             RuntimeError: for a listening run inside another one of the same thread.
         """
         until = self._last if until is None else whole(until, "sample: until", 1, self._last)
-        if not (on_step is None or callable(on_step)):
-            raise TypeError(f"sample: on_step is called as on_step(step, state, info), got {shown(on_step)}")
+        check_on_step(on_step)
         record = decided(record, "sample: record")
         if resume is None:
             state, run = begin(self, batch, length, seed, first_row, prompt, frozen, initial, device, record, listen)
         else:
-            given = {"batch": batch, "length": length, "seed": seed, "prompt": prompt, "frozen": frozen,
-                     "initial": initial, "device": device, "first_row": first_row or None}  # fmt: skip
-            extra = [name for name, value in given.items() if value is not None]
-            if extra:
-                raise TypeError(f"sample: resume= continues a run, which began with its own {', '.join(extra)}")
+            refuse_beginning(batch=batch, length=length, seed=seed, prompt=prompt, frozen=frozen, initial=initial,
+                             device=device, first_row=first_row or None)  # fmt: skip
             run = replace(self._run_of(resume, "sample: resume").copy(), listen=listen)
             state = replace(resume, run=None)
-            if record and run.log_prob is None:
-                raise ValueError("sample: the run to resume was not recorded; give record=True from its first step on")
-            if state.step >= until:
-                raise ValueError(f"sample: until = {until}, but the run to resume has made {state.step} steps")
+            check_resumed(run.log_prob, state.step, until, record)
             if not record:
                 run.log_prob = None
         begun, device = state.step, state.tokens.device
@@ -264,14 +258,19 @@ class Sampler:
             if on_step is not None and on_step(state.step, state, dict(run.info)) is False:
                 path = None if path is None else path[: state.step - begun + 1]
                 break
-        tokens = self._close(state, run)
-        if state.step == self._last:  # frees logits
-            state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)
         if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
+        return self._samples(replace(state, run=run), path)
+
+    def _samples(self, state: State, path: Tensor | None) -> Samples:
+        """Return the samples of a run up to a state, with this state to continue from."""
+        run: Run = state.run
+        tokens = self._close(state, run)
+        if self._ended(state):  # frees logits
+            state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)
         calls, frame = run.model, self.model.frame
         out = Samples(tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, frame)
-        vars(out)["_state"] = replace(state, run=run)
+        vars(out)["_state"] = state
         return out
 
     def warn_of_infill(self) -> None:
@@ -280,7 +279,7 @@ class Sampler:
             warnings.warn(
                 "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, "
                 "or one time a row), and on a process that is not absorbing they then count as noisy",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _infill_is_approximate(self) -> bool:
