@@ -219,9 +219,9 @@ class Blockwise:
     ) -> BlockSamples:
         """Draw samples; the tokens of row b are a function of (seed, first_row + b) and the arguments.
 
-        A step is one step of the sampling loop in the block of one group of rows. Rows are in one group while their
-        blocks have the same size and number. Steps are counted from 1 through the whole run, group after group and
-        block after block; if all rows begin and end together, N blocks of n steps make n N steps.
+        A step is one step of the sampling loop in the blocks of one group of rows. Rows stay in one group while their
+        next blocks have the same size. Steps are counted from 1 through the whole run; if all rows are in one group,
+        n blocks of N steps make n N steps. Several groups take turns, in an order that depends on the batch.
 
         Args:
             batch: B; optional if ``initial`` is given.
