@@ -23,6 +23,7 @@ from blocks import (
 from operators import accepted
 from problems import named, strong
 from scipy.stats import chisquare
+from torch import Tensor
 
 import discdiff as dd
 from discdiff import samplers as S
@@ -82,6 +83,20 @@ def test_blocks_begin_with_the_states_given() -> None:
     assert torch.equal(maker.sample(**asked, initial=torch.full((B, L), 3)).tokens, maker.sample(**asked).tokens)  # type: ignore[arg-type]
 
 
+class Careless(dd.Predictor):
+    """Draws every site, given or not, from the global generator."""
+
+    def __call__(self, state: State, at: dd.At) -> State:
+        return state.at(torch.randint(3, state.tokens.shape), at.s)
+
+
+def keeps(maker: dd.Blockwise, prompt: Tensor, frozen: Tensor) -> None:
+    out, where = maker.sample(B, L, seed=3, prompt=prompt, frozen=frozen, stop=1), frozen.expand(B, L)
+    assert torch.equal(out.tokens[where], prompt.expand(B, L)[where])
+    mask = maker.inner.process.mask_id
+    assert mask is None or not bool((out.tokens == mask).any())
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("operator", STEPS, ids=named)
 def test_given_sites_keep_their_tokens(operator: dd.Operator, process: dd.Process) -> None:
@@ -89,10 +104,13 @@ def test_given_sites_keep_their_tokens(operator: dd.Operator, process: dd.Proces
         pytest.skip("not for this process")
     for frozen, prompt in ((FROZEN, HELD), (FROZEN[0], HELD[0])):
         for models, block in ((CACHED, 2), (ORACLES, {1: 0.5, 4: 0.5})):
-            maker = dd.Blockwise(process, models[process], operator, block=block, steps=2)
-            out = maker.sample(B, L, seed=3, prompt=prompt, frozen=frozen, stop=1)
-            assert torch.equal(out.tokens[frozen.expand(B, L)], prompt.expand(B, L)[frozen.expand(B, L)])
-            assert process.mask_id is None or not bool((out.tokens == process.mask_id).any())
+            keeps(dd.Blockwise(process, models[process], operator, block=block, steps=2), prompt, frozen)
+
+
+def test_an_operator_that_changes_given_sites_is_caught() -> None:
+    maker = dd.Blockwise(UNIFORM, CACHED[UNIFORM], Careless(), block=2, steps=2)
+    with pytest.raises(AssertionError):
+        keeps(maker, HELD, FROZEN)
 
 
 def test_given_first_sites_are_a_prompt() -> None:
@@ -133,23 +151,32 @@ def test_a_given_site_conditions_its_block(failure_rate: float) -> None:
     assert chisquare(count.numpy(), alone.flatten().numpy() * 20_000).pvalue < failure_rate
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_batch_may_be_split(process: dd.Process, size: int) -> None:
-    """Tokens, log-probabilities, calls and lengths of 16 rows are those of parts of the batch."""
+def split(process: dd.Process, operator: dd.Operator, block: int | dict[int, float], size: int) -> None:
+    """Compare 16 rows with parts of the batch."""
     frozen = torch.rand(16, L, generator=torch.Generator().manual_seed(1)) < 0.4
     frozen[::4] = frozen[1]
     prompt = torch.randint(3, (16, L), generator=torch.Generator().manual_seed(2))
     states = torch.randint(process.states, (16, L), generator=torch.Generator().manual_seed(3))
+    maker = dd.Blockwise(process, CACHED[process], operator, block=block, steps=2)
+    whole = maker.sample(16, L, seed=5, prompt=prompt, frozen=frozen, initial=states, stop=2, record=True)
+    for row in range(0, 16, size):
+        here = slice(row, min(row + size, 16))
+        told = {"prompt": prompt[here], "frozen": frozen[here], "initial": states[here], "first_row": row}
+        part = maker.sample(seed=5, stop=2, record=True, **told)  # type: ignore[arg-type]
+        assert torch.equal(part.tokens, whole.tokens[here])
+        assert torch.equal(part.lengths, whole.lengths[here])  # type: ignore[arg-type, index]
+        torch.testing.assert_close(part.log_prob, whole.log_prob[here], rtol=1e-5, atol=1e-5)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_may_be_split(process: dd.Process, size: int) -> None:
+    """Tokens, log-probabilities and lengths of 16 rows are those of parts of the batch."""
     for operator, block in itertools.product((S.Ancestral(), S.Unmask("margin"), S.Multistep()), (2, {1: 0.5, 3: 0.5})):
-        if not accepted(operator, process):
-            continue
-        maker = dd.Blockwise(process, CACHED[process], operator, block=block, steps=2)
-        whole = maker.sample(16, L, seed=5, prompt=prompt, frozen=frozen, initial=states, stop=2, record=True)
-        for row in range(0, 16, size):
-            here = slice(row, min(row + size, 16))
-            told = {"prompt": prompt[here], "frozen": frozen[here], "initial": states[here], "first_row": row}
-            part = maker.sample(seed=5, stop=2, record=True, **told)  # type: ignore[arg-type]
-            assert torch.equal(part.tokens, whole.tokens[here])
-            assert torch.equal(part.lengths, whole.lengths[here])  # type: ignore[arg-type, index]
-            torch.testing.assert_close(part.log_prob, whole.log_prob[here], rtol=1e-5, atol=1e-5)  # type: ignore[index]
+        if accepted(operator, process):
+            split(process, operator, block, size)
+
+
+def test_randomness_without_a_key_is_caught() -> None:
+    with pytest.raises(AssertionError):
+        split(UNIFORM, Careless(), 2, 3)
