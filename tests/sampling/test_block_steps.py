@@ -10,6 +10,7 @@ from blocks import (
     CACHED,
     MASKED,
     PROCESSES,
+    PROMPTS,
     SETTINGS,
     STEPS,
     TIMELESS,
@@ -24,7 +25,8 @@ from blocks import (
     walk,
 )
 from operators import accepted
-from problems import named
+from problems import chain, named
+from pyro import poutine
 from torch import Tensor
 
 import discdiff as dd
@@ -276,6 +278,33 @@ def test_a_function_sees_both_stages_and_stops_them() -> None:
         assert (out.second.nfe == 0) is (last <= 2)
         for one, other in zip(maker.sample(resume=out.state), whole, strict=True):
             same(one, other)
+
+
+def test_choices_after_a_cut_have_the_names_of_the_uncut_run() -> None:
+    def heard(**asked: object) -> dict[str, Tensor]:
+        trace = poutine.trace(lambda: maker.sample(**asked, listen=True)).get_trace()  # type: ignore[arg-type]
+        return {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+    for maker, size in (
+        (blocks_of("cached", UNIFORM, S.Ancestral())[0], {"length": L}),
+        (cascade(UNIFORM, S.Ancestral(), blocks_of("cached", UNIFORM, S.Ancestral())[0]), {"lengths": (L, L)}),
+    ):
+        asked = {"batch": B, "seed": 7, **size}
+        whole = heard(**asked)
+        for cut in range(1, 4):
+            first, rest = heard(**asked, until=cut), heard(resume=maker.sample(**asked, until=cut).state)  # type: ignore[arg-type]
+            assert [*first, *rest] == list(whole)
+            assert all(torch.equal(value, whole[name]) for name, value in (first | rest).items())
+
+
+def test_joint_states_travel_too() -> None:
+    process = dd.AbsorbingUniform(3, dd.Linear())
+    maker = dd.Blockwise(process, chain(3, L).denoiser(process), S.Ancestral(), block=2, steps=3)
+    asked: dict[str, object] = {"batch": B, "length": L, "seed": 7, "prompt": PROMPTS}
+    whole = maker.sample(**asked, record=True)  # type: ignore[arg-type]
+    parts = list(walk(maker, asked, True, length(whole)))
+    same(parts[-1], whole)  # type: ignore[arg-type]
+    assert torch.equal(joined(parts), whole.trajectory)  # type: ignore[arg-type]
 
 
 def test_progress_is_shown_only_if_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
