@@ -16,7 +16,8 @@ from discdiff.kernels.gradients import graft, log, log_add, log_softmax, log_sum
 from discdiff.kernels.keys import Key, stream
 from discdiff.kernels.philox_words import BLOCKS, TAGS, philox
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading
-from discdiff.kernels.rows import Computed, LinearHead, Mixed, Mixture, Rows, Source, Step
+from discdiff.kernels.rows import Computed, LinearHead, Mixed, Mixture, Rows, Source
+from discdiff.kernels.step_inputs import Step
 
 __all__ = [
     "GROUP_SIZE", "TAGS", "Computed", "Key", "LinearHead", "Mixed", "Mixture", "Race", "Reading", "Rows", "Source",
@@ -135,16 +136,11 @@ def _addressed(logits: Tensor | Source, rows: Tensor, positions: Tensor, **words
 
 def _race(source: Source, key: Key, positions: Tensor, reading: Reading | None, first: int, backend: Backend) -> Race:
     chosen = _backend(source, backend)
-    if (
-        chosen == "triton"
-        and isinstance(source, Rows)
-        and isinstance(source.convert, LinearHead)
-        and not source.summed
-        and reading is None
-    ):
+    head = source.convert if isinstance(source, Rows) and not source.summed else None
+    if chosen == "triton" and isinstance(source, Rows) and isinstance(head, LinearHead) and reading is None:
         from discdiff.kernels import triton_head
 
-        return triton_head.race(source, source.convert, key, positions, first)
+        return triton_head.race(source, head, key, positions, first)
     return chunked.race(source, key, positions, reading, first, _pass(chosen))
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from discdiff.kernels import compiled
 from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import GROUP_SIZE, Race, Reading, group_size
-from discdiff.kernels.rows import Computed, Mixture, Rows, Step
+from discdiff.kernels.rows import Computed, Mixture, Rows
+from discdiff.kernels.step_inputs import Step
 
 __all__ = [
     "available", "best", "contests", "draw", "flips", "largest", "mixture_draw", "mixture_sums", "race", "readable",

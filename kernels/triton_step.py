@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from discdiff.kernels.reference import group_size
-from discdiff.kernels.rows import Rows, Step
+from discdiff.kernels.rows import Rows
+from discdiff.kernels.step_inputs import Step
 from discdiff.kernels.triton_language import coins, columns, contest, group_lse, read, within
 from discdiff.kernels.triton_rows import arguments
 

@@ -31,7 +31,8 @@ from triton.runtime.jit import JITFunction
 from discdiff.kernels import triton_head, triton_rows, triton_step
 from discdiff.kernels.keys import Key
 from discdiff.kernels.reference import Reading, group_size
-from discdiff.kernels.rows import LinearHead, Rows, Step
+from discdiff.kernels.rows import LinearHead, Rows
+from discdiff.kernels.step_inputs import Step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DOCS = Path(__file__).parent.parent / "docs"

@@ -132,6 +132,16 @@ class Run:
         if model is not self._used:
             self.model, self._used = self._calls(model), model
 
+    def go_on(self, before: "Run") -> None:
+        """Take the last answers of denoisers and the flags of an earlier run of the same block."""
+        if before._used is not None:
+            self.use(before._used)
+            self.model._last = before.model._last
+        for model, counter in before.asked.items():
+            assert isinstance(model, Denoiser | str)
+            self.counter(model)._last = counter._last
+        self.faults = [*before.faults]
+
     def _calls(self, model: Denoiser) -> Counter:
         model, known = model if self.within is None else self.within(model), self.model.denoiser
         same = model.fn is known.fn and model.call is known.call and model.context is known.context

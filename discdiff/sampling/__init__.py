@@ -4,13 +4,14 @@ from discdiff.sampling.as_program import Program, program
 from discdiff.sampling.beginning import check_rows
 from discdiff.sampling.blockwise import BlockSamples, Blockwise
 from discdiff.sampling.budget import predictor_corrector
-from discdiff.sampling.cascade import Cascade
+from discdiff.sampling.cascade import Cascade, Stages
+from discdiff.sampling.loop import OnStep
 from discdiff.sampling.plan import Plan, Step
 from discdiff.sampling.planned import acting, check_model
-from discdiff.sampling.sampler import OnStep, Sampler
+from discdiff.sampling.sampler import Sampler
 from discdiff.sampling.samples import Samples, narrowest
 
 __all__ = [
-    "BlockSamples", "Blockwise", "Cascade", "OnStep", "Plan", "Program", "Sampler", "Samples", "Step", "acting",
-    "check_model", "check_rows", "narrowest", "predictor_corrector", "program",
+    "BlockSamples", "Blockwise", "Cascade", "OnStep", "Plan", "Program", "Sampler", "Samples", "Stages", "Step",
+    "acting", "check_model", "check_rows", "narrowest", "predictor_corrector", "program",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from discdiff.sampling.trajectory import Keeps
 if TYPE_CHECKING:
     from discdiff.sampling.sampler import Sampler
 
-__all__ = ["begin", "check_rows"]
+__all__ = ["begin", "check_initial", "check_rows", "fixed", "shaped"]
 
 
 def begin(
@@ -38,11 +38,7 @@ def begin(
         TypeError, ValueError: as ``Sampler.sample``.
     """
     model = sampler.model
-    if initial is not None:
-        initial = token_ids(initial, "sample: initial", "states")
-        if initial.ndim != 2:
-            raise ValueError(f"sample: initial must be (B, L) states, got shape {tuple(initial.shape)}")
-        batch, length = (own if n is None else n for n, own in zip((batch, length), initial.shape, strict=True))
+    initial, batch, length = shaped(initial, batch, length)
     batch, first_row = check_rows("sample", batch, first_row)
     length, seed = _length(model, length), seeded(seed, "sample: seed")
     device = placed(model.device if device is None else device, "sample: device")
@@ -54,7 +50,7 @@ def begin(
     if record == "choices":
         run.choices = Choices(state.tokens, None, first_row, drawn=initial is None)
     if initial is not None:
-        _check_initial(model, initial, batch, length)
+        check_initial(model, initial, batch, length)
         state = state.at(initial.to(device, torch.int64))
     elif sampler.grid[0] == 1:
         state = state.at(choose("prior", model.process.prior(batch, length, device), state, at))
@@ -62,14 +58,32 @@ def begin(
         raise ValueError(
             f"sample: the grid starts at t = {sampler.grid[0]}, where the law is not the prior; give initial="
         )
-    fixed = _fixed(sampler, batch, length, prompt, frozen, initial)
-    if fixed is not None:
-        given, where = (x.to(device) for x in fixed)
+    held = fixed(sampler, batch, length, prompt, frozen, initial)
+    if held is not None:
+        sampler.warn_of_infill()
+        given, where = (x.to(device) for x in held)
         given = model.process.place(given, state.tokens)
         state = replace(state, tokens=torch.where(where, given, state.tokens), frozen=where)
     if run.choices is not None:
         run.choices = replace(run.choices, start=state.tokens, frozen=state.frozen)
     return state, run
+
+
+def shaped(
+    initial: Tensor | Sequence[Sequence[int]] | None, batch: SupportsIndex | None, length: SupportsIndex | None
+) -> tuple[Tensor | None, SupportsIndex | None, SupportsIndex | None]:
+    """Return the initial states as a tensor, the batch size and the length, by default those of the initial states.
+
+    Raises:
+        TypeError, ValueError: if ``initial`` is not two-dimensional or holds no whole numbers.
+    """
+    if initial is None:
+        return None, batch, length
+    initial = token_ids(initial, "sample: initial", "states")
+    if initial.ndim != 2:
+        raise ValueError(f"sample: initial must be (B, L) states, got shape {tuple(initial.shape)}")
+    own = initial.shape
+    return initial, own[0] if batch is None else batch, own[1] if length is None else length
 
 
 def _length(model: Denoiser, length: SupportsIndex | None) -> int:
@@ -83,13 +97,14 @@ def _length(model: Denoiser, length: SupportsIndex | None) -> int:
     return chosen
 
 
-def _check_initial(model: Denoiser, initial: Tensor, batch: int, length: int) -> None:
+def check_initial(model: Denoiser, initial: Tensor, batch: int, length: int) -> None:
+    """Raise ValueError unless the initial states have the shape (batch, length) and are states of the process."""
     if tuple(initial.shape) != (batch, length):
         raise ValueError(f"sample: initial must have shape ({batch}, {length}), got {tuple(initial.shape)}")
     model.check_states(initial.to(torch.int64), "initial")
 
 
-def _fixed(
+def fixed(
     sampler: "Sampler",
     batch: int,
     length: int,
@@ -97,7 +112,11 @@ def _fixed(
     frozen: Tensor | Sequence[bool] | None,
     initial: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the given tokens and the (B, L) mask of their sites."""
+    """Return the given tokens (B, L) and the mask (B, L) of their sites, or None if no site is given.
+
+    Raises:
+        TypeError, ValueError: as ``Sampler.sample``.
+    """
     model = sampler.model
     if prompt is None and frozen is None:
         return None
@@ -129,7 +148,6 @@ def _fixed(
     if not bool(where.any()):
         return None
     model.check_data(given, "prompt", where)  # the other sites may hold anything
-    sampler.warn_of_infill()
     return given, where
 
 

@@ -1,14 +1,18 @@
 """Which operators and models act in each step of a plan, and how many calls they plan."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import SupportsIndex
 
-from discdiff.checks import shown
+from discdiff.checks import real, shown, whole
 from discdiff.denoiser import Denoiser, Guide, acting_at, check_denoiser, models_of
-from discdiff.operator import SLOTS, Mix, Operator, Repeat, Then, When, check_reads, rests
-from discdiff.process import Process, require_process
-from discdiff.sampling.plan import Plan
+from discdiff.operator import SLOTS, Mix, Operator, Repeat, Then, When, check_operator, check_reads, rests
+from discdiff.process import LONGEST, Process, by_time, listed, require_process
+from discdiff.sampling.plan import Plan, Step
 
-__all__ = ["acting", "check_model", "check_plan", "named_models", "planned_calls", "step_models"]
+__all__ = [
+    "acting", "alike", "check_model", "check_plan", "named_models", "networks_of", "planned_calls", "step_models",
+    "uniform_grid",
+]  # fmt: skip
 
 
 def acting(operator: Operator, t: float, s: float, now: float) -> Iterator[tuple[float, Operator, float]]:
@@ -86,6 +90,16 @@ def step_models(plan: Plan, models: Mapping[str, Denoiser], where: str) -> tuple
     return tuple(made)
 
 
+def networks_of(models: Iterable[Denoiser], named: Mapping[str, Denoiser]) -> list[Denoiser]:
+    """Return denoisers and all that their guides ask, each once."""
+    found: dict[int, Denoiser] = {}
+    for model in models:
+        for one in (model, *models_of(model)):
+            known = named[one] if isinstance(one, str) else one
+            found[id(known)] = known
+    return list(found.values())
+
+
 def check_plan(plan: Plan, models: tuple[Denoiser, ...], process: Process, where: str) -> None:
     """Raise ValueError for an operator that is not defined on the process or needs what its model does not tell."""
     for step in {id(step): step for step in plan.steps}.values():
@@ -121,3 +135,32 @@ def _add(total: dict[str, float], model: Denoiser, calls: float, t: float, named
             for other in guide.models:
                 asked = named[other] if isinstance(other, str) else other
                 _add(total, asked, calls * guide.nfe / len(guide.models), t, named)
+
+
+def alike(
+    operator: Operator | None, steps: SupportsIndex | None, grid: Iterable[float] | None, time: float | None
+) -> Plan:
+    """Return the plan whose steps all run one operator.
+
+    Raises:
+        TypeError, ValueError: for arguments that ``Sampler`` refuses.
+    """
+    operator = check_operator(operator, "Sampler")
+    if not operator.moves and time is None:
+        raise TypeError(
+            f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects; "
+            "time=t runs a corrector alone"
+        )
+    if operator.moves and time is not None:
+        raise TypeError(f"Sampler: time= is for a corrector alone, and {operator} moves; give steps= or grid=")
+    if (steps is None) + (grid is None) + (time is None) != 2:
+        raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0], or time=t for a corrector alone")
+    if time is not None:
+        return Plan([real(time, "Sampler: time", "[0, 1]")], [Step(operator)])
+    times = listed(grid) if grid is not None else uniform_grid(steps)
+    return Plan(times, [Step(operator)] * (len(times) - 1))
+
+
+def uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:
+    """Return equally spaced times from 1 to 0; raise TypeError or ValueError for an invalid number of steps."""
+    return by_time(whole(steps, "steps", 1, LONGEST - 1))

@@ -3,7 +3,7 @@ r"""The sampling loop: run an operator with a process and a denoiser over a grid
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import SupportsIndex
 
@@ -13,21 +13,27 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from discdiff.checks import affordable, decided, real, shown, whole
-from discdiff.denoiser import Denoiser, models_of
-from discdiff.operator import At, Operator, Run, State, check_operator, listening, rests, while_listening
-from discdiff.process import LONGEST, Process, by_time, listed, require_process
+from discdiff.checks import affordable, decided, shown, whole
+from discdiff.denoiser import Denoiser
+from discdiff.operator import At, Operator, Run, State, listening, rests, while_listening
+from discdiff.process import Process, listed, require_process
 from discdiff.sampling.beginning import begin
-from discdiff.sampling.plan import Plan, Step
-from discdiff.sampling.planned import acting, check_plan, named_models, planned_calls, step_models
+from discdiff.sampling.loop import OnStep, check_on_step, check_resumed, refuse_beginning
+from discdiff.sampling.plan import Plan
+from discdiff.sampling.planned import (
+    acting,
+    alike,
+    check_plan,
+    named_models,
+    networks_of,
+    planned_calls,
+    step_models,
+    uniform_grid,
+)
 from discdiff.sampling.samples import Samples, narrowest
 from discdiff.sampling.trajectory import Keeps, fork, keeps, kept, log_prob, resumed
 
-__all__ = ["OnStep", "Sampler"]
-
-
-# called after each step with its number, the state and what operators reported; False stops the run
-OnStep = Callable[[int, State, dict[str, Tensor]], object]
+__all__ = ["Sampler"]
 
 
 class Sampler:
@@ -66,7 +72,7 @@ class Sampler:
         require_process(process, "Sampler")
         self.process, self.models = process, named_models(process, model, "Sampler")
         if plan is None:
-            plan = _alike(operator, steps, grid, time)
+            plan = alike(operator, steps, grid, time)
         elif not isinstance(plan, Plan):
             raise TypeError(f"Sampler: plan must be a Plan, got {shown(plan)}")
         elif any(given is not None for given in (operator, steps, grid, time)):
@@ -89,6 +95,11 @@ class Sampler:
     def grid(self) -> tuple[float, ...]:
         """The times of the grid."""
         return self.plan.grid
+
+    @property
+    def networks(self) -> list[Denoiser]:
+        """The denoisers of all steps, and those that their guides ask."""
+        return networks_of(self.step_models, self.models)
 
     def parts(self) -> Iterator[tuple[int, float, float, Operator, Denoiser]]:
         """Yield (step number from 1, t, s, operator, denoiser with the step's guides) for every step."""
@@ -125,10 +136,8 @@ class Sampler:
     @property
     def cost(self) -> float | None:
         """The planned calls, each times the ``cost`` of its denoiser; None if a number or a cost is unknown."""
-        calls, costs = self.calls, {}
-        for model in (*self.models.values(), *self.step_models):
-            for one in (model, *(other for other in models_of(model) if isinstance(other, Denoiser))):
-                costs[one.name] = one.cost
+        calls = self.calls
+        costs = {model.name: model.cost for model in self.networks}
         if calls is None or any(costs[name] is None for name in calls):
             return None
         return float(sum(count * (costs[name] or 0.0) for name, count in calls.items()))
@@ -196,6 +205,10 @@ class Sampler:
         """The number of the last step."""
         return max(1, len(self.grid) - 1)
 
+    def _ended(self, state: State) -> bool:
+        """Return whether all steps are made."""
+        return state.step == self._last
+
     def _run_of(self, state: State, where: str) -> Run:
         """Return the run of a state of this sampler."""
         if not isinstance(state, State) or not isinstance(state.run, Run):
@@ -256,21 +269,16 @@ class Sampler:
             RuntimeError: for a listening run inside another one of the same thread.
         """
         until = self._last if until is None else whole(until, "sample: until", 1, self._last)
-        if not (on_step is None or callable(on_step)):
-            raise TypeError(f"sample: on_step is called as on_step(step, state, info), got {shown(on_step)}")
+        check_on_step(on_step)
         record = keeps(record)
         if resume is None:
             state, run = begin(self, batch, length, seed, first_row, prompt, frozen, initial, device, record, listen)
         else:
-            given = {"batch": batch, "length": length, "seed": seed, "prompt": prompt, "frozen": frozen,
-                     "initial": initial, "device": device, "first_row": first_row or None}  # fmt: skip
-            extra = [name for name, value in given.items() if value is not None]
-            if extra:
-                raise TypeError(f"sample: resume= continues a run, which began with its own {', '.join(extra)}")
-            run = resumed(self._run_of(resume, "sample: resume"), record, listen)
-            state = replace(resume, run=None)
-            if state.step >= until:
-                raise ValueError(f"sample: until = {until}, but the run to resume has made {state.step} steps")
+            refuse_beginning(batch=batch, length=length, seed=seed, prompt=prompt, frozen=frozen, initial=initial,
+                             device=device, first_row=first_row or None)  # fmt: skip
+            run, state = self._run_of(resume, "sample: resume"), replace(resume, run=None)
+            check_resumed(run.log_prob, state.step, until, bool(record))
+            run = resumed(run, record, listen)
         begun, device = state.step, state.tokens.device
         path, beyond = None, torch.zeros((), dtype=torch.bool, device=device)
         if record:
@@ -288,17 +296,22 @@ class Sampler:
             if on_step is not None and on_step(state.step, state, dict(run.info)) is False:
                 path = None if path is None else path[: state.step - begun + 1]
                 break
-        tokens = self._close(state, run)
-        if state.step == self._last:  # frees logits
-            state, run.model = replace(state, past=None, seen=None), replace(run.model, _last=None)
         if path is not None and bool(beyond):  # the small dtype could not hold it
             raise ValueError(f"sample: {self.operator} made states outside [0, {self.process.states})")
-        calls, frame = run.tally, self.model.frame
+        return self._samples(replace(state, run=run), path)
+
+    def _samples(self, state: State, path: Tensor | None) -> Samples:
+        """Return the samples of a run up to a state, with this state to continue from."""
+        run: Run = state.run
+        tokens = self._close(state, run)
+        if self._ended(state):  # frees logits
+            state, run.model, run.asked = replace(state, past=None, seen=None), replace(run.model, _last=None), {}
+        calls = run.tally
         out = Samples(
-            tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, frame,
+            tokens, calls.nfe, calls.nfe_rows, run.seed, path, run.log_prob, calls.queries, self.model.frame,
             calls.calls, calls.rewards, choices=kept(self, run, state),
         )  # fmt: skip
-        vars(out)["_state"] = replace(state, run=run)
+        vars(out)["_state"] = state
         return out
 
     def log_prob(self, out: Samples, *, model: Denoiser | Mapping[str, Denoiser] | None = None) -> Float[Tensor, " B"]:
@@ -352,7 +365,7 @@ class Sampler:
             warnings.warn(
                 "infill is approximate: this denoiser cannot be told that the given sites are clean (it takes no time, "
                 "or one time a row), and on a process that is not absorbing they then count as noisy",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _infill_is_approximate(self) -> bool:
@@ -364,7 +377,7 @@ class Sampler:
             return f"Sampler({self.process}, {models}, plan={self.plan})"
         if len(self.grid) == 1:
             times = f"time={self.grid[0]}"
-        elif self.grid == _uniform_grid(len(self.grid) - 1):
+        elif self.grid == uniform_grid(len(self.grid) - 1):
             times = f"steps={len(self.grid) - 1}"
         else:
             times = f"grid={self.grid}"
@@ -382,27 +395,3 @@ class Sampler:
             if rests(part, model, time)
         )
         return [f"{part} rests at t = 0: the model determines no leave-one-out there" for part in idle]
-
-
-def _alike(
-    operator: Operator | None, steps: SupportsIndex | None, grid: Iterable[float] | None, time: float | None
-) -> Plan:
-    """Return the plan whose steps all run one operator."""
-    operator = check_operator(operator, "Sampler")
-    if not operator.moves and time is None:
-        raise TypeError(
-            f"Sampler: a step needs a predictor, such as Ancestral(), and {operator} only corrects; "
-            "time=t runs a corrector alone"
-        )
-    if operator.moves and time is not None:
-        raise TypeError(f"Sampler: time= is for a corrector alone, and {operator} moves; give steps= or grid=")
-    if (steps is None) + (grid is None) + (time is None) != 2:
-        raise ValueError("Sampler: give either steps=N or grid=[1.0, ..., 0.0], or time=t for a corrector alone")
-    if time is not None:
-        return Plan([real(time, "Sampler: time", "[0, 1]")], [Step(operator)])
-    times = listed(grid) if grid is not None else _uniform_grid(steps)
-    return Plan(times, [Step(operator)] * (len(times) - 1))
-
-
-def _uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:
-    return by_time(whole(steps, "steps", 1, LONGEST - 1))

@@ -73,11 +73,11 @@ class Samples:
         """The last state with its run, for ``resume=`` and ``Sampler.step``; files, pickles and copies do not hold it.
 
         Raises:
-            ValueError: if the samples come from a file, a pickle or a copy, or were made block by block.
+            ValueError: if the samples come from a file, a pickle or a copy.
         """
         state = vars(self).get("_state")
         if state is None:
-            raise ValueError("Samples.state: these samples have no state: they come from a file, a copy, or blocks")
+            raise ValueError("Samples.state: these samples have no state: they come from a file or a copy")
         return state
 
     def __getstate__(self) -> dict[str, object]:

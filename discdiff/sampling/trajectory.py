@@ -57,8 +57,6 @@ def resumed(run: Run, record: Keeps, listen: bool) -> Run:
     Raises:
         ValueError: if it shall record what it has not recorded from its first step on.
     """
-    if record and run.log_prob is None:
-        raise ValueError("sample: the run to resume was not recorded; give record=True from its first step on")
     if record == "choices" and run.choices is None:
         raise ValueError('sample: the choices of the run to resume were not kept; give record="choices" from its first '
                          "step on")  # fmt: skip

@@ -12,7 +12,8 @@ from scipy import stats
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
-from discdiff.kernels.rows import Rows, Step
+from discdiff.kernels.rows import Rows
+from discdiff.kernels.step_inputs import Step
 from discdiff.operator import Run
 from discdiff.theory.world import state_index
 
