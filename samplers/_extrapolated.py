@@ -63,6 +63,7 @@ def combined_leap(
     total = spread(sites.known().log_sum_exp.exp(), where, 0.0)
     accept = torch.where(where, -torch.expm1(-length * total) / bound.where(where, 1.0), 0.0).clamp(max=1.0)  # rounding
     where = choose("accept", Coins(accept), state, at)
+    at.report(state, jumped=lambda: where.sum(-1))
     token = choose("state", Tokens(sites.narrow(where), process.column(x)), state, at)
     return state.at(torch.where(where, process.place(token, x), x), at.s)
 

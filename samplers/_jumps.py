@@ -64,6 +64,7 @@ class Jumps(Predictor):
         tokens, turn = state.tokens, 1
         noise = 1 - at.process.sitewise(at.alpha(state.t), tokens[:, :1])  # 1 - alpha
         rows = torch.arange(len(tokens), device=tokens.device)
+        events = torch.zeros_like(rows)
         while len(rows):
             some, here = replace(state, tokens=tokens, seen=None).select(rows), at.again(turn)
             rates, some = self.rates(some, 1 - noise[rows], here)
@@ -75,10 +76,12 @@ class Jumps(Predictor):
             left = (noise[rows, 0] > 1 - a_s).nonzero()[:, 0]
             if len(left):
                 some, rows = some.select(left), rows[left]
+                events[rows] += 1
                 tokens = tokens.index_copy(0, rows, self.event(some, rates[left], 1 - noise[rows], here))
             else:
                 rows = left
             turn += 1
+        at.report(state, events=lambda: events)
         return state.at(tokens, at.s)
 
 

@@ -76,10 +76,12 @@ class Leap(Predictor):
                 accept = self.probability(_times(length, exit.total)) / bound.where(where, 1.0)
                 accept = torch.where(where, accept, 0.0).clamp(max=1.0)
                 where = choose("accept", Coins(accept), state, at)
+            at.report(state, jumped=lambda: where.sum(-1))
             return state.at(jump(state, where, exit, at), at.s)
         sites = at.predict(state)[state.free].rates
         total = spread(sites.known().log_sum_exp.exp(), state.free, 0.0)
         where = choose("where", Coins(self.probability(_times(length, total))), state, at)
+        at.report(state, jumped=lambda: where.sum(-1))
         return state.at(choose("state", Tokens(sites.narrow(where), state.tokens), state, at), at.s)
 
 

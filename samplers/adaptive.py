@@ -72,7 +72,7 @@ class Adaptive(Predictor):
         alpha = begin
         length = torch.full_like(alpha, self.first)
         changes, moves = torch.ones_like(alpha), torch.ones_like(alpha)
-        seen = None
+        seen, taken = None, torch.zeros_like(rows)
         while len(rows):
             some = replace(state, tokens=tokens, past=None, seen=None).select(rows)
             a, then = alpha[rows], alpha[rows] + length[rows]
@@ -81,6 +81,7 @@ class Adaptive(Predictor):
             after = reverse_tokens(replace(some, seen=said), some.free, a, then, at.again(turn))
             tokens, alpha = tokens.index_copy(0, rows, after), alpha.index_copy(0, rows, then)
             step, turn = then - a, turn + 1
+            taken[rows] += 1
             ready = process.candidate(after, then, (then + step).clamp(max=1.0)).where(some.free, 0.0)
             left = ((then < end[rows])[:, 0] & (ready.sum(-1) > 0)).nonzero()[:, 0]
             rows = rows[left]
@@ -97,6 +98,7 @@ class Adaptive(Predictor):
                 wanted = 2 * self.tolerance * count * moves[rows] / (sites * rate.sum(-1, keepdim=True) * changes[rows])
                 wanted = torch.where(count > 1, wanted, torch.inf).clamp(max=1.0)  # no error if a single site can move
                 length = length.index_copy(0, rows, torch.minimum(wanted, 4 * length[rows]))
+        at.report(state, step_size=lambda: (end - begin)[:, 0] / taken)
         return state.at(tokens, at.s)
 
 

@@ -84,7 +84,7 @@ class InformedGibbs(Corrector):
         there = self._weight(after, at)
         gain = torch.where(where, there - weight, 0.0).sum(-1, keepdim=True)
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
-        at.report(state, accepted=accept[:, 0])
+        at.report(state, accepted=lambda: accept[:, 0])
         return state.at(torch.where(accept, after.tokens, state.tokens))
 
     def _weight(self, state: State, at: At) -> Float[Tensor, "B L"]:

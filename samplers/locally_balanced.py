@@ -62,7 +62,7 @@ class LocallyBalanced(Corrector):
         here, there = leaves.logsumexp(-1, keepdim=True), back.logsumexp(-1, keepdim=True)
         gain = torch.where(here == -torch.inf, 0.0, here - there)  # no site can leave: no proposal
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
-        at.report(state, accepted=accept[:, 0])
+        at.report(state, accepted=lambda: accept[:, 0])
         return state.at(torch.where(accept, after.tokens, z))
 
 

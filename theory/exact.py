@@ -77,6 +77,7 @@ class _Asked(Run):
 
     paths: Paths
     _counts = _Distinct
+    reports = False  # the sites of a path are kept apart, and what is reported may combine them
 
     def guide(self, guide: Guide | Change, prediction: Prediction, state: State, at: GuideAt) -> Prediction:
         """Run a guide that makes no choice once for each distinct state and noise, which many paths share."""

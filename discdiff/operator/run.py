@@ -67,6 +67,7 @@ class Run:
     _step: tuple[int, int] = field(default=(-1, 0), init=False)
     _used: Denoiser | None = None
     _counts: ClassVar[type[Counter]] = Counter
+    reports: ClassVar[bool] = True  # whether what operators report is kept
 
     @classmethod
     def start(
@@ -272,13 +273,20 @@ class At:
         assert rank is not None
         return rank
 
-    def report(self, state: State, **values: Tensor) -> None:
-        """Report named values, each (R,) with one number a row of the state, to ``on_step`` of ``Sampler.sample``."""
+    def report(self, state: State, **values: Callable[[], Tensor]) -> None:
+        """Report named numbers of each row to ``on_step`` of ``sample``; of several in a step the last one counts.
+
+        Args:
+            state: the state of R rows.
+            values: functions that return (R,) numbers. An enumeration does not call them.
+        """
+        if not self.run.reports:
+            return
         index = state.rows - self.run.model.first_row
         for name, value in values.items():
             rows = self.run.tally.nfe_rows
             told = self.run.info.setdefault(name, torch.full_like(rows, torch.nan, dtype=torch.float64))
-            told[index] = value.detach().double()
+            told[index] = value().detach().double()
 
     def watch(self, state: State) -> Watch:
         """Return the ``Watch`` that reports bad numbers at this state; logits are checked in any case."""

@@ -209,6 +209,8 @@ class Job:
             run.go_on(before)
             for state in sampler.through(replace(begun, run=None), run):
                 self.step, self.t = self.step + 1, state.t
+                self.run.info["block"] = torch.full_like(self.rows, torch.nan, dtype=torch.float64)
+                self.run.info["block"][group.index] = group.turn
                 if not sampler._ended(state):
                     self.tokens[place] = state.tokens
                     self.groups.append(replace(group, state=replace(state, run=run)))

@@ -256,8 +256,8 @@ class Blockwise:
             resume: continue from ``Samples.state`` of a run that stopped. The tokens are the same as without the stop.
             on_step: called after each step as on_step(step, state, info); the run stops if it returns False. The state
                 holds the tokens (B, L) of whole rows up to now, with -1 at sites that are not given and whose block has
-                not begun, and the time of the block that moved. ``info`` maps names to the values (B,) that operators
-                reported with ``At.report``, NaN for rows of other groups.
+                not begun, and the time of the block that moved. ``info`` is as in ``Sampler.sample``, with
+                "block", the number of the block that moved; both are NaN for rows of other groups.
 
         Raises:
             TypeError, ValueError: if types, shapes or ids are wrong, the model does not accept the length, or

@@ -260,7 +260,8 @@ class Sampler:
             until: stop after this step, counted from 1. ``Samples.state`` continues the run.
             resume: continue from ``Samples.state`` of a run that stopped. The tokens are the same as without the stop.
             on_step: called after each step as on_step(step, state, info); the run stops if it returns False. ``info``
-                maps names to the values (B,) that operators reported with ``At.report``.
+                maps names to the values (B,) that operators reported with ``At.report``: "accepted" proposals, the
+                number of sites that "jumped", the number of "events", the mean "step_size" in alpha.
 
         Raises:
             ValueError: for wrong shapes, ids outside the vocabulary, logits that are NaN or without mass, or a mask

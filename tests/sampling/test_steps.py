@@ -161,3 +161,40 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(error, match=text):
             call()
+
+
+@pytest.mark.parametrize("process", [dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())], ids=repr)
+@pytest.mark.parametrize("operator", [S.TauLeaping(), S.Euler(), S.Multistep()], ids=repr)
+def test_leaps_report_how_many_sites_jumped(operator: dd.Operator, process: dd.Process) -> None:
+    told: list[torch.Tensor] = []
+    out = sampler_of(operator, process).sample(
+        64, seed=7, record=True, on_step=lambda step, state, info: told.append(info.get("jumped", info))
+    )
+    assert out.trajectory is not None
+    moved = (out.trajectory[1:] != out.trajectory[:-1]).sum(-1)
+    first = 1 if process.absorbing else 2  # on uniform noise the rates of the first step are infinite
+    for step in range(first, N):  # the last step is ancestral
+        assert torch.equal(told[step - 1], moved[step - 1].double())
+    assert "jumped" not in told[N - 1]
+    assert not torch.equal(told[first - 1], moved[first].double()), "planted: the changes of another step"
+
+
+def test_events_and_step_sizes_are_reported() -> None:
+    process, told = dd.Masked(3, dd.Linear()), []
+    sampler_of(S.Gillespie(), process).sample(16, seed=7, on_step=lambda step, state, info: told.append(info))
+    assert torch.equal(sum(info["events"] for info in told), torch.full((16,), 3.0).double())
+    sizes: list[torch.Tensor] = []
+    adaptive = sampler_of(S.Adaptive(1.0), process)
+    adaptive.sample(16, seed=7, on_step=lambda step, state, info: sizes.append(info["step_size"]))
+    assert all(bool(((size > 0) & (size <= 0.2 + 1e-12)).all()) for size in sizes)
+    blocks = dd.Blockwise(process, WORLD.denoiser(process), S.Ancestral(), block=1, steps=2)
+    seen: list[float] = []
+    blocks.sample(2, 3, seed=0, on_step=lambda step, state, info: seen.append(float(info["block"].max())))
+    assert seen == [0.0, 1.0, 2.0]
+
+
+def test_an_enumeration_reports_nothing() -> None:
+    """A sum over sites would make every path of a site a row, so that the tree explodes."""
+    process = dd.Uniform(3, dd.Linear())
+    kernel = T.kernel(S.TauLeaping(), process, WORLD.denoiser(process), 0.8, 0.4)
+    torch.testing.assert_close(kernel.sum(-1), torch.ones(27, dtype=torch.float64))
