@@ -32,21 +32,10 @@ class Guide(ABC):
         whole: whether it needs the sites after a block. ``Blockwise`` refuses such a guide.
     """
 
-    @property
-    def random(self) -> bool:
-        return False
-
-    @property
-    def models(self) -> "tuple[Denoiser | str, ...]":
-        return ()
-
-    @property
-    def nfe(self) -> float:
-        return 0.0
-
-    @property
-    def whole(self) -> bool:
-        return False
+    random: bool = False
+    models: "tuple[Denoiser | str, ...]" = ()
+    nfe: float = 0.0
+    whole: bool = False
 
     @abstractmethod
     def __call__(self, prediction: Prediction, state: "State", at: "GuideAt") -> Prediction:
@@ -63,8 +52,9 @@ class Guide(ABC):
         """Raise ValueError if the guide is not defined on a process; called when a denoiser is given the guide."""
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items() if name[0] != "_")
-        return f"{type(self).__name__}({fields})"
+        declared = ("random", "models", "nfe", "whole")
+        fields = (f"{name}={shown(value)}" for name, value in vars(self).items() if name not in declared)
+        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,26 +71,15 @@ class WhenGuide(Guide):
     yes: Guide | Change
     no: Guide | Change | None = None
 
-    @property
-    def _both(self) -> list[Guide]:
-        return [one for one in (self.yes, self.no) if isinstance(one, Guide)]
-
-    @property
-    def random(self) -> bool:
-        return any(one.random for one in self._both)
-
-    @property
-    def models(self) -> "tuple[Denoiser | str, ...]":
-        return tuple(dict.fromkeys(model for one in self._both for model in one.models))
-
-    @property
-    def nfe(self) -> float:
-        """The larger number of the two guides; ``acting_at`` tells which one acts."""
-        return max([0.0, *(one.nfe for one in self._both)])
-
-    @property
-    def whole(self) -> bool:
-        return any(one.whole for one in self._both)
+    def __post_init__(self) -> None:
+        """Declare what either guide declares; ``acting_at`` tells which one acts."""
+        both = [one for one in (self.yes, self.no) if isinstance(one, Guide)]
+        vars(self).update(
+            random=any(one.random for one in both),
+            models=tuple(dict.fromkeys(model for one in both for model in one.models)),
+            nfe=max([0.0, *(one.nfe for one in both)]),
+            whole=any(one.whole for one in both),
+        )
 
     def __call__(self, prediction: Prediction, state: "State", at: "GuideAt") -> Prediction:
         for guide in acting_at((self,), at.t):
@@ -108,8 +87,9 @@ class WhenGuide(Guide):
         return prediction
 
     def check(self, process: Process) -> None:
-        for guide in self._both:
-            guide.check(process)
+        for guide in (self.yes, self.no):
+            if isinstance(guide, Guide):
+                guide.check(process)
 
     def __repr__(self) -> str:
         other = "" if self.no is None else f", {self.no}"

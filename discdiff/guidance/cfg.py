@@ -41,15 +41,8 @@ class ClassifierFree(Guide):
     def __post_init__(self) -> None:
         if not isinstance(self.unconditional, str):
             check_denoiser(self.unconditional, "ClassifierFree")
-        object.__setattr__(self, "scale", real(self.scale, "ClassifierFree: scale"))
-
-    @property
-    def models(self) -> tuple[Denoiser | str, ...]:
-        return (self.unconditional,)
-
-    @property
-    def nfe(self) -> float:
-        return 0.0 if self.scale == 0 else 1.0
+        scale = real(self.scale, "ClassifierFree: scale")
+        vars(self).update(scale=scale, models=(self.unconditional,), nfe=0.0 if scale == 0 else 1.0)
 
     def __call__(self, prediction: Prediction, state: State, at: GuideAt) -> Prediction:
         if self.scale == 0:
