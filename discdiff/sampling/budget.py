@@ -6,6 +6,7 @@ from discdiff.checks import whole
 from discdiff.denoiser import Denoiser
 from discdiff.operator import Operator, before, check_operator, when
 from discdiff.process import Process, by_time
+from discdiff.sampling.planned import calls_for_one
 from discdiff.sampling.sampler import Sampler
 
 __all__ = ["predictor_corrector"]
@@ -24,7 +25,8 @@ def predictor_corrector(
     r"""Make a sampler with equal steps that takes at most ``nfe`` denoiser calls.
 
     As many steps as possible have a corrector. Let a predictor step take p calls, and the ``repeats`` corrector
-    moves after it c calls in total. The sampler takes
+    moves after it c calls in total, with the calls of guides; of a guide that varies with time the most count. The
+    sampler takes
 
         N = floor((nfe - c n) / p) steps, of which n = floor((nfe - p) / (p + c)) are corrected
 
@@ -50,6 +52,8 @@ def predictor_corrector(
     nfe, repeats = whole(nfe, "predictor_corrector: nfe"), whole(repeats, "predictor_corrector: repeats", 0)
     both = predictor >> corrector**repeats
     calls, more = predictor.nfe, (corrector**repeats).nfe
+    if isinstance(model, Denoiser):  # another type is refused by Sampler
+        calls, more = (n and n * calls_for_one(model) for n in (calls, more))
     if calls is None or more is None or not calls > 0:
         raise ValueError(
             f"predictor_corrector: the predictor and the corrector must declare their calls; {predictor} has "

@@ -10,8 +10,8 @@ from discdiff.process import LONGEST, Process, by_time, listed, require_process
 from discdiff.sampling.plan import Plan, Step
 
 __all__ = [
-    "acting", "alike", "check_model", "check_plan", "named_models", "networks_of", "planned_calls", "step_models",
-    "uniform_grid",
+    "acting", "alike", "calls_for_one", "check_model", "check_plan", "named_models", "networks_of", "planned_calls",
+    "step_models", "uniform_grid",
 ]  # fmt: skip
 
 
@@ -125,6 +125,16 @@ def planned_calls(plan: Plan, models: tuple[Denoiser, ...], named: Mapping[str, 
                 if part.nfe is None:
                     return None
                 _add(total, model, often * part.nfe, t, named)
+    return total
+
+
+def calls_for_one(model: Denoiser) -> float:
+    """Return the largest number of calls for one prediction of a denoiser, those of its guides included."""
+    total = 1.0
+    for guide in model.guides:
+        if isinstance(guide, Guide) and guide.nfe:
+            each = [1.0 if isinstance(other, str) else calls_for_one(other) for other in guide.models]
+            total += guide.nfe * sum(each) / max(1, len(each))
     return total
 
 

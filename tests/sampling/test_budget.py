@@ -148,3 +148,17 @@ def test_budgets_that_cannot_be_kept_are_refused(
     process = PROCESSES[0]
     with pytest.raises(error, match=says):
         dd.predictor_corrector(process, chain(4, 6).denoiser(process), predictor, corrector, nfe=nfe, repeats=repeats)
+
+
+def test_calls_of_guides_count_in_a_budget() -> None:
+    process = dd.Uniform(3, dd.Linear())
+    other = strong().denoiser(process)
+    for guide in (dd.ClassifierFree(other, 1.0), dd.when(dd.before(0.5), dd.ClassifierFree(other, 1.0))):
+        model = strong().denoiser(process).guided(guide)
+        sampler = dd.predictor_corrector(process, model, S.Ancestral(), S.Gibbs(), nfe=16)
+        assert sampler.nfe is not None
+        assert 8 < sampler.nfe <= 16
+        assert sampler.sample(64, seed=0).nfe <= 16
+    plain = dd.predictor_corrector(process, other, S.Ancestral(), S.Gibbs(), nfe=16)
+    twice = dd.Sampler(process, dd.classifier_free(other, other), plain.operator, grid=plain.grid)
+    assert twice.nfe == 32, "planted: a plan that forgets the guide"
