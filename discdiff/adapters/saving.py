@@ -65,6 +65,8 @@ def save(model: Denoiser, folder: str | Path, *, overwrite: bool = False) -> Pat
         "time_dtype": model.call.time_dtype and str(model.call.time_dtype).removeprefix("torch."),
         "clock": clock,
         "tied": tied,
+        "name": model.name,
+        "cost": model.cost,
     }
     text = json.dumps(record, indent=1, allow_nan=False)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -238,10 +240,13 @@ class _Saved(Convention):
     length: int | None = None
     time_dtype: torch.dtype | None = None
     retimed: Schedule | None = None
+    own_name: str = "model"
+    cost: float | None = None
 
     def denoiser(self, network: nn.Module) -> Loaded:
         model = Loaded(network, Convention(**{one.name: getattr(self, one.name) for one in fields(Convention)}))
         model.call = replace(model.call, length=self.length, time_dtype=self.time_dtype)
+        model.name, model.cost = self.own_name, self.cost
         if self.direct:
             model.fn = network
         return model if self.retimed is None else model.with_schedule(self.retimed)
@@ -260,7 +265,7 @@ def _built(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
     if asked.mask_id is not None or asked.block is not None:
         raise Refused(f"{_RECORD} says the mask and the block; neither is to be given")
     said = json_table(files.folder / _RECORD)
-    known(said, {"format", "network", "convention", "direct", "length", "time_dtype", "clock", "tied"})
+    known(said, {"format", "network", "convention", "direct", "length", "time_dtype", "clock", "tied", "name", "cost"})
     said.whole("format", least=1, most=FORMAT)
     part = said.part("network")
     if "class" not in part and asked.network is not None:
@@ -287,8 +292,12 @@ def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]])
     clock = clock_of(said.part("clock"), largest) if said.get("clock") is not None else None
     direct, length = said.flag("direct"), said.whole("length", least=1, default=None)
     dtype = dtype_of(said, "time_dtype")
+    own = {
+        "own_name": said.word("name", default="model"),
+        "cost": said.number("cost", interval="[0, inf)", default=None),
+    }
     try:
-        return _Saved(**given, direct=direct, length=length, time_dtype=dtype, retimed=asked.schedule or clock)
+        return _Saved(**given, direct=direct, length=length, time_dtype=dtype, retimed=asked.schedule or clock, **own)
     except (TypeError, ValueError) as error:
         raise said.refused(str(error)) from error
 

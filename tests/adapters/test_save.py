@@ -106,6 +106,7 @@ class Mine(nn.Module):
 @pytest.mark.usefixtures("as_user")
 def test_a_network_of_ones_own_is_given_back(time: dd.denoiser.TimeArgument, tmp_path: Path) -> None:
     process, options = dd.Masked(7, dd.Polynomial(1.5), mask_id=3), {"shift": True, "suppress": [5], "length": 8}
+    options |= {"name": "mine", "cost": 2.0}
     model = dd.Denoiser(Mine(2), process, "denoiser", time=time, time_dtype=torch.float64, **options)
     folder = model.save(tmp_path / "mine")
     with pytest.raises(ValueError, match=r"a Mine of the user's own: pass load\(\.\.\., network=\) such a one"):
@@ -119,6 +120,7 @@ def test_a_network_of_ones_own_is_given_back(time: dd.denoiser.TimeArgument, tmp
         torch.float64,
     )
     assert (again.call.time, again.call.shift, again.call.suppress) == (time, True, (5,))
+    assert (again.name, again.cost) == ("mine", 2.0)
     assert isinstance(again.network, Mine)
     assert again.network.head.weight is again.network.module.weight, "what was tied is tied"
     assert int(again.network.count) == 2
