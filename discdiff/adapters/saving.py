@@ -292,12 +292,10 @@ def _convention(said: Settings, asked: Asked, shapes: Iterable[tuple[int, ...]])
     clock = clock_of(said.part("clock"), largest) if said.get("clock") is not None else None
     direct, length = said.flag("direct"), said.whole("length", least=1, default=None)
     dtype = dtype_of(said, "time_dtype")
-    own = {
-        "own_name": said.word("name", default="model"),
-        "cost": said.number("cost", interval="[0, inf)", default=None),
-    }
+    name, cost = said.word("name", default="model"), said.number("cost", interval="[0, inf)", default=None)
+    clock = asked.schedule or clock
     try:
-        return _Saved(**given, direct=direct, length=length, time_dtype=dtype, retimed=asked.schedule or clock, **own)
+        return _Saved(**given, direct=direct, length=length, time_dtype=dtype, retimed=clock, own_name=name, cost=cost)
     except (TypeError, ValueError) as error:
         raise said.refused(str(error)) from error
 
