@@ -81,7 +81,7 @@ class InformedGibbs(Corrector):
         after = state.at(redraw(state, where, alpha, at))
         if not self.exact:
             return after
-        there = self._weight(after, at)
+        there = self._weight(replace(after, seen=at.predict(after, name="after")), at)
         gain = torch.where(where, there - weight, 0.0).sum(-1, keepdim=True)
         accept = choose("accept", Coins(gain.clamp(max=0.0).exp()), state, at)
         at.report(state, accepted=lambda: accept[:, 0])
