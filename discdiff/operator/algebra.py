@@ -324,7 +324,8 @@ class When(Operator):
     @property
     def nfe(self) -> float | None:
         """The nfe of both branches if it is the same; else None, as the grid decides how often each branch runs."""
-        return self.yes.nfe if self.yes.nfe == self.no.nfe else None
+        yes, no = self.yes.nfe, self.no.nfe
+        return yes if yes == no else None
 
     @property
     def enumerable(self) -> bool:
@@ -381,8 +382,9 @@ def _worst(*operators: Operator) -> Invariance | None:
 
 
 def _least_order(*operators: Operator) -> float | None:
-    known = [operator.order for operator in operators if operator.order is not None]
-    return min(known) if len(known) == len(operators) else None
+    orders = [operator.order for operator in operators]
+    known = [order for order in orders if order is not None]
+    return min(known) if len(known) == len(orders) else None
 
 
 def _sum_nfe(*weighted: tuple[float, Operator]) -> float | None:
