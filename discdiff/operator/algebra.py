@@ -286,6 +286,11 @@ class Mix(Operator):
         return all(operator.enumerable for operator in self.operators)
 
     @property
+    def remembers(self) -> bool:
+        """False, as the rows of a batch come from different operators, so that none gets a state before this step."""
+        return False
+
+    @property
     def width(self) -> int:
         return 1 + sum(operator.width for operator in self.operators)
 

@@ -100,10 +100,10 @@ def parsed(text: object, where: str) -> Any:  # noqa: ANN401  # an operator, a g
         return _built(_tree(text))
     except RecursionError as error:
         raise ValueError(f"{where}: {shown(text)} is too deep") from error
-    except (TypeError, ValueError) as error:  # of a class or a function that is named, too
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(
-            f"{where}: {error} in {shown(text)}"
-        ) from error
+    except TypeError as error:  # of a class or a function that the text names
+        raise TypeError(f"{where}: {error} in {shown(text)}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error} in {shown(text)}") from error
 
 
 def _tree(text: str) -> ast.expr:
@@ -132,8 +132,8 @@ def _built(node: ast.expr) -> Any:  # noqa: ANN401
             return (_CLASSES | _FUNCTIONS)[name](*given, **named)
         case ast.BinOp(left=left, op=ast.RShift(), right=right):
             return _operator(left) >> _operator(right)
-        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(times))):
-            return _operator(left) ** times
+        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int()) as times):
+            return _operator(left) ** _built(times)
         case ast.Dict(keys=keys, values=values):
             pairs = {_built(key): _built(value) for key, value in zip(keys, values, strict=True) if key is not None}
             if len(pairs) == len(keys):

@@ -11,7 +11,7 @@ from discdiff.operator import Between, Operator, check_operator
 from discdiff.process import listed
 from discdiff.sampling.notation import parsed, written
 
-__all__ = ["Plan", "Step", "equal"]
+__all__ = ["Plan", "Step", "equal", "few"]
 
 _FEW = 6  # times and groups of equal steps that a repr holds
 
@@ -158,12 +158,12 @@ class Plan:
 
     def __repr__(self) -> str:
         folded = ((step, sum(1 for _ in same)) for step, same in itertools.groupby(self.steps))
-        steps = _few([f"{step}{f' * {count}' if count > 1 else ''}" for step, count in folded])
-        return f"Plan([{_few([*map(repr, self.grid)])}], [{steps}])"
+        steps = few([f"{step}{f' * {count}' if count > 1 else ''}" for step, count in folded])
+        return f"Plan([{few([*map(repr, self.grid)])}], [{steps}])"
 
 
-def _few(parts: list[str]) -> str:
-    """Return parts separated by commas; of many the first ones, the number of those left out, and the last."""
+def few(parts: list[str]) -> str:
+    """Return parts, separated by commas: of many the first ones, the number of those left out, and the last."""
     if len(parts) > _FEW + 1:
         parts = [*parts[: _FEW - 1], f"... {len(parts) - _FEW} more ...", parts[-1]]
     return ", ".join(parts)

@@ -89,7 +89,7 @@ def step_models(plan: Plan, models: Mapping[str, Denoiser], where: str) -> tuple
                 model = model.guided(guide)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{where}: step {number}: {error}") from error
-        check_asked(model, models, where)
+        check_asked(model, models, f"{where}: step {number}")
         made.append(model)
         before = name, step.guides
     check_lengths(networks_of(made, models), where)

@@ -19,7 +19,7 @@ from discdiff.operator import At, Operator, Run, State, listening, rests, while_
 from discdiff.process import Process, listed, require_process
 from discdiff.sampling.beginning import begin
 from discdiff.sampling.loop import OnStep, check_on_step, check_resumed, refuse_beginning
-from discdiff.sampling.plan import Plan
+from discdiff.sampling.plan import Plan, few
 from discdiff.sampling.planned import (
     Part,
     acting,
@@ -380,7 +380,7 @@ class Sampler:
         elif self.grid == uniform_grid(len(self.grid) - 1):
             times = f"steps={len(self.grid) - 1}"
         else:
-            times = f"grid={self.grid}"
+            times = f"grid=({few([*map(repr, self.grid)])})"
         notes = ["infill is approximate: the denoiser sees one time a row"] if self._infill_is_approximate() else []
         note = f"  # {'; '.join(notes + self.resting)}" if notes or self.resting else ""
         return f"Sampler({self.process}, {self.model}, {self.operator}, {times}){note}"
