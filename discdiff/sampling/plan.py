@@ -85,9 +85,9 @@ class Plan:
         except (TypeError, ValueError) as error:
             raise type(error)(f"Plan: {error}") from error
         self.steps: tuple[Step, ...] = tuple(listing(steps, "Plan: steps"))
-        wrong = next((step for step in self.steps if not isinstance(step, Step)), None)
-        if wrong is not None:
-            raise TypeError(f"Plan: steps must be Steps, such as Step(Ancestral()), got {shown(wrong)}")
+        wrong = [step for step in self.steps if not isinstance(step, Step)]
+        if wrong:
+            raise TypeError(f"Plan: steps must be Steps, such as Step(Ancestral()), got {shown(wrong[0])}")
         count = max(1, len(self.grid) - 1)
         if len(self.steps) != count:
             raise ValueError(f"Plan: {len(self.grid)} times take {count} steps, got {len(self.steps)}")

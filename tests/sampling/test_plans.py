@@ -16,6 +16,7 @@ from torch import Tensor
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.theory import end_law
 from discdiff.theory.world import all_states, law_of_data, law_of_prior, state_index
 
 # Enumerations and hundreds of short runs; shapes are checked by the tests that sample.
@@ -227,6 +228,16 @@ def test_an_operator_that_remembers_starts_anew(
     again = dd.Sampler(process, models, plan=dd.Plan.from_json(plan.to_json()))
     assert torch.equal(T.law(again), law)
     assert torch.equal(again.sample(draws, seed=4).tokens, out.tokens)
+
+
+@pytest.mark.parametrize("kind", ["guides", "a guide by time", "model", "operator"])
+def test_an_operator_that_does_not_start_anew_is_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, models = changes(S.Multistep())[kind], models_of(UNIFORM)
+    first, second = parts_of(steps, models, UNIFORM)
+    right = T.law(second, initial=T.law(first))
+    monkeypatch.setattr(end_law, "anew", lambda *parts: False)
+    wrong = T.law(dd.Sampler(UNIFORM, models, plan=dd.Plan(TIMES, steps)))
+    assert float((wrong - right).abs().max()) > 1e-5
 
 
 def test_what_does_not_change_is_remembered() -> None:
