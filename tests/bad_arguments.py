@@ -76,6 +76,30 @@ NOT_SCHEDULES: dict[str, object] = {"None": None, "a string": "linear", "a class
 NOT_FUNCTIONS: dict[str, object] = {"None": None, "a string": "f", "a number": 0.5, "a list": []}
 
 
+NOT_GUIDES: dict[str, object] = {
+    "None": None, "a string": "f", "a number": 3, "a class": dd.Forbid, "an operator": S.Gibbs(),
+    "a condition": dd.before(0.5),
+}  # fmt: skip
+NOT_NAMES: dict[str, object] = {"a number": 3, "a model": PLAIN, "a list": ["a"], "a class": str, "bytes": b"a"}
+NO_LISTS: dict[str, object] = {"None": None, "a string": "ab", "a number": 3, "one operator": S.Gibbs()}
+NOT_STEPS: dict[str, object] = {
+    "None": None, "a string": "Ancestral()", "a class": dd.Step, "an operator": S.Ancestral(), "a list": [],
+}  # fmt: skip
+NOT_PLANS: dict[str, object] = {"a string": "plan", "a class": dd.Plan, "a step": dd.Step(S.Ancestral()), "a list": []}
+NOT_GRIDS: dict[str, object] = {
+    "None": None, "a number": 1.0, "a string": "10", "empty": [], "one of text": ["1"], "bools": [True, False],
+    "outside": [1.5, 0.0], "late": [1.0, -0.1], "NaN": [math.nan, 0.0], "equal": [0.5, 0.5], "turned": [0.0, 1.0],
+    "nested": [[1.0, 0.0]], "two axes": torch.tensor([[1.0, 0.0]]), "no axis": torch.tensor(1.0), "one outside": [1.5],
+}  # fmt: skip
+PLAN = dd.Plan([1.0, 0.5, 0.0], [dd.Step(S.Ancestral())] * 2)
+
+
+def planned(guides: list[object] | None = None, model: str | None = None, operator: object = None) -> dd.Sampler:
+    """A sampler of two steps, the second of these."""
+    second = dd.Step(S.Ancestral() if operator is None else operator, guides or (), model)  # type: ignore[arg-type]
+    return dd.Sampler(UNIFORM, {"a": PLAIN}, plan=dd.Plan([1.0, 0.5, 0.0], [dd.Step(S.Ancestral()), second]))
+
+
 def each(name: str, call: Callable[..., object], values: dict[str, object], says: str) -> Rows:
     """A call with each of several values."""
     return [(f"{name} is {what}", lambda value=value: call(value), says) for what, value in values.items()]
@@ -128,6 +152,129 @@ TYPES = [
     *each("Denoiser: head", lambda f: dd.Denoiser(lambda x, t: x, UNIFORM, "loo", head=f), {"a string": "f"}, "head"),
     *each("T.order: build", lambda f: T.order([2, 4, 8], f), NOT_FUNCTIONS, "build must be"),
     *each("fit.holds", T.fit.holds, NOT_FUNCTIONS, "test must be"),
+    *each("guided: a class", PLAIN.guided, {"Forbid": dd.Forbid, "Truncation": dd.Truncation}, "got the class"),
+    *each("guided: an operator", PLAIN.guided, {"Gibbs": S.Gibbs(), "a step": S.Ancestral() >> S.Gibbs()}, "operator"),
+    *each("Step: operator", dd.Step, NOT_OPERATORS, "Step takes operators"),
+    *each("Step: guides", lambda g: dd.Step(S.Ancestral(), [g]), NOT_GUIDES, "Step: guides must be guides"),
+    *each("Step: no list of guides", lambda g: dd.Step(S.Ancestral(), g), NO_LISTS, "Step: guides must be a sequence"),
+    *each("Step: model", lambda m: dd.Step(S.Ancestral(), model=m), NOT_NAMES, "Step: model must be a name"),
+    *each("Plan: grid", lambda g: dd.Plan(g, [dd.Step(S.Ancestral())]), NOT_GRIDS, "Plan: grid"),
+    *each("Plan: steps", lambda s: dd.Plan([1.0, 0.0], [s]), NOT_STEPS, "Plan: steps must be Steps"),
+    *each("Plan: no list of steps", lambda s: dd.Plan([1.0, 0.0], s), NO_LISTS, "Plan: steps must be a sequence"),
+    *each("Plan.from_json", dd.Plan.from_json, {"None": None, "a plan": PLAN, "3": 3, "": ""}, "takes the text"),
+    *each("Sampler: plan", lambda p: dd.Sampler(UNIFORM, PLAIN, plan=p), NOT_PLANS, "plan must be a Plan"),
+    *each("Blockwise: plan", lambda p: dd.Blockwise(UNIFORM, PLAIN, block=1, plan=p), NOT_PLANS, "plan must be a Plan"),
+    *each("Sampler: models", lambda m: dd.Sampler(UNIFORM, {"a": m}, S.Ancestral(), steps=2), NOT_MODELS, "model must"),
+    *each(
+        "Sampler: names",
+        lambda n: dd.Sampler(UNIFORM, {n: PLAIN}, S.Ancestral(), steps=2),
+        {"None": None, "a number": 3, "a model": PLAIN, "a tuple": ("a",)},
+        "a mapping of models is",
+    ),
+    *each(
+        "ClassifierFree: unconditional",
+        dd.ClassifierFree,
+        {name: value for name, value in NOT_MODELS.items() if name != "a string"},
+        "ClassifierFree: model must be",
+    ),
+    *each("classifier_free", lambda m: dd.classifier_free(m, PLAIN), NOT_MODELS, "classifier_free: model must be"),
+    *each("when: a guide", lambda g: dd.when(dd.before(0.5), g), NOT_GUIDES, "when takes"),
+    *each(
+        "when: another guide",
+        lambda g: dd.when(dd.before(0.5), dd.Forbid([1]), g),
+        {name: value for name, value in NOT_GUIDES.items() if name != "None"},
+        "when takes",
+    ),
+    *each(
+        "when: condition of a guide",
+        lambda f: dd.when(f, dd.Forbid([1])),
+        NOT_FUNCTIONS | {"a guide": dd.Forbid([1]), "an operator": S.Gibbs(), "a Truncation": dd.Truncation()},
+        "condition must be",
+    ),
+    *each(
+        "Forbid: tokens",
+        dd.Forbid,
+        {"None": None, "3": 3, "'ab'": "ab", "reals": [1.5], "nested": [[1]], "bools": torch.tensor([True])},
+        "Forbid: tokens must be",
+    ),
+    *each(
+        "Allow: mask",
+        dd.Allow,
+        {
+            "None": None,
+            "a string": "x",
+            "ragged": [[True], [True, False]],
+            "whole numbers": [[1, 0]],
+            "reals": torch.ones(2, 3),
+            "a function": max,
+        },
+        "Allow: mask must",
+    ),
+    *each("Denoiser: name", lambda n: dd.Denoiser(lambda x, t: x, UNIFORM, "loo", name=n), NOT_NAMES, "name must be"),
+    *each("with_name", PLAIN.with_name, {"None": None, "a number": 3, "a model": PLAIN}, "name must be"),
+    ("Sampler: no models", lambda: dd.Sampler(UNIFORM, {}, S.Ancestral(), steps=2), "with at least one"),
+    ("Sampler: plan and operator", lambda: dd.Sampler(UNIFORM, PLAIN, S.Ancestral(), plan=PLAN), "its own operators"),
+    ("Sampler: plan and steps", lambda: dd.Sampler(UNIFORM, PLAIN, steps=2, plan=PLAN), "its own operators and grid"),
+    ("Sampler: plan and grid", lambda: dd.Sampler(UNIFORM, PLAIN, grid=[1.0, 0.0], plan=PLAN), "its own operators"),
+    ("Sampler: plan and time", lambda: dd.Sampler(UNIFORM, PLAIN, time=0.5, plan=PLAN), "its own operators and grid"),
+    ("Plan: too few steps", lambda: dd.Plan([1.0, 0.5, 0.0], [dd.Step(S.Ancestral())]), "3 times take 2 steps, got 1"),
+    ("Plan: too many steps", lambda: dd.Plan([0.5], [dd.Step(S.Gibbs())] * 2), "1 times take 1 steps, got 2"),
+    ("Plan: a corrector", lambda: dd.Plan([1.0, 0.0], [dd.Step(S.Gibbs())]), "a step needs a predictor"),
+    ("Plan: a predictor alone", lambda: dd.Plan([0.5], [dd.Step(S.Ancestral())]), "a step needs a corrector"),
+    ("Plan: an unknown model", lambda: planned(model="b"), "step 2 takes the model 'b'; there are"),
+    ("Plan: an unknown asked", lambda: planned([dd.ClassifierFree("b")]), "a guide asks the model 'b'; there are"),
+    ("Plan: a guide of another vocabulary", lambda: planned([dd.Forbid([3])]), "step 2: Forbid: tokens must be ids"),
+    (
+        "Plan: a mask of another vocabulary",
+        lambda: planned([dd.Allow(torch.ones(3, 4).bool())]),
+        r"mask must be \(L, 3\)",
+    ),
+    ("Plan: an operator of other processes", lambda: planned(operator=S.Unmask()), "Masked|absorbing"),
+    (
+        "Blockwise: a corrector's plan",
+        lambda: dd.Blockwise(UNIFORM, PLAIN, block=1, plan=dd.Plan([0.5], [dd.Step(S.Gibbs())])),
+        "from t = 1 to 0",
+    ),
+    ("on_grid of a plan that changes", lambda: planned([dd.Forbid([1])]).on_grid([1.0, 0.0]), "steps are alike"),
+    ("Forbid: another vocabulary", lambda: PLAIN.guided(dd.Forbid([0, 3])), "Forbid: tokens must be ids below 3"),
+    ("Forbid: all", lambda: sampler(PLAIN.guided(dd.Forbid([0, 1, 2]))).sample(2, 3, seed=0), "mass|no token"),
+    ("Allow: another vocabulary", lambda: PLAIN.guided(dd.Allow(torch.ones(3, 4).bool())), "Allow: mask must be"),
+    ("Allow: one dimension", lambda: dd.Allow(torch.ones(3).bool()), "Allow: mask must be"),
+    (
+        "Allow: a site without a token",
+        lambda: dd.Allow(torch.eye(3).bool() & (torch.arange(3) > 0)),
+        "site 0 may hold no",
+    ),
+    (
+        "Allow: another length",
+        lambda: sampler(PLAIN.guided(dd.Allow(torch.ones(2, 3).bool()))).sample(2, 3, seed=0),
+        "mask is for 2 sites, but the sequence has 3",
+    ),
+    (
+        "Allow: too long",
+        lambda: sampler(PLAIN.guided(dd.Allow(torch.ones(4, 3).bool()))).sample(2, 3, seed=0),
+        "mask is for 4 sites, but the sequence has 3",
+    ),
+    (
+        "ClassifierFree: another process",
+        lambda: PLAIN.guided(dd.ClassifierFree(OF_MASKS)),
+        "asks .*Masked.*is for Uniform",
+    ),
+    ("between: no interval", lambda: dd.between(0.5, 0.5), "takes s < t"),
+    ("between: turned", lambda: dd.between(0.7, 0.2), "takes s < t"),
+    ("when: a condition", lambda: dd.when(dd.before(0.5), dd.before(0.5)), "when takes"),
+    ("when: an operator and a guide", lambda: dd.when(dd.before(0.5), S.Gibbs(), dd.Forbid([1])), "takes operators"),
+    ("when: an operator and nothing", lambda: dd.when(dd.before(0.5), S.Gibbs()), "takes operators"),
+    (
+        "a step of a plan by an old sampler",
+        lambda: dd.Plan.from_json(PLAN.to_json().replace("Ancestral", "Ancestor")),
+        "step 1: operator: cannot read 'Ancestor",
+    ),
+    (
+        "Plan.to_json: a lambda",
+        lambda: dd.Plan([0.5], [dd.Step(dd.when(lambda t: True, S.Gibbs(), S.Remask()))]).to_json(),
+        "step 1: operator: when: the condition",
+    ),
     ("Denoiser: fn is a class", lambda: dd.Denoiser(torch.nn.Linear, UNIFORM, "loo"), "it is a class"),
     ("Denoiser: predicts", lambda: dd.Denoiser(lambda x, t: x, UNIFORM, "x0"), "predicts|'loo'"),
     ("Denoiser: predicts a list", lambda: dd.Denoiser(lambda x, t: x, UNIFORM, ["loo"]), "predicts|'loo'"),

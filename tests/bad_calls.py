@@ -119,7 +119,9 @@ TENSORS = (
     "posterior: t",
     "loo_sensitivity: t",
 )
-NOT_BAD = {name: {"two of them"} for name in TENSORS} | {"BlockMixture: block": {"None in a list"}}
+NEGATIVE = ("before: t", "after: t", "between: s", "between: t", "ClassifierFree: scale")
+NOT_BAD = {name: {"two of them"} for name in TENSORS} | {name: {"-1.0"} for name in NEGATIVE}
+NOT_BAD["BlockMixture: block"] = {"None in a list"}
 
 
 def good_calls() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from discdiff.checks import shown
 from discdiff.checks import whole as whole_number
 from discdiff.denoiser import Denoiser, ShownPrefix, clean_states
-from discdiff.sampling import Blockwise, Sampler
+from discdiff.sampling import Blockwise, Sampler, anew
 from discdiff.theory.exact import Beginnings, after, checked, draws, run_paths
 from discdiff.theory.world import all_states, check_size, law_of_data, law_of_prior
 
@@ -131,16 +131,17 @@ def _through(
     """
     pairs: Tensor | None = None
     past_time, last = 0.0, None
-    for _, t, s, operator, model in sampler.parts():
+    for part in sampler.parts():
+        _, t, s, operator, model = part
         given = model if within is None else within(model)
         setting = checked(operator, sampler.process, given, t, s if operator.moves else None, size, frozen)
         setting.models, setting.before, setting.within = sampler.models, before, within
-        if pairs is not None and last != (operator, model):
+        if pairs is not None and last is not None and anew(last, part, sampler.models):
             law, pairs = pairs.sum(0), None
         if not operator.remembers:
             law = after(law, operator, setting, t)
             continue
-        if draws(given):
+        if draws(given, sampler.models):
             raise TypeError(
                 f"law: {operator} uses its previous step, which a guide that draws makes impossible to list"
             )
@@ -149,5 +150,5 @@ def _through(
         past, now = states.nonzero(as_tuple=True)
         known = None if pairs is None else (past, past_time)  # in the first step there is no past
         pairs, _ = run_paths(operator, setting, t, Beginnings(now, now, states[past, now], known))
-        past_time, last = t, (operator, model)
+        past_time, last = t, part
     return law if pairs is None else pairs.sum(0)

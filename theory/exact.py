@@ -18,7 +18,7 @@ from torch import Tensor
 from discdiff.checks import real
 from discdiff.checks import whole as whole_number
 from discdiff.choices import Key
-from discdiff.denoiser import Change, Counter, Denoiser, Guide, models_of
+from discdiff.denoiser import Change, Counter, Denoiser, Guide
 from discdiff.operator import (
     At,
     GuideAt,
@@ -37,7 +37,7 @@ from discdiff.operator import (
 )
 from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.sampling import acting, check_model
+from discdiff.sampling import acting, asked_of, check_model
 from discdiff.theory.paths import JOINT, Branching, Paths, TooManyJoint, TooManyPaths
 from discdiff.theory.sited import Sited
 from discdiff.theory.world import all_states, check_size, state_index
@@ -206,7 +206,7 @@ def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
     if setting.whole:
         return _enumerate(operator, setting, now)
     match operator:
-        case Staged(stages=(first, second)) if not draws(setting.model):
+        case Staged(stages=(first, second)) if not draws(setting.model, setting.models):
             return _staged(first, second, setting, now)
         case Then(left, right):
             return _kernel(left, setting, now) @ _kernel(right, setting, setting.s if left.moves else now)
@@ -220,13 +220,13 @@ def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
     return _enumerate(operator, setting, now)
 
 
-def draws(model: Denoiser) -> bool:
-    """Return whether a guide of the model makes random choices.
+def draws(model: Denoiser, named: Mapping[str, Denoiser]) -> bool:
+    """Return whether a guide of the model makes random choices, or one of the models that the guides ask.
 
     Then a prediction is no function of the state, and an operator that looks at one again is enumerated as a whole.
     """
     return any(isinstance(guide, Guide) and guide.random for guide in model.guides) or any(
-        draws(other) for other in models_of(model) if not isinstance(other, str)
+        draws(other, named) for other in asked_of(model, named)
     )
 
 

@@ -366,7 +366,9 @@ class Denoiser(Renamed):
         return self._with(guides=(*self.guides, check_guide(guide, self.process, "guided")))
 
     def with_name(self, name: str) -> "Denoiser":
-        """Return the same model with another name."""
+        """Return the same model with another name; raise TypeError if it is no string."""
+        if not isinstance(name, str):
+            raise TypeError(f"with_name: name must be a string, got {shown(name)}")
         return self._with(name=name)
 
     def _with(self: D, **fields: object) -> D:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from discdiff.denoiser.base import Denoiser
     from discdiff.operator import GuideAt, State
 
-__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide", "models_of"]
+__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide"]
 
 Change = Callable[[Prediction], Prediction]  # a guide that reads nothing but the prediction
 
@@ -103,15 +103,6 @@ def acting_at(guides: tuple[Guide | Change, ...], t: float) -> Iterator[Guide | 
             yield guide
         elif (chosen := guide.yes if guide.condition(t) else guide.no) is not None:
             yield from acting_at((chosen,), t)
-
-
-def models_of(model: "Denoiser") -> "list[Denoiser | str]":
-    """Return the denoisers, or their names, that a denoiser's guides ask, and those that the guides of these ask."""
-    found: list[Denoiser | str] = []
-    for guide in model.guides:
-        for other in guide.models if isinstance(guide, Guide) else ():
-            found += [other, *(() if isinstance(other, str) else models_of(other))]
-    return found
 
 
 def check_guide(guide: object, process: Process, where: str) -> Guide | Change:

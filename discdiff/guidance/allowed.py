@@ -62,7 +62,7 @@ class Allow(Guide):
         ValueError: for a mask of another vocabulary, or a site without tokens; in sampling, for another length.
     """
 
-    def __init__(self, mask: Bool[Tensor, "L V"]) -> None:
+    def __init__(self, mask: Bool[Tensor, "L V"] | Sequence[Sequence[bool]]) -> None:
         self.mask = array(mask, "Allow: mask")
         if self.mask.dtype != torch.bool:
             raise TypeError(f"Allow: mask must hold bools, got {self.mask.dtype}")

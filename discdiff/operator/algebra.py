@@ -286,6 +286,11 @@ class Mix(Operator):
         return all(operator.enumerable for operator in self.operators)
 
     @property
+    def remembers(self) -> bool:
+        """False, as the rows of a batch come from different operators, so that none gets a state before this step."""
+        return False
+
+    @property
     def width(self) -> int:
         return 1 + sum(operator.width for operator in self.operators)
 
@@ -324,7 +329,8 @@ class When(Operator):
     @property
     def nfe(self) -> float | None:
         """The nfe of both branches if it is the same; else None, as the grid decides how often each branch runs."""
-        return self.yes.nfe if self.yes.nfe == self.no.nfe else None
+        yes, no = self.yes.nfe, self.no.nfe
+        return yes if yes == no else None
 
     @property
     def enumerable(self) -> bool:
@@ -381,8 +387,9 @@ def _worst(*operators: Operator) -> Invariance | None:
 
 
 def _least_order(*operators: Operator) -> float | None:
-    known = [operator.order for operator in operators if operator.order is not None]
-    return min(known) if len(known) == len(operators) else None
+    orders = [operator.order for operator in operators]
+    known = [order for order in orders if order is not None]
+    return min(known) if len(known) == len(orders) else None
 
 
 def _sum_nfe(*weighted: tuple[float, Operator]) -> float | None:

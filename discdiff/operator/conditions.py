@@ -7,6 +7,7 @@ from typing import overload
 from discdiff.checks import real
 from discdiff.denoiser import Change, Guide, WhenGuide
 from discdiff.operator.algebra import Operator, When, check_operator, same_kind
+from discdiff.prediction import Truncation
 
 __all__ = ["Between", "after", "before", "between", "when"]
 
@@ -83,14 +84,14 @@ def when(
         TypeError: if an operator is paired with a guide or with None, or a predictor with a corrector, or the
             condition cannot be called.
     """
-    if not callable(condition):
+    if not callable(condition) or isinstance(condition, Operator | Guide | Truncation):
         raise TypeError(f"when: the condition must be a function of the start time t, got {condition!r}")
     if isinstance(yes, Operator) or isinstance(no, Operator):
         both = check_operator(yes, "when"), check_operator(no, "when")
         same_kind("when", *both)
         return When(condition, *both)
     for guide in (yes, no):
-        if isinstance(guide, type) or not (guide is None or callable(guide)) or yes is None:
+        if isinstance(guide, type | Between) or not (guide is None or callable(guide)) or yes is None:
             hint = "; it is a class: add ()" if isinstance(guide, type) else ""
             raise TypeError(f"when takes two operators, or guides, functions of a prediction; got {guide!r}{hint}")
     return WhenGuide(condition, yes, no)

@@ -11,6 +11,7 @@ from discdiff.checks import affordable, array, placed, seeded, token_ids, whole
 from discdiff.choices import Choices
 from discdiff.denoiser import Denoiser, warn_of_dropout
 from discdiff.operator import Run, State, choose
+from discdiff.sampling.planned import programs_of
 from discdiff.sampling.trajectory import Keeps
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def begin(
     model = sampler.model
     initial, batch, length = shaped(initial, batch, length)
     batch, first_row = check_rows("sample", batch, first_row)
-    length, seed = _length(model, length), seeded(seed, "sample: seed")
+    length, seed = _length(sampler, length), seeded(seed, "sample: seed")
     device = placed(model.device if device is None else device, "sample: device")
     affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
-    warn_of_dropout([(one.fn, *one.guides) for one in sampler.step_models], stacklevel=4)
+    warn_of_dropout(programs_of(sampler.networks), stacklevel=4)
     run = Run.start(model, batch, seed, first_row=first_row, device=device, record=bool(record), listen=listen)
     run.models = sampler.models
     state, at = run.begin(torch.zeros(batch, length, dtype=torch.int64, device=device), sampler.grid[0])
@@ -86,7 +87,8 @@ def shaped(
     return initial, own[0] if batch is None else batch, own[1] if length is None else length
 
 
-def _length(model: Denoiser, length: SupportsIndex | None) -> int:
+def _length(sampler: "Sampler", length: SupportsIndex | None) -> int:
+    model = next((one for one in sampler.networks if one.length is not None), sampler.model)
     own = model.length
     if length is None and own is None:
         raise ValueError("sample: give length=, this model has none of its own")

@@ -30,6 +30,7 @@ from discdiff.sampling.beginning import check_initial, check_rows, fixed, shaped
 from discdiff.sampling.blocks import Job
 from discdiff.sampling.loop import OnStep, check_on_step, check_resumed, refuse_beginning
 from discdiff.sampling.plan import Plan
+from discdiff.sampling.planned import programs_of
 from discdiff.sampling.sampler import Sampler
 from discdiff.sampling.samples import Samples, narrowest
 
@@ -350,7 +351,7 @@ class Blockwise:
             held = fixed(self.inner, batch, length, whole_rows, frozen, initial) or self._prompts((), batch, length)
         tokens, where = (each.to(device) for each in held)
         seed = seeded(seed, "sample: seed")
-        warn_of_dropout([(one.fn, *one.guides) for one in self.inner.step_models], stacklevel=4)
+        warn_of_dropout(programs_of(self.inner.networks), stacklevel=4)
         run = Run.start(model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
         run.models = self.inner.models
         job = Job(self, run, tokens, where, stops, initial)

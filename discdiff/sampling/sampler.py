@@ -19,10 +19,12 @@ from discdiff.operator import At, Operator, Run, State, listening, rests, while_
 from discdiff.process import Process, listed, require_process
 from discdiff.sampling.beginning import begin
 from discdiff.sampling.loop import OnStep, check_on_step, check_resumed, refuse_beginning
-from discdiff.sampling.plan import Plan
+from discdiff.sampling.plan import Plan, few
 from discdiff.sampling.planned import (
+    Part,
     acting,
     alike,
+    anew,
     check_plan,
     named_models,
     networks_of,
@@ -101,7 +103,7 @@ class Sampler:
         """The denoisers of all steps, and those that their guides ask."""
         return networks_of(self.step_models, self.models)
 
-    def parts(self) -> Iterator[tuple[int, float, float, Operator, Denoiser]]:
+    def parts(self) -> Iterator[Part]:
         """Yield (step number from 1, t, s, operator, denoiser with the step's guides) for every step."""
         for (number, t, s), step, model in zip(self.plan.intervals(), self.plan.steps, self.step_models, strict=True):
             yield number, t, s, step.operator, model
@@ -125,7 +127,8 @@ class Sampler:
         These are smaller if a call is not needed, because the prediction is still known or a two-stage predictor needs
         only one call in the last step.
         """
-        return planned_calls(self.plan, self.step_models, self.models)
+        planned = planned_calls(self.plan, self.step_models, self.models)
+        return None if planned is None else planned.calls
 
     @property
     def nfe(self) -> float | None:
@@ -136,11 +139,8 @@ class Sampler:
     @property
     def cost(self) -> float | None:
         """The planned calls, each times the ``cost`` of its denoiser; None if a number or a cost is unknown."""
-        calls = self.calls
-        costs = {model.name: model.cost for model in self.networks}
-        if calls is None or any(costs[name] is None for name in calls):
-            return None
-        return float(sum(count * (costs[name] or 0.0) for name, count in calls.items()))
+        planned = planned_calls(self.plan, self.step_models, self.models)
+        return None if planned is None else planned.cost
 
     def intervals(self) -> Iterator[tuple[int, float, float]]:
         """Yield (step number from 1, t, s) for every step; a corrector alone makes one step, from t to t."""
@@ -149,11 +149,11 @@ class Sampler:
     def through(self, state: State, run: Run) -> Iterator[State]:
         """Yield the state after each remaining step of the run, beginning with the step that follows ``state``.
 
-        Where the model, its guides or the operator change, an operator that remembers its previous step starts anew.
+        Where the denoiser changes, or the guides or operators that act, an operator that remembers starts anew.
         """
         known = [*self.parts()]
         for step, t, s, operator, model in known[state.step :]:
-            if step > 1 and known[step - 2][3:] != (operator, model):
+            if step > 1 and anew(known[step - 2], known[step - 1], self.models):
                 state = replace(state, past=None, seen=None)
             run.use(model)
             run.info.clear()
@@ -370,7 +370,7 @@ class Sampler:
             )
 
     def _infill_is_approximate(self) -> bool:
-        return not self.process.absorbing and not self.model.call.sees_site_times
+        return not self.process.absorbing and not all(one.call.sees_site_times for one in self.networks)
 
     def __repr__(self) -> str:
         if not self.plan.alike or self.plan.steps[0].guides or self.plan.steps[0].model:
@@ -381,7 +381,7 @@ class Sampler:
         elif self.grid == uniform_grid(len(self.grid) - 1):
             times = f"steps={len(self.grid) - 1}"
         else:
-            times = f"grid={self.grid}"
+            times = f"grid=({few([*map(repr, self.grid)])})"
         notes = ["infill is approximate: the denoiser sees one time a row"] if self._infill_is_approximate() else []
         note = f"  # {'; '.join(notes + self.resting)}" if notes or self.resting else ""
         return f"Sampler({self.process}, {self.model}, {self.operator}, {times}){note}"
