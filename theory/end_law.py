@@ -15,7 +15,7 @@ from torch import Tensor
 from discdiff.checks import shown
 from discdiff.checks import whole as whole_number
 from discdiff.denoiser import Denoiser, ShownPrefix, clean_states
-from discdiff.sampling import Blockwise, Sampler
+from discdiff.sampling import Blockwise, Sampler, equal_parts
 from discdiff.theory.exact import Beginnings, after, checked, draws, run_paths
 from discdiff.theory.world import all_states, check_size, law_of_data, law_of_prior
 
@@ -135,12 +135,12 @@ def _through(
         given = model if within is None else within(model)
         setting = checked(operator, sampler.process, given, t, s if operator.moves else None, size, frozen)
         setting.models, setting.before, setting.within = sampler.models, before, within
-        if pairs is not None and last != (operator, model):
+        if pairs is not None and not equal_parts(last, (operator, model)):
             law, pairs = pairs.sum(0), None
         if not operator.remembers:
             law = after(law, operator, setting, t)
             continue
-        if draws(given):
+        if draws(given, sampler.models):
             raise TypeError(
                 f"law: {operator} uses its previous step, which a guide that draws makes impossible to list"
             )

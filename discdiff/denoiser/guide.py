@@ -1,7 +1,7 @@
 """Guides: programs that change a prediction before an operator uses it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from discdiff.denoiser.base import Denoiser
     from discdiff.operator import GuideAt, State
 
-__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide", "models_of"]
+__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide", "drawing", "models_of", "refuse_asking"]
 
 Change = Callable[[Prediction], Prediction]  # a guide that reads nothing but the prediction
 
@@ -125,13 +125,49 @@ def acting_at(guides: tuple[Guide | Change, ...], t: float) -> Iterator[Guide | 
             yield from acting_at((chosen,), t)
 
 
-def models_of(model: "Denoiser") -> "list[Denoiser | str]":
-    """Return the denoisers, or their names, that a denoiser's guides ask, and those that the guides of these ask."""
+def models_of(
+    model: "Denoiser", named: "Mapping[str, Denoiser] | None" = None, above: tuple[Guide, ...] = ()
+) -> "list[Denoiser | str]":
+    """Return the denoisers, or their names, that a denoiser's guides ask, and those that the guides of these ask.
+
+    Args:
+        model: the denoiser.
+        named: the denoisers by name; if it is None, or lacks a name, the guides of the denoiser are not looked at.
+        above: the guides that lead to the denoiser.
+
+    Raises:
+        ValueError: if a guide asks a denoiser that has this guide itself, as its answer would never come.
+    """
     found: list[Denoiser | str] = []
-    for guide in model.guides:
-        for other in guide.models if isinstance(guide, Guide) else ():
-            found += [other, *(() if isinstance(other, str) else models_of(other))]
+    for guide in (one for one in model.guides if isinstance(one, Guide)):
+        if any(guide is one for one in above):
+            raise ValueError(f"{shown(guide)} asks a denoiser that it guides itself, so that an answer never comes")
+        for other in guide.models:
+            known = (named or {}).get(other) if isinstance(other, str) else other
+            found += [other, *(() if known is None else models_of(known, named, (*above, guide)))]
     return found
+
+
+def drawing(guides: Iterable[object], named: "Mapping[str, Denoiser] | None" = None) -> Guide | None:
+    """Return the first of some guides that draws, or asks a denoiser with a guide that draws; None if there is none.
+
+    ``named`` are the denoisers by name.
+    """
+    for guide in (one for one in guides if isinstance(one, Guide)):
+        asked = ((named or {}).get(one) if isinstance(one, str) else one for one in guide.models)
+        if guide.random or any(drawing(one.guides, named) is not None for one in asked if one is not None):
+            return guide
+    return None
+
+
+def refuse_asking(model: "Denoiser", where: str) -> None:
+    """Raise ValueError if a guide of a denoiser asks others, to which a context of the denoiser would be unknown."""
+    guide = next((one for one in model.guides if isinstance(one, Guide) and one.models), None)
+    if guide is not None:
+        raise ValueError(
+            f"{where}: {shown(guide)} asks other denoisers, which would not know the held sites; hold them in each "
+            f"denoiser first, and guide the result: model.{where}(...).guided(...)"
+        )
 
 
 def check_guide(guide: object, process: Process, where: str) -> Guide | Change:

@@ -6,12 +6,13 @@ from discdiff.sampling.blockwise import BlockSamples, Blockwise
 from discdiff.sampling.budget import predictor_corrector
 from discdiff.sampling.cascade import Cascade, Stages
 from discdiff.sampling.loop import OnStep
-from discdiff.sampling.plan import Plan, Step
+from discdiff.sampling.plan import Plan, Step, equal_parts
 from discdiff.sampling.planned import acting, check_model
 from discdiff.sampling.sampler import Sampler
 from discdiff.sampling.samples import Samples, narrowest
 
 __all__ = [
     "BlockSamples", "Blockwise", "Cascade", "OnStep", "Plan", "Program", "Sampler", "Samples", "Stages", "Step",
-    "acting", "check_model", "check_rows", "narrowest", "predictor_corrector", "program",
+    "acting", "check_model", "check_rows", "equal_parts", "narrowest",
+    "predictor_corrector", "program",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from discdiff.operator import Operator, check_operator
 from discdiff.process import listed
 from discdiff.sampling.notation import parsed, written
 
-__all__ = ["Plan", "Step"]
+__all__ = ["Plan", "Step", "equal_parts"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,31 @@ class Step:
             raise TypeError(f"Step: model must be a name in the sampler's mapping of models, got {shown(self.model)}")
         object.__setattr__(self, "guides", guides)
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether operators, guides and models are equal."""
+        if not isinstance(other, Step):
+            return NotImplemented
+        return equal_parts((self.operator, self.guides, self.model), (other.operator, other.guides, other.model))
+
     def __repr__(self) -> str:
         guides = f", guides=[{', '.join(map(repr, self.guides))}]" if self.guides else ""
         model = "" if self.model is None else f", model={self.model!r}"
         return f"Step({self.operator}{guides}{model})"
+
+
+def equal_parts(one: object, other: object) -> bool:
+    """Return whether two objects, or all parts of two tuples, are equal.
+
+    A comparison that has no answer, such as that of two arrays in the fields of a guide, counts as different.
+    """
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(equal_parts, one, other))
+    if one is other:
+        return True
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):
+        return False
 
 
 class Plan:
@@ -127,7 +148,7 @@ class Plan:
         """Return whether both plans have the same JSON text; plans that cannot be written are compared by content."""
         if not isinstance(other, Plan):
             return NotImplemented
-        if (self.grid, self.steps) == (other.grid, other.steps):
+        if equal_parts((self.grid, self.steps), (other.grid, other.steps)):
             return True
         try:
             return self.to_json() == other.to_json()

@@ -7,7 +7,7 @@ from discdiff.checks import real, shown, whole
 from discdiff.denoiser import Denoiser, Guide, acting_at, check_denoiser, models_of
 from discdiff.operator import SLOTS, Mix, Operator, Repeat, Then, When, check_operator, check_reads, rests
 from discdiff.process import LONGEST, Process, by_time, listed, require_process
-from discdiff.sampling.plan import Plan, Step
+from discdiff.sampling.plan import Plan, Step, equal_parts
 
 __all__ = [
     "acting", "alike", "check_model", "check_plan", "named_models", "networks_of", "planned_calls", "step_models",
@@ -70,20 +70,21 @@ def step_models(plan: Plan, models: Mapping[str, Denoiser], where: str) -> tuple
     """Return the denoiser of each step, with the step's guides; equal steps share one object.
 
     Raises:
-        TypeError, ValueError: for a name that ``models`` does not hold, or guides that the process does not take.
+        TypeError, ValueError: for a name that ``models`` does not hold, guides that the process does not take, or a
+            guide that asks a denoiser that it guides.
     """
     made: list[Denoiser] = []
     for number, step in enumerate(plan.steps):
         if step.model is not None and step.model not in models:
             raise ValueError(f"{where}: step {number + 1} takes the model {step.model!r}; there are {list(models)}")
         before = plan.steps[number - 1] if number else None
-        if before is not None and (before.model, before.guides) == (step.model, step.guides):
+        if before is not None and before.model == step.model and equal_parts(before.guides, step.guides):
             made.append(made[-1])
             continue
         model = next(iter(models.values())) if step.model is None else models[step.model]
         for guide in step.guides:
             model = model.guided(guide)
-        for other in models_of(model):
+        for other in models_of(model, models):
             if isinstance(other, str) and other not in models:
                 raise ValueError(f"{where}: a guide asks the model {other!r}; there are {list(models)}")
         made.append(model)
@@ -94,7 +95,7 @@ def networks_of(models: Iterable[Denoiser], named: Mapping[str, Denoiser]) -> li
     """Return denoisers and all that their guides ask, each once."""
     found: dict[int, Denoiser] = {}
     for model in models:
-        for one in (model, *models_of(model)):
+        for one in (model, *models_of(model, named)):
             known = named[one] if isinstance(one, str) else one
             found[id(known)] = known
     return list(found.values())

@@ -19,7 +19,7 @@ from discdiff.operator import At, Operator, Run, State, listening, rests, while_
 from discdiff.process import Process, listed, require_process
 from discdiff.sampling.beginning import begin
 from discdiff.sampling.loop import OnStep, check_on_step, check_resumed, refuse_beginning
-from discdiff.sampling.plan import Plan
+from discdiff.sampling.plan import Plan, equal_parts
 from discdiff.sampling.planned import (
     acting,
     alike,
@@ -153,7 +153,7 @@ class Sampler:
         """
         known = [*self.parts()]
         for step, t, s, operator, model in known[state.step :]:
-            if step > 1 and known[step - 2][3:] != (operator, model):
+            if step > 1 and not equal_parts(known[step - 2][3:], (operator, model)):
                 state = replace(state, past=None, seen=None)
             run.use(model)
             run.info.clear()
