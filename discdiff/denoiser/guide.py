@@ -170,6 +170,11 @@ def refuse_asking(model: "Denoiser", where: str) -> None:
         )
 
 
+def _asked(one: object) -> bool:
+    """Return whether an object is a denoiser or the name of one."""
+    return isinstance(one, str) or (hasattr(one, "process") and not isinstance(one, type))
+
+
 def check_guide(guide: object, process: Process, where: str) -> Guide | Change:
     """Return the guide if it is one for the process.
 
@@ -186,8 +191,9 @@ def check_guide(guide: object, process: Process, where: str) -> Guide | Change:
     if isinstance(guide, Guide):
         name = type(guide).__name__
         decided(guide.random, f"{name}.random")
+        decided(guide.whole, f"{name}.whole")
         real(guide.nfe, f"{name}.nfe", "[0, inf)")
-        if not isinstance(guide.models, tuple) or any(isinstance(one, type) for one in guide.models):
+        if not isinstance(guide.models, tuple) or not all(_asked(one) for one in guide.models):
             raise TypeError(f"{name}.models must be a tuple of denoisers or their names, got {shown(guide.models)}")
         for model in guide.models:
             own = None if isinstance(model, str) else getattr(model, "process", None)

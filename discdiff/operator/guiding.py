@@ -9,7 +9,7 @@ from torch import Tensor
 
 from discdiff.checks import shown
 from discdiff.choices import Key
-from discdiff.denoiser import Change, Denoiser, Guide, drawing, frozen_time
+from discdiff.denoiser import Change, Denoiser, Guide, WhenGuide, acting_at, drawing, frozen_time
 from discdiff.operator.run import At, Run, stream
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
@@ -195,7 +195,9 @@ def guided(
 def guided_alone(
     model: Denoiser, said: Prediction, x: Int[Tensor, "B L"], times: Float[Tensor, "#B #L"], sequential: bool = False
 ) -> Prediction:
-    """Return the prediction of a denoiser after its guides, outside of a run; a ``when`` looks at the largest time.
+    """Return the prediction of a denoiser after its guides, outside of a run.
+
+    A ``when`` looks at the largest time of a row.
 
     Args:
         model: the denoiser.
@@ -206,9 +208,17 @@ def guided_alone(
 
     Raises:
         TypeError: for a guide that draws, because a run keys the randomness.
+        ValueError: if rows have times at which different guides act.
     """
     random = drawing(model.guides)
     if random is not None:
         raise TypeError(f"{random}: draws, so it takes a run, such as Sampler.sample; model(x, t) has no seed")
-    state, at = Run.start(model, len(x), 0, device=x.device).begin(x, float(times.max()))
+    if any(isinstance(guide, WhenGuide) for guide in model.guides):
+        acting = {tuple(map(id, acting_at(model.guides, t))): t for t in times.amax(-1).unique().tolist()}
+        if len(acting) > 1:
+            raise ValueError(
+                f"{model}: rows have times at which different guides act, such as {sorted(acting.values())}; call the "
+                "model for the rows of each alone"
+            )
+    state, at = Run.start(model, len(x), 0, device=x.device).begin(x, float(times.max()) if len(times) else 1.0)
     return guided(said, model, state, at, None if sequential else times)

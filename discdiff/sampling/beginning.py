@@ -43,7 +43,7 @@ def begin(
     length, seed = _length(model, length), seeded(seed, "sample: seed")
     device = placed(model.device if device is None else device, "sample: device")
     affordable(batch * length, f"sample: a batch of {batch} rows of length {length}")
-    warn_of_dropout([(one.fn, *one.guides) for one in sampler.step_models], stacklevel=4)
+    warn_of_dropout([(one.fn, *one.guides) for one in sampler.networks], stacklevel=4)
     run = Run.start(model, batch, seed, first_row=first_row, device=device, record=bool(record), listen=listen)
     run.models = sampler.models
     state, at = run.begin(torch.zeros(batch, length, dtype=torch.int64, device=device), sampler.grid[0])

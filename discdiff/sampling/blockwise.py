@@ -352,7 +352,7 @@ class Blockwise:
             held = fixed(self.inner, batch, length, whole_rows, frozen, initial) or self._prompts((), batch, length)
         tokens, where = (each.to(device) for each in held)
         seed = seeded(seed, "sample: seed")
-        warn_of_dropout([(one.fn, *one.guides) for one in self.inner.step_models], stacklevel=4)
+        warn_of_dropout([(one.fn, *one.guides) for one in self.inner.networks], stacklevel=4)
         run = Run.start(model, batch, seed, first_row=first_row, device=device, record=record, listen=listen)
         run.models = self.inner.models
         job = Job(self, run, tokens, where, stops, initial)

@@ -91,13 +91,15 @@ def parsed(text: object, where: str) -> Any:  # noqa: ANN401  # an operator, a g
     def build(node: ast.expr) -> Any:  # noqa: ANN401
         match node:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in _CLASSES | _FUNCTIONS:
-                if any(keyword.arg is None for keyword in keywords):
+                names = [keyword.arg for keyword in keywords]
+                if None in names or len({*names}) < len(names):
                     raise refuse(node)
+                told = [build(arg) for arg in args]
                 named = {str(keyword.arg): build(keyword.value) for keyword in keywords}
                 try:
-                    return (_CLASSES | _FUNCTIONS)[name](*map(build, args), **named)
-                except TypeError as error:
-                    raise TypeError(f"{where}: {error} in {shown(text)}") from error
+                    return (_CLASSES | _FUNCTIONS)[name](*told, **named)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{where}: {error} in {shown(text)}") from error
             case ast.BinOp(left=left, op=ast.RShift(), right=right):
                 return _operator(build(left), left) >> _operator(build(right), right)
             case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(times))):

@@ -156,6 +156,52 @@ def test_a_new_schedule_is_checked_against_the_denoisers_that_guides_ask() -> No
     assert len(WORLD.denoiser(UNIFORM).guided(Plain(G)).with_schedule(dd.Cosine()).guides) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("whole", "yes", r"Declares\.whole must be True or False, got 'yes'"),
+        ("models", (3,), r"Declares\.models must be a tuple of denoisers or their names, got \(3,\)"),
+        ("models", [], r"Declares\.models must be a tuple of denoisers or their names, got \[\]"),
+        ("random", 1, r"Declares\.random must be True or False, got 1"),
+    ],
+)
+def test_wrong_attributes_of_a_guide_are_named(name: str, value: object, says: str) -> None:
+    guide = type("Declares", (Plain,), {name: value})(G)
+    with pytest.raises(TypeError, match=says):
+        WORLD.denoiser(UNIFORM).guided(guide)
+
+
+@pytest.mark.parametrize("who", ["asked by an object", "asked by name", "asked by a step"])
+def test_dropout_of_an_asked_network_is_told(who: str) -> None:
+    class Dropping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.drop(torch.ones(*x.shape, 3))
+
+    model, asked = WORLD.denoiser(UNIFORM), dd.Denoiser(Dropping(), UNIFORM, "loo")
+    steps = [dd.Step(S.Ancestral(), [dd.ClassifierFree("u")])]
+    plan = dd.Plan([1.0, 0.0], steps if who == "asked by a step" else [dd.Step(S.Ancestral())])
+    guided = {"asked by an object": dd.ClassifierFree(asked), "asked by name": dd.ClassifierFree("u")}
+    main = model.guided(guided[who]) if who in guided else model
+    with pytest.warns(UserWarning, match="Dropout 'drop' drops units"):
+        dd.Sampler(UNIFORM, {"c": main, "u": asked}, plan=plan).sample(2, seed=0)
+
+
+def test_rows_whose_times_need_different_guides_are_refused_outside_a_run() -> None:
+    model, x = WORLD.denoiser(UNIFORM).guided(dd.when(dd.before(0.5), Plain(G))), torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"different guides act, such as \[0\.25, 0\.75\]"):
+        model(x, torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(model(x, torch.tensor([0.6, 0.75])).loo[:1], model(x[:1], 0.6).loo, atol=1e-6, rtol=0)
+    # the sites of a row share its largest time
+    clean = torch.tensor([[0.0, 0.75, 0.75], [0.75, 0.75, 0.75]])
+    torch.testing.assert_close(model(x, clean).loo[1:], model(x[1:], 0.75).loo)
+    assert model(x[:0], torch.zeros(0)).loo.shape == (0, 3, 3)
+    assert WORLD.denoiser(UNIFORM).guided(Plain(G))(x[:0], torch.zeros(0)).loo.shape == (0, 3, 3)
+
+
 # --- plans and conditions ---------------------------------------------------------------------------------------------
 
 
@@ -182,6 +228,20 @@ def test_steps_whose_guides_hold_arrays_are_compared(failure_rate: float) -> Non
 def test_the_law_of_an_operator_that_remembers_keeps_the_guides_of_the_earlier_step(failure_rate: float) -> None:
     model = WORLD.denoiser(UNIFORM).guided(dd.when(dd.before(0.6), Plain(G), Plain(H)))
     law_of_samples(dd.Sampler(UNIFORM, model, S.Multistep(), grid=[1.0, 0.7, 0.5, 0.2, 0.0]), 20_000, failure_rate)
+
+
+def test_errors_of_a_file_name_the_step_once() -> None:
+    plan = dd.Plan([1.0, 0.0], [dd.Step(S.Ancestral(), [dd.when(dd.before(0.5), dd.Truncation(temperature=0.5))])])
+    text = plan.to_json()
+    for right, wrong, says in (
+        ("temperature=0.5", "temperature=-1", "Truncation: temperature must lie in"),
+        ("top_k=None", "top_k='a'", "Truncation: top_k"),
+        ("top_k=None", "top_k=2, top_k=None", "cannot read"),
+    ):
+        assert right in text
+        with pytest.raises((TypeError, ValueError), match=rf"^Plan\.from_json: step 1: {says}") as found:
+            dd.Plan.from_json(text.replace(right, wrong))
+        assert str(found.value).count("Plan.from_json") == 1
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
