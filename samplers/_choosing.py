@@ -72,7 +72,8 @@ def draw_clean(state: State, where: Bool[Tensor, "B L"], at: At) -> Int[Tensor, 
     """Draw clean tokens at the chosen hidden sites (B, L) and return all tokens (B, L); random choice "token"."""
     z = state.tokens
     said = at.predict(state)
-    drawn = choose("token", said.tokens(where, at.process.column(z), believed(said[where])), state, at)
+    sites = believed(said[where]) if said.law is None else None
+    drawn = choose("token", said.tokens(where, at.process.column(z), sites), state, at)
     return torch.where(where, at.process.place(drawn, z), z)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from discdiff.checks import real
 from discdiff.checks import whole as whole_number
 from discdiff.choices import Key
-from discdiff.denoiser import Change, Counter, Denoiser, Guide
+from discdiff.denoiser import Change, Counter, Denoiser, Guide, drawing
 from discdiff.operator import (
     At,
     GuideAt,
@@ -37,7 +37,7 @@ from discdiff.operator import (
 )
 from discdiff.prediction import Prediction
 from discdiff.process import Process
-from discdiff.sampling import acting, asked_of, check_model
+from discdiff.sampling import acting, check_model
 from discdiff.theory.paths import JOINT, Branching, Paths, TooManyJoint, TooManyPaths
 from discdiff.theory.sited import Sited
 from discdiff.theory.world import all_states, check_size, state_index
@@ -80,8 +80,8 @@ class _Asked(Run):
     reports = False  # the sites of a path are kept apart, and what is reported may combine them
 
     def guide(self, guide: Guide | Change, prediction: Prediction, state: State, at: GuideAt) -> Prediction:
-        """Run a guide that makes no choice once for each distinct state and noise, which many paths share."""
-        if isinstance(guide, Guide) and guide.random:
+        """Run a guide once for each distinct state and noise, which many paths share, if nothing is drawn for it."""
+        if drawing((guide,), self.models) is not None:
             return super().guide(guide, prediction, state, at)
         seen = torch.cat([prediction.x.double(), prediction.alpha], -1)
         _, index = seen.unique(dim=0, return_inverse=True)
@@ -221,13 +221,11 @@ def _kernel(operator: Operator, setting: Setting, now: float) -> Tensor:
 
 
 def draws(model: Denoiser, named: Mapping[str, Denoiser]) -> bool:
-    """Return whether a guide of the model makes random choices, or one of the models that the guides ask.
+    """Return whether a guide of the model, or of one that it asks, makes random choices; ``named`` are models by name.
 
     Then a prediction is no function of the state, and an operator that looks at one again is enumerated as a whole.
     """
-    return any(isinstance(guide, Guide) and guide.random for guide in model.guides) or any(
-        draws(other, named) for other in asked_of(model, named)
-    )
+    return drawing(model.guides, named) is not None
 
 
 def _staged(first: Operator, second: Operator, setting: Setting, now: float) -> Tensor:
@@ -358,5 +356,7 @@ def _place(setting: Setting, states: Tensor, begin: Beginnings, paths: Paths, no
     state, at = run.begin(states[begin.state[start]], setting.t, setting.s, 1, frozen)
     state = replace(state, t=now)
     if begin.past is not None:
-        state = state.after(replace(state, tokens=states[begin.past[0][start]], t=begin.past[1]))
+        past = replace(state, tokens=states[begin.past[0][start]], t=begin.past[1])
+        earlier = past.t > setting.t  # then the guides were those of the earlier step
+        state = state.after(past, replace(at, t=past.t, s=setting.t).predict(past) if earlier else None)
     return state, at

@@ -9,6 +9,7 @@ Sites that are not chosen keep a fixed value with log-probability 0, and their l
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -99,7 +100,7 @@ class Tokens(SiteWise):
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         where = self.sites.where
         drawn = self.sites.draw(key)
-        Watch(key.ids, self.faults).refuse(drawn < 0, BAD_LOGITS, where)
+        replace(self.sites.watch, ids=key.ids, flags=self.faults).refuse(drawn < 0, BAD_LOGITS, where)
         return self.keep.masked_scatter(where, drawn.clamp(min=0))  # a GPU run continues, so its ids must be valid
 
     def __getstate__(self) -> dict[str, object]:

@@ -1,9 +1,11 @@
 """Reports of bad logits: an error at once that names the site, or on a GPU a flag checked when the run ends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from discdiff.checks import shown
 
 __all__ = ["AT_ONCE", "BAD_LOGITS", "Watch"]
 
@@ -18,10 +20,12 @@ class Watch:
         ids: (B,) ids of the rows; if None, an error gives the row's index in the batch.
         flags: a list to which checks on a GPU append flags, because raising at once would synchronise the device. If
             None, checks on a GPU raise at once too.
+        guides: what changed the logits, for the error.
     """
 
     ids: Int[Tensor, " B"] | None = None
     flags: list[Tensor] | None = None
+    guides: tuple[object, ...] = ()
 
     def refuse(
         self, wrong: Bool[Tensor, "..."], what: str, where: Bool[Tensor, "B L"] | None = None, start: int = 0
@@ -42,11 +46,13 @@ class Watch:
         elif bool(wrong.any()):
             site = wrong.nonzero()[0] if where is None else where.nonzero()[start + int(wrong.nonzero()[0, 0])]
             row, position = site.tolist()
-            raise ValueError(f"row {row if self.ids is None else int(self.ids[row])}, position {position}: {what}")
+            row = row if self.ids is None else int(self.ids[row])
+            guides = f"; guides changed them: {', '.join(map(shown, self.guides))}" if self.guides else ""
+            raise ValueError(f"row {row}, position {position}: {what}{guides}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
         """Return a watch for the batch rows with indices ``index`` (R,)."""
-        return self if self.ids is None else Watch(self.ids[index], self.flags)
+        return self if self.ids is None else replace(self, ids=self.ids[index])
 
 
 AT_ONCE = Watch()  # outside a run

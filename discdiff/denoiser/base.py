@@ -15,7 +15,7 @@ from discdiff.denoiser.call import Call, Network, TimeArgument, clean_states
 from discdiff.denoiser.conditions import Along, HeldSites
 from discdiff.denoiser.context import Cached, CachedPrefix, Context
 from discdiff.denoiser.dropout import device_of
-from discdiff.denoiser.guide import Change, Guide, check_guide
+from discdiff.denoiser.guide import Change, Guide, check_guide, refuse_asking
 from discdiff.prediction import Output, Prediction, Predicts, check_predicts, unshifted
 from discdiff.process import Process, Schedule, Time, noise, require_process, site_time
 
@@ -239,6 +239,7 @@ class Denoiser(Renamed):
 
     def _moving(self, moving: Tensor, length: int | None, where: str) -> Tensor:
         """Check the mask of moving sites and the model, and return the mask; ``length`` None allows any length."""
+        refuse_asking(self, where)
         moving = array(moving, f"{where}: moving")
         length = moving.numel() if length is None else length
         if not (self.process.absorbing or self.call.sees_site_times):
@@ -330,7 +331,9 @@ class Denoiser(Renamed):
 
         fn still gets times of the schedule it was trained with: those at which that schedule has the same alpha.
         """
-        return self._with(process=self.process.with_schedule(schedule), call=replace(self.call, schedule=schedule))
+        process = self.process.with_schedule(schedule)
+        guides = tuple(check_guide(guide, process, "with_schedule") for guide in self.guides)
+        return self._with(process=process, call=replace(self.call, schedule=schedule), guides=guides)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder that ``load`` reads: weights as safetensors, all else as JSON.

@@ -1,7 +1,7 @@
 """Guides: programs that change a prediction before an operator uses it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from discdiff.denoiser.base import Denoiser
     from discdiff.operator import GuideAt, State
 
-__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide"]
+__all__ = ["Change", "Guide", "WhenGuide", "acting_at", "check_guide", "drawing", "refuse_asking"]
 
 Change = Callable[[Prediction], Prediction]  # a guide that reads nothing but the prediction
 
@@ -105,6 +105,33 @@ def acting_at(guides: tuple[Guide | Change, ...], t: float) -> Iterator[Guide | 
             yield from acting_at((chosen,), t)
 
 
+def drawing(guides: Iterable[object], named: "Mapping[str, Denoiser] | None" = None) -> Guide | None:
+    """Return the first of some guides that draws, or asks a denoiser with a guide that draws; None if there is none.
+
+    ``named`` are the denoisers by name.
+    """
+    for guide in (one for one in guides if isinstance(one, Guide)):
+        asked = ((named or {}).get(one) if isinstance(one, str) else one for one in guide.models)
+        if guide.random or any(drawing(one.guides, named) is not None for one in asked if one is not None):
+            return guide
+    return None
+
+
+def refuse_asking(model: "Denoiser", where: str) -> None:
+    """Raise ValueError if a guide of a denoiser asks others, to which a context of the denoiser would be unknown."""
+    guide = next((one for one in model.guides if isinstance(one, Guide) and one.models), None)
+    if guide is not None:
+        raise ValueError(
+            f"{where}: {shown(guide)} asks other denoisers, which would not know the held sites; hold them in each "
+            f"denoiser first, and guide the result: model.{where}(...).guided(...)"
+        )
+
+
+def _asked(one: object) -> bool:
+    """Return whether an object is a denoiser or the name of one."""
+    return isinstance(one, str) or (hasattr(one, "process") and not isinstance(one, type))
+
+
 def check_guide(guide: object, process: Process, where: str) -> Guide | Change:
     """Return the guide if it is one for the process.
 
@@ -121,8 +148,9 @@ def check_guide(guide: object, process: Process, where: str) -> Guide | Change:
     if isinstance(guide, Guide):
         name = type(guide).__name__
         decided(guide.random, f"{name}.random")
+        decided(guide.whole, f"{name}.whole")
         real(guide.nfe, f"{name}.nfe", "[0, inf)")
-        if not isinstance(guide.models, tuple) or any(isinstance(one, type) for one in guide.models):
+        if not isinstance(guide.models, tuple) or not all(_asked(one) for one in guide.models):
             raise TypeError(f"{name}.models must be a tuple of denoisers or their names, got {shown(guide.models)}")
         for model in guide.models:
             own = None if isinstance(model, str) else getattr(model, "process", None)

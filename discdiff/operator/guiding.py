@@ -9,7 +9,7 @@ from torch import Tensor
 
 from discdiff.checks import shown
 from discdiff.choices import Key
-from discdiff.denoiser import Change, Denoiser, Guide, frozen_time
+from discdiff.denoiser import Change, Denoiser, Guide, WhenGuide, acting_at, drawing, frozen_time
 from discdiff.operator.run import At, Run, stream
 from discdiff.operator.state import State
 from discdiff.prediction import Prediction
@@ -36,16 +36,25 @@ class GuideAt(At):
     guide: Guide | Change
     rows: Int[Tensor, " R"]
 
-    def ask(self, model: Denoiser | str, state: State, time: float | Float[Tensor, "B 1"] | None = None) -> Prediction:
+    def ask(
+        self,
+        model: Denoiser | str,
+        state: State,
+        time: float | Float[Tensor, "B 1"] | None = None,
+        name: str = "",
+    ) -> Prediction:
         """Return the prediction of another denoiser at a state, with that denoiser's own guides; the call is counted.
 
         Args:
             model: one of the denoisers, or of their names, in the guide's ``models``.
-            state: the state.
+            state: the state; its rows may be some of the prediction's, in any order and several times.
             time: the time given to the denoiser, a float or (B, 1); by default that of the main denoiser.
+            name: the name of the question, for a guide that asks one denoiser several times; it tells the random
+                choices of the denoiser's guides apart.
 
         Raises:
-            ValueError: if the denoiser is not in ``models``, is for another process, or has a name without denoiser.
+            ValueError: if the denoiser is not in ``models``, is for another process, or has a name without denoiser; or
+                if the state has other rows than the prediction.
         """
         declared = self.guide.models if isinstance(self.guide, Guide) else ()
         if not any(model is one or (isinstance(model, str) and model == one) for one in declared):
@@ -53,14 +62,28 @@ class GuideAt(At):
         counter = self.run.counter(model)
         if counter.denoiser.process != self.process:
             raise ValueError(f"{self.guide}: asks {counter.denoiser}, but the process of the run is {self.process}")
-        path = f"{self.path}{list(declared).index(model)}"
+        path = f"{self.path}{list(declared).index(model)}{'.' if name else ''}{name}"
         if self.times is None and time is None:
             said, told = counter.score(state.tokens, state.rows), None
         else:
-            told = self.times if time is None else frozen_time(learned(time), state.frozen, state.tokens.device)
-            assert told is not None
+            if time is not None:
+                told = frozen_time(learned(time), state.frozen, state.tokens.device)
+            else:
+                told = self._times_of(state.rows)
             said = counter(state.tokens, told, state.rows)
         return guided(said, counter.denoiser, state, self, told, path)
+
+    def _times_of(self, rows: Int[Tensor, " R"]) -> Float[Tensor, "#R #L"]:
+        """Return the times at which the network was called for rows with these ids."""
+        assert self.times is not None
+        if len(self.times) == 1 or torch.equal(rows, self.rows):
+            return self.times
+        known, order = self.rows.sort()
+        place = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
+        if not torch.equal(known[place], rows):
+            other = int(rows[known[place] != rows][0])
+            raise ValueError(f"{self.guide}: asks about row {other}, which the prediction does not have")
+        return self.times[order[place]]
 
     def predict(self, state: State, time: float | Tensor | None = None, name: str = "") -> Prediction:
         """Raise TypeError, as a guide that asked for a guided prediction would never end."""
@@ -165,14 +188,16 @@ def guided(
         pairs = ((seen.x, said.x), (seen.alpha, said.alpha))
         if seen.process != said.process or not all(one is other or torch.equal(one, other) for one, other in pairs):
             raise ValueError(f"{guide}: a guide returns a prediction of the same tokens, alpha and process, got {seen}")
-    seen.watch = said.watch
+    seen.watch = replace(said.watch, guides=model.guides)
     return seen
 
 
 def guided_alone(
     model: Denoiser, said: Prediction, x: Int[Tensor, "B L"], times: Float[Tensor, "#B #L"], sequential: bool = False
 ) -> Prediction:
-    """Return the prediction of a denoiser after its guides, outside of a run; a ``when`` looks at the largest time.
+    """Return the prediction of a denoiser after its guides, outside of a run.
+
+    A ``when`` looks at the largest time of a row.
 
     Args:
         model: the denoiser.
@@ -183,9 +208,17 @@ def guided_alone(
 
     Raises:
         TypeError: for a guide that draws, because a run keys the randomness.
+        ValueError: if rows have times at which different guides act.
     """
-    drawing = next((guide for guide in model.guides if isinstance(guide, Guide) and guide.random), None)
-    if drawing is not None:
-        raise TypeError(f"{drawing}: draws, so it takes a run, such as Sampler.sample; model(x, t) has no seed")
-    state, at = Run.start(model, len(x), 0, device=x.device).begin(x, float(times.max()))
+    random = drawing(model.guides)
+    if random is not None:
+        raise TypeError(f"{random}: draws, so it takes a run, such as Sampler.sample; model(x, t) has no seed")
+    if any(isinstance(guide, WhenGuide) for guide in model.guides):
+        acting = {tuple(map(id, acting_at(model.guides, t))): t for t in times.amax(-1).unique().tolist()}
+        if len(acting) > 1:
+            raise ValueError(
+                f"{model}: rows have times at which different guides act, such as {sorted(acting.values())}; call the "
+                "model for the rows of each alone"
+            )
+    state, at = Run.start(model, len(x), 0, device=x.device).begin(x, float(times.max()) if len(times) else 1.0)
     return guided(said, model, state, at, None if sequential else times)

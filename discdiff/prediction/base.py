@@ -46,8 +46,9 @@ from discdiff.process import Process
 __all__ = ["Prediction", "Predicts", "check_predicts"]
 
 Predicts = Literal["denoiser", "loo", "ratio"]
-# the law of the clean tokens at chosen sites (B, L); other positions keep the given tokens (B, L)
-Law = Callable[["Prediction", Tensor, Tensor], Choice]
+# maps a prediction of R rows, the indices (R,) of these rows where the law was given, chosen sites (R, L) and tokens
+# (R, L) to a law (R, L) of clean tokens at the chosen sites; other positions keep the given tokens
+Law = Callable[["Prediction", Tensor, Tensor, Tensor], Choice]
 
 
 class Prediction(Renamed):
@@ -97,6 +98,7 @@ class Prediction(Renamed):
         self.watch = AT_ONCE  # a run replaces it by its own
         self.changes: tuple[RowChange, ...] = ()
         self.law: Law | None = None
+        self._law_rows: Tensor | None = None  # (R,) the selected rows of the law; None for all in order
 
     @property
     def logits(self) -> Float[Tensor, "B L _"]:
@@ -151,8 +153,15 @@ class Prediction(Renamed):
         """Return a ``View`` of the chosen sites: the same laws, whose logits are read only when they are used.
 
         Raises:
-            ValueError: unless ``where`` is a bool tensor (B, L).
+            ValueError: unless ``where`` is a bool tensor (B, L); or if the clean tokens have a joint law, which a law
+                of single sites would ignore.
         """
+        if self.law is not None:
+            raise ValueError(
+                "prediction[where]: a guide gave a joint law of the clean tokens, and this operator draws or weighs "
+                "sites one by one. Accepted are operators that draw by prediction.tokens, such as Ancestral, Unmask, "
+                "P2, ReMDM and Gibbs; prediction.untruncated has the laws of single sites"
+            )
         if getattr(where, "dtype", None) is not torch.bool or where.shape != self.x.shape:
             raise ValueError(f"prediction[where] takes a bool tensor {tuple(self.x.shape)}, got {shown(where)}")
         row, position = where.nonzero(as_tuple=True)
@@ -204,7 +213,7 @@ class Prediction(Renamed):
                 each; when a row is read, if only predictions of negative weight rule a token out.
         """
         kept = tuple(real(weight, "combined: a weight") for weight in listing(weights, "combined: weights"))
-        others = tuple(others)
+        others = tuple(listing(others, "combined: others"))
         if len(kept) != 1 + len(others):
             raise ValueError(f"combined: takes one weight for each of {1 + len(others)} predictions, got {kept}")
         for other in others:
@@ -220,20 +229,39 @@ class Prediction(Renamed):
     def joint(self, law: Law) -> "Prediction":
         """Return the same prediction with a joint law of the clean tokens that operators draw together.
 
+        An operator draws from it by ``tokens``. Any other reading of the prediction, such as ``prediction[where].loo``,
+        is refused, because it would ignore the joint law. Changes that follow act on the prediction that the law gets.
+
         Args:
-            law: called as law(prediction, where, keep), see ``tokens``; ``prediction`` may be a selection of rows.
+            law: called as law(prediction, row, where, keep), see ``tokens``. ``prediction`` has no joint law and may be
+                a selection of rows; ``row`` (R,) holds the indices of these rows in this prediction.
+
+        Raises:
+            TypeError: if ``law`` cannot be called.
+            ValueError: if the process is not absorbing, because a clean token then depends on the state of its site.
         """
+        if not callable(law):
+            raise TypeError(f"joint: law is called as law(prediction, row, where, keep), got {shown(law)}")
+        if not self.process.absorbing:
+            raise ValueError(f"joint: takes a prediction of an absorbing process, such as Masked, got {self.process}")
         other = copy.copy(self)
-        other.law = law
+        other.law, other._law_rows = law, None
         return other
 
     def tokens(self, where: Bool[Tensor, "B L"], keep: Int[Tensor, "B L"], sites: Sites | None = None) -> Choice:
         """Return the law from which an operator draws clean tokens at the sites ``where``; others keep ``keep``.
 
         By default the sites are independent, with rows ``sites``, or O if it is None; a guide may bring a joint law.
+
+        Raises:
+            ValueError: if the joint law has another shape than ``keep``.
         """
         if self.law is not None:
-            return self.law(self, where, keep)
+            row = torch.arange(len(self.x), device=self.x.device) if self._law_rows is None else self._law_rows
+            made = self.law(self._alone, row, where, keep)
+            if not isinstance(made, Choice) or made.shape() != keep.shape:
+                raise ValueError(f"joint: law must return a Choice of shape {tuple(keep.shape)}, got {shown(made)}")
+            return made
         return Tokens(self[where].loo if sites is None else sites, keep)
 
     def _changed(self, change: RowChange) -> "Prediction":
@@ -243,10 +271,11 @@ class Prediction(Renamed):
 
     @property
     def untruncated(self) -> "Prediction":
-        """The prediction without its truncations, but with its tilts; confidences are computed from it."""
+        """The prediction with its tilts, without truncations and joint law; confidences are computed from it."""
+        other = self._alone
         if not self.changes:
-            return self
-        other = copy.copy(self)
+            return other
+        other = copy.copy(other)
         found = (change.untruncated() for change in self.changes)
         other.changes = tuple(change for change in found if change is not None)
         return other
@@ -257,9 +286,20 @@ class Prediction(Renamed):
         other.output, other.x, other.alpha = self.output.select(index), self.x[index], self.alpha[index]
         other.watch = self.watch.select(index)
         other.changes = tuple(change.select(index) for change in self.changes)
+        if self.law is not None:
+            other._law_rows = index if self._law_rows is None else self._law_rows[index]
         return other
 
     # --- internal -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _alone(self) -> "Prediction":
+        """The prediction without a joint law."""
+        if self.law is None:
+            return self
+        other = copy.copy(self)
+        other.law, other._law_rows = None, None
+        return other
 
     @property
     def _everywhere(self) -> View:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from discdiff.checks import shown
 from discdiff.kernels import dispatch as kernels
 from discdiff.prediction.view import View
 
@@ -87,10 +88,12 @@ class Tilt(RowChange):
         def tilted(raw: Tensor, n: Tensor) -> Tensor:
             raw = raw[:, : view.prediction.process.vocab_size]  # a ratio may have the mask's column too
             log_g = self.log_g(row[n], position[n]) if callable(self.log_g) else self.log_g[row[n], position[n]]
-            if log_g.shape != raw.shape:
-                raise ValueError(f"tilted: log_g must give {tuple(raw.shape)} at {len(n)} sites, got {log_g.shape}")
+            if not isinstance(log_g, Tensor) or log_g.shape != raw.shape:
+                raise ValueError(f"tilted: log_g must give {tuple(raw.shape)} at {len(n)} sites, got {shown(log_g)}")
             # where O rules a token out, no weight brings it back, and inf - inf would be NaN
-            return torch.where(raw == -torch.inf, raw, raw + log_g.to(raw))
+            rows = torch.where(raw == -torch.inf, -torch.inf, raw + log_g.to(raw.device))
+            top = rows.detach().amax(-1, keepdim=True)  # a large constant in log_g would cost digits in float32
+            return (rows - top.where(top.isfinite(), 0.0)).to(raw.dtype)
 
         plain = _uncut(rows)  # a shift of one logit and a tilt are added in any order
         return (plain.settled() if plain.summed else plain).then(tilted)

@@ -98,6 +98,8 @@ class Blockwise:
         far = next((guide for one in self.inner.networks for guide in one.guides if _whole(guide)), None)
         if far is not None:
             raise ValueError(f"Blockwise: {far} needs the sites after a block, which are not there yet")
+        if held := [one for one in self.inner.networks if one.context is not None]:
+            raise ValueError(f"Blockwise: {held[0]} has a context of its own, which a block's prefix would replace")
         lengths = {one.length for one in self.inner.networks} - {None}
         self.block = block
         self.sizes: tuple[tuple[int, ...], ...]
