@@ -160,9 +160,8 @@ def goals(found: Figures) -> list[Goal]:
         made.append(Goal(f"pass over {kind} rows / one read", _MOST_READS[kind], record["reads"]))
     where = named(bench.Problem(**found["sums"]["problem"]))
     made.append(Goal(f"{TWO} / {ONE}, {where}", _MOST_OF_TWO, found["sums"]["ratio"]))
-    made.append(
-        Goal(f"elements of a guided step's largest temporary, {where}", _MOST_ELEMENTS, found["sums"]["elements"])
-    )
+    elements = float(found["sums"]["elements"])
+    made.append(Goal(f"elements of a guided step's largest temporary, {where}", _MOST_ELEMENTS, elements))
     for variable in dict.fromkeys(record["in"] for record in found["growth"]):
         most = max((r for r in found["growth"] if r["in"] == variable), key=lambda r: r["exponent"])
         made.append(Goal(f"largest exponent in {variable}: {most['case']}", _MOST_EXPONENT, most["exponent"]))
