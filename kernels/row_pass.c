@@ -158,21 +158,31 @@ static const float *taken(const struct rows *r, int64_t n, int64_t first, int64_
 
 static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t count, float *buffer);
 
-/* The weighted sum of a row and its terms at one column that is NaN as computed: -inf where a row of positive weight is,
-   as the others then have no say, and NaN where a row is. */
-static float column_sum(const struct rows *r, int64_t n, int64_t column)
+/* Whether the rows are logits as they were given, in which +inf is a fault; in a sum it may be a token that only rows of
+   negative weight rule out. */
+static int plain(const struct rows *r)
+{
+    return r->weight == 1 && r->term_count == 0;
+}
+
+/* The weighted sum of a row and its terms at one column, where a part is not finite: NaN where a given logit is a NaN or
+   +inf, else -inf where a row of positive weight is, as the others then have no say, else the sum. */
+static __attribute__((noinline)) float column_sum(const struct rows *r, int64_t n, int64_t column, float sum)
 {
     float x[1];
-    int bad = 0;
+    int bad = 0, out = 0;
     if (r->weight != 0) {
         const float y = *taken(r, n, column, 1, x);
-        bad |= y != y;
+        bad |= !(y < INFINITY);
+        out |= r->weight > 0 && y == -INFINITY;
     }
     for (int64_t k = 0; k < r->term_count; k++) {
-        const float y = *load(r->terms[k].rows, n, column, 1, x);
-        bad |= y != y;
+        const struct term *term = &r->terms[k];
+        const float y = *load(term->rows, n, column, 1, x);
+        bad |= plain(term->rows) ? !(y < INFINITY) : y != y;
+        out |= (term->weight > 0 && y == -INFINITY) || (term->weight < 0 && y == INFINITY);
     }
-    return bad ? NAN : -INFINITY;
+    return bad ? NAN : out ? -INFINITY : sum;
 }
 
 /* Columns first .. first + count - 1 of row n as floats: where they lie, or in the buffer. */
@@ -181,19 +191,22 @@ static const float *load(const struct rows *r, int64_t n, int64_t first, int64_t
     const float *x = taken(r, n, first, count, buffer);
     if (r->weight != 1 || r->term_count) {
         float more[SIZE];
+        const float own = r->weight;
         int odd = 0;
         for (int64_t j = 0; j < count; j++)
-            buffer[j] = r->weight == 0 ? 0.0f : r->weight * x[j];
+            odd |= x[j] == INFINITY;
+        for (int64_t j = 0; j < count; j++)
+            buffer[j] = own == 0 ? 0.0f : own * x[j];
         for (int64_t k = 0; k < r->term_count; k++) {
             const float *y = load(r->terms[k].rows, n, first, count, more), weight = r->terms[k].weight;
             for (int64_t j = 0; j < count; j++) {
-                buffer[j] = fused(weight, y[j], buffer[j]);
-                odd |= buffer[j] != buffer[j];
+                buffer[j] += weight * y[j]; /* rounded twice, as in torch, so that tokens are equal */
+                odd |= (y[j] == INFINITY) | (buffer[j] != buffer[j]);
             }
         }
         for (int64_t j = 0; odd && j < count; j++)
-            if (buffer[j] != buffer[j])
-                buffer[j] = column_sum(r, n, first + j);
+            if (!(fabsf(buffer[j]) < INFINITY))
+                buffer[j] = column_sum(r, n, first + j, buffer[j]);
         x = buffer;
     }
     if (r->temperature != 1) {

@@ -197,10 +197,14 @@ class Rows:
             x = (x.scatter_add_ if in_place else x.scatter_add)(-1, index, amount)
         if self.summed:
             others = [
-                (weight, rows.dense(part) if first.ndim == 0 else _window(rows, part, first, x.shape[-1]))
+                (
+                    weight,
+                    rows.dense(part) if first.ndim == 0 else _window(rows, part, first, x.shape[-1]),
+                    isinstance(rows, Rows) and rows.summed,
+                )
                 for weight, rows in self.terms
             ]
-            x = _sum([(self.weight, x), *others])
+            x = _sum([(self.weight, x, False), *others])
         if self.temperature != 1:
             x = (x.div_ if in_place else x.div)(self.temperature)
         if self.floor is not None:
@@ -352,16 +356,19 @@ def _window(rows: "Source", part: slice | Tensor, first: Tensor, size: int) -> T
     return rows.dense(part).gather(-1, column.clamp(max=rows.width - 1)).masked_fill(~inside, -torch.inf)
 
 
-def _sum(parts: list[tuple[float, Tensor]]) -> Tensor:
-    """Add weighted rows: -inf where a row of positive weight is, +inf where only rows of negative weight are."""
+def _sum(parts: list[tuple[float, Tensor, bool]]) -> Tensor:
+    """Add rows (weight, row, whether it is a sum): -inf where a row of positive weight is.
+
+    +inf where only rows of negative weight are -inf; NaN where a row is, or has +inf and is no sum.
+    """
     total, out = torch.zeros_like(parts[0][1]), torch.zeros_like(parts[0][1], dtype=torch.bool)
     known = ~out
-    for weight, rows in parts:
+    for weight, rows, summed in parts:
         if weight != 0:
-            out |= (rows == -torch.inf) & (weight > 0)
+            out |= rows == (-torch.inf if weight > 0 else torch.inf)
             total = total + weight * rows.to(total)
-            known &= ~rows.isnan()  # a NaN stays one
-    return total.masked_fill(out & known, -torch.inf)
+            known &= ~rows.isnan() if summed else rows < torch.inf
+    return total.masked_fill(out, -torch.inf).masked_fill(~known, torch.nan)
 
 
 def _pick(keep: Tensor) -> Callable[[Tensor | None], Tensor | None]:

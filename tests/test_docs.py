@@ -11,7 +11,7 @@ from discdiff.command import verify
 from discdiff.theory.catalogue import KINDS
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/extend.md", "docs/pyro.md", "docs/theory.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/extend.md", "docs/guidance.md", "docs/pyro.md", "docs/theory.md"])
 def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
@@ -24,6 +24,10 @@ def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
         assert float(lines[2]) < 1e-15
         assert [float(line.split()[1]) for line in lines[3:6]] == pytest.approx([0.0044, 0.0012, 0.00029], rel=0.05)
         assert float(lines[6]) == pytest.approx(2.0e-5, rel=0.05)
+    if page == "docs/guidance.md":
+        said = re.findall(r"^prints `(\{.*?\})`", (ROOT / page).read_text(), re.M)
+        assert capfd.readouterr().out.splitlines() == said
+        assert len(said) == len(blocks) == 4
     if page == "docs/pyro.md":
         lines = capfd.readouterr().out.splitlines()
         assert lines[0] == "['0.0.prior', '1.0.where', '1.0.data', '1.0.token']"
@@ -34,6 +38,27 @@ def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
         assert found[1:3] == pytest.approx([1, 2], abs=0.1)
         assert found[3] == pytest.approx(0.3 / 4, abs=1e-4)
         assert found[4] == pytest.approx(0.7 / 0.775, abs=0.05)
+
+
+def test_the_page_of_guidance_says_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import guidance
+
+    text = (ROOT / "docs" / "guidance.md").read_text()
+    held = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", text, re.S))
+    assert list(held) == list(guidance.TABLES)
+    assert held["calls"] == guidance.calls()
+    found = re.search(r"largest temporary.* \| 1,048,576 \| ([\d,]+) \|", held["cost"])
+    assert found is not None
+    assert int(found[1].replace(",", "")) <= 2**20
+    ratio = re.search(r"draws from two sources.* \| 3 \| ([\d.]+) \|", held["cost"])
+    assert ratio is not None
+    assert float(ratio[1]) <= 3
+    monkeypatch.setattr(guidance, "STEPS", (16,))  # the other columns are checked in tests/guidance
+    for old, new in zip(held["laws"].splitlines()[2:], guidance.laws().splitlines()[2:], strict=True):
+        one, other = old.split(" | "), new.rstrip(" |").split(" | ")
+        assert one[2:6] == other[2:6]
+        assert float(one[1]) < 1e-12
 
 
 def test_links_lead_somewhere() -> None:

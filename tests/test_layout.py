@@ -35,7 +35,7 @@ STAIRS = {
     "theory": "checks choices process prediction denoiser operator losses sampling",
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
-    "command": "checks plugins kernels process denoiser operator samplers sampling theory demo adapters",
+    "command": "checks plugins kernels process denoiser operator guidance samplers sampling theory demo adapters",
     "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling theory "
     "adapters",
 }

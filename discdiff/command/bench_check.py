@@ -23,6 +23,7 @@ from discdiff.command.bench_steps import (
     reference,
     steps,
 )
+from discdiff.command.bench_sums import ONE, SUMS, TWO, draws
 
 __all__ = ["STORED", "Group", "Slower", "check", "groups", "store"]
 
@@ -73,7 +74,7 @@ def groups() -> Iterator[Group]:
     """Yield the groups of cases to check.
 
     At one size all operators except those in ``SLOW`` are timed, and at two other sizes four operators. The pass over
-    dense logits is timed in groups of its own.
+    dense logits is timed in groups of its own, and so are draws from sums of two sources.
     """
     every = [name for name in operators() if name not in SLOW]
     small, middle, large = SIZES[:3]
@@ -83,6 +84,7 @@ def groups() -> Iterator[Group]:
         yield Group(named(problem), cases, own)
     for problem in DENSE:
         yield Group(problem.dtype, dense(problem), {PASS: READ})
+    yield Group(named(SUMS), draws(SUMS), {TWO: ONE})
 
 
 def store(rounds: int = 9) -> None:

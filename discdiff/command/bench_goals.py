@@ -31,6 +31,7 @@ from discdiff.command.bench_steps import (
     slope,
     steps,
 )
+from discdiff.command.bench_sums import ONE, SUMS, TWO, draws, largest_temporary
 
 __all__ = ["DENSE", "Goal", "Tabled", "dense", "figures", "goals", "tables"]
 
@@ -49,6 +50,7 @@ _BESIDE = {
 }
 _MOST = {"ancestral, masked": (8.5, 6.5, 4.5, 2.0), "ancestral, uniform": (9.5, 1.4, 1.0, 1.0)}  # V = 2, 20, 50, 256
 _MOST_EXPONENT, _MOST_READS = 1.05, {"float32": 2.2, "bfloat16": 3.3}
+_MOST_OF_TWO, _MOST_ELEMENTS = 3.0, 2.0**20
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,16 @@ def figures(rounds: int = 9, told: Callable[[str], object] = lambda text: None) 
         told(f"the pass over {problem.dtype} logits")
         reads = ratio(interleaved(dense(problem), 2 * rounds, 10.0), PASS, READ)
         found["dense"].append({"problem": asdict(problem), "reads": reads})
+    told("draws from two sources")
+    found["sums"] = sums(rounds)
     found["goals"] = [asdict(goal) | {"holds": goal.holds} for goal in goals(found)]
     return found
+
+
+def sums(rounds: int = 9) -> Figures:
+    """Return the ratio of draws from two sources to draws from one, and the largest temporary of a guided step."""
+    times = interleaved(draws(SUMS), 2 * rounds, 10.0)
+    return {"problem": asdict(SUMS), "ratio": ratio(times, TWO, ONE), "elements": largest_temporary(SUMS)}
 
 
 def goals(found: Figures) -> list[Goal]:
@@ -148,6 +158,10 @@ def goals(found: Figures) -> list[Goal]:
     for record in found["dense"]:
         kind = record["problem"]["dtype"]
         made.append(Goal(f"pass over {kind} rows / one read", _MOST_READS[kind], record["reads"]))
+    where = named(bench.Problem(**found["sums"]["problem"]))
+    made.append(Goal(f"{TWO} / {ONE}, {where}", _MOST_OF_TWO, found["sums"]["ratio"]))
+    elements = float(found["sums"]["elements"])
+    made.append(Goal(f"elements of a guided step's largest temporary, {where}", _MOST_ELEMENTS, elements))
     for variable in dict.fromkeys(record["in"] for record in found["growth"]):
         most = max((r for r in found["growth"] if r["in"] == variable), key=lambda r: r["exponent"])
         made.append(Goal(f"largest exponent in {variable}: {most['case']}", _MOST_EXPONENT, most["exponent"]))

@@ -48,6 +48,11 @@ class RowChange(ABC):
     def untruncated(self) -> "RowChange | None":
         """Return the change without truncations, or None if nothing is left of it."""
 
+    @property
+    def parts(self) -> "tuple[Prediction, ...]":
+        """The other predictions in the change."""
+        return ()
+
     def of_parts(self, function: "Callable[[Prediction], Prediction]") -> "RowChange":
         """Return the change with a function applied to the other predictions in it."""
         return self
@@ -121,6 +126,10 @@ class Combination(RowChange):
         first, rest = self.weights[0], self.weights[1:]
         others = (replace(view, prediction=other).loo.rows for other in self.others)
         return _uncut(rows).plus(first, list(zip(rest, others, strict=True)))
+
+    @property
+    def parts(self) -> "tuple[Prediction, ...]":
+        return self.others
 
     def select(self, index: Int[Tensor, " R"]) -> "Combination":
         return self.of_parts(lambda other: other.select(index))

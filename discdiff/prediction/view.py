@@ -42,6 +42,11 @@ def to_loo(said: "Prediction", rows: kernels.Rows, x: Int[Tensor, " N"], alpha: 
     return rows
 
 
+def _of_loo(said: "Prediction") -> bool:
+    """Return whether all networks behind a prediction predict "loo", so that O is known at revealed sites too."""
+    return said.predicts == "loo" and all(_of_loo(part) for change in said.changes for part in change.parts)
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A prediction at N chosen sites, ``prediction[where]``; no logit is read before its row is used.
@@ -102,13 +107,13 @@ class View:
         Raises:
             ValueError: if D must be computed from a leave-one-out that is undefined at a chosen site.
         """
-        x, alpha, process, predicts = self.x, self.alpha, self.prediction.process, self.prediction.predicts
-        said = predicts == "denoiser" and not self.prediction.changes
+        x, alpha, process = self.x, self.alpha, self.prediction.process
+        said = self.prediction.predicts == "denoiser" and not self.prediction.changes
         if said and not process.absorbing:
             return self._sites(said_rows(self.prediction, self.place))
         # At a revealed site D is its token, unless O excludes the token: then D is O, the limit alpha -> 1.
         revealed, column = process.revealed(x, alpha), process.column(x)
-        unknown = torch.zeros_like(revealed) if said or predicts == "loo" else revealed
+        unknown = torch.zeros_like(revealed) if said or _of_loo(self.prediction) else revealed
         source = said_rows(self.prediction, self.place) if said else self.narrow(~unknown).loo.rows
         weight = None if said else process.own_weight(x, alpha)
         if weight is not None and isinstance(source, kernels.Rows) and source.raw and not bool(revealed.any()):

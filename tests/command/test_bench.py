@@ -13,7 +13,7 @@ from scipy import stats
 
 import discdiff as dd
 from discdiff import samplers as S
-from discdiff.command import bench, bench_check, bench_goals, bench_steps
+from discdiff.command import bench, bench_check, bench_goals, bench_steps, bench_sums
 from discdiff.command.cli import main
 from discdiff.samplers.expression import parse_operator
 
@@ -218,6 +218,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str, int], float
         monkeypatch.setattr(module, "interleaved", interleaved)
         monkeypatch.setattr(module, "DENSE", (SMALL, bench.Problem(2, 8, 600, dtype="bfloat16")))
         monkeypatch.setattr(module, "SIZES", tiny)
+        monkeypatch.setattr(module, "SUMS", bench.Problem(2, 8, 600))
     monkeypatch.setattr(bench_check, "operators", lambda: ["ancestral", bench_steps.CHAIN, "adaptive"])
     monkeypatch.setattr(bench.kernels, "row_pass", lambda: "native")
     monkeypatch.setattr(bench_goals, "GROWTH", {"V": [TINY, bench.Problem(2, 8, 10)]})
@@ -295,6 +296,10 @@ def test_promises_are_those_of_the_issue_and_broken_ones_are_said(
     grown = goals["largest exponent in V: a step"]
     assert grown["found"] == pytest.approx(math.log2(3))
     assert not grown["holds"]
+    assert goals["draws from two sources / draws from one source, V=600, L=8, B=2"]["bound"] == 3
+    memory = goals["elements of a guided step's largest temporary, V=600, L=8, B=2"]
+    assert memory["bound"] == 2**20
+    assert 0 < memory["found"] < 2 * 8 * 600, "less than the logits"
     assert "NO" in said
     assert found["machine"]["threads"] == 1
 
@@ -313,6 +318,16 @@ def test_promises_against_other_packages_begin_at_twenty_tokens(monkeypatch: pyt
     assert goals[f"ancestral, uniform / Euler step, uniform, {where}"] == (1, 1, True)
     assert not any(blocks in name and "V=5" in name for name in goals)
     assert len({table.title for table in bench_goals.tables(found)}) == 4
+
+
+def test_both_cases_of_sums_draw_the_same_tokens() -> None:
+    """2 a - a is a: the ratio compares the same draws, and neither of them reads the other's logits."""
+    made = bench_sums.draws(bench.Problem(2, 8, 2500))
+    one, two = (made[name]()() for name in (bench_sums.ONE, bench_sums.TWO))
+    assert isinstance(one, torch.Tensor)
+    assert isinstance(two, torch.Tensor)
+    assert float((one == two).double().mean()) == 1
+    assert bench_sums.largest_temporary(bench.Problem(2, 64, 20_000)) < 2**20 < 2 * 64 * 20_000
 
 
 # --- the benchmarks of make bench ------------------------------------------------------------------------------------

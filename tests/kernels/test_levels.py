@@ -32,6 +32,7 @@ ADJUSTED: dict[str, Callable[[Rows], Rows]] = {
     ),
     "tempered": lambda rows: replace(rows, temperature=0.7, floor=torch.full((len(rows),), -1.5)),
     "strided": lambda rows: replace(rows, source=rows.source.repeat_interleave(2, -1)[..., ::2]),
+    "summed": lambda rows: rows.plus(1.5, [(-0.7, Rows.of(rows.source[:, 0].roll(7, 0)))]),
 }
 
 
