@@ -83,7 +83,9 @@ class _Asked(Run):
         """Run a guide once for each distinct state and noise, which many paths share, if nothing is drawn for it."""
         if drawing((guide,), self.models) is not None:
             return super().guide(guide, prediction, state, at)
-        seen = torch.cat([prediction.x.double(), prediction.alpha], -1)
+        x = state.tokens  # of an autoregressive prediction the clean tokens, and not its blank x
+        x = x.ledger.settle(x) if isinstance(x, Sited) else x
+        seen = torch.cat([x.double(), prediction.alpha], -1)
         _, index = seen.unique(dim=0, return_inverse=True)
         first = torch.full((int(index.max()) + 1,), len(index)).scatter_reduce(
             0, index, torch.arange(len(index)), "amin"

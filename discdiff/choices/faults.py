@@ -1,13 +1,15 @@
 """Reports of bad logits: an error at once that names the site, or on a GPU a flag checked when the run ends."""
 
+import reprlib
 from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from discdiff.checks import shown
-
 __all__ = ["AT_ONCE", "BAD_LOGITS", "Watch"]
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = 100  # characters of a guide
 
 BAD_LOGITS = "the denoiser gave logits without mass, or with a NaN or +inf"
 
@@ -47,7 +49,7 @@ class Watch:
             site = wrong.nonzero()[0] if where is None else where.nonzero()[start + int(wrong.nonzero()[0, 0])]
             row, position = site.tolist()
             row = row if self.ids is None else int(self.ids[row])
-            guides = f"; guides changed them: {', '.join(map(shown, self.guides))}" if self.guides else ""
+            guides = f"; guides changed them: {', '.join(map(_SHORT.repr, self.guides))}" if self.guides else ""
             raise ValueError(f"row {row}, position {position}: {what}{guides}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":

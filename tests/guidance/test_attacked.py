@@ -93,6 +93,16 @@ def test_questions_to_one_drawing_denoiser_are_told_apart_by_a_name() -> None:
     assert not torch.equal(first, again)
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("kind", ["tilted", "truncated", "asking"])
+def test_the_law_of_an_operator_that_scores_clean_tokens(kind: str, process: dd.Process, failure_rate: float) -> None:
+    """All autoregressive predictions have the same blank tokens, but each is its clean tokens' own."""
+    other = OTHER.denoiser(process)
+    guides = {"tilted": Plain(G), "truncated": dd.Truncation(0.5), "asking": dd.ClassifierFree(other, 1.0)}
+    model = WORLD.denoiser(process).guided(guides[kind])
+    law_of_samples(dd.Sampler(process, model, S.ARPC("nll"), grid=[1.0, 0.4, 0.0]), 10_000, failure_rate)
+
+
 # --- names, rows, contexts --------------------------------------------------------------------------------------------
 
 
