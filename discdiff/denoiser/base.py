@@ -336,7 +336,7 @@ class Denoiser(Renamed):
         return self._with(process=process, call=replace(self.call, schedule=schedule), guides=guides)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder that ``load`` reads: weights as safetensors, all else as JSON.
+        """Write the model, weights as safetensors and all else as JSON, to a folder that ``load`` reads; return it.
 
         The folder is written completely or not at all. ``load`` rebuilds a network of this package or of a known
         family by its name. Your own network must be passed again: ``load(folder, network=mine)``.
@@ -344,9 +344,6 @@ class Denoiser(Renamed):
         Args:
             folder: a path that does not exist, or an empty folder.
             overwrite: whether to replace a folder saved before, with all its contents.
-
-        Returns:
-            The folder.
 
         Raises:
             FileExistsError: if the folder is not empty.
