@@ -96,7 +96,7 @@ def test_samples_know_their_ends(model: dd.adapters.Loaded, tmp_path: Path) -> N
 
 def test_conditions_and_wrappers_are_framed_where_sequences_are_whole(model: dd.adapters.Loaded) -> None:
     allowed = torch.ones(3, 7, dtype=torch.bool)
-    kept = dd.Alphabets.of(model, allowed)
+    kept = model.guided(dd.Allow(allowed))
     assert kept.frame == model.frame == model.guided(dd.Truncation(top_p=0.9)).frame == (START, END)
     assert model.with_schedule(dd.Cosine()).frame == (START, END)
     part = model.condition(torch.tensor([1, 2, 3]), torch.tensor([True, False, True]))
