@@ -131,12 +131,13 @@ RANDOM = {
     "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random",
     "random_", "randperm", "uniform_",
 }  # fmt: skip
-# A seed where none was given, new weights, rows of data. Training, diagnostics and textbook steps draw much.
+# A seed where none was given, new weights, rows of data; whether a guide is ``random``. Training, diagnostics and
+# textbook steps draw much.
 MAY = {
     "checks.py": {"randint"}, "keys.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
-    "data.py": {"Generator", "randint"},
+    "data.py": {"Generator", "randint"}, "guide.py": {"random"}, "guiding.py": {"random"},
 }  # fmt: skip
-WHOLLY = {"training.py", "losses/base.py", "blocks.py", "noising.py", "bench.py", "bench_steps.py"}
+WHOLLY = {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"}
 
 
 def drawn_names(file: Path) -> set[str]:
