@@ -77,11 +77,12 @@ class Allow(Guide):
             raise ValueError(f"Allow: mask must be (L, {process.vocab_size}), got {tuple(self.mask.shape)}")
 
     def __call__(self, prediction: Prediction, state: State, at: GuideAt) -> Prediction:
-        end = int(at.offset.max()) + prediction.x.shape[1]
-        if end > len(self.mask) or (at.run.before is None and end < len(self.mask)):
+        blocks = at.run.before is not None
+        end = prediction.x.shape[1] + (int(at.offset.max()) if blocks else 0)
+        if end > len(self.mask) or (not blocks and end < len(self.mask)):
             raise ValueError(f"Allow: mask is for {len(self.mask)} sites, but the sequence has {end}")
-        log_g, offset = self.mask.to(prediction.x.device).double().log(), at.offset
-        return prediction.tilted(lambda row, position: log_g[offset[row] + position])
+        mask, offset = self.mask.to(prediction.x.device), at.offset
+        return prediction.tilted(lambda row, position: mask[offset[row] + position].double().log())
 
     def __eq__(self, other: object) -> bool:
         return torch.equal(self.mask, other.mask) if isinstance(other, Allow) else NotImplemented

@@ -218,7 +218,8 @@ class Prediction(Renamed):
             raise ValueError(f"combined: takes one weight for each of {1 + len(others)} predictions, got {kept}")
         for other in others:
             same = isinstance(other, Prediction) and other.process == self.process
-            if not same or not torch.equal(other.x, self.x) or not torch.equal(other.alpha, self.alpha):
+            pairs = ((other.x, self.x), (other.alpha, self.alpha)) if same else ()
+            if not same or not all(one is mine or torch.equal(one, mine) for one, mine in pairs):
                 raise ValueError(f"combined: takes predictions of the same tokens, noise and process, got {other!r}")
         return self._changed(Combination(others, kept))
 
