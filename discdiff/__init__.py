@@ -10,7 +10,21 @@ from discdiff import kernels, losses, samplers
 from discdiff.checks import renamed
 from discdiff.choices import Coins, PointMixture, Ranking, Subset, Tokens
 from discdiff.denoiser import Denoiser, Guide
-from discdiff.guidance import Allow, ClassifierFree, Forbid, classifier_free
+from discdiff.guidance import (
+    APS,
+    Allow,
+    ClassifierFree,
+    Constraint,
+    Doob,
+    Forbid,
+    GaussianNoise,
+    LevelNoise,
+    MeanField,
+    Measurement,
+    Reward,
+    classifier_free,
+    variational_posterior,
+)
 from discdiff.kernels import dispatch
 from discdiff.operator import (
     At,
@@ -49,7 +63,19 @@ from discdiff.process import (
     Uniform,
     grid,
 )
-from discdiff.sampling import Blockwise, Cascade, Plan, Sampler, Samples, Step, predictor_corrector, program
+from discdiff.sampling import (
+    Blockwise,
+    Cascade,
+    Particles,
+    Plan,
+    Sampler,
+    Samples,
+    SplitGibbs,
+    Step,
+    best_of,
+    predictor_corrector,
+    program,
+)
 
 __version__ = "0.1.0"
 
@@ -90,13 +116,15 @@ _RENAMED = {
 }
 
 __all__ = [
-    "AbsorbingUniform", "Allow", "At", "Blockwise", "Cascade", "ClassifierFree", "Coins", "Convention", "Corrector",
-    "Cosine", "Denoiser", "Forbid", "General", "Geometric", "Guide", "Hybrid", "Interpolant", "Linear", "LogLinear",
-    "Marginal", "Masked", "Operator", "Ordinal", "PerSite", "Plan", "PointMixture", "Polynomial", "Prediction",
-    "Predictor", "Process", "RankOne", "Ranking", "Sampler", "Samples", "Schedule", "Sigmoid", "State", "Step",
-    "Subset", "TimeVarying", "Tokens", "Truncation", "Uniform", "after", "alone", "before", "between", "bridge",
-    "choose", "classifier_free", "diagnostics", "generate", "grid", "kernels", "load", "losses", "mix",
-    "predictor_corrector", "probe", "program", "quantize", "samplers", "theory", "when",
+    "APS", "AbsorbingUniform", "Allow", "At", "Blockwise", "Cascade", "ClassifierFree", "Coins", "Constraint",
+    "Convention", "Corrector", "Cosine", "Denoiser", "Doob", "Forbid", "GaussianNoise", "General", "Geometric",
+    "Guide", "Hybrid", "Interpolant", "LevelNoise", "Linear", "LogLinear", "Marginal", "Masked", "MeanField",
+    "Measurement", "Operator", "Ordinal", "Particles", "PerSite", "Plan", "PointMixture", "Polynomial",
+    "Prediction", "Predictor", "Process", "RankOne", "Ranking", "Reward", "Sampler", "Samples", "Schedule",
+    "Sigmoid", "SplitGibbs", "State", "Step", "Subset", "TimeVarying", "Tokens", "Truncation", "Uniform", "after",
+    "alone", "before", "best_of", "between", "bridge", "choose", "classifier_free", "diagnostics", "generate",
+    "grid", "kernels", "load", "losses", "mix", "predictor_corrector", "probe", "program", "quantize", "samplers",
+    "theory", "variational_posterior", "when",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from discdiff.checks import renamed
 from discdiff.samplers.adaptive import Adaptive
 from discdiff.samplers.ancestral import Ancestral
+from discdiff.samplers.anchored_remask import AnchoredRemask
 from discdiff.samplers.any_order import AnyOrder
 from discdiff.samplers.arpc import ARPC
 from discdiff.samplers.dfm import DFM
@@ -32,11 +33,11 @@ from discdiff.samplers.uniformization import Uniformization
 from discdiff.samplers.unmask import Unmask
 
 __all__ = [
-    "ARPC", "DFM", "P2", "Adaptive", "Ancestral", "AnyOrder", "EntropyBounded", "EntropyRedraw", "Euler",
-    "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "Greedy", "InformedGibbs", "KLStable", "LocallyBalanced",
-    "MaximalCoupling", "Multistep", "ReMDM", "RePaint", "Remask", "Renoising", "SplitLeap", "TauForwardBackward",
-    "TauLeaping", "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold", "Uniformization",
-    "Unmask",
+    "ARPC", "DFM", "P2", "Adaptive", "Ancestral", "AnchoredRemask", "AnyOrder", "EntropyBounded", "EntropyRedraw",
+    "Euler", "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "Greedy", "InformedGibbs", "KLStable",
+    "LocallyBalanced", "MaximalCoupling", "Multistep", "ReMDM", "RePaint", "Remask", "Renoising", "SplitLeap",
+    "TauForwardBackward", "TauLeaping", "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold",
+    "Uniformization", "Unmask",
 ]  # fmt: skip
 
 

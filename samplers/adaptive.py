@@ -52,6 +52,7 @@ class Adaptive(Predictor):
 
     tolerance: float = 0.1
     first: float = 1 / 64
+    weighable = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tolerance", real(self.tolerance, "Adaptive: tolerance", "(0, inf)"))

@@ -45,6 +45,10 @@ class AnyOrder(Predictor):
         object.__setattr__(self, "block", checked.block)
 
     @property
+    def weighable(self) -> bool:
+        return Unmask(self.select, self.noise, self.block).weighable
+
+    @property
     def nfe(self) -> float | None:
         return None  # L in all, for any number of steps
 

@@ -66,6 +66,10 @@ class ARPC(Predictor):
             raise ValueError(f"ARPC: score must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}")
         object.__setattr__(self, "temperature", real(self.temperature, "ARPC: temperature", "[0, inf)"))
 
+    @property
+    def weighable(self) -> bool:
+        return self.temperature > 0 or self.score in _BLIND
+
     def scheduled(self, steps: SupportsIndex, *, warmup: SupportsIndex = 0, period: SupportsIndex = 1) -> Operator:
         """Return the published schedule, in which some steps use this operator and the others are ancestral.
 

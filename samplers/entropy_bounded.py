@@ -38,6 +38,7 @@ class EntropyBounded(Sure):
     """
 
     gamma: float = 0.1
+    weighable = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gamma", real(self.gamma, "EntropyBounded: gamma", "[0, inf)"))

@@ -45,6 +45,10 @@ class EntropyRedraw(Corrector):
             object.__setattr__(self, "sites", whole(self.sites, "EntropyRedraw: sites", 1))
 
     @property
+    def weighable(self) -> bool:
+        return self.budget < 1  # else a site of large entropy is redrawn for sure, under one prediction alone
+
+    @property
     def reads(self) -> Reads:
         return "shown" if self.sites is None else "hidden"
 

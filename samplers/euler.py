@@ -22,6 +22,7 @@ class Euler(Leap):
     """
 
     order = 1.0
+    weighable = False  # a jump has probability 1 where its rate is large, under one prediction alone
 
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         return rate.clamp(max=1.0)

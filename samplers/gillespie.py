@@ -27,6 +27,7 @@ class Gillespie(Jumps):
     """
 
     order = 1.0
+    weighable = False  # the time of an event depends on the prediction
 
     def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
         state, exit = look(state, state.free, alpha, at)

@@ -23,6 +23,8 @@ class Greedy(Predictor):
     If there are no such sites, there is no call. Ties go to the lowest token id.
     """
 
+    weighable = False
+
     def __call__(self, state: State, at: At) -> State:
         where = hidden(state, at) if at.process.absorbing else state.free
         if not bool(where.any()):

@@ -66,6 +66,10 @@ class InformedGibbs(Corrector):
         object.__setattr__(self, "temperature", real(self.temperature, "InformedGibbs: temperature", "(0, inf)"))
 
     @property
+    def weighable(self) -> bool:
+        return not self.exact  # the acceptance may be 1 under one prediction alone
+
+    @property
     def invariant(self) -> Invariance:
         return "exact" if self.exact else "none"
 

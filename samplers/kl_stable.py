@@ -33,6 +33,7 @@ class KLStable(Predictor):
     threshold: float = 0.9
     kl: float = 0.01
     remembers = True
+    weighable = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", real(self.threshold, "KLStable: threshold", "[0, 1]"))

@@ -39,6 +39,7 @@ class LocallyBalanced(Corrector):
 
     balance: Balance = "barker"
     reads = "shown"
+    weighable = False  # the acceptance may be 1 under one prediction alone
 
     def __post_init__(self) -> None:
         check_balance(self.balance, "LocallyBalanced")

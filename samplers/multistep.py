@@ -35,6 +35,7 @@ class Multistep(Predictor):
 
     order = 1.0
     remembers = True
+    weighable = False  # a rate may be clipped to 0 under one prediction alone
 
     def __call__(self, state: State, at: At) -> State:
         before, now = state.past, replace(state, past=None)

@@ -53,6 +53,10 @@ class P2(Predictor):
             raise TypeError(f"P2: planner must be a function of tokens (B, L), got {self.planner!r}")
 
     @property
+    def weighable(self) -> bool:
+        return self.planner is not None
+
+    @property
     def reads(self) -> Reads | None:
         return "shown" if self.eta > 0 and self.planner is None else None
 

@@ -76,6 +76,7 @@ class ThetaTrapezoidal(Staged):
 
     theta: float = 0.5
     order = 1.0
+    weighable = False  # a rate may be clipped to 0 under one prediction alone
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "theta", real(self.theta, "ThetaTrapezoidal: theta", "(0, 1)"))
@@ -103,6 +104,10 @@ class ThetaRK2(Staged):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "theta", real(self.theta, "ThetaRK2: theta", "(0, 1]"))
+
+    @property
+    def weighable(self) -> bool:
+        return self.theta >= 0.5  # else a rate may be clipped to 0 under one prediction alone
 
     @property
     def stages(self) -> tuple[Predictor, Predictor]:

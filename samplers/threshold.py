@@ -32,6 +32,7 @@ class Threshold(Sure):
     """
 
     threshold: float = 0.9
+    weighable = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", real(self.threshold, "Threshold: threshold", "[0, 1]"))

@@ -65,6 +65,10 @@ class Unmask(Predictor):
             object.__setattr__(self, "block", whole(self.block, "Unmask: block", 1))
         decided(self.draw_first, "Unmask: draw_first")
 
+    @property
+    def weighable(self) -> bool:
+        return not self.draw_first and (self.noise > 0 or self.select not in ("max_prob", "entropy", "margin"))
+
     def check(self, process: Process) -> None:
         check_mask(self, process)
 

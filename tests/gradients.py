@@ -38,6 +38,7 @@ OPERATORS: dict[str, list[dd.Operator]] = {
     "P2": [S.P2(0.0), S.P2(0.5)],
     "Adaptive": [S.Adaptive(0.3, 0.2)],
     "Ancestral": [S.Ancestral(), S.Ancestral() >> S.Gibbs() ** 2],
+    "AnchoredRemask": [S.AnchoredRemask(), S.AnchoredRemask(again=True)],
     "AnyOrder": [S.AnyOrder(), S.AnyOrder("entropy", noise=0.5)],
     "EntropyRedraw": [S.EntropyRedraw(0.7), S.EntropyRedraw(0.9, sites=1)],
     "RePaint": [S.RePaint(0.8), S.RePaint(0.9, S.Euler(), steps=2)],

@@ -8,6 +8,8 @@ __all__ = ["CORRECTORS", "PREDICTORS", "STEPS", "accepted"]
 PREDICTORS: list[dd.Operator] = [
     S.Ancestral(),
     S.Adaptive(),
+    S.AnchoredRemask(),
+    S.AnchoredRemask(again=True),
     S.AnyOrder(),
     S.AnyOrder(select="margin"),
     *(S.ARPC(score) for score in ("nll", "gap", "entropy", "kl", "reverse_kl", "tv", "random", "forward")),

@@ -609,6 +609,12 @@ class NeverDone(S.Ancestral):
 
 
 # the operator, the kind of process, the check that must fail
+class Hasty(S.Greedy):
+    """Decides by the prediction, without a choice, and claims that its runs can be weighed under another one."""
+
+    weighable = True
+
+
 OPERATORS: list[tuple[dd.Operator, str, str]] = [
     (Hidden(), "uniform", "the same key gives the same tokens, in any batch"),
     (Majority(), "uniform", "the same key gives the same tokens, in any batch"),
@@ -620,6 +626,7 @@ OPERATORS: list[tuple[dd.Operator, str, str]] = [
     (CarelessWhereAllIsFrozen(), "uniform", "frozen sites are left alone"),
     (Cheap(), "uniform", "takes 0.5 calls a step"),
     (Dear(), "masked", "takes 2 calls a step"),
+    (Hasty(), "uniform", "its runs can be weighed under another prediction"),
     (Improper(), "uniform", "rows of the kernel are laws"),
     (Idle(), "uniform", "it moves (the share of p_t that stays)"),
     (Sloppy(h=0.05), "uniform", "keeps p_t"),

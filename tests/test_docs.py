@@ -11,7 +11,10 @@ from discdiff.command import verify
 from discdiff.theory.catalogue import KINDS
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/extend.md", "docs/guidance.md", "docs/pyro.md", "docs/theory.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "docs/extend.md", "docs/guidance.md", "docs/pyro.md", "docs/steering.md", "docs/theory.md"],
+)
 def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
@@ -28,6 +31,10 @@ def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
         said = re.findall(r"^prints `(\{.*?\})`", (ROOT / page).read_text(), re.M)
         assert capfd.readouterr().out.splitlines() == said
         assert len(said) == len(blocks) == 4
+    if page == "docs/steering.md":
+        said = re.findall(r"^prints `(.*?)`", (ROOT / page).read_text(), re.M)
+        assert capfd.readouterr().out.splitlines() == said
+        assert len(said) == len(blocks) == 2
     if page == "docs/pyro.md":
         lines = capfd.readouterr().out.splitlines()
         assert lines[0] == "['0.0.prior', '1.0.where', '1.0.data', '1.0.token']"
@@ -59,6 +66,22 @@ def test_the_page_of_guidance_says_what_is_measured(monkeypatch: pytest.MonkeyPa
         one, other = old.split(" | "), new.rstrip(" |").split(" | ")
         assert one[2:6] == other[2:6]
         assert float(one[1]) < 1e-12
+
+
+def test_the_page_of_steering_says_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "steering"))
+    import page
+    import particles
+
+    text = (ROOT / "docs" / "steering.md").read_text()
+    made = dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", text, re.S))
+    found = [float(line.split(" | ")[1].rstrip(" |")) for line in made["particle_controls"].splitlines()[2:]]
+    assert list(particles.controls().values()) == pytest.approx(found, abs=5e-4)
+    for line in made["evidence"].splitlines()[2:]:
+        assert float(line.split(" | ")[2].rstrip(" |")) < (1e-12 if "Masked" in line else 1e-9)
+    assert page.placed(text, "evidence", made["evidence"]) == text
+    with pytest.raises(ValueError, match="must have the marks <!-- nothing -->"):
+        page.placed(text, "nothing", "")
 
 
 def test_links_lead_somewhere() -> None:

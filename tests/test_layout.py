@@ -28,7 +28,7 @@ STAIRS = {
     "prediction": "checks kernels choices process",
     "denoiser": "checks process prediction",
     "operator": "checks kernels choices process prediction denoiser",
-    "guidance": "checks prediction process denoiser operator",
+    "guidance": "checks kernels choices prediction process denoiser operator",
     "losses": "checks process prediction denoiser",
     "samplers": "checks plugins kernels choices process prediction operator",
     "sampling": "checks choices process prediction denoiser operator guidance samplers",

@@ -13,6 +13,7 @@ from discdiff.theory.judge_process import check_process
 from discdiff.theory.likelihood import bound
 from discdiff.theory.mixture import ProductMixture
 from discdiff.theory.oracles import Oracle
+from discdiff.theory.particle_runs import evidence
 from discdiff.theory.report import Check, Report
 from discdiff.theory.reversal import model_generator, reverse_generator, reverse_law
 from discdiff.theory.slope import order
@@ -24,7 +25,8 @@ from discdiff.theory.world import Coupling, Enumeration
 __all__ = [
     "HMM", "Automaton", "Check", "ConstrainedChain", "Coupling", "Enumeration", "MarkovChain", "Oracle",
     "ProductMixture", "Report", "Tilt", "Tree", "WeightedChain", "bound", "check_operator", "check_process",
-    "entropy", "fit", "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law", "tv",
+    "entropy", "evidence", "fit", "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law",
+    "tv",
 ]  # fmt: skip
 
 

@@ -105,12 +105,15 @@ def _blockwise(sampler: Blockwise, length: int | None) -> Tensor:
         room = size if sampler.window is None else sampler.window - max(b - a for a, b in itertools.pairwise(edges))
         for begin, end in itertools.pairwise(edges):
             inner, onwards = sampler.sampler(end - begin), []
-            for prefix in tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]:
+            for number, prefix in enumerate(tokens[all_states(len(tokens), begin)] if begin else tokens[None, :0]):
+                if so_far[number] == 0:  # there may be no next block, as under a constraint
+                    onwards.append(so_far.new_zeros(len(tokens) ** (end - begin)))
+                    continue
                 clean = clean_states(process, prefix[None, max(0, begin - room) :])
                 shown = ShownPrefix(torch.zeros(1, dtype=torch.int64), torch.tensor([clean.shape[1]]), clean, future)
                 law = law_of_prior(process, end - begin)
                 within = functools.partial(Denoiser.given, context=shown)
-                law = _through(inner, law, end - begin, None, prefix, within)
+                law = _through(inner, law, end - begin, None, (prefix, size), within)
                 onwards.append(_on_data(inner, law, end - begin))
             so_far = (so_far[:, None] * torch.stack(onwards)).flatten()
         total.append(so_far)
@@ -122,14 +125,18 @@ def _through(
     law: Tensor,
     size: int,
     frozen: Tensor | Sequence[bool] | None,
-    before: Tensor | None = None,
+    before: tuple[Tensor, int] | None = None,
     within: Callable[[Denoiser], Denoiser] | None = None,
 ) -> Tensor:
     """Compute the law after all steps from the law before them.
 
     Successive steps of an operator that uses its previous step form a Markov chain of pairs (state before, state).
+
+    Raises:
+        ValueError: if some probability is lost, because a choice that the sampler may meet has no possible value.
     """
     pairs: Tensor | None = None
+    mass = float(law.sum())
     past_time, last = 0.0, None
     for part in sampler.parts():
         _, t, s, operator, model = part
@@ -151,4 +158,10 @@ def _through(
         known = None if pairs is None else (past, past_time)  # in the first step there is no past
         pairs, _ = run_paths(operator, setting, t, Beginnings(now, now, states[past, now], known))
         past_time, last = t, part
-    return law if pairs is None else pairs.sum(0)
+    law = law if pairs is None else pairs.sum(0)
+    if (lost := mass - float(law.sum())) > 1e-5:  # less may be the rounding of float32
+        raise ValueError(
+            f"law: with probability {lost:.3g} the run ends in an error, because a choice has no possible value, as "
+            "where no sequence that a constraint accepts is left"
+        )
+    return law

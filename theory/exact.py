@@ -42,7 +42,7 @@ from discdiff.theory.paths import JOINT, Branching, Paths, TooManyJoint, TooMany
 from discdiff.theory.sited import Sited
 from discdiff.theory.world import all_states, check_size, state_index
 
-__all__ = ["Beginnings", "Setting", "TooManyPaths", "after", "checked", "draws", "kernel", "run_paths"]
+__all__ = ["Asked", "Beginnings", "Setting", "TooManyPaths", "after", "checked", "draws", "kernel", "run_paths"]
 
 _MOST_PATHS = 8_000_000
 _NUMBERS = 1 << 19  # limit of a table (states, sites, paths of a site, values) for states that start together
@@ -69,7 +69,7 @@ class _Distinct(Counter):
         return self.denoiser.interpret(self.denoiser.output(x, time), x, time).select(index)
 
 
-class _Asked(Run):
+class Asked(Run):
     """Run whose choices all come from ``paths``.
 
     A choice under a Pyro handler other than trace, inside the program, raises ValueError.
@@ -195,7 +195,7 @@ class Setting:
     whole: bool
     most: int = _MOST_PATHS
     models: Mapping[str, Denoiser] = field(default_factory=dict)  # that guides ask by name
-    before: Tensor | None = None  # (P,) clean tokens before a block
+    before: tuple[Tensor, int] | None = None  # (P,) clean tokens before a block, and the length of whole sequences
     within: Callable[[Denoiser], Denoiser] | None = None  # gives a denoiser the context of the block
     known: dict[tuple[object, float], Tensor] = field(default_factory=dict)  # matrices, by program and time
 
@@ -350,11 +350,13 @@ def run_paths(
 def _place(setting: Setting, states: Tensor, begin: Beginnings, paths: Paths, now: float) -> tuple[State, At]:
     """Return the arguments to run a program on all rows of ``paths``: a state and an ``At``."""
     rows, start = paths.rows, paths.start.repeat_interleave(paths.copies)
-    run = _Asked.start(setting.model, rows, 0, listen=True)
+    run = Asked.start(setting.model, rows, 0, listen=True)
     run.paths, frozen = paths, None if setting.frozen is None else setting.frozen.expand(rows, -1)
     run.models, run.within = setting.models, setting.within
     if setting.before is not None:
-        run.before = setting.before.expand(rows, -1), torch.full_like(run.rows, len(setting.before))
+        prefix, total = setting.before
+        given = prefix.new_full((rows, total), -1)
+        run.before = prefix.expand(rows, -1), torch.full_like(run.rows, len(prefix)), given
     state, at = run.begin(states[begin.state[start]], setting.t, setting.s, 1, frozen)
     state = replace(state, t=now)
     if begin.past is not None:

@@ -148,6 +148,9 @@ def _properties(operator: Operator, cases: Sequence[Case], coarse: Case) -> Iter
     if operator.nfe is not None:
         name = f"takes {operator.nfe:g} calls a step"
         yield _Property(name, 0.02, trials.calls, "nfe, and how often at.predict is called for a row")
+    if operator.weighable:
+        name, hint = "its runs can be weighed under another prediction", "weighable, and decisions without a choice"
+        yield _Property(name, 0.0, trials.weighed, hint)
     if operator.enumerable:
         hint = "the program's probabilities: every choice a law, nothing random outside of choose"
         yield _Property("rows of the kernel are laws", 1e-12, trials.laws, hint)

@@ -4,13 +4,17 @@ Each function takes the cases of one kind of process and yields errors with the 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from discdiff.denoiser import Tally
 from discdiff.operator import Operator, Run
+from discdiff.prediction import Prediction
 from discdiff.process import Process
+from discdiff.sampling import Particles, Sampler
 from discdiff.theory.catalogue import Setting, world
 from discdiff.theory.divergence import tv
 from discdiff.theory.exact import TooManyPaths, kernel
@@ -20,7 +24,7 @@ from discdiff.theory.world import all_states, state_index
 
 __all__ = [
     "Case", "alone", "calls", "draws", "ends_right", "enumerable", "frozen", "keeps", "keeps_by_draws", "keyed", "laws",
-    "moves", "nearly",
+    "moves", "nearly", "weighed",
 ]  # fmt: skip
 
 # each interval is a step of an equal grid from 1 to 0: schedulers of other libraries support only those
@@ -195,6 +199,28 @@ def calls(cases: Sequence[Case]) -> Errors:
             chance = 4 * float(a_row.std()) / 32
             yield max(float(a_row.mean()) - chance - declared, 0.0), f"{float(a_row.mean()):.3f} calls a row, {where}"
         yield max(declared - most, 0.0), f"{most} calls of the batch at most, {case}"
+
+
+def weighed(cases: Sequence[Case]) -> Errors:
+    """Check that the choices of a run under a tilted prediction are possible under the exact one."""
+    for case in cases:
+        size = case.process.vocab_size
+        log_g = torch.linspace(-1.5, 1.5, size, dtype=torch.float64)
+        model = case.model.guided(partial(_tilted, log_g=log_g))
+        for t, s, where in case.over():
+            times: dict[str, Any] = {"grid": (t, s)} if case.operator.moves else {"time": t}
+            steered = Particles(Sampler(case.process, model, case.operator, **times), None, 1)
+            lost = ""
+            try:
+                steered.sample(initial=case.starts(t, 512), seed=case.seed)
+            except ValueError as error:
+                lost = str(error)
+            yield float("No weight makes up" in lost), f"{lost or 'runs are weighed'}, {where}"
+
+
+def _tilted(said: Prediction, log_g: Tensor) -> Prediction:
+    """Tilt all sites by one log g (V,)."""
+    return said.tilted(lambda row, position: log_g.expand(len(row), -1))
 
 
 # --- matrices and draws ---------------------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ class Operator(ABC):
         reads: the sites whose leave-one-out it needs at the time of its state: "shown", sites that hold tokens;
             "hidden", sites that it first hides on an absorbing process; "noisy", sites with noise; None, no site.
         remembers: whether it uses the state before this step. Then the states are not a Markov chain.
+        weighable: whether choices that are possible under one prediction are possible under every other that allows the
+            same tokens, which ``Particles`` needs. False if it decides by a prediction without a random choice.
     """
 
     @abstractmethod
@@ -91,6 +93,10 @@ class Operator(ABC):
     @property
     def remembers(self) -> bool:
         return any(part.remembers for part in self.parts)
+
+    @property
+    def weighable(self) -> bool:
+        return all(part.weighable for part in self.parts)
 
     @property
     def parts(self) -> "tuple[Operator, ...]":
@@ -375,21 +381,18 @@ def same_kind(where: str, *operators: Operator) -> None:
     """Raise TypeError unless the operators are all predictors or all correctors."""
     kinds = {check_operator(operator, where).moves for operator in operators}
     if len(kinds) > 1:
-        raise TypeError(
-            f"{where}: the branches must all be predictors or all correctors, got {', '.join(map(repr, operators))}"
-        )
+        got = ", ".join(map(repr, operators))
+        raise TypeError(f"{where}: the branches must all be predictors or all correctors, got {got}")
 
 
 def _worst(*operators: Operator) -> Invariance | None:
-    claims = [operator.invariant for operator in operators]
-    known = [claim for claim in claims if claim is not None]
-    return min(known, key=_WORST.index) if len(known) == len(claims) else None
+    known = [operator.invariant for operator in operators if operator.invariant is not None]
+    return min(known, key=_WORST.index) if len(known) == len(operators) else None
 
 
 def _least_order(*operators: Operator) -> float | None:
-    orders = [operator.order for operator in operators]
-    known = [order for order in orders if order is not None]
-    return min(known) if len(known) == len(orders) else None
+    known = [operator.order for operator in operators if operator.order is not None]
+    return min(known) if len(known) == len(operators) else None
 
 
 def _sum_nfe(*weighted: tuple[float, Operator]) -> float | None:

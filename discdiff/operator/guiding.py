@@ -89,23 +89,17 @@ class GuideAt(At):
         """Raise TypeError, as a guide that asked for a guided prediction would never end."""
         raise TypeError(f"{self.guide}: a guide is given its prediction; at.ask(model, state) asks another denoiser")
 
-    def reward(self, function: Callable[[Tensor], Tensor], x: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
+    def reward(
+        self, function: Callable[[Tensor], Tensor], x: Int[Tensor, "N L"], rows: Int[Tensor, " N"] | None = None
+    ) -> Float[Tensor, " N"]:
         """Return the rewards (N,) float64 of N sequences x (N, L); each counts in ``Samples.rewards``.
 
+        ``rows`` (N,) are the ids of the rows for which the sequences were drawn, for errors.
+
         Raises:
-            ValueError: if ``function`` gives another shape, NaN or +inf; the error names the row of x.
+            ValueError: if ``function`` gives another shape, NaN or +inf; the error names the row.
         """
-        self.run.tally.rewards += len(x)
-        found = self.run.reward(function, x)
-        if not isinstance(found, Tensor) or found.shape != (len(x),):
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"{self.guide}: a reward must give ({len(x)},) numbers, one a sequence, got {got}")
-        found = found.double()
-        wrong = ~(found < torch.inf)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            raise ValueError(f"{self.guide}: the reward of sequence {row}, {x[row].tolist()}, is {float(found[row])}")
-        return found
+        return self.run.rewards(function, x, self.guide, rows)
 
     @property
     def prefix(self) -> Int[Tensor, "R P"]:
@@ -116,6 +110,13 @@ class GuideAt(At):
     def offset(self) -> Int[Tensor, " R"]:
         """The position of the first site of each row's block in the whole sequence; 0 without blocks."""
         return self._before[1]
+
+    @property
+    def given(self) -> Int[Tensor, "R W"] | None:
+        """The given tokens of the whole sequences of W sites, -1 at other sites, (R, W); None without blocks."""
+        if self.run.before is None:
+            return None
+        return self.run.before[2][torch.searchsorted(self.run.rows, self.rows)]
 
     def sequence(self, x: Int[Tensor, "R *M n"]) -> Int[Tensor, "R *M W"]:
         """Return whole sequences (R, *M, W): the tokens x (R, *M, n) of each row's block behind its prefix.
@@ -133,7 +134,7 @@ class GuideAt(At):
     def _before(self) -> tuple[Int[Tensor, "R P"], Int[Tensor, " R"]]:
         if self.run.before is None:
             return self.rows.new_zeros(len(self.rows), 0), torch.zeros_like(self.rows)
-        prefix, offset = self.run.before
+        prefix, offset, _ = self.run.before
         index = torch.searchsorted(self.run.rows, self.rows)
         columns = torch.arange(prefix.shape[1], device=prefix.device)
         return prefix[index].where(columns < offset[index][:, None], -1), offset[index]

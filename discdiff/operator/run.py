@@ -41,12 +41,14 @@ class Run:
         fuse: whether one compute kernel may make several choices at once when none of them is recorded.
         listen: whether choices are Pyro sites, which handlers can read and change; needs a ``listening()`` block.
         info: the values that operators reported in the last step, by name; each (B,) float64, NaN where a row has none.
-        before: the clean tokens before the block of each row (R, P), and their number (R,); None without blocks.
+        before: the clean tokens before the block of each row (R, P), their number (R,), and the given tokens of whole
+            sequences of W sites (R, W), -1 at sites that are not given; None without blocks.
         asked: the counters of the denoisers that guides ask, by the object or the name under which guides know them.
         models: the sampler's denoisers by name.
         within: gives a denoiser the context of the block that this run makes; None without blocks.
         choices: the values of the choices made, or None if they are not recorded.
         given: gives the values of choices in place of draws, or None.
+        laws: the scored choices of a step by site: law, value and ids of rows; None if they are not kept.
     """
 
     seed: int
@@ -57,12 +59,13 @@ class Run:
     fuse: bool = False
     listen: bool = False
     info: dict[str, Tensor] = field(default_factory=dict)
-    before: tuple[Int[Tensor, "R P"], Int[Tensor, " R"]] | None = None
+    before: tuple[Int[Tensor, "R P"], Int[Tensor, " R"], Int[Tensor, "R W"]] | None = None
     asked: dict[object, Counter] = field(default_factory=dict)
     models: Mapping[str, Denoiser] = field(default_factory=dict)
     within: Callable[[Denoiser], Denoiser] | None = None
     choices: Choices | None = None
     given: Given | None = None
+    laws: dict[str, tuple[Choice, Tensor, Tensor]] | None = None
     _names: set[tuple[int, int, int]] = field(default_factory=set, init=False)  # (seed, slot, tag) of this step, turn
     _step: tuple[int, int] = field(default=(-1, 0), init=False)
     _used: Denoiser | None = None
@@ -87,7 +90,7 @@ class Run:
         within: Callable[[Denoiser], Denoiser],
         rows: Int[Tensor, " R"],
         name: str,
-        before: tuple[Int[Tensor, "R P"], Int[Tensor, " R"]],
+        before: tuple[Int[Tensor, "R P"], Int[Tensor, " R"], Int[Tensor, "R W"]],
     ) -> "Iterator[Run]":
         """Yield a run, with its own seed, for the n-th block of the rows with ids ``rows`` (R,).
 
@@ -156,10 +159,38 @@ class Run:
         """Return what a reward function gives for N sequences x (N, L)."""
         return function(x)
 
+    def rewards(
+        self,
+        function: Callable[[Tensor], Tensor],
+        x: Int[Tensor, "N L"],
+        what: object,
+        rows: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, " N"]:
+        """Return the checked rewards (N,) float64 of N sequences x (N, L) and count them.
+
+        Raises:
+            ValueError: if ``function`` gives another shape, NaN or +inf; the error names ``what``, and the id in
+                ``rows`` (N,) of the sequence's row if they are given, else the row of x.
+        """
+        self.tally.rewards += len(x)
+        found = self.reward(function, x)
+        if not isinstance(found, Tensor) or found.shape != (len(x),):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{what}: a reward must give ({len(x)},) numbers, one a sequence, got {got}")
+        found = found.double()
+        wrong = ~(found < torch.inf)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            whose = f"sequence {first}" if rows is None else f"a sequence of row {int(rows[first])}"
+            raise ValueError(f"{what}: the reward of {whose}, {x[first].tolist()}, is {float(found[first])}")
+        return found
+
     def keep(self, site: str, law: Choice, value: Tensor, rows: Int[Tensor, " R"], scored: bool = True) -> None:
         """Keep the value of a choice and, if it is scored, add its log-probability, where the run records them."""
         if self.choices is not None:
             self.choices.keep(site, value, rows, guided=not scored)
+        if self.laws is not None and scored:
+            self.laws[site] = law, value, rows
         if self.log_prob is not None and scored:
             self.log_prob[rows - self.model.first_row] += law.log_prob(value).to(self.log_prob.dtype)
 
@@ -296,7 +327,8 @@ class At:
     def fused(self) -> bool:
         """Whether one kernel may make several choices at once; False if choices are recorded, given or Pyro sites."""
         run = self.run
-        return run.fuse and run.log_prob is None and run.given is None and not run.listen
+        recorded = run.log_prob is not None or run.given is not None or run.laws is not None
+        return run.fuse and not recorded and not run.listen
 
     @property
     def scored(self) -> bool:

@@ -10,12 +10,12 @@ from discdiff.prediction.bridge import (
     ReMDM,
     mixture,
 )
-from discdiff.prediction.change import LogWeight
+from discdiff.prediction.change import LogWeight, RowChange, Tilt
 from discdiff.prediction.output import Output, unshifted
 from discdiff.prediction.truncation import Truncation
 from discdiff.prediction.view import View
 
 __all__ = [
     "Between", "Bridge", "Exact", "LogWeight", "MaximalCoupling", "Output", "Prediction", "Predicts", "ReMDM",
-    "Truncation", "View", "bridge", "check_predicts", "mixture", "unshifted",
+    "RowChange", "Tilt", "Truncation", "View", "bridge", "check_predicts", "mixture", "unshifted",
 ]  # fmt: skip

@@ -196,7 +196,7 @@ class Prediction(Renamed):
         shape = (*self.x.shape, self.process.vocab_size)
         if not callable(log_g) and (not isinstance(log_g, Tensor) or log_g.shape != shape):
             raise ValueError(f"tilted: log_g must be (B, L, V) = {shape}, or a function of sites; got {shown(log_g)}")
-        return self._changed(Tilt(log_g))
+        return self.changed(Tilt(log_g))
 
     def combined(self, others: "Sequence[Prediction]", weights: Sequence[float]) -> "Prediction":
         r"""Return the prediction with O' ~ prod_k O_k^{w_k}, for instance O_1^{1 + w} O_2^{-w}.
@@ -209,8 +209,9 @@ class Prediction(Renamed):
             weights: the exponents, the first for this prediction.
 
         Raises:
-            ValueError: if the predictions differ in tokens, noise or process, or there is not one finite weight for
-                each; when a row is read, if only predictions of negative weight rule a token out.
+            ValueError: if the predictions differ in tokens, noise or process, another one has a joint law, or there is
+                not one finite weight for each; when a row is read, if only predictions of negative weight rule a token
+                out.
         """
         kept = tuple(real(weight, "combined: a weight") for weight in listing(weights, "combined: weights"))
         others = tuple(listing(others, "combined: others"))
@@ -221,11 +222,13 @@ class Prediction(Renamed):
             pairs = ((other.x, self.x), (other.alpha, self.alpha)) if same else ()
             if not same or not all(one is mine or torch.equal(one, mine) for one, mine in pairs):
                 raise ValueError(f"combined: takes predictions of the same tokens, noise and process, got {other!r}")
-        return self._changed(Combination(others, kept))
+            if other.law is not None:
+                raise ValueError(f"combined: {other!r} has a joint law of its tokens; guide the combination instead")
+        return self.changed(Combination(others, kept))
 
     def truncated(self, truncate: Truncate) -> "Prediction":
         """Return the same prediction with ``truncate`` applied to its leave-one-out at each reading."""
-        return self._changed(Cut(truncate))
+        return self.changed(Cut(truncate))
 
     def joint(self, law: Law) -> "Prediction":
         """Return the same prediction with a joint law of the clean tokens that operators draw together.
@@ -239,10 +242,13 @@ class Prediction(Renamed):
 
         Raises:
             TypeError: if ``law`` cannot be called.
-            ValueError: if the process is not absorbing, because a clean token then depends on the state of its site.
+            ValueError: if the process is not absorbing, because a clean token then depends on the state of its site; if
+                there is a joint law already.
         """
         if not callable(law):
             raise TypeError(f"joint: law is called as law(prediction, row, where, keep), got {shown(law)}")
+        if self.law is not None:
+            raise ValueError(f"joint: another guide gave a joint law of the clean tokens already, {shown(self.law)}")
         if not self.process.absorbing:
             raise ValueError(f"joint: takes a prediction of an absorbing process, such as Masked, got {self.process}")
         other = copy.copy(self)
@@ -265,9 +271,16 @@ class Prediction(Renamed):
             return made
         return Tokens(self[where].loo if sites is None else sites, keep)
 
-    def _changed(self, change: RowChange) -> "Prediction":
+    def changed(self, change: RowChange) -> "Prediction":
+        """Return the same prediction with one more change of its rows."""
         other = copy.copy(self)
         other.changes = (*self.changes, change)
+        return other
+
+    def without(self, kind: type[RowChange]) -> "Prediction":
+        """Return the prediction without joint law and without its changes of a class."""
+        other = copy.copy(self._alone)
+        other.changes = tuple(change for change in self.changes if not isinstance(change, kind))
         return other
 
     @property

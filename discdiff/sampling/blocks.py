@@ -196,7 +196,8 @@ class Job:
 
     def _part(self, group: _Group) -> AbstractContextManager[Run]:
         """Yield the run of the group's block."""
-        before = self.tokens[group.index, : int(group.begin.max())], group.begin
+        given = torch.where(self.frozen, self.tokens, -1)[group.index]
+        before = self.tokens[group.index, : int(group.begin.max())], group.begin, given
         return self.run.part(group.turn, group.context.given, self.rows[group.index], group.name, before)
 
     def advance(self, group: _Group) -> Generator[None]:

@@ -157,8 +157,11 @@ class Sampler:
                 state = replace(state, past=None, seen=None)
             run.use(model)
             run.info.clear()
-            state = replace(operator(state, At(self.process, run, t, s, step)), step=step)
+            state = replace(self._advance(operator, state, At(self.process, run, t, s, step)), step=step)
             yield state
+
+    def _advance(self, operator: Operator, state: State, at: At) -> State:
+        return operator(state, at)
 
     def start(
         self,
@@ -206,7 +209,6 @@ class Sampler:
         return max(1, len(self.grid) - 1)
 
     def _ended(self, state: State) -> bool:
-        """Return whether all steps are made."""
         return state.step == self._last
 
     def _run_of(self, state: State, where: str) -> Run:

@@ -162,7 +162,7 @@ class Samples:
         for name, value in held.items():
             if name in ("frame", "calls"):
                 continue
-            counted = name in ("nfe", "seed", "queries", "rewards")
+            counted = name in ("nfe", "seed", "queries", "rewards", "per_group")
             if counted != (type(value) is int) or counted == isinstance(value, Tensor):
                 raise ValueError(f"load: {path}: {name} must be {'a number' if counted else 'an array'}, got {value!r}")
         tokens = held["tokens"]
@@ -170,7 +170,7 @@ class Samples:
         shape = tuple(tokens.shape)
         for name, value in held.items():
             if isinstance(value, Tensor):
-                whole = name != "log_prob"
+                whole = name not in ("log_prob", "log_weight", "reward", "accepted")
                 fits = (
                     tuple(value.shape[-2:]) == shape if name in ("tokens", "trajectory") else value.shape == shape[:1]
                 )

@@ -17,6 +17,7 @@ from discdiff.choices import (
     Branch,
     Choice,
     Coins,
+    Draws,
     Key,
     Noise,
     Other,
@@ -28,6 +29,9 @@ from discdiff.choices import (
     Tokens,
     Waiting,
 )
+from discdiff.guidance.automata import Automaton
+from discdiff.guidance.messages import edges_of
+from discdiff.guidance.path import Path
 from discdiff.operator import Run
 from discdiff.process.interpolant import SourcePairs
 
@@ -56,11 +60,29 @@ def drawn(batch: int) -> Choice:
     return Tokens(Sites.computed(where, lambda n: logits[n], 4), tokens(batch, 2))
 
 
+def several(batch: int, apart: bool) -> Choice:
+    one = drawn(2 * batch if apart else batch)
+    assert isinstance(one, Tokens)
+    return Draws(one.sites, one.keep, 2, apart)
+
+
 def anchored(batch: int) -> Choice:
     where = torch.ones(batch, 2, dtype=torch.bool)
     where[0, 0] = False
     x = torch.full((batch, 2), 2)
     return Other(Noise.of(PI, x.device), x, where, numbers(batch, 2), torch.zeros_like(x))
+
+
+def path(batch: int) -> Choice:
+    """Of two hidden sites, the second is not chosen in the last row, and no two tokens are equal."""
+    moves = torch.tensor([[1, 2, 3, 4], [5, 2, 3, 4], [1, 5, 3, 4], [1, 2, 5, 4], [1, 2, 3, 5], [5, 5, 5, 5]])
+    edges = edges_of(Automaton.of(moves, 0, torch.arange(6) < 5), torch.device("cpu"))  # type: ignore[arg-type]
+    hidden, logits = torch.ones(batch, 2, dtype=torch.bool), numbers(batch * 2, 4).log()
+    where = hidden.clone()
+    where[-1, 1], logits[0, 1] = False, -torch.inf
+    end = torch.where(edges.automaton.accepting, 0.0, -torch.inf).double().expand(batch, -1)
+    sites = Sites.computed(hidden, lambda n: logits[n], 4)
+    return Path(edges, torch.zeros(batch).long(), end, sites, tokens(batch, 2), where, tokens(batch, 2))
 
 
 def process(make: dd.Process) -> Callable[[int], Choice]:
@@ -72,8 +94,11 @@ CHOICES: dict[str, Callable[[int], Choice]] = {
     "Tokens": drawn,
     "PointMixture": lambda batch: PointMixture(PI, [tokens(batch, 2)], [numbers(batch, 2)]),
     "noise alone": lambda batch: PointMixture(PI, [], [], shape=(batch, 2)),
+    "Draws": lambda batch: several(batch, apart=False),
+    "Draws apart": lambda batch: several(batch, apart=True),
     "Other": anchored,
     "Branch": lambda batch: Branch(PI, batch),
+    "Path": path,
     "SourcePairs": lambda batch: SourcePairs(
         torch.tensor([0.4, 0.6], dtype=torch.float64),
         tokens(batch, 2) % 2,

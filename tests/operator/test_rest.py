@@ -102,6 +102,7 @@ def test_adding_noise_for_a_moment_leaves_no_mask_at_time_0() -> None:
 
 REFUSED = [
     (S.P2(), MASKED, "denoiser"), (S.P2(0.5), MASKED, "denoiser"), (S.ReMDM(confident=True), MASKED, "denoiser"),
+    (S.AnchoredRemask(again=True), MASKED, "denoiser"),
     (S.Ancestral() >> S.InformedGibbs(), MASKED, "denoiser"),
     (S.Ancestral() >> S.LocallyBalanced() ** 2, MASKED, "denoiser"),
     (dd.when(lambda t: t < 0.9, S.Ancestral() >> S.EntropyRedraw(), S.Ancestral()), MASKED, "denoiser"),
@@ -126,7 +127,7 @@ def test_what_cannot_work_is_refused_before_the_first_call(
 
 
 ACCEPTED = [
-    (S.P2(), MASKED, "loo"), (S.P2(0.0), MASKED, "denoiser"),
+    (S.P2(), MASKED, "loo"), (S.P2(0.0), MASKED, "denoiser"), (S.AnchoredRemask(), MASKED, "denoiser"),
     (S.P2(planner=lambda x: torch.zeros(x.shape)), MASKED, "denoiser"), (S.ReMDM(), MASKED, "denoiser"),
     (S.Ancestral() >> S.ForwardBackward(), ZERO, "denoiser"),
     (S.Ancestral() >> S.TauForwardBackward(), ZERO, "denoiser"),
