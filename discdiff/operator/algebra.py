@@ -386,12 +386,12 @@ def same_kind(where: str, *operators: Operator) -> None:
 
 
 def _worst(*operators: Operator) -> Invariance | None:
-    known = [operator.invariant for operator in operators if operator.invariant is not None]
+    known = [claim for operator in operators if (claim := operator.invariant) is not None]
     return min(known, key=_WORST.index) if len(known) == len(operators) else None
 
 
 def _least_order(*operators: Operator) -> float | None:
-    known = [operator.order for operator in operators if operator.order is not None]
+    known = [order for operator in operators if (order := operator.order) is not None]  # asked once: they nest
     return min(known) if len(known) == len(operators) else None
 
 

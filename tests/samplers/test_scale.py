@@ -136,6 +136,7 @@ RANDOM = {
 MAY = {
     "checks.py": {"randint"}, "keys.py": {"randint"}, "models.py": {"randn"}, "cli.py": {"Generator"},
     "data.py": {"Generator", "randint"}, "guide.py": {"random"}, "guiding.py": {"random"},
+    "reward.py": {"random"},  # a guide declares it
     "blocks.py": {"Generator"},  # the type of a Python generator
 }  # fmt: skip
 WHOLLY = {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"}
