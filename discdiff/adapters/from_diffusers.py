@@ -44,6 +44,8 @@ class _Scheduled(Operator):
     process: type[Process] = field(default=Process, kw_only=True)  # type: ignore[type-abstract]
     enumerable: bool = field(default=True, kw_only=True)
 
+    weighable = False  # a scheduler may keep or redraw a token by a rule of its own
+
     _needs = ("set_timesteps", "step")
 
     def __post_init__(self) -> None:
