@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test test-all check bench gpu antibody lint clean
+.PHONY: demo test test-all check bench gpu antibody antibody-loops lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
@@ -43,8 +43,14 @@ gpu:
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) docs/gpu.py $(GPU_OUT)
 
 # Antibody domains by a network that somebody else trained, and the table of docs/antibodies.md: a quarter of an hour.
+# Then third loops that meet conditions, for the tables of docs/steering.md: twenty minutes on two cores.
 antibody: .venv/antibody
 	$(BIN)/python docs/antibodies.py
+	$(MAKE) antibody-loops
+
+antibody-loops: .venv/antibody
+	$(BIN)/python docs/steering/third_loops.py
+	$(BIN)/python docs/steering/page.py third_loops
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -60,7 +66,7 @@ lint: .venv/test
 	touch $@
 
 .venv/antibody: pyproject.toml .ci/constraints.txt | .venv/python
-	$(INSTALL) -e '.[antibody]'
+	$(INSTALL) -e '.[antibody,demo,steer]'
 	touch $@
 
 # sapiens is read and never imported: what it asks for does not go with a torch of today. An index without it costs two

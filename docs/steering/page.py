@@ -1,6 +1,6 @@
 """Write the tables of docs/steering.md: ``python docs/steering/page.py``, or ``page.py particles doob`` for some parts.
 
-All parts take about ten minutes on one core.
+All parts take about ten minutes on one core. The last three read what text.py, digits.py and third_loops.py stored.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 PAGE = Path(__file__).parent.with_suffix(".md")
-PARTS = ("doob", "particles", "recipes", "constraints", "posteriors")
+PARTS = ("doob", "particles", "recipes", "constraints", "posteriors", "text", "digits", "third_loops")
 
 
 def placed(page: str, name: str, table: str) -> str:
@@ -20,8 +20,8 @@ def placed(page: str, name: str, table: str) -> str:
     Raises:
         ValueError: if the page has no such marks.
     """
-    marks = rf"(<!-- {re.escape(name)} -->\n).*?(\n<!-- end -->)"
-    made, count = re.subn(marks, lambda found: found[1] + table.strip("\n") + found[2], page, flags=re.S)
+    marks = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)"
+    made, count = re.subn(marks, lambda found: f"{found[1]}{table.strip(chr(10))}\n{found[2]}", page, flags=re.S)
     if count != 1:
         raise ValueError(f"{PAGE.name} must have the marks <!-- {name} --> and <!-- end --> once, and has them {count}")
     return made

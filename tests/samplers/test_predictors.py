@@ -187,9 +187,9 @@ def test_split_leap_has_order_two_at_any_coupling(process: dd.Process, world: T.
     [
         (S.ThetaTrapezoidal(0.5), MASKED, [32, 64, 128]),
         (S.ThetaTrapezoidal(1 / 3), MASKED, [32, 64, 128]),
-        (S.ThetaTrapezoidal(0.5), UNIFORM, [32, 64, 128]),
+        pytest.param(S.ThetaTrapezoidal(0.5), UNIFORM, [32, 64, 128], marks=pytest.mark.slow),
         (S.Multistep(), MASKED, [96, 192, 384]),
-        (S.Multistep(), UNIFORM, [96, 192, 384]),
+        pytest.param(S.Multistep(), UNIFORM, [96, 192, 384], marks=pytest.mark.slow),
     ],
     ids=repr,
 )

@@ -19,7 +19,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return recipes
 
 
-@pytest.mark.parametrize("name", ["Masked", "Uniform"])
+@pytest.mark.parametrize("name", ["Masked", pytest.param("Uniform", marks=pytest.mark.slow)])
 def test_recipes_at_equal_calls_and_rewards(page: ModuleType, name: str) -> None:
     found = dict(page.recipes(name, drawn=4_000))
     few = {what: row for what, row in found.items() if what not in ("unguided", "best of 72")}
@@ -62,7 +62,7 @@ def test_the_best_particle_has_no_law(page: ModuleType) -> None:
     assert T.tv(many.drawn.law, page.limit("Masked")) < 0.05
 
 
-@pytest.mark.parametrize("name", ["Masked", "Uniform"])
+@pytest.mark.parametrize("name", ["Masked", pytest.param("Uniform", marks=pytest.mark.slow)])
 def test_a_draw_after_candidate_resampling_tends_to_another_law(page: ModuleType, name: str) -> None:
     """Only the evidence of groups knows how probable each step was."""
     found, other = page.particles(name, 64, "one", False, 24_000), page.candidates(name)
