@@ -128,7 +128,7 @@ def constrained(name: str, seed: int, groups: int = GROUPS) -> Row:
     constraint = dd.Constraint.regex(PATTERNS[name], list(vocabulary.characters))
     guided, row = sampler(model.guided(constraint)), {}
     for kind, particles in {
-        "weights": dd.Particles(guided, None, GROUP, ess=0),
+        "weights": dd.Particles(guided, None, GROUP, ess=0.0),
         "particles": dd.Particles(guided, Ahead(constraint, model), GROUP),
     }.items():
         start = time.process_time()

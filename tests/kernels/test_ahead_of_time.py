@@ -79,9 +79,9 @@ def test_kernels_compile_for_two_gpus() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_kernels_compile_with_every_dtype_width_and_option(capability: str) -> None:
-    check(compiled(capability))
+def test_kernels_compile_with_every_dtype_width_and_option() -> None:
+    """For one of the two GPUs of the test above: this takes minutes for each."""
+    check(compiled("90"))
 
 
 @pytest.mark.parametrize("same", [True, False])
