@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LENGTH, STEPS = 128, 4000
+LENGTH, STEPS = 128, 4500
 LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
-TRAIN = ["--length", str(LENGTH), "--batch", "16", "--loss", "any-order", "--rate", "0.004", "--every", "100"]
+TRAIN = ["--length", str(LENGTH), "--batch", "16", "--loss", "any-order", "--rate", "0.003"]
 
 
 def docstrings(folder: Path) -> Iterator[str]:
@@ -66,11 +66,13 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "discdiff.command.cli", *arguments]
 
 
-def trained(file: Path, folder: Path, steps: int, kill_at: int) -> tuple[float, str]:
+def trained(file: Path, folder: Path, steps: int, every: int, kill_at: int) -> tuple[float, str]:
     """Train, kill the process once after a step, and train on; return its processor time and what it said."""
     import resource
 
-    train = command("train", "--data", str(file), "--out", str(folder), "--steps", str(steps), *TRAIN)
+    train = command(
+        "train", "--data", str(file), "--out", str(folder), "--steps", str(steps), "--every", str(every), *TRAIN
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(train, stderr=subprocess.DEVNULL)
     while kill_at and process.poll() is None:
@@ -96,7 +98,7 @@ def reached(folder: Path) -> int:
 def same_after_kill(file: Path, folder: Path) -> bool:
     """Return whether a short run that is killed ends with the same file of weights as one that is not."""
     for name, kill_at in (("whole", 0), ("killed", 20)):
-        trained(file, folder / name, 60, kill_at)
+        trained(file, folder / name, 60, 10, kill_at)
     whole, killed = ((folder / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     return whole == killed
 
@@ -125,7 +127,7 @@ def main() -> None:
     print(f"{file}: {len(text) / 1e6:.2f} MB, {len(words(text)):,} words", flush=True)
     same = same_after_kill(file, arguments.out)
     print(f"60 steps, killed on the way: the same weights: {same}", flush=True)
-    seconds, told = trained(file, arguments.out / "run", arguments.steps, arguments.steps // 2)
+    seconds, told = trained(file, arguments.out / "run", arguments.steps, 200, arguments.steps // 2)
     print(f"{arguments.steps} steps in {seconds:.0f} s of one core\n{told}", flush=True)
     cut = int(len(text) * 0.95)  # as discdiff train holds out
     known, held = set(words(text[:cut])), set(words(text[cut:]))
@@ -138,10 +140,17 @@ def main() -> None:
     shares = {name: [round(share(one, known), 3), round(share(one, held), 3)] for name, one in texts.items()}
     for name, (in_text, in_held) in shares.items():
         print(f"{name}: {in_text:.1%} of its words are in the training text, {in_held:.1%} in the held-out text")
-    print("\n" + "\n".join(samples.splitlines()[:8]))
+    print("\n" + "\n".join([*samples.splitlines()[:4], "", *cold.splitlines()[:4]]))
     if arguments.json is not None:
-        figures = {"steps": arguments.steps, "seconds": round(seconds), "megabytes": round(len(text) / 1e6, 2),
-                   "same weights": same, "shares": shares, "samples": samples.splitlines()[:4]}  # fmt: skip
+        figures = {
+            "steps": arguments.steps,
+            "seconds": round(seconds),
+            "megabytes": round(len(text) / 1e6, 2),
+            "same weights": same,
+            "shares": shares,
+            "samples": samples.splitlines()[:4],
+            "cold samples": cold.splitlines()[:4],
+        }
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

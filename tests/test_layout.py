@@ -36,8 +36,8 @@ STAIRS = {
     "learning": "checks process prediction denoiser losses",
     "demo": "process prediction denoiser losses learning",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
-    "command": "checks plugins kernels process denoiser operator guidance losses samplers sampling theory learning "
-    "demo adapters",
+    "command": "checks plugins kernels process prediction denoiser operator guidance losses samplers sampling theory "
+    "learning demo adapters",
     "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling theory "
     "learning adapters",
 }

@@ -11,9 +11,10 @@ from rich.console import Console
 from torch import Tensor
 
 from discdiff.adapters.own import load_written
-from discdiff.checks import LAST_SEED, affordable, whole
+from discdiff.checks import LAST_SEED, affordable, real, whole
 from discdiff.command.train_command import MODEL
 from discdiff.demo.data import Vocabulary
+from discdiff.prediction import Truncation
 from discdiff.samplers.expression import parse_operator
 from discdiff.sampling import Sampler
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=4, help="how many")
     add("--length", type=int, default=argparse.SUPPRESS, help="tokens (default: as in training)")
     add("--prompt", default="", help="text to begin with, if the network was trained on a text")
+    add("--temperature", type=float, default=1.0, help="below 1: likelier tokens become likelier still")
     add("--seed", type=int, default=0, help="the same seed gives the same samples")
     add("--out", type=Path, default=None, help="file to write: text, or .npy for token ids; otherwise print")
 
@@ -79,6 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = vocabulary.encode(arguments.prompt) if vocabulary is not None else torch.zeros(0, dtype=torch.int64)
     if len(prompt) > length:
         raise ValueError(f"--prompt: has {len(prompt)} characters, and --length is {length}")
+    temperature = real(arguments.temperature, "--temperature", "(0, inf)")
+    if temperature != 1:
+        model = model.guided(Truncation(temperature=temperature))
     operator = parse_operator(arguments.sampler)
     sampler = Sampler(model.process, model, operator, steps=arguments.steps)
     seed = whole(arguments.seed, "--seed", 0, LAST_SEED)
