@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError: if there is no file of data.
         ValueError: for an option that is out of range, data that cannot be used, or a folder of another run.
+        SystemExit: if the user stops the training.
     """
     process = _known(arguments.process, PROCESSES, "--process")
     shape = _SHAPES[_known(arguments.network, _SHAPES, "--network")]

@@ -21,7 +21,7 @@ class Rows:
     """Data as an array, from which batches of rows or windows are drawn.
 
     Attributes:
-        tokens: (N, L) rows, or (1, N) for one long row from which windows are cut.
+        tokens: (N, M): N rows with M = L, or one long row, (1, M), from which windows are cut.
         length: L, the length of a drawn row.
     """
 

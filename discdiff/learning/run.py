@@ -1,15 +1,22 @@
 """The state of a training run, and its checkpoint: one file, replaced as a whole, from which no code is run."""
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["CHECKPOINT", "Run"]
+from discdiff.learning.batches import Rows
+from discdiff.losses import Objective
+
+__all__ = ["CHECKPOINT", "Run", "bar", "told"]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -90,3 +97,24 @@ class Run:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def told(value: object) -> str:
+    """Return a description of a setting that is the same in another process.
+
+    Data have a fingerprint, a network its class and a fingerprint of its shapes, and a function its name.
+    """
+    if isinstance(value, Rows):
+        return value.digest
+    if isinstance(value, nn.Module):
+        shapes = repr([(name, tuple(part.shape)) for name, part in value.state_dict().items()])
+        return f"{type(value).__name__} {hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
+    if callable(value) and not isinstance(value, Objective):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def bar(visible: bool) -> Progress:
+    """Return a progress bar on standard error, with the number of steps and the time that is left."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), disable=not visible)

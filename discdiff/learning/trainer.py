@@ -1,13 +1,9 @@
 """Train a network by any loss; a killed run goes on from its checkpoint as if it had not been killed."""
 
-import hashlib
-import re
 from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,8 +12,7 @@ from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.learning.batches import Rows, batches_of
 from discdiff.learning.objectives import Loss, nats_per_token, predicted
 from discdiff.learning.optimizing import Optimizing, adamw, decayed
-from discdiff.learning.run import Run
-from discdiff.losses import Objective
+from discdiff.learning.run import Run, bar, told
 from discdiff.prediction import Predicts
 from discdiff.process import Process, require_process
 
@@ -107,12 +102,12 @@ class Trainer:
         self._average.module.load_state_dict(self.network.state_dict())
         self._average.n_averaged.fill_(1)  # the first weights count
         self.curve, self.held_out_curve = run.curve, run.held_out_curve
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), self._bar() as bar:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), bar(self._progress) as shown_bar:
             if self.seed is not None:
                 torch.manual_seed(seed)
             if self.folder is not None and resume:
                 run.restore(self.folder, device)
-            task = bar.add_task("", total=steps, completed=run.step)
+            task = shown_bar.add_task("", total=steps, completed=run.step)
             self.network.train()
             try:
                 while run.step < steps:
@@ -121,7 +116,7 @@ class Trainer:
                         self._record(run)
                         if self.folder is not None:
                             run.save(self.folder, device)
-                    bar.update(task, completed=run.step, description=f"loss {run.smooth:.3f}")
+                    shown_bar.update(task, completed=run.step, description=f"loss {run.smooth:.3f}")
             finally:
                 self.network.eval()
         return self.model
@@ -153,24 +148,10 @@ class Trainer:
 
     def _settings(self, steps: int) -> dict[str, str]:
         """Return what determines the weights, by the names of arguments, as text."""
-        shapes = repr([(name, tuple(value.shape)) for name, value in self.network.state_dict().items()])
-        named = {
-            name: getattr(self, name) for name in ("process", "loss", "batch", "rate", "warmup", "clip", "ema", "seed")
-        }
-        more = {"steps": steps, "predicts": self.model.predicts, "time": self.model.call.time, "data": self._data}
-        network = f"{type(self.network).__name__} {hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
-        said = {**named, **more, "network": network, "optimizer": self._optimizing}
-        return {name: _told(value) for name, value in said.items()}
+        names = ("process", "loss", "batch", "rate", "warmup", "clip", "ema", "seed", "network")
+        said = {name: getattr(self, name) for name in names} | {"predicts": self.model.predicts, "steps": steps}
+        more = {"time": self.model.call.time, "data": self._data, "optimizer": self._optimizing}
+        return {name: told(value) for name, value in (said | more).items()}
 
-    def _bar(self) -> Progress:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        return Progress(*columns, console=Console(stderr=True), disable=not self._progress)
-
-
-def _told(value: object) -> str:
-    """Return a description that is the same in another process; functions are named, data have a fingerprint."""
-    if isinstance(value, Rows):
-        return value.digest
-    if callable(value) and not isinstance(value, Objective):
-        return str(getattr(value, "__qualname__", type(value).__name__))
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    def __repr__(self) -> str:
+        return f"Trainer({type(self.network).__name__}, {self.process}, {told(self.loss)}, batch={self.batch})"

@@ -94,7 +94,7 @@ def test_arrays_are_learned_and_sampled(folder: Path, capfd: pytest.CaptureFixtu
 
 def test_a_killed_command_goes_on_to_the_same_weights(folder: Path) -> None:
     """Killed from outside by SIGKILL, as soon as a checkpoint is there."""
-    words = train(folder, "--steps", "200", "--every", "20")
+    words = train(folder, "--steps", "100", "--every", "10")
     assert main([*words, "--out", str(folder / "whole")]) == 0
     process = subprocess.Popen([sys.executable, "-m", "discdiff.command.cli", *words], cwd=ROOT,
                                stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -105,7 +105,7 @@ def test_a_killed_command_goes_on_to_the_same_weights(folder: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     step = torch.load(folder / "run" / CHECKPOINT, weights_only=True)["step"]
-    assert 20 <= step < 200
+    assert 10 <= step < 100
     assert main(["sample", str(folder / "run")]) == 2  # it is not finished
     assert main(words) == 0
     one, other = (load_file(folder / name / "model.safetensors") for name in ("whole", "run"))
