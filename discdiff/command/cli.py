@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     train_command.add_arguments(commands.add_parser("train", help="train a small network on a text or an array"))
     sample = commands.add_parser("sample", help="sample from a trained example, or from a folder of discdiff train")
-    data = sample.add_subparsers(dest="data", required=True)
+    data = sample.add_subparsers(dest="data", required=True, metavar="{digits,text,FOLDER}")
     for name, steps, batch in (("digits", "32", 40), ("text", "64, or the size of a block", 4)):
         one = data.add_parser(name, help=f"sample {name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         one.add_argument("--process", choices=["masked", "uniform"], default="masked", help="forward process")
@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sample_command.add_arguments(
         data.add_parser(
             sample_command.FOLDER,
-            help="sample FOLDER: from a network that discdiff train wrote",
+            help="the name of a folder that discdiff train wrote; discdiff sample folder --help shows its options",
+            usage="discdiff sample FOLDER [options]",
+            description="Sample from a network that discdiff train wrote.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )

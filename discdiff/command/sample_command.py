@@ -35,7 +35,7 @@ def named(words: Sequence[str]) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``discdiff sample FOLDER`` to its parser."""
     add = parser.add_argument
-    add("folder", type=Path, help="folder of a run of discdiff train")
+    add("folder", type=Path, metavar="FOLDER", help="folder of a run of discdiff train")
     add("--sampler", default="ancestral", help='operator of a step, for instance "ancestral >> gibbs(sites=4)"')
     add("--steps", type=int, default=64, help="equal steps of t from 1 to 0")
     add("--batch", type=int, default=4, help="how many")

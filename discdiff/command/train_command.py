@@ -49,8 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = _ABOUT, _Formatter
     add = parser.add_argument
     none = argparse.SUPPRESS
-    add("--data", type=Path, required=True, default=none, help="a text file in UTF-8, or a .npy file of token ids")
-    add("--out", type=Path, required=True, default=none, help="folder of the run; it is made if it does not exist")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        default=none,
+        metavar="FILE",
+        help="a text in UTF-8, or a .npy array of token ids",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        default=none,
+        metavar="FOLDER",
+        help="folder of the run; made if it is missing",
+    )
     add("--process", default="masked", help=f"forward process: {', '.join(PROCESSES)}")
     add("--loss", default=none, help=f"{', '.join(LOSSES)} (default: the likelihood bound of the process)")
     add("--steps", type=int, default=2000, help="batches to train on")
@@ -67,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--held-out", type=float, default=0.05, help="share of the data that is not trained on")
     add("--seed", type=int, default=0, help="the same seed gives the same weights on the same machine")
     add("--every", type=int, default=100, help="steps between two checkpoints")
-    add("--restart", action="store_true", default=False, help="begin anew, although the folder has a checkpoint")
+    add("--restart", action="store_true", default=none, help="begin anew, although the folder has a checkpoint")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -99,7 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
     card = Card(shape, process, data.vocab_size, length, arguments.width, arguments.depth,  # type: ignore[arg-type]
                 predicts="loo" if process == "uniform" else "denoiser", time="alpha" if uniform else None)  # fmt: skip
     settings = _settings(arguments, loss_name, length, data)
-    _check_folder(arguments.out, settings, arguments.restart)
+    restart = "restart" in arguments
+    _check_folder(arguments.out, settings, restart)
     torch.manual_seed(arguments.seed)
     network, model = build(card)
     trainer = Trainer(
@@ -107,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
         length=length, held_out=held, rate=arguments.rate, seed=arguments.seed, folder=arguments.out,
         every=arguments.every, warmup=min(100, arguments.steps // 10),
     )  # fmt: skip
-    if arguments.restart:
+    if restart:
         for name in (CHECKPOINT, MODEL, _CURVE):
             (arguments.out / name).unlink(missing_ok=True)
     _write(arguments.out / _SETTINGS, settings)
