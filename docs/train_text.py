@@ -20,6 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LENGTH, STEPS = 128, 4500
+GIBBS = ["--sampler", "ancestral >> gibbs(sites=4)"]
+WAYS = {
+    "samples": [],
+    "samples with Gibbs correctors": GIBBS,
+    "the same at temperature 0.5": [*GIBBS, "--temperature", "0.5"],
+}
 LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
 TRAIN = ["--length", str(LENGTH), "--batch", "16", "--loss", "any-order", "--rate", "0.003"]
 
@@ -103,15 +109,23 @@ def same_after_kill(file: Path, folder: Path) -> bool:
     return whole == killed
 
 
-def sampled(folder: Path, *options: str) -> str:
-    """Return 64 samples of a trained network, a line each."""
+def sampled(folder: Path, *options: str) -> list[str]:
+    """Return 64 samples of a trained network."""
     out = folder / "samples.txt"
-    subprocess.run(
-        command("sample", str(folder), "--batch", "64", "--steps", str(LENGTH), "--out", str(out), *options),
-        check=True,
-        capture_output=True,
-    )
-    return re.sub("\n\n", "\n", out.read_text())
+    sample = command("sample", str(folder), "--batch", "64", "--steps", str(LENGTH), "--out", str(out), *options)
+    subprocess.run(sample, check=True, capture_output=True)
+    return out.read_text().removesuffix("\n").split("\n\n")
+
+
+def measured(folder: Path, text: str) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+    """Return the shares of words that are in the training text and in the held-out text, and the samples."""
+    cut = int(len(text) * 0.95)  # as discdiff train holds out
+    samples = {name: sampled(folder, *options) for name, options in WAYS.items()}
+    # the first and last word of a sample are cut off by its ends
+    texts = {name: " ".join(" ".join(row.split(" ")[1:-1]) for row in rows) for name, rows in samples.items()}
+    texts |= {"noise with the same letters": noise(text[:cut], 64 * LENGTH), "the held-out text": text[cut:]}
+    known, held = set(words(text[:cut])), set(words(text[cut:]))
+    return {name: [round(share(one, of), 3) for of in (known, held)] for name, one in texts.items()}, samples
 
 
 def main() -> None:
@@ -121,26 +135,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="batches to train on")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.out.exists():
+        parser.error(f"{arguments.out} exists: give a new folder, so that the time is that of the whole training")
+    arguments.out.mkdir(parents=True)
     file, text = arguments.out / "words.txt", standard_text()
     file.write_text(text)
     print(f"{file}: {len(text) / 1e6:.2f} MB, {len(words(text)):,} words", flush=True)
     same = same_after_kill(file, arguments.out)
     print(f"60 steps, killed on the way: the same weights: {same}", flush=True)
-    seconds, told = trained(file, arguments.out / "run", arguments.steps, 200, arguments.steps // 2)
+    every = max(1, min(200, arguments.steps // 8))
+    seconds, told = trained(file, arguments.out / "run", arguments.steps, every, arguments.steps // 2)
     print(f"{arguments.steps} steps in {seconds:.0f} s of one core\n{told}", flush=True)
-    cut = int(len(text) * 0.95)  # as discdiff train holds out
-    known, held = set(words(text[:cut])), set(words(text[cut:]))
-    samples = sampled(arguments.out / "run")
-    texts = {
-        "samples": samples,
-        "noise of the same letters": noise(text[:cut], 64 * LENGTH),
-        "held-out text": text[cut:],
-    }
-    shares = {name: [round(share(one, known), 3), round(share(one, held), 3)] for name, one in texts.items()}
+    shares, samples = measured(arguments.out / "run", text)
     for name, (in_text, in_held) in shares.items():
         print(f"{name}: {in_text:.1%} of its words are in the training text, {in_held:.1%} in the held-out text")
-    print("\n" + "\n".join([*samples.splitlines()[:4], "", *cold.splitlines()[:4]]))
+    for name, rows in samples.items():
+        print("\n".join(["", f"{name}:", *rows[:4]]))
     if arguments.json is not None:
         figures = {
             "steps": arguments.steps,
@@ -148,8 +158,7 @@ def main() -> None:
             "megabytes": round(len(text) / 1e6, 2),
             "same weights": same,
             "shares": shares,
-            "samples": samples.splitlines()[:4],
-            "cold samples": cold.splitlines()[:4],
+            "samples": {name: rows[:4] for name, rows in samples.items()},
         }
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 

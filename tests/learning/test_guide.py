@@ -70,4 +70,7 @@ def test_the_page_says_what_was_measured() -> None:
         assert f"| {name} | {known:.0%} | {held:.0%} |" in PAGE
     assert f"{figures['steps']:,} steps" in PAGE
     assert f"{figures['seconds']} s of one core" in PAGE
-    assert all(sample.strip() in PAGE for sample in figures["cold samples"][:2])
+    for name in ("samples", "the same at temperature 0.5"):
+        assert all(sample.strip() in PAGE for sample in figures["samples"][name][:2])
+    shares = [known for known, _ in figures["shares"].values()]
+    assert shares[2] > 0.7 > 0.1 > shares[3], "sampled words can be read, noise cannot"
