@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from discdiff.adapters.int8 import quantize
     from discdiff.adapters.loading import load
     from discdiff.adapters.probing import probe
+    from discdiff.learning import Trainer
 
 # kernels/ has no __init__.py of its own: as a folder on the path it would hide a package that transformers imports.
 for _name in dispatch.__all__:
@@ -95,6 +96,7 @@ for _name in dispatch.__all__:
 # What is above the sampler is imported when it is used: theory takes scipy, adapters read files.
 _LAZY = {
     "Convention": "adapters.convention",
+    "Trainer": "learning",
     "generate": "adapters.generation",
     "load": "adapters.loading",
     "probe": "adapters.probing",
@@ -121,8 +123,8 @@ __all__ = [
     "Guide", "Hybrid", "Interpolant", "LevelNoise", "Linear", "LogLinear", "Marginal", "Masked", "MeanField",
     "Measurement", "Operator", "Ordinal", "Particles", "PerSite", "Plan", "PointMixture", "Polynomial",
     "Prediction", "Predictor", "Process", "RankOne", "Ranking", "Reward", "Sampler", "Samples", "Schedule",
-    "Sigmoid", "SplitGibbs", "State", "Step", "Subset", "TimeVarying", "Tokens", "Truncation", "Uniform", "after",
-    "alone", "before", "best_of", "between", "bridge", "choose", "classifier_free", "diagnostics", "generate",
+    "Sigmoid", "SplitGibbs", "State", "Step", "Subset", "TimeVarying", "Tokens", "Trainer", "Truncation", "Uniform",
+    "after", "alone", "before", "best_of", "between", "bridge", "choose", "classifier_free", "diagnostics", "generate",
     "grid", "kernels", "load", "losses", "mix", "predictor_corrector", "probe", "program", "quantize", "samplers",
     "theory", "variational_posterior", "when",
 ]  # fmt: skip

@@ -13,7 +13,15 @@ from discdiff.theory.catalogue import KINDS
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/extend.md", "docs/guidance.md", "docs/pyro.md", "docs/steering.md", "docs/theory.md"],
+    [
+        "README.md",
+        "docs/extend.md",
+        "docs/guidance.md",
+        "docs/pyro.md",
+        "docs/steering.md",
+        "docs/theory.md",
+        "docs/guide/train.md",
+    ],
 )
 def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
@@ -35,6 +43,12 @@ def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
         said = re.findall(r"^prints `(.*?)`", (ROOT / page).read_text(), re.M)
         assert capfd.readouterr().out.splitlines() == said
         assert len(said) == len(blocks) == 2
+    if page == "docs/guide/train.md":
+        said = re.findall(r"^prints `(.*?)`", (ROOT / page).read_text(), re.M)
+        lines, number = capfd.readouterr().out.splitlines()[4:], r"\d+\.\d+"
+        assert [re.sub(number, "#", line) for line in lines] == [re.sub(number, "#", line) for line in said]
+        found, stated = ([float(one) for one in re.findall(number, "".join(text))] for text in (lines, said))
+        assert found == pytest.approx(stated, abs=0.05)
     if page == "docs/pyro.md":
         lines = capfd.readouterr().out.splitlines()
         assert lines[0] == "['0.0.prior', '1.0.where', '1.0.data', '1.0.token']"

@@ -244,6 +244,7 @@ def test_help_comes_within_two_seconds() -> None:
         "import contextlib, io, sys, time\n"
         "from discdiff.command.cli import main\n"
         "commands = ['', 'sample', 'sample text', 'sample digits', 'sensitivity', 'bench', 'verify', 'list']\n"
+        "commands += ['train', 'sample folder']\n"
         "for words in commands:\n"
         "    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
         "        main([*words.split(), '--help'])\n"

@@ -33,11 +33,13 @@ STAIRS = {
     "samplers": "checks plugins kernels choices process prediction operator",
     "sampling": "checks choices process prediction denoiser operator guidance samplers",
     "theory": "checks choices process prediction denoiser operator losses sampling",
-    "demo": "process prediction denoiser losses",
+    "learning": "checks process prediction denoiser losses",
+    "demo": "process prediction denoiser losses learning",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
-    "command": "checks plugins kernels process denoiser operator guidance samplers sampling theory demo adapters",
+    "command": "checks plugins kernels process prediction denoiser operator guidance losses samplers sampling theory "
+    "learning demo adapters",
     "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling theory "
-    "adapters",
+    "learning adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
 # Imported when they are called: the writer by Denoiser.save, and the run that a guide needs by Denoiser.__call__.
@@ -193,6 +195,7 @@ def test_files_keep_to_one_idea(file: Path) -> None:
 
 def test_import_is_light() -> None:
     late = ["triton", "transformers", "matplotlib", "sklearn", "scipy.stats", "discdiff.theory", "discdiff.adapters"]
+    late += ["discdiff.learning"]
     code = (
         "import sys, time, torch, pyro; start = time.process_time(); import discdiff; "
         f"took = time.process_time() - start; print([m for m in {late} if m in sys.modules], took)"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from discdiff.adapters.convention import Convention
-from discdiff.adapters.documents import json_text
+from discdiff.adapters.documents import is_there, json_text
 from discdiff.adapters.files import Files
 from discdiff.adapters.loading import Asked, Family, fit
 from discdiff.adapters.settings import Refused
@@ -20,9 +20,10 @@ from discdiff.demo.models import PROCESSES, Card, network_of, process_of
 from discdiff.denoiser import Denoiser
 from discdiff.prediction import Predicts
 
-__all__ = ["OWN", "load_trained"]
+__all__ = ["OWN", "load_trained", "load_written"]
 
 _LARGEST = 1 << 24
+_MODEL = "model.safetensors"  # in a folder of ``discdiff train``
 
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
@@ -42,10 +43,10 @@ def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:
 
 
 def _has_card(files: Files) -> bool:
-    return files.path.is_file() and "card" in files.metadata
+    return (files.path.is_file() or is_there(files.path / _MODEL)) and "card" in files.metadata
 
 
-OWN = Family("discdiff", "trained here, by discdiff.demo.training", _has_card, _build)
+OWN = Family("discdiff", "trained by discdiff train, or by discdiff.demo.training", _has_card, _build)
 
 
 def _card(text: str, layers: int) -> Card:
@@ -84,6 +85,17 @@ def load_trained(path: Path) -> Denoiser:
     """Read a file that ``save_trained`` wrote; return its denoiser, in float32 and evaluation mode.
 
     Raises:
+        FileNotFoundError, ValueError: as ``load_written``.
+    """
+    return load_written(path)[0]
+
+
+def load_written(path: Path) -> tuple[Denoiser, Card, str | None]:
+    """Read a file that ``save_trained`` wrote; return its denoiser, its card and the character of each id.
+
+    The denoiser is in float32 and evaluation mode. The characters are None if the ids do not stand for text.
+
+    Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not in safetensors format, its metadata hold no description of a network (a card), or
             its weights do not fit that network.
@@ -105,4 +117,7 @@ def load_trained(path: Path) -> Denoiser:
         network.load_state_dict(weights, assign=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its card and its weights are not of a network of save_trained: {error}") from error
-    return Denoiser(network.eval(), process_of(card), card.predicts, time=card.time)
+    characters = metadata.get("characters")
+    if characters is not None and len(characters) != card.vocab_size:
+        raise ValueError(f"{path} has {len(characters)} characters, and its network {card.vocab_size} tokens")
+    return Denoiser(network.eval(), process_of(card), card.predicts, time=card.time), card, characters

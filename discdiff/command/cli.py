@@ -22,7 +22,7 @@ from discdiff.adapters.diagnostics import sensitivity_curve
 from discdiff.adapters.loading import every_family
 from discdiff.adapters.own import load_trained
 from discdiff.checks import LAST_SEED, affordable, whole
-from discdiff.command import bench_command, verify
+from discdiff.command import bench_command, sample_command, train_command, verify
 from discdiff.demo.data import ASSETS, GREY_LEVELS, SIDE, examples, text
 from discdiff.operator import Operator
 from discdiff.plugins import plugged
@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = _Parser(prog="discdiff", description="Discrete diffusion samplers that are checked against exact laws.")
     commands = parser.add_subparsers(dest="command", required=True)
-    sample = commands.add_parser("sample", help="sample from one of the two trained examples")
-    data = sample.add_subparsers(dest="data", required=True)
+    train_command.add_arguments(commands.add_parser("train", help="train a small network on a text or an array"))
+    sample = commands.add_parser("sample", help="sample from a trained example, or from a folder of discdiff train")
+    data = sample.add_subparsers(dest="data", required=True, metavar="{digits,text,FOLDER}")
     for name, steps, batch in (("digits", "32", 40), ("text", "64, or the size of a block", 4)):
         one = data.add_parser(name, help=f"sample {name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         one.add_argument("--process", choices=["masked", "uniform"], default="masked", help="forward process")
@@ -81,6 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     data.choices["text"].add_argument("--prompt", default="", help="text to begin with")
     data.choices["text"].add_argument("--out", type=Path, default=None, help="file to write; otherwise print")
+    sample_command.add_arguments(
+        data.add_parser(
+            sample_command.FOLDER,
+            help="the name of a folder that discdiff train wrote; discdiff sample folder --help shows its options",
+            usage="discdiff sample FOLDER [options]",
+            description="Sample from a network that discdiff train wrote.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
     probe = commands.add_parser(
         "sensitivity",
         help="how much a leave-one-out prediction looks at the token it leaves out",
@@ -102,14 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser("verify", help="check operators' declarations, and processes, against exact laws")
     )
     commands.add_parser("list", help="operators, processes and families of checkpoints, other packages' among them")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(sample_command.named(sys.argv[1:] if argv is None else argv))
     try:
         if arguments.command == "verify":
             return verify.run(arguments, partial(parse_operator, option="verify"))
         if arguments.command == "bench":
             return _bench(arguments)
-        sampling = {"digits": _digits, "text": _text}
-        named = {"sensitivity": _sensitivity, "list": _list}
+        sampling = {"digits": _digits, "text": _text, sample_command.FOLDER: sample_command.run}
+        named = {"sensitivity": _sensitivity, "list": _list, "train": train_command.run}
         run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
         run(arguments)
     except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:

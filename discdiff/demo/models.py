@@ -140,7 +140,19 @@ def build(card: Card) -> tuple[nn.Module, Denoiser]:
     return network, Denoiser(network, process_of(card), card.predicts, time=card.time)
 
 
-def save_trained(path: Path, network: nn.Module, card: Card) -> None:
-    """Write weights as float16 safetensors with the card as metadata."""
-    weights = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, path, metadata={"card": json.dumps(asdict(card))})
+def save_trained(
+    path: Path,
+    network: nn.Module,
+    card: Card,
+    dtype: torch.dtype = torch.float16,
+    characters: str | None = None,
+) -> None:
+    """Write weights as safetensors, with the card as metadata, and with the character of each id if ids stand for text.
+
+    The file is written completely or not at all.
+    """
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {"card": json.dumps(asdict(card))} | ({} if characters is None else {"characters": characters})
+    beside = path.with_name(f".{path.name}.new")
+    save_file(weights, beside, metadata)
+    beside.replace(path)

@@ -11,10 +11,8 @@ this proper score of D is at the exact O. The network then spends no capacity on
 """
 
 import argparse
-import copy
 import functools
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from discdiff.demo.data import _TEXT, ASSETS, GREY_LEVELS, examples, text, text_from_topics
 from discdiff.demo.models import Card, build, save_trained
 from discdiff.denoiser import Denoiser
+from discdiff.learning import Trainer
 from discdiff.losses import Objective
 
 __all__ = ["Trained", "bound", "cross_entropy", "main", "train"]
@@ -77,7 +76,7 @@ class Trained:
 
 
 def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate: float = 2e-3) -> Trained:
-    """Train a network with AdamW and a cosine learning-rate schedule after a warm-up of 100 steps.
+    """Train a network by ``Trainer``, with AdamW and a cosine learning-rate schedule after a warm-up of 100 steps.
 
     Args:
         card: the network and the process.
@@ -90,27 +89,39 @@ def train(card: Card, batches: Batches, loss: Loss, steps: int, seed: int, rate:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network, model = build(card)
-    average = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
-    cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=rate * 0.02)
-    start, running, curve = time.perf_counter(), 0.0, []
-    for step in range(1, steps + 1):
-        value = loss(model, batches(generator), generator)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        (warm if step < 100 else cool).step()
-        decay = min(0.998, step / (step + 10))
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
-        running = value.item() if step == 1 else 0.98 * running + 0.02 * value.item()
-        if step % 100 == 0:
-            curve.append((step, round(running, 5)))
-            print(f"step {step}/{steps}  loss {running:.4f}  {time.perf_counter() - start:.0f} s", flush=True)
-    return Trained(average, curve)
+    trainer = Trainer(
+        network,
+        model.process,
+        lambda learner, x0: loss(learner, x0, generator) * x0.shape[1],
+        lambda _: batches(generator),
+        predicts=card.predicts,
+        time=card.time,
+        optimizer=functools.partial(_optimizing, rate=rate),
+        seed=None,
+    )
+    trained = trainer.fit(steps)
+    assert isinstance(trained.fn, torch.nn.Module)
+    return Trained(trained.fn, [(step, round(value, 5)) for step, value in trainer.curve if step % 100 == 0])
+
+
+class _WarmCosine:
+    """The learning rate of the examples: a rise of 100 steps, then a cosine over as many steps as the run has."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, rate: float) -> None:
+        self.done = 0
+        self.warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
+        self.cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=rate * 0.02)
+
+    def step(self) -> None:
+        self.done += 1
+        (self.warm if self.done < 100 else self.cool).step()
+
+
+def _optimizing(
+    parameters: Iterable[torch.nn.Parameter], steps: int, rate: float
+) -> tuple[torch.optim.Optimizer, _WarmCosine]:
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    return optimizer, _WarmCosine(optimizer, steps, rate)
 
 
 def main() -> None:

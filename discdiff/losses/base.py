@@ -25,7 +25,7 @@ from torch import Tensor
 
 from discdiff.checks import LAST_SEED, whole
 from discdiff.denoiser import Denoiser, check_denoiser
-from discdiff.prediction import Prediction
+from discdiff.prediction import Prediction, Predicts
 from discdiff.process import Process, Uniform
 
 __all__ = [
@@ -56,6 +56,17 @@ class Objective(ABC):
         u is uniform in [0, 1) and sets the time. It has one entry for each row, (B,); continuous-time bounds also take
         one for each site, (B, L).
         """
+
+    def check(self, process: Process) -> None:  # noqa: B027  most bounds apply to every process
+        """Raise ValueError if this bound does not support the process."""
+
+    def predicts(self, process: Process) -> Predicts:
+        """Return what a network trained by this bound predicts, unless its ``Denoiser`` says another quantity.
+
+        It is "denoiser" on an absorbing process and "loo" (leave-one-out) on others, and "ratio" for ``ScoreEntropy``.
+        Every bound may also train a denoiser that declares another quantity, as ``Prediction`` converts between them.
+        """
+        return "denoiser" if process.absorbing else "loo"
 
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Return an unbiased draw of the bound for each row, (B,) nats a sequence, as training loss.
@@ -123,9 +134,6 @@ class Continuous(Objective):
     @abstractmethod
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Return the part of the bound at each site, in nats per unit of the site's alpha, float64."""
-
-    def check(self, process: Process) -> None:
-        """Raise ValueError if this bound does not support the process."""
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         process, schedule = model.process, model.process.schedule
@@ -217,6 +225,9 @@ class ScoreEntropy(Continuous):
     1 / alpha sum_{v != z} Q(v, z) [s_v - r_v log s_v + r_v (log r_v - 1)] per unit of alpha. Here z is the state of the
     site, s the predicted concrete score and r_v = q_t(v | x0) / q_t(z | x0).
     """
+
+    def predicts(self, process: Process) -> Predicts:
+        return "ratio"
 
     def density(self, prediction: Prediction, x0: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         process, x = prediction.process, prediction.x
@@ -329,6 +340,10 @@ class AnyOrder(Objective):
     2025, https://arxiv.org/abs/2406.03736).
     """
 
+    def check(self, process: Process) -> None:
+        if not (process.one_noise_law and process.masks):
+            raise ValueError(f"AnyOrder applies to a Masked process, got {process}")
+
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         length = x0.shape[1]
         n = (u * length).floor().long()[:, None] + 1
@@ -342,8 +357,7 @@ class AnyOrder(Objective):
             ValueError: unless the process has rank one and its only noise is the mask.
         """
         process = model.process
-        if not (process.one_noise_law and process.masks):
-            raise ValueError(f"AnyOrder applies to a Masked process, got {process}")
+        self.check(process)
         share = hidden.double().mean(-1, keepdim=True)
         least = float(process.schedule.alpha(1.0))
         t = process.schedule.time((1 - share).clamp(min=least))

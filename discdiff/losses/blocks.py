@@ -22,6 +22,8 @@ from torch import Tensor
 from discdiff.checks import real, whole
 from discdiff.denoiser import Behind, Denoiser, clean_states
 from discdiff.losses.base import Estimate, Objective
+from discdiff.prediction import Predicts
+from discdiff.process import Process
 
 __all__ = ["BlockLikelihood", "BlockMixture", "Blocks"]
 
@@ -49,6 +51,12 @@ class Blocks(Objective):
             raise TypeError(f"Blocks: bound must be one of discdiff.losses, such as MaskedNELBO(), got {self.bound!r}")
         if self.times not in ("sequence", "block"):
             raise ValueError(f"Blocks: times must be 'sequence' or 'block', got {self.times!r}")
+
+    def check(self, process: Process) -> None:
+        self.bound.check(process)
+
+    def predicts(self, process: Process) -> Predicts:
+        return self.bound.predicts(process)
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         clean = clean_states(model.process, x0)
@@ -113,6 +121,12 @@ class BlockMixture(Objective):
         if not weights or abs(sum(weights.values()) - 1) > 1e-9:
             raise ValueError(f"BlockMixture: the weights must be probabilities, got {weights}")
         object.__setattr__(self, "weights", weights)
+
+    def check(self, process: Process) -> None:
+        self.bound.check(process)
+
+    def predicts(self, process: Process) -> Predicts:
+        return self.bound.predicts(process)
 
     def at(self, model: Denoiser, x0: Int[Tensor, "B L"], u: Float[Tensor, "B *L"]) -> Float[Tensor, " B"]:
         edges = torch.tensor(list(self.weights.values()), dtype=torch.float64, device=x0.device).cumsum(0)
