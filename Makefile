@@ -8,8 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 .PHONY: demo test test-all check bench gpu antibody lint clean
 
 demo: .venv/demo
-	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
-	$(BIN)/discdiff sample text --process uniform --sampler "ancestral >> gibbs(sites=8)" --prompt "The "
+	$(BIN)/discdiff demo --out demo.png
 
 # The linter after the tests: where it finds something, what the tests say is there to be read.
 test: .venv/test

@@ -4,6 +4,7 @@ Every public number goes through ``whole`` or ``real``. Scalars of numpy and tor
 NaN do not. A fraction is not a whole number. An error names the argument, the accepted values and the given value.
 """
 
+import difflib
 import math
 import operator
 import os
@@ -17,7 +18,8 @@ from torch import Tensor
 
 __all__ = [
     "LAST_SEED", "Renamed", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided", "extent",
-    "listing", "number", "placed", "real", "renamed", "seeded", "several", "shown", "token_ids", "whole", "wholes",
+    "listing", "meant", "number", "placed", "real", "renamed", "seeded", "several", "shown", "token_ids", "whole",
+    "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1
@@ -256,9 +258,25 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
     return tensor.clone() if scaled else tensor / tensor.sum()
 
 
-def renamed(owner: str, name: str, now: Mapping[str, str]) -> AttributeError:
-    """Return the error for a name that ``owner`` lacks; if ``now`` maps it to a new name, the error gives both."""
-    return AttributeError(f"{owner}.{name} is now {now[name]}" if name in now else f"{owner} has no attribute {name!r}")
+def meant(name: object, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name that is most like a misspelt one, or "" if none is like it.
+
+    Letters' case does not count. Of a known name with dots, such as "discdiff.samplers.Gibbs", the last part counts.
+    """
+    said = str(name)[:64].lower()
+    lowered = {one.rpartition(".")[2].lower(): one for one in reversed([*known])}  # of two alike the first one stays
+    like = difflib.get_close_matches(said, list(lowered), 1, 0.7) if said[:1] != "_" else []
+    return f" (did you mean {lowered[like[0]]!r}?)" if like else ""
+
+
+def renamed(owner: str, name: str, now: Mapping[str, str], known: Iterable[str] = ()) -> AttributeError:
+    """Return the error for a name that ``owner`` lacks.
+
+    If ``now`` maps the name to a new one, the error gives both. Else it suggests the name of ``known`` most like it.
+    """
+    if name in now:
+        return AttributeError(f"{owner}.{name} is now {now[name]}")
+    return AttributeError(f"{owner} has no attribute {name!r}{meant(name, known)}")
 
 
 class Renamed:

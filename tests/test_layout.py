@@ -32,12 +32,14 @@ STAIRS = {
     "losses": "checks process prediction denoiser",
     "samplers": "checks plugins kernels choices process prediction operator",
     "sampling": "checks choices process prediction denoiser operator guidance samplers",
+    "plots": "checks process prediction sampling",
     "theory": "checks choices process prediction denoiser operator losses sampling",
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
-    "command": "checks plugins kernels process denoiser operator guidance samplers sampling theory demo adapters",
-    "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling theory "
-    "adapters",
+    "command": "checks plugins kernels process prediction denoiser operator guidance samplers sampling plots theory "
+    "demo adapters",
+    "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling plots "
+    "theory adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
 # Imported when they are called: the writer by Denoiser.save, and the run that a guide needs by Denoiser.__call__.
