@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
-    "LAST_SEED", "Renamed", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided", "extent",
-    "listing", "meant", "number", "placed", "real", "renamed", "seeded", "several", "shown", "token_ids", "whole",
-    "wholes",
+    "LAST_SEED", "Renamed", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided",
+    "extent", "listing", "meant", "number", "placed", "real", "renamed", "seeded", "several", "shown",
+    "token_ids", "unmade", "whole", "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1
@@ -41,7 +41,8 @@ def whole(value: object, name: str, least: int | None = None, most: int | None =
     """
     number = _index(value)
     if number is None:
-        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
+        hint = f"; write {value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else ""
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}{hint}")
     if (least is not None and number < least) or (most is not None and number > most):
         low, high = f"be at least {least}", f"be at most {most}"
         accepted = low if most is None else high if least is None else f"lie in {least}..{most}"
@@ -190,7 +191,8 @@ def affordable(numbers: int, what: str) -> None:
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
     if numbers * 8 > has:
         raise ValueError(
-            f"{what} needs {numbers:.3g} numbers of 8 bytes, more than this machine's memory, {has / 2**30:.0f} GiB"
+            f"{what}: this takes {numbers:.3g} numbers of 8 bytes, more than this machine's memory, "
+            f"{has / 2**30:.0f} GiB; ask for less"
         )
 
 
@@ -256,6 +258,13 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
         raise ValueError(f"{name} must hold probabilities that sum to 1, got {shown(law)}")
     scaled = abs(float(tensor.sum()) - 1) <= len(tensor) * torch.finfo(torch.float64).eps  # so a second call keeps it
     return tensor.clone() if scaled else tensor / tensor.sum()
+
+
+def unmade(value: object) -> str:
+    """Return a short repr for an error message, and what to do if the value is a class or a name."""
+    if isinstance(value, type):
+        return f"{shown(value)}; it is a class: add ()"
+    return f"{shown(value)}; a name is not enough: give the object" if isinstance(value, str) else shown(value)
 
 
 def meant(name: object, known: Iterable[str]) -> str:

@@ -115,7 +115,8 @@ class Enumeration(Oracle):
             raise ValueError(f"p0 must have shape ({size},) = (V**L,), got {tuple(p0.shape)}")
         if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-6:
             raise ValueError(
-                f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
+                "p0 must be a law, with entries of at least 0 that sum to 1: its least entry is "
+                f"{float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
             )
         # float32 input sums to 1 only within 1e-6: normalised again in float64
         self.p0, self.alphabet, self.length = p0 / p0.sum(), vocab_size, length

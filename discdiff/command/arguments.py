@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and end with exit status 2."""
+        message = re.sub(r"invalid int value: '(.*)'$", r"must be a whole number, got '\1'", message)
         choice = re.match(r"argument .*: invalid choice: '(.*?)' \(choose from (.*)\)", message)
         strange = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         if choice:

@@ -161,7 +161,10 @@ def _text(arguments: argparse.Namespace) -> None:
     _, vocabulary = text()
     if arguments.out is not None:
         check_out(arguments.out)
-    prompt = vocabulary.encode(arguments.prompt)
+    try:
+        prompt = vocabulary.encode(arguments.prompt)
+    except ValueError as error:
+        raise ValueError(f"--prompt: {error}") from error
     if len(prompt) > arguments.length > 0:
         raise ValueError(f"--prompt: has {len(prompt)} characters, and --length is {arguments.length}")
     if "blocks" not in arguments and arguments.length > WINDOW:
@@ -182,6 +185,8 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, pyplot)
     rows, seed = whole(arguments.rows, "--rows", 2, _MANY), whole(arguments.seed, "--seed", 0, LAST_SEED)
     alphas = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    if arguments.weights is not None and not arguments.weights.is_file():
+        raise ValueError(f"--weights: there is no file {arguments.weights}")
     model = load_trained(arguments.weights or ASSETS / f"{arguments.data}-uniform.safetensors")
     size = GREY_LEVELS if arguments.data == "digits" else len(text()[1])
     if model.process.vocab_size != size:

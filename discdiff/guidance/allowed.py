@@ -70,7 +70,7 @@ class Allow(Guide):
             raise ValueError(f"Allow: mask must be (L, V), got {tuple(self.mask.shape)}")
         empty = (~self.mask.any(1)).nonzero()[:, 0].tolist()
         if empty:
-            raise ValueError(f"Allow: site {empty[0]} may hold no token")
+            raise ValueError(f"Allow: site {empty[0]} may hold no token; each site needs one True in mask")
 
     def check(self, process: Process) -> None:
         if self.mask.shape[1] != process.vocab_size:

@@ -255,7 +255,9 @@ class FromFunction(Schedule):
             with torch.no_grad():
                 alpha = self.function(t)
         except Exception as error:
-            raise ValueError(f"schedule: the function fails on a float64 tensor of times: {error}") from error
+            raise ValueError(
+                f"schedule: the function fails on a float64 tensor of times: {error}; use torch's functions"
+            ) from error
         if not isinstance(alpha, Tensor) or alpha.shape != t.shape or alpha.dtype != t.dtype:
             raise ValueError("schedule: the function must map a float64 tensor of times to one of equal shape")
         if abs(float(alpha[0]) - 1) > 1e-12:
