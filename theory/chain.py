@@ -70,14 +70,15 @@ class HMM(Oracle):
             )
         check_rows(initial=initial, transition=transition, emission=emission)
         affordable(length * emission.shape[1], f"a chain of length {length}")
-        self.initial = initial / initial.sum()
-        self.transition = transition / transition.sum(-1, keepdim=True)
-        self.emission = emission / emission.sum(-1, keepdim=True)
-        self.final = torch.ones_like(initial) if final is None else array(final, "final", torch.float64)
+        self.initial: Tensor = initial / initial.sum()
+        self.transition: Tensor = transition / transition.sum(-1, keepdim=True)
+        self.emission: Tensor = emission / emission.sum(-1, keepdim=True)
+        self.final: Tensor = torch.ones_like(initial) if final is None else array(final, "final", torch.float64)
         if self.final.shape != initial.shape or not bool(((self.final >= 0) & (self.final < torch.inf)).all()):
             raise ValueError(f"final must hold {len(initial)} weights that are not negative, got {shown(final)}")
-        self.alphabet, self.length = emission.shape[1], length
-        self.log_total = torch.zeros((), dtype=torch.float64)
+        self.alphabet: int = emission.shape[1]
+        self.length: int = length
+        self.log_total: Tensor = torch.zeros((), dtype=torch.float64)
         self.log_total = self.log_evidence(torch.ones(1, length, self.alphabet, dtype=torch.float64))[0]
         if not bool(torch.isfinite(self.log_total)):
             raise ValueError(f"no sequence of length {length} has positive probability; look at transition and final")

@@ -38,8 +38,10 @@ class ProductMixture(Oracle):
                 f"a mixture needs weights (K,) and laws (K, L, V), got {tuple(weights.shape)} and {tuple(theta.shape)}"
             )
         check_rows(weights=weights, theta=theta)
-        self.weights, self.theta = weights / weights.sum(), theta / theta.sum(-1, keepdim=True)
-        self.length, self.alphabet = theta.shape[1], theta.shape[2]
+        self.weights: Tensor = weights / weights.sum()
+        self.theta: Tensor = theta / theta.sum(-1, keepdim=True)
+        self.length: int = theta.shape[1]
+        self.alphabet: int = theta.shape[2]
 
     def _fits(self, evidence: Tensor) -> Float[Tensor, "B K L"]:
         """Compute log <theta_k,i, e_i> for every component k and site i, (B, K, L)."""

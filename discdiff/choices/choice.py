@@ -176,7 +176,8 @@ class Repeated(Choice):
 
     def __init__(self, one: Choice, batch: int) -> None:
         super().__init__(batch, tuple(one.event_shape), one.device)
-        self.one, self.kind, self.has_enumerate_support = one, one.kind, one.has_enumerate_support  # type: ignore[misc]
+        self.one: Choice = one
+        self.kind, self.has_enumerate_support = one.kind, one.has_enumerate_support  # type: ignore[misc]
 
     def _draw(self, key: Key) -> Tensor:
         self.one.faults = self.faults

@@ -63,7 +63,7 @@ class Allow(Guide):
     """
 
     def __init__(self, mask: Bool[Tensor, "L V"] | Sequence[Sequence[bool]]) -> None:
-        self.mask = array(mask, "Allow: mask")
+        self.mask: Tensor = array(mask, "Allow: mask")
         if self.mask.dtype != torch.bool:
             raise TypeError(f"Allow: mask must hold bools, got {self.mask.dtype}")
         if self.mask.ndim != 2:

@@ -93,8 +93,11 @@ class Prediction(Renamed):
             accepted = " or ".join(str((*x.shape, width)) for width in sorted(widths))
             got = (*output.source.shape[:2], output.width)
             raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted} = (B, L, V), got {got}")
-        self.output, self.predicts, self.x, self.process = output, predicts, x, process
-        self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
+        self.output: Output = output
+        self.predicts = predicts
+        self.x: Tensor = x
+        self.process: Process = process
+        self.alpha: Tensor = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
         self.watch = AT_ONCE  # a run replaces it by its own
         self.changes: tuple[RowChange, ...] = ()
         self.law: Law | None = None

@@ -58,9 +58,9 @@ class Process(Renamed, ABC):
 
     def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
         name = type(self).__name__
-        self.vocab_size = whole(vocab_size, f"{name}: vocab_size", 1, LARGEST)
+        self.vocab_size: int = whole(vocab_size, f"{name}: vocab_size", 1, LARGEST)
         try:
-            self.schedule = as_schedule(schedule)
+            self.schedule: Schedule = as_schedule(schedule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
 

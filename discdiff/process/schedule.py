@@ -309,7 +309,9 @@ class PerSite(Schedule):
             raise TypeError(f"PerSite: log_power must be a tensor (L,), got {shown(log_power)}")
         if not log_power.is_floating_point() or not bool(torch.isfinite(log_power).all()):
             raise ValueError(f"PerSite: log_power must hold finite logarithms, got {shown(log_power)}")
-        self.base, self.log_power, self.sites = base, log_power, len(log_power)
+        self.base: Schedule = base
+        self.log_power: Tensor = log_power
+        self.sites: int = len(log_power)
 
     @property
     def _power(self) -> Tensor:
