@@ -160,7 +160,7 @@ class CausalBlockTransformer(BlockTransformer):
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, blank: int) -> None:
         super().__init__(rows, width, heads, depth, time_width, clean=1)
-        self.block = None
+        self.block: int | None = None
         self.blank: int = blank
 
     def score(self, memory: Memory, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n C"]:

@@ -23,8 +23,8 @@ try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
     from diffusers.utils.outputs import BaseOutput
-except ImportError as error:
-    raise ImportError("an operator as a scheduler needs diffusers: pip install 'discdiff[bench]'") from error
+except ImportError as _error:
+    raise ImportError("an operator as a scheduler needs diffusers: pip install 'discdiff[bench]'") from _error
 
 __all__ = ["OperatorScheduler", "OperatorSchedulerOutput"]
 

@@ -129,11 +129,11 @@ class Interpolant(RankOne):
             )
         return self._source
 
-    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> "SourcePairs":
+    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> "SourcePairs":  # type: ignore[override]
         zero = torch.zeros(extent(batch, length), dtype=torch.float64, device=device)
         return SourcePairs(self.source, zero.long(), zero, zero + 1)
 
-    def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":
+    def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":  # type: ignore[override]
         """Return q_t((z, u) | x0) with a source token u drawn from ``source`` at every site."""
         a = self.sitewise(alpha, x0)
         return SourcePairs(self.source, x0, a, self.anchored(a))
