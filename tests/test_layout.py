@@ -100,7 +100,8 @@ def test_the_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     code = {place if place.startswith("discdiff/") else f"discdiff/{place}" for place in places}
     assets = {f"discdiff/demo/assets/{file.name}" for file in (ROOT / "discdiff" / "demo" / "assets").iterdir()}
     compiled = {f"discdiff/kernels/{file.name}" for file in (ROOT / "kernels").glob("*.c")}
-    assert held == code | assets | compiled | {"discdiff/py.typed", "discdiff/command/ratios.json"}
+    others = {"discdiff/py.typed", "discdiff/command/ratios.json", "discdiff/kernels/__init__.pyi"}
+    assert held == code | assets | compiled | others
 
 
 def imports(file: Path) -> set[str]:
