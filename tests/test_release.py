@@ -32,6 +32,7 @@ DROPPED_NAMES = {
     "sys.last_type", "typing.no_type_check_decorator", "pty.master_open", "tempfile.template",
     "webbrowser.MacOSX",
 }  # fmt: skip
+LAST = {name.rpartition(".")[2] for name in DROPPED_NAMES}
 # Of the suite, what looks at no file of the checkout.
 AGAINST_THE_WHEEL = (
     "choices/test_choices.py", "command/test_cli.py", "command/test_doctor.py", "operator/test_operator.py",
@@ -48,7 +49,7 @@ def dropped(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} if node.module.split(".")[0] in DROPPED_MODULES else set()
             found |= {f"{node.module}.{alias.name}" for alias in node.names} & DROPPED_NAMES
-        elif isinstance(node, ast.Attribute):
+        elif isinstance(node, ast.Attribute) and node.attr in LAST:
             found |= {name for name in DROPPED_NAMES if f".{ast.unparse(node)}".endswith(f".{name}")}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("rmtree"):
             found |= {"rmtree(onerror=)"} if any(word.arg == "onerror" for word in node.keywords) else set()
