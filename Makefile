@@ -8,8 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 .PHONY: demo test test-all check bench gpu antibody antibody-loops lint clean
 
 demo: .venv/demo
-	$(BIN)/discdiff sample digits --steps 32 --seed 0 --out digits.png
-	$(BIN)/discdiff sample text --process uniform --sampler "ancestral >> gibbs(sites=8)" --prompt "The "
+	$(BIN)/discdiff demo --out demo.png
 
 # The linter after the tests: where it finds something, what the tests say is there to be read.
 test: .venv/test
@@ -23,9 +22,9 @@ test-all: .venv/test
 
 # Before a commit: linter, types and the quick tests of every part, in two minutes.
 QUICK := assets bad_logits bench block_causal block_losses certain chain choices controls diffusion_transformers \
-	dit doors errors evodiff fairseq files fit frames fuzz gemma generation gibbs head layout levels \
-	library listening load md4 operator oracles prediction probe process program purity int8 recorded \
-	reprs rest save scan schedule schedulers shown trajectory transformer unmasking
+	dit doctor doors errors evodiff fairseq files fit frames fuzz gemma generation gibbs head layout levels \
+	library listening load md4 operator oracles plots prediction probe process program purity int8 recorded \
+	reprs rest save scan schedule schedulers shown suggestions trajectory transformer unmasking
 check: lint
 	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
@@ -70,10 +69,11 @@ lint: .venv/test
 	touch $@
 
 # sapiens is read and never imported: what it asks for does not go with a torch of today. An index without it costs two
-# tests, which say that they were skipped.
+# tests, one without pyright another: they say that they were skipped.
 .venv/test: pyproject.toml .ci/constraints.txt | .venv/python
 	$(INSTALL) -e '.[test]'
 	-$(INSTALL) --no-deps sapiens==1.0.5
+	-$(INSTALL) "pyright[nodejs]==1.1.414"
 	touch $@
 
 clean:

@@ -80,7 +80,7 @@ from discdiff.sampling import (
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from discdiff import theory
+    from discdiff import plots, theory
     from discdiff.adapters import diagnostics
     from discdiff.adapters.convention import Convention
     from discdiff.adapters.generation import generate
@@ -102,7 +102,7 @@ _LAZY = {
     "probe": "adapters.probing",
     "quantize": "adapters.int8",
 }
-_LAZY_ROOMS = {"adapters": "adapters", "demo": "demo", "diagnostics": "adapters.diagnostics", "theory": "theory"}
+_LAZY_ROOMS = {room: room for room in ("adapters", "demo", "plots", "theory")} | {"diagnostics": "adapters.diagnostics"}
 _RENAMED = {
     "Alphabets": "model.guided(dd.Allow(mask))",
     "conditional": "Denoiser.condition(x0, moving)",
@@ -125,8 +125,8 @@ __all__ = [
     "Prediction", "Predictor", "Process", "RankOne", "Ranking", "Reward", "Sampler", "Samples", "Schedule",
     "Sigmoid", "SplitGibbs", "State", "Step", "Subset", "TimeVarying", "Tokens", "Trainer", "Truncation", "Uniform",
     "after", "alone", "before", "best_of", "between", "bridge", "choose", "classifier_free", "diagnostics", "generate",
-    "grid", "kernels", "load", "losses", "mix", "predictor_corrector", "probe", "program", "quantize", "samplers",
-    "theory", "variational_posterior", "when",
+    "grid", "kernels", "load", "losses", "mix", "plots", "predictor_corrector", "probe", "program", "quantize",
+    "samplers", "theory", "variational_posterior", "when",
 ]  # fmt: skip
 
 
@@ -142,6 +142,7 @@ def __getattr__(name: str) -> object:
     elif name in _LAZY_ROOMS:
         value = import_module(f"discdiff.{_LAZY_ROOMS[name]}")
     else:
-        raise renamed("discdiff", name, _RENAMED)
+        elsewhere = [f"discdiff.samplers.{one}" for one in samplers.__all__]
+        raise renamed("discdiff", name, _RENAMED, [*__all__, *elsewhere])
     globals()[name] = value
     return value

@@ -4,6 +4,7 @@ Every public number goes through ``whole`` or ``real``. Scalars of numpy and tor
 NaN do not. A fraction is not a whole number. An error names the argument, the accepted values and the given value.
 """
 
+import difflib
 import math
 import operator
 import os
@@ -16,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
-    "LAST_SEED", "Renamed", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided", "extent",
-    "listing", "number", "placed", "real", "renamed", "seeded", "several", "shown", "token_ids", "whole", "wholes",
+    "LAST_SEED", "Renamed", "affordable", "array", "check_ids", "check_law", "check_tokens", "decided",
+    "extent", "listing", "meant", "number", "placed", "real", "renamed", "seeded", "several", "shown",
+    "token_ids", "unmade", "whole", "wholes",
 ]  # fmt: skip
 
 LAST_SEED = 2**64 - 1
@@ -39,7 +41,8 @@ def whole(value: object, name: str, least: int | None = None, most: int | None =
     """
     number = _index(value)
     if number is None:
-        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
+        hint = f"; write {value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else ""
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}{hint}")
     if (least is not None and number < least) or (most is not None and number > most):
         low, high = f"be at least {least}", f"be at most {most}"
         accepted = low if most is None else high if least is None else f"lie in {least}..{most}"
@@ -188,7 +191,8 @@ def affordable(numbers: int, what: str) -> None:
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
     if numbers * 8 > has:
         raise ValueError(
-            f"{what} needs {numbers:.3g} numbers of 8 bytes, more than this machine's memory, {has / 2**30:.0f} GiB"
+            f"{what}: this takes {numbers:.3g} numbers of 8 bytes, more than this machine's memory, "
+            f"{has / 2**30:.0f} GiB; ask for less"
         )
 
 
@@ -256,9 +260,32 @@ def check_law(law: object, name: str) -> Float[Tensor, " N"]:
     return tensor.clone() if scaled else tensor / tensor.sum()
 
 
-def renamed(owner: str, name: str, now: Mapping[str, str]) -> AttributeError:
-    """Return the error for a name that ``owner`` lacks; if ``now`` maps it to a new name, the error gives both."""
-    return AttributeError(f"{owner}.{name} is now {now[name]}" if name in now else f"{owner} has no attribute {name!r}")
+def unmade(value: object) -> str:
+    """Return a short repr for an error message, and what to do if the value is a class or a name."""
+    if isinstance(value, type):
+        return f"{shown(value)}; it is a class: add ()"
+    return f"{shown(value)}; a name is not enough: give the object" if isinstance(value, str) else shown(value)
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name that is most like a misspelt one, or "" if none is like it.
+
+    Letters' case does not count. Of a known name with dots, such as "discdiff.samplers.Gibbs", the last part counts.
+    """
+    said = str(name)[:64].lower()
+    lowered = {one.rpartition(".")[2].lower(): one for one in reversed([*known])}  # of two alike the first one stays
+    like = difflib.get_close_matches(said, list(lowered), 1, 0.7) if said[:1] != "_" else []
+    return f" (did you mean {lowered[like[0]]!r}?)" if like else ""
+
+
+def renamed(owner: str, name: str, now: Mapping[str, str], known: Iterable[str] = ()) -> AttributeError:
+    """Return the error for a name that ``owner`` lacks.
+
+    If ``now`` maps the name to a new one, the error gives both. Else it suggests the name of ``known`` most like it.
+    """
+    if name in now:
+        return AttributeError(f"{owner}.{name} is now {now[name]}")
+    return AttributeError(f"{owner} has no attribute {name!r}{meant(name, known)}")
 
 
 class Renamed:

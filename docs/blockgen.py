@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import discdiff as dd
+from discdiff import plots
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.adapters.own import load_trained
@@ -207,6 +208,8 @@ def picture(figures: dict[str, Any]) -> None:
         "ARPC forward": (0, (5, 2, 1, 2, 1, 2)),
     }
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    curves: dict[str, Any] = {}
+    looks: dict[str, Any] = {}
     for network, sampler in SAMPLERS:
         rows = of(figures, network, sampler)
         found = np.array([row["found"] for row in rows])
@@ -219,9 +222,10 @@ def picture(figures: dict[str, Any]) -> None:
         )
         axes[0].errorbar(calls, means[:, 0], errors[:, 0], **look)
         axes[1].errorbar(calls, means[:, 1], errors[:, 1], **look)
-        axes[2].errorbar(means[:, 1], means[:, 0], errors[:, 0], errors[:, 1], **look)
+        curves[look.pop("label")] = means[:, 1], means[:, 0], errors[:, 1], errors[:, 0]
+        looks[f"{network}, {sampler}"] = look
     nats, entropy = figures["data"]
-    axes[2].plot(entropy, nats, marker="*", markersize=13, color="black", linestyle="none", label="data")
+    plots.frontier(curves, axes[2], data=(entropy, nats), quality="nats a token", looks=looks)
     for axis, level, what in zip(axes, (nats, entropy, None), ("nats a token", "entropy, nats", "both"), strict=True):
         axis.set(title=what, xlabel="denoiser calls" if level else "entropy, nats")
         if level:

@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-__all__ = ["build", "levels", "library"]
+__all__ = ["build", "cache", "compiler", "levels", "library"]
 
 _HERE = Path(__file__).parent
 _SOURCES = ("keyed.c", "mixture.c", "row_pass.c", "row_wide.c")  # the first includes the others
@@ -64,16 +64,16 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled library for this machine, or None if there is none."""
     if os.name != "posix":
         return None
-    compiler = _compiler()
+    command = compiler()
     for level in levels():
         for threads in _THREADS:
             found = _load(_HERE / _name(level, threads))
-            if compiler and not found:
-                found = _built(compiler, level, threads)
+            if command and not found:
+                found = _built(command, level, threads)
             if found:
                 return found
-    if compiler or any(_HERE.glob("keyed-*.so")):
-        whose = "the C compiler built" if compiler else "this wheel carries"
+    if command or any(_HERE.glob("keyed-*.so")):
+        whose = "the C compiler built" if command else "this wheel carries"
         warnings.warn(f"discdiff: {whose} no library that works here, so torch draws, slower", stacklevel=2)
     return None
 
@@ -84,19 +84,17 @@ def build(folder: Path) -> None:
     Raises:
         RuntimeError: if there is no C compiler, or it fails.
     """
-    compiler = _compiler()
+    command = compiler()
     for file in folder.glob("keyed-*"):  # files of earlier sources
         file.unlink()
     for level in _family():
-        if not compiler or not any(_build(compiler, level, x, folder / _name(level, x)) for x in _THREADS):
-            raise RuntimeError(
-                f"compiled: {level} code needs a C compiler that builds it; CC names one, got {compiler}"
-            )
+        if not command or not any(_build(command, level, x, folder / _name(level, x)) for x in _THREADS):
+            raise RuntimeError(f"compiled: {level} code needs a C compiler that builds it; CC names one, got {command}")
 
 
 def _built(compiler: list[str], level: str, threads: str) -> ctypes.CDLL | None:
     """Load the library from the user's cache, and compile it first if needed."""
-    path = _kept() / _name(level, threads, compiler)
+    path = cache() / _name(level, threads, compiler)
     found = _load(path) or (_build(compiler, level, threads, path) and _load(path))
     if found:
         return found
@@ -105,7 +103,7 @@ def _built(compiler: list[str], level: str, threads: str) -> ctypes.CDLL | None:
         return _load(path) if _build(compiler, level, threads, path) else None
 
 
-def _compiler() -> list[str] | None:
+def compiler() -> list[str] | None:
     """Return the command of the C compiler, None without one; the variable CC may contain arguments, as in make."""
     asked = shlex.split(os.environ.get("CC", "cc"))
     for words in (asked, ["cc"], ["gcc"], ["clang"]):
@@ -114,7 +112,7 @@ def _compiler() -> list[str] | None:
     return None
 
 
-def _kept() -> Path:
+def cache() -> Path:
     """Return the folder of this library in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "discdiff"
 

@@ -49,4 +49,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     """Raise AttributeError; if the name was changed, the message gives the new name."""
     now = {"Cycle": "RePaint", "Coloured": "EntropyRedraw", "ancestral_gibbs": "Ancestral() >> Gibbs() ** n"}
-    raise renamed("discdiff.samplers", name, now)
+    raise renamed("discdiff.samplers", name, now, __all__)

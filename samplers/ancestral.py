@@ -15,6 +15,7 @@ Models Revisited (2026, https://arxiv.org/abs/2605.22765).
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +37,7 @@ class Ancestral(Predictor):
     A step makes at most one denoiser call. The method has order 1.
     """
 
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
 
     def __call__(self, state: State, at: At) -> State:
         return reverse_step(state, state.free, at)

@@ -17,6 +17,7 @@ from the ones here by a factor that depends on alpha alone; Gat et al. (2024, ht
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +45,7 @@ class DFM(Leap):
     """
 
     eta: float = 0.0
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", real(self.eta, "DFM: eta", "[0, inf)"))

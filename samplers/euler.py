@@ -5,6 +5,7 @@ https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +22,7 @@ class Euler(Leap):
     A step makes one denoiser call. The method has order 1. On masked processes it equals ``Ancestral``.
     """
 
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
     weighable = False  # a jump has probability 1 where its rate is large, under one prediction alone
 
     def probability(self, rate: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:

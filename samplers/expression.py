@@ -1,11 +1,12 @@
 """Build operators from text, which is parsed and never evaluated."""
 
 import ast
+import inspect
 import re
 from collections.abc import Callable, Sequence
 
 from discdiff import samplers
-from discdiff.checks import shown
+from discdiff.checks import meant, shown
 from discdiff.operator import Operator
 from discdiff.plugins import plugged
 
@@ -34,8 +35,10 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
 
     def refuse(node: ast.AST) -> ValueError:
         part = ast.unparse(node)
+        name = node.func if isinstance(node, ast.Call) else node
+        hint = meant(name.id, known) if isinstance(name, ast.Name) else ""
         return ValueError(
-            f"{option}: cannot read {part!r} in {expression!r}; "
+            f"{option}: cannot read {part!r} in {expression!r}{hint}; "
             f"accepted: {', '.join(sorted(known))}, literal arguments, >>, ** n"
         )
 
@@ -62,7 +65,10 @@ def parse_operator(expression: str, option: str = "--sampler") -> Operator:
         try:
             return kind(*(literal(arg) for arg in args), **named)
         except TypeError as error:
-            raise ValueError(f"{option}: {error} in {expression!r}") from error
+            takes = inspect.signature(kind).parameters
+            unknown = [name for name in named if name not in takes]
+            hint = meant(unknown[0], takes) if unknown else ""
+            raise ValueError(f"{option}: {error} in {expression!r}{hint}; it takes ({', '.join(takes)})") from error
 
     try:
         read = ast.parse(expression.strip(), mode="eval").body

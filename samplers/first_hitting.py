@@ -13,6 +13,7 @@ Reference: Zheng et al. (2024, https://arxiv.org/abs/2409.02908).
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -33,7 +34,7 @@ class FirstHitting(Predictor):
     short.
     """
 
-    order = math.inf
+    order: ClassVar[float | None] = math.inf
     enumerable = False
 
     @property

@@ -7,6 +7,7 @@ Reference: Gillespie (1977, https://doi.org/10.1021/j100540a008).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +27,7 @@ class Gillespie(Jumps):
     jump, and one more in each step.
     """
 
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
     weighable = False  # the time of an event depends on the prediction
 
     def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:

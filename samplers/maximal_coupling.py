@@ -11,6 +11,7 @@ https://arxiv.org/abs/2407.15595).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -28,7 +29,7 @@ class MaximalCoupling(Predictor):
     A step makes at most one denoiser call. The method has order 1.
     """
 
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
 
     def check(self, process: Process) -> None:
         if not process.one_noise_law:

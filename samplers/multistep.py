@@ -17,6 +17,7 @@ Reference: the discrete counterpart of DPM-Solver++(2M) (Lu et al., 2022, https:
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from discdiff.operator import At, Predictor, State
 from discdiff.samplers._extrapolated import combined_leap
@@ -33,7 +34,7 @@ class Multistep(Predictor):
     The method has order 2 while no rate is clipped at 0, and order 1 if tokens are strongly coupled.
     """
 
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
     remembers = True
     weighable = False  # a rate may be clipped to 0 under one prediction alone
 

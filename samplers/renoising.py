@@ -16,6 +16,7 @@ Reference: ReAUDM of Uniform Diffusion Models Revisited (2026, https://arxiv.org
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -37,7 +38,7 @@ class Renoising(Predictor):
         ValueError: in sampling, if the process is not ``AbsorbingUniform``.
     """
 
-    order = 0.0
+    order: ClassVar[float | None] = 0.0
 
     def check(self, process: Process) -> None:
         if not isinstance(process, AbsorbingUniform):  # any other source law has other noise tokens

@@ -14,6 +14,7 @@ pure noise singular; the step from pure noise is ancestral.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -66,7 +67,7 @@ class SplitLeap(Staged):
     A step makes at most two denoiser calls. The method has order 2, however strongly sites are coupled.
     """
 
-    order = 2.0
+    order: ClassVar[float | None] = 2.0
 
     @property
     def stages(self) -> tuple[Predictor, Predictor]:

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2205.14987).
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,7 @@ class TauLeaping(Leap):
     """
 
     several: Several = "last"
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         if self.several not in get_args(Several):

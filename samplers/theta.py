@@ -13,6 +13,7 @@ https://doi.org/10.1063/1.3609119); Anderson and Koyama (2012, https://arxiv.org
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from discdiff.checks import real
 from discdiff.operator import At, Predictor, Staged, State
@@ -75,7 +76,7 @@ class ThetaTrapezoidal(Staged):
     """
 
     theta: float = 0.5
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
     weighable = False  # a rate may be clipped to 0 under one prediction alone
 
     def __post_init__(self) -> None:
@@ -100,7 +101,7 @@ class ThetaRK2(Staged):
     """
 
     theta: float = 0.5
-    order = 1.0
+    order: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "theta", real(self.theta, "ThetaRK2: theta", "(0, 1]"))

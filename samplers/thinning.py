@@ -12,6 +12,7 @@ https://arxiv.org/abs/2402.08095).
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +34,7 @@ class Thinning(Jumps):
     hide tokens, and to time 0 on a process that is not masked.
     """
 
-    order = math.inf
+    order: ClassVar[float | None] = math.inf
 
     def rates(self, state: State, alpha: Float[Tensor, "B 1"], at: At) -> tuple[Float[Tensor, "B L"], State]:
         return (1 - alpha) * at.rank_one.exit(state.tokens, alpha, 0.0).total, state  # falls with alpha

@@ -13,6 +13,7 @@ https://arxiv.org/abs/2402.08095).
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +45,7 @@ class Uniformization(Jumps):
     """
 
     bound: float | None = None
-    order = math.inf
+    order: ClassVar[float | None] = math.inf
 
     def __post_init__(self) -> None:
         if self.bound is not None:

@@ -685,9 +685,9 @@ def _others() -> Path:
 
 
 WORDS = [
-    ("no command", (), "command"),
+    ("no command", (), "COMMAND"),
     ("another command", ("paint",), "paint"),
-    ("no data", ("sample",), "data"),
+    ("no data", ("sample",), "DATA"),
     ("other data", ("sample", "music"), "music"),
     ("process", ("sample", "text", "--process", "gaussian"), "--process"),
     ("sampler", ("sample", "text", "--sampler", "euler_maruyama"), "--sampler"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -14,11 +15,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 # Shapes and types are checked at every call. Triton compiles a kernel from its source, so those files are left out.
-_ROOT = Path(__file__).parent.parent
+(_FOUND,) = find_spec("discdiff").submodule_search_locations  # the checkout's, or an installed wheel's
 jaxtyping.install_import_hook(
     [
-        ".".join(("discdiff", *file.relative_to(_ROOT / "discdiff").with_suffix("").parts))
-        for folder in (_ROOT / "discdiff", *(_ROOT / "discdiff").iterdir())
+        ".".join(("discdiff", *file.relative_to(_FOUND).with_suffix("").parts))
+        for folder in (Path(_FOUND), *Path(_FOUND).iterdir())
         for file in folder.glob("*.py")
         if file.stem != "__init__" and not file.stem.startswith("triton_")
     ],

@@ -50,7 +50,7 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         r"time t must be a float, \(2,\) or \(2, 3\), got shape \(5,\)",
     ),
-    (lambda: model(width=4)(ZEROS, 0.5), ValueError, r"must return \(2, 3, 3\), got \(2, 3, 4\)"),
+    (lambda: model(width=4)(ZEROS, 0.5), ValueError, r"must return \(2, 3, 3\) = \(B, L, V\), got \(2, 3, 4\)"),
     (lambda: UNIFORM.bridge(ZEROS, ZEROS[:1], 0.5, 0.2), ValueError, "differ in shape"),
     (lambda: sampler().sample(2, 3, initial=ZEROS[:, :2]), ValueError, r"initial must have shape \(2, 3\)"),
     (lambda: sampler().sample(2, 3, prompt=[0] * 4), ValueError, r"prompt must be \(P,\) or \(2, P\) with P <= 3"),

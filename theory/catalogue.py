@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from discdiff.checks import meant
 from discdiff.process import (
     AbsorbingUniform,
     Cosine,
@@ -178,7 +179,9 @@ def kind(of: str | Process, where: str = "kind") -> Kind:
     """
     if isinstance(of, str):
         if of not in KINDS:
-            raise ValueError(f"{where}: there is no kind of process {of!r}; accepted: {', '.join(KINDS)}")
+            raise ValueError(
+                f"{where}: there is no kind of process {of!r}{meant(of, KINDS)}; accepted: {', '.join(KINDS)}"
+            )
         return KINDS[of]
     if not isinstance(of, Process):
         hint = "; it is a class: give an example or a name" if isinstance(of, type) else ""

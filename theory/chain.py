@@ -57,7 +57,7 @@ class HMM(Oracle):
             array(x, name, torch.float64)
             for name, x in (("initial", initial), ("transition", transition), ("emission", emission))
         )
-        length = whole(length, "length", 1)
+        length = whole(length, f"{type(self).__name__}: length", 1)
         if (
             initial.ndim != 1
             or emission.ndim != 2
@@ -65,22 +65,23 @@ class HMM(Oracle):
             or emission.shape[:1] != initial.shape
         ):
             raise ValueError(
-                "a chain needs (H,), (H, H) or (L-1, H, H), and (H, V), "
+                "a chain needs initial (H,), transition (H, H) or (L-1, H, H), and emission (H, V), "
                 f"got {tuple(initial.shape)}, {tuple(transition.shape)} and {tuple(emission.shape)}"
             )
         check_rows(initial=initial, transition=transition, emission=emission)
         affordable(length * emission.shape[1], f"a chain of length {length}")
-        self.initial = initial / initial.sum()
-        self.transition = transition / transition.sum(-1, keepdim=True)
-        self.emission = emission / emission.sum(-1, keepdim=True)
-        self.final = torch.ones_like(initial) if final is None else array(final, "final", torch.float64)
+        self.initial: Tensor = initial / initial.sum()
+        self.transition: Tensor = transition / transition.sum(-1, keepdim=True)
+        self.emission: Tensor = emission / emission.sum(-1, keepdim=True)
+        self.final: Tensor = torch.ones_like(initial) if final is None else array(final, "final", torch.float64)
         if self.final.shape != initial.shape or not bool(((self.final >= 0) & (self.final < torch.inf)).all()):
             raise ValueError(f"final must hold {len(initial)} weights that are not negative, got {shown(final)}")
-        self.alphabet, self.length = emission.shape[1], length
-        self.log_total = torch.zeros((), dtype=torch.float64)
+        self.alphabet: int = emission.shape[1]
+        self.length: int = length
+        self.log_total: Tensor = torch.zeros((), dtype=torch.float64)
         self.log_total = self.log_evidence(torch.ones(1, length, self.alphabet, dtype=torch.float64))[0]
         if not bool(torch.isfinite(self.log_total)):
-            raise ValueError("no sequence of this length has positive probability")
+            raise ValueError(f"no sequence of length {length} has positive probability; look at transition and final")
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
         seen = self._seen(evidence)

@@ -162,7 +162,9 @@ def checked(
     check_model(process, model, "kernel")
     check_operator(operator, "kernel")
     if not operator.enumerable:
-        raise TypeError(f"{operator} makes an unbounded number of choices and cannot be enumerated")
+        raise TypeError(
+            f"{operator} makes an unbounded number of choices and cannot be enumerated; test samples instead"
+        )
     operator.check(process)
     t, s = real(t, "kernel: t", "[0, 1]"), None if s is None else real(s, "kernel: s", "[0, 1]")
     most = whole_number(most, "kernel: most", 1)

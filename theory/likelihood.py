@@ -55,7 +55,7 @@ def bound(objective: Objective, model: Denoiser, length: int | None = None) -> F
             weight = 1 / size / math.comb(size, n)
             total += weight * objective.given(model, x0, hidden.expand(x0.shape))
         return total
-    raise TypeError(f"bound: {objective} is not one of discdiff.losses")
+    raise TypeError(f"bound: {objective} is not one of discdiff.losses, such as MaskedNELBO()")
 
 
 @torch.no_grad()

@@ -45,7 +45,9 @@ class Listed(LogSums):
     def __init__(self, log_p: Float[Tensor, " N"], alphabet: int, length: int) -> None:
         if not bool((log_p > -torch.inf).any()):
             raise ValueError("no sequence of this length has positive probability and a positive weight (Z = 0)")
-        self.log_p, self.alphabet, self.length = log_p, alphabet, length
+        self.log_p: Tensor = log_p
+        self.alphabet: int = alphabet
+        self.length: int = length
 
     def log_total(self, log_e: Float[Tensor, "B L n"]) -> Float[Tensor, " B"]:
         return self._summed(log_e, None)

@@ -34,10 +34,14 @@ class ProductMixture(Oracle):
     def __init__(self, weights: Float[Tensor, " K"], theta: Float[Tensor, "K L V"]) -> None:
         weights, theta = array(weights, "weights", torch.float64), array(theta, "theta", torch.float64)
         if theta.ndim != 3 or weights.shape != theta.shape[:1]:
-            raise ValueError(f"a mixture needs (K,) and (K, L, V), got {tuple(weights.shape)} and {tuple(theta.shape)}")
+            raise ValueError(
+                f"a mixture needs weights (K,) and laws (K, L, V), got {tuple(weights.shape)} and {tuple(theta.shape)}"
+            )
         check_rows(weights=weights, theta=theta)
-        self.weights, self.theta = weights / weights.sum(), theta / theta.sum(-1, keepdim=True)
-        self.length, self.alphabet = theta.shape[1], theta.shape[2]
+        self.weights: Tensor = weights / weights.sum()
+        self.theta: Tensor = theta / theta.sum(-1, keepdim=True)
+        self.length: int = theta.shape[1]
+        self.alphabet: int = theta.shape[2]
 
     def _fits(self, evidence: Tensor) -> Float[Tensor, "B K L"]:
         """Compute log <theta_k,i, e_i> for every component k and site i, (B, K, L)."""

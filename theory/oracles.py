@@ -282,7 +282,11 @@ def check_rows(**laws: Tensor) -> None:
     """Raise ValueError with a tensor's name unless its entries are probabilities that sum to 1 along the last axis."""
     for name, rows in laws.items():
         if not bool((rows >= 0).all()) or not bool(((rows.sum(-1) - 1).abs() < 1e-6).all()):
-            raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
+            least, sums = float(rows.min()), rows.sum(-1)
+            raise ValueError(
+                f"{name} must hold probabilities that sum to 1 in each row; its least entry is {least:.6g}, and its "
+                f"rows sum to {float(sums.min()):.6g} to {float(sums.max()):.6g}"
+            )
 
 
 def _normalised(weights: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:

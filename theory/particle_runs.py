@@ -67,7 +67,9 @@ def evidence(
     most = whole_number(most, "evidence: most", 1)
     for _, _, _, operator, model in sampler.parts():
         if not operator.enumerable:
-            raise TypeError(f"{operator} makes an unbounded number of choices and cannot be enumerated")
+            raise TypeError(
+                f"{operator} makes an unbounded number of choices and cannot be enumerated; test samples instead"
+            )
         if operator.remembers and drawing(model.guides, sampler.models) is not None:
             raise TypeError(f"evidence: {operator} uses its previous step, which a guide that draws makes impossible")
     check_size(process.states, sites, "evidence", axes=2)

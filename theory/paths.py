@@ -77,8 +77,9 @@ class Paths(Messenger):
     def __init__(self, weight: Float[Tensor, " begin"], length: int, most: int, joint: bool = False) -> None:
         super().__init__()
         self.joint = joint
-        self.start, self.weight = torch.arange(len(weight)), weight
-        self.share = torch.ones(len(weight), 1, length, dtype=torch.float64)
+        self.start: Tensor = torch.arange(len(weight))
+        self.weight: Tensor = weight
+        self.share: Tensor = torch.ones(len(weight), 1, length, dtype=torch.float64)
         self.most = most
         self._values: dict[str, Tensor] = {}  # (R, K, *event)
         self._sited: set[str] = set()
@@ -191,7 +192,8 @@ class Paths(Messenger):
             self._check(len(row), "where sites meet")
             source, chosen = source[row], torch.cat([chosen[row], one[:, None]], 1)
         p = total[source].gather(1, chosen[:, None])
-        self.start, self.weight = self.start[source], self.weight[source] * p[:, 0].prod(-1)
+        self.start = self.start[source]
+        self.weight = self.weight[source] * p[:, 0].prod(-1)
         share = torch.where(kind[source] == chosen[:, None], self.share[source] / p, 0.0)
         self._keep(source, self._pack(share))
         self._lay("where sites meet")
@@ -220,7 +222,7 @@ class Paths(Messenger):
     def _lay(self, name: str) -> None:
         count, copies, length = self.share.shape
         self._check(count * copies, name)
-        self.grid = torch.arange(count * copies * length).view(count * copies, length)
+        self.grid: Tensor = torch.arange(count * copies * length).view(count * copies, length)
 
     def _check(self, rows: int, name: str) -> None:
         if self.joint and rows > JOINT:

@@ -54,14 +54,16 @@ class Automaton:
     """
 
     def __init__(self, moves: Int[Tensor, "Q V"], log_accept: Float[Tensor, " Q"], start: int = 0) -> None:
-        self.moves = token_ids(moves, "Automaton: moves", "states").long()
+        self.moves: Tensor = token_ids(moves, "Automaton: moves", "states").long()
         if self.moves.ndim != 2 or not self.moves.numel():
             raise ValueError(f"Automaton: moves must be (Q, V) states, got shape {tuple(self.moves.shape)}")
         size = len(self.moves)
         if not bool(((self.moves >= 0) & (self.moves < size)).all()):
             raise ValueError(f"Automaton: moves must hold states in 0..{size - 1}, got {shown(self.moves.tolist())}")
-        self.log_accept = log_weights(log_accept, "Automaton: log_accept", f"({size},), one log for a state", (size,))
-        self.start = whole(start, "Automaton: start", 0, size - 1)
+        self.log_accept: Tensor = log_weights(
+            log_accept, "Automaton: log_accept", f"({size},), one log for a state", (size,)
+        )
+        self.start: int = whole(start, "Automaton: start", 0, size - 1)
 
     def __call__(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Compute the log weight (B,) of sequences (B, L)."""
@@ -99,8 +101,8 @@ class Tilt:
             raise ValueError("Tilt: give at least one of sites, pairs and automaton")
         if automaton is not None and not isinstance(automaton, Automaton):
             raise TypeError(f"Tilt: automaton must be an Automaton, got {shown(automaton)}")
-        self.sites = None if sites is None else log_weights(sites, "Tilt: sites", "(L, V)")
-        self.pairs = None if pairs is None else log_weights(pairs, "Tilt: pairs", "(L-1, V, V)")
+        self.sites: Tensor | None = None if sites is None else log_weights(sites, "Tilt: sites", "(L, V)")
+        self.pairs: Tensor | None = None if pairs is None else log_weights(pairs, "Tilt: pairs", "(L-1, V, V)")
         self.automaton = automaton
         sizes = []
         if self.sites is not None:
@@ -114,11 +116,11 @@ class Tilt:
         if len(set(sizes)) == 2:
             raise ValueError(f"Tilt: sites and pairs disagree in (L, V): {sizes[0]} and {sizes[1]}")
         # an automaton alone is for every length
-        self.length = sizes[0][0] if sizes else None
+        self.length: int | None = sizes[0][0] if sizes else None
         tokens = {size for _, size in sizes} | ({automaton.moves.shape[1]} if automaton is not None else set())
         if len(tokens) > 1:
             raise ValueError(f"Tilt: the terms disagree in the number of tokens: {sorted(tokens)}")
-        self.alphabet = tokens.pop()
+        self.alphabet: int = tokens.pop()
 
     def __call__(self, x: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Compute log W (B,) of sequences (B, L) over 0..V-1.

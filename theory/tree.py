@@ -52,10 +52,12 @@ class Tree(Oracle):
                 f"got {tuple(transition.shape)}"
             )
         check_rows(root=root, transition=transition)
-        self.parents, self.alphabet, self.length = tuple(parents), size, len(parents)
-        self.root = root / root.sum()
-        self.transition = (transition / transition.sum(-1, keepdim=True)).expand(len(parents), size, size)
-        self.children = [[c for c, p in enumerate(parents) if p == i] for i in range(len(parents))]
+        self.parents: tuple[int, ...] = tuple(parents)
+        self.alphabet: int = size
+        self.length: int = len(parents)
+        self.root: Tensor = root / root.sum()
+        self.transition: Tensor = (transition / transition.sum(-1, keepdim=True)).expand(len(parents), size, size)
+        self.children: list[list[int]] = [[c for c, p in enumerate(parents) if p == i] for i in range(len(parents))]
 
     def _up(self, evidence: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Compute each site's message to its parent, the product of its children's messages, and the log evidence."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discdiff.denoiser import Tally
+from discdiff.denoiser import Denoiser, Tally
 from discdiff.operator import Operator, Run
 from discdiff.prediction import Prediction
 from discdiff.process import Process
@@ -20,7 +20,7 @@ from discdiff.theory.divergence import tv
 from discdiff.theory.exact import TooManyPaths, kernel
 from discdiff.theory.fit import improbable
 from discdiff.theory.report import Errors, NotChecked
-from discdiff.theory.world import all_states, state_index
+from discdiff.theory.world import Enumeration, all_states, state_index
 
 __all__ = [
     "Case", "alone", "calls", "draws", "ends_right", "enumerable", "frozen", "keeps", "keeps_by_draws", "keyed", "laws",
@@ -42,11 +42,15 @@ class Case:
     """
 
     def __init__(self, operator: Operator, process: Process, setting: Setting, seed: int, home: bool = False) -> None:
-        self.operator, self.process, self.setting, self.home, self.seed = operator, process, setting, home, seed
-        self.world = world(setting)
+        self.operator: Operator = operator
+        self.process: Process = process
+        self.setting: Setting = setting
+        self.home: bool = home
+        self.seed: int = seed
+        self.world: Enumeration = world(setting)
         # on a masked process only predicts="loo" gives a leave-one-out at clean sites
-        self.model = self.world.denoiser(process, predicts="loo")
-        self.known = dict[tuple[float, float], Tensor]()
+        self.model: Denoiser = self.world.denoiser(process, predicts="loo")
+        self.known: dict[tuple[float, float], Tensor] = dict[tuple[float, float], Tensor]()
         self._enumerable: bool | None = None
 
     @property

@@ -66,10 +66,13 @@ class WeightedChain(Oracle, LogSums):
             )
         accepted = f"({size},), one log for a hidden state"
         given = torch.zeros_like(first) if final is None else final
-        self.first, self.steps, self.emission = first, steps, emission
-        self.final = log_weights(given, "WeightedChain: final", accepted, (size,))
-        self.alphabet, self.length = emission.shape[2], length
-        self.log_norm = self.log_total(first.new_zeros(1, length, self.alphabet))[0]
+        self.first: Tensor = first
+        self.steps: Tensor = steps
+        self.emission: Tensor = emission
+        self.final: Tensor = log_weights(given, "WeightedChain: final", accepted, (size,))
+        self.alphabet: int = emission.shape[2]
+        self.length: int = length
+        self.log_norm: Tensor = self.log_total(first.new_zeros(1, length, self.alphabet))[0]
         if not bool(self.log_norm > -torch.inf):
             raise ValueError("no sequence of this length has positive probability and a positive weight (Z = 0)")
 

@@ -115,10 +115,13 @@ class Enumeration(Oracle):
             raise ValueError(f"p0 must have shape ({size},) = (V**L,), got {tuple(p0.shape)}")
         if not bool((p0 >= 0).all()) or abs(float(p0.sum()) - 1) > 1e-6:
             raise ValueError(
-                f"p0 must be a law: its least entry is {float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
+                "p0 must be a law, with entries of at least 0 that sum to 1: its least entry is "
+                f"{float(p0.min()):g} and its sum {float(p0.sum()):.12g}"
             )
         # float32 input sums to 1 only within 1e-6: normalised again in float64
-        self.p0, self.alphabet, self.length = p0 / p0.sum(), vocab_size, length
+        self.p0: Tensor = p0 / p0.sum()
+        self.alphabet: int = vocab_size
+        self.length: int = length
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
         sums = [self._sum_out(evidence, site).expand(len(evidence), -1) for site in range(self.length)]
@@ -216,10 +219,11 @@ class Coupling(Oracle):
         joint = array(joint, "joint", torch.float64)
         if joint.shape != (size, size):
             raise ValueError(f"joint must have shape ({size}, {size}) = (V**L, V**L), got {tuple(joint.shape)}")
-        self.joint = Enumeration(joint.flatten(), vocab_size=size, length=2).p0.view(size, size)
-        self.alphabet, self.length = vocab_size, length
-        self.data = Enumeration(self.joint.sum(1), vocab_size=vocab_size, length=length)
-        self.source = Enumeration(self.joint.sum(0), vocab_size=vocab_size, length=length)
+        self.joint: Tensor = Enumeration(joint.flatten(), vocab_size=size, length=2).p0.view(size, size)
+        self.alphabet: int = vocab_size
+        self.length: int = length
+        self.data: Enumeration = Enumeration(self.joint.sum(1), vocab_size=vocab_size, length=length)
+        self.source: Enumeration = Enumeration(self.joint.sum(0), vocab_size=vocab_size, length=length)
 
     def log_marginal(self, process: Process, z: Int[Tensor, "B L"], t: float) -> Float[Tensor, " B"]:
         """Compute log p_t of states (z, u), natural log, including the probability of the source tokens u."""

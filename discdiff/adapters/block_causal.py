@@ -48,7 +48,10 @@ class BlockCausal(nn.Module):
         super().__init__()
         if block < 1:
             raise ValueError(f"BlockCausal: the block size must be positive, got {block}")
-        self.network, self.block, self.shift, self.longest = network, block, shift, longest
+        self.network = network
+        self.block: int = block
+        self.shift: bool = shift
+        self.longest: int | None = longest
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
         """Return the logits of a sequence; each site attends to its own block and the blocks before it.

@@ -160,7 +160,8 @@ class CausalBlockTransformer(BlockTransformer):
 
     def __init__(self, rows: int, width: int, heads: int, depth: int, time_width: int | None, blank: int) -> None:
         super().__init__(rows, width, heads, depth, time_width, clean=1)
-        self.block, self.blank = None, blank
+        self.block: int | None = None
+        self.blank: int = blank
 
     def score(self, memory: Memory, x: Int[Tensor, "B n"]) -> Float[Tensor, "B n C"]:
         """Return the logits of p(x_i | prefix, x_{<i}) at each site i of a clean block, in one call of 2n queries."""

@@ -59,9 +59,11 @@ class ByteNet(nn.Module):
         act = nn.GELU if activation == "gelu" else nn.ReLU
         dilations = [2 ** (n % period.bit_length()) for n in range(depth)]
         self.timed = timed
-        self.embedder = _Body(nn.Embedding(rows, narrow), [_Layer(width, inner, kernel, d, act) for d in dilations])
-        self.last_norm = nn.LayerNorm(width)
-        self.decoder = _Pointwise(width, rows)
+        self.embedder: _Body = _Body(
+            nn.Embedding(rows, narrow), [_Layer(width, inner, kernel, d, act) for d in dilations]
+        )
+        self.last_norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.decoder: _Pointwise = _Pointwise(width, rows)
 
     def forward(
         self,
@@ -88,8 +90,9 @@ class ByteNet(nn.Module):
 class _Body(nn.Module):
     def __init__(self, embedder: nn.Embedding, layers: "list[_Layer]") -> None:
         super().__init__()
-        self.embedder, self.layers = embedder, nn.ModuleList(layers)
-        self.up_embedder = _Pointwise(embedder.embedding_dim, layers[0].width)
+        self.embedder: nn.Embedding = embedder
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
+        self.up_embedder: _Pointwise = _Pointwise(embedder.embedding_dim, layers[0].width)
 
     def forward(self, x: Tensor, step: Tensor | None, mask: Tensor | None) -> Float[Tensor, "B L D"]:
         h = self.embedder(x)
@@ -105,7 +108,7 @@ class _Pointwise(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(width, out, 1)
+        self.conv: nn.Conv1d = nn.Conv1d(width, out, 1)
 
     def forward(self, h: Float[Tensor, "B L D"]) -> Float[Tensor, "B L C"]:
         return self.conv(h.mT).mT

@@ -156,8 +156,9 @@ class Called(nn.Module):
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
         super().__init__()
-        self.network, self.convention = network, convention
-        self.__name__ = convention.family
+        self.network = network
+        self.convention: Convention = convention
+        self.__name__: str = convention.family
 
     @property
     def frame(self) -> tuple[int, int] | None:
@@ -311,7 +312,8 @@ class Loaded(Denoiser):
 
     def __init__(self, network: nn.Module, convention: Convention) -> None:
         super().__init__(_called(network, convention), convention.process, convention.predicts)
-        self.call, self.convention = convention.call, convention
+        self.call: Call = convention.call
+        self.convention: Convention = convention
 
     @property
     def network(self) -> nn.Module:

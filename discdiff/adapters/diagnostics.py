@@ -121,7 +121,7 @@ def cycle_residual(model: Denoiser, x: Int[Tensor, "B L"], t: float, seed: int =
     process.check_states(x, "x")
     length, seed = x.shape[1], whole(seed, "cycle_residual: seed", 0, LAST_SEED)
     if length < 2 or len(process.data_tokens) < 2:
-        raise ValueError("cycle_residual: needs two sites and two tokens")
+        raise ValueError(f"cycle_residual: needs two sites and two tokens, got {length} and {len(process.data_tokens)}")
     generator = torch.Generator().manual_seed(seed)
     i = torch.randint(length, (len(x), 1), generator=generator).to(x.device)
     j = (i + torch.randint(1, length, (len(x), 1), generator=generator).to(x.device)) % length

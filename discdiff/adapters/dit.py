@@ -57,16 +57,18 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         if width % heads or width // heads % 2:
             raise ValueError(f"DiffusionTransformer: {heads} heads of even width do not fit into a width of {width}")
-        self.width, self.heads, self.block = width, heads, block
-        self.vocab_embed = _Embedding(rows, width)
+        self.width: int = width
+        self.heads: int = heads
+        self.block: int | None = block
+        self.vocab_embed: _Embedding = _Embedding(rows, width)
         if time_width is not None:
-            self.sigma_map = _Clock(time_width)
+            self.sigma_map: _Clock = _Clock(time_width)
         if classes is not None:
             if time_width is None:
                 raise ValueError("DiffusionTransformer: classes are told along with the time, and it has no time_width")
-            self.cond_map = _Labels(classes, time_width)
-        self.blocks = nn.ModuleList(_Block(width, heads, time_width, norm_shift) for _ in range(depth))
-        self.output_layer = _Last(width, rows, time_width, norm_shift)
+            self.cond_map: _Labels = _Labels(classes, time_width)
+        self.blocks: nn.ModuleList = nn.ModuleList(_Block(width, heads, time_width, norm_shift) for _ in range(depth))
+        self.output_layer: _Last = _Last(width, rows, time_width, norm_shift)
 
     def forward(
         self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None, label: Int[Tensor, " B"] | None = None
@@ -125,7 +127,8 @@ class Ratios(nn.Module):
 
     def __init__(self, network: DiffusionTransformer, scaled: bool) -> None:
         super().__init__()
-        self.network, self.scaled = network, scaled
+        self.network: DiffusionTransformer = network
+        self.scaled: bool = scaled
 
     def forward(self, x: Int[Tensor, "B L"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B L C"]:
         """Return the log ratios (B, L, C) of tokens (B, L) at sigma (B,), 0 at each site's own token."""
@@ -138,7 +141,7 @@ class Ratios(nn.Module):
 class _Embedding(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.zeros(rows, width))
+        self.embedding: nn.Parameter = nn.Parameter(torch.zeros(rows, width))
 
     def forward(self, x: Int[Tensor, "B L"]) -> Tensor:
         return self.embedding[x]
@@ -149,7 +152,7 @@ class _Clock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp: nn.Sequential = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
         rate = (-math.log(1e4) / _FREQUENCIES * torch.arange(_FREQUENCIES, device=time.device)).exp()
@@ -161,7 +164,7 @@ class _Clock(nn.Module):
 class _Labels(nn.Module):
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(classes, width)
+        self.embedding_table: nn.Embedding = nn.Embedding(classes, width)
 
     def forward(self, label: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         return self.embedding_table(label)
@@ -201,8 +204,9 @@ class _Block(nn.Module):
 class _Last(nn.Module):
     def __init__(self, width: int, rows: int, time_width: int | None, norm_shift: bool) -> None:
         super().__init__()
-        self.norm_final, self.linear = nn.LayerNorm(width, bias=norm_shift), nn.Linear(width, rows)
-        self.adaLN_modulation = None if time_width is None else nn.Linear(time_width, 2 * width)
+        self.norm_final: nn.LayerNorm = nn.LayerNorm(width, bias=norm_shift)
+        self.linear: nn.Linear = nn.Linear(width, rows)
+        self.adaLN_modulation: nn.Linear | None = None if time_width is None else nn.Linear(time_width, 2 * width)
 
     def forward(self, h: Tensor, told: Tensor | None) -> Tensor:
         shift, scale = _modulation(self.adaLN_modulation, told, 2)

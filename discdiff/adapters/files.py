@@ -49,6 +49,8 @@ class Files:
             raise it too.
     """
 
+    folder: Path
+
     def __init__(self, path: Path, file: str | None = None, which: Which | None = None, hub: Hub | None = _HUB) -> None:
         if not folder_or_file(path):
             raise FileNotFoundError(f"load: there is no file or folder {path}")
@@ -57,7 +59,10 @@ class Files:
             raise Refused(f"this is no file of weights; accepted: {', '.join(sorted(KNOWN))}, or a folder")
         if not whole and file is not None:
             raise Refused(f"file= chooses among the files of a folder, got {file!r} and a file")
-        self.path, self._file, self._which, self._hub = path, file, which, hub
+        self.path: Path = path
+        self._file = file
+        self._which = which
+        self._hub = hub
         self.folder = path if whole else path.parent
         if whole and file is None:
             self.folder = newest_folder(path)
@@ -65,7 +70,7 @@ class Files:
             chosen = path / inside(file, "file=")
             self.folder, self._file = (chosen, None) if chosen.is_dir() else (chosen.parent, chosen.name)
         self._folders = (self.folder, path) if whole else (self.folder,)
-        self.base = self._base() if self._is_adapter() else None
+        self.base: Files | None = self._base() if self._is_adapter() else None
         self.config: Settings
         self.generation: Settings
         self._of_masks: list[Settings]

@@ -167,8 +167,9 @@ class OperatorSolver:
                 f"OperatorSolver: source_distribution_p must be ({vocabulary_size},), "
                 f"got {tuple(source_distribution_p.shape)}"
             )
-        self.model, self.operator = model, operator
-        self.process = flow_process(path, source_distribution_p)
+        self.model: Callable[..., Tensor] = model
+        self.operator: Operator = operator
+        self.process: Process = flow_process(path, source_distribution_p)
         self.sampler(step_size=0.5)  # raises at once if the operator is invalid
 
     def sampler(

@@ -51,7 +51,9 @@ class Canvas(nn.Module):
 
     def __init__(self, network: nn.Module, beginning: int, rounds: int = 0) -> None:
         super().__init__()
-        self.network, self.beginning, self.rounds = network, beginning, rounds
+        self.network = network
+        self.beginning: int = beginning
+        self.rounds: int = rounds
 
     def forward(self, x: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
         """Return the logits of a canvas without a prefix."""

@@ -34,7 +34,7 @@ class Int8Linear(nn.Module):
         scale = layer.weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-12) / levels
         self.register_buffer("weight", (layer.weight.detach() / scale).round().to(torch.int8))
         self.register_buffer("scale", scale[:, 0])
-        self.bias = layer.bias
+        self.bias: nn.Parameter = layer.bias
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """Apply the layer to the last axis, (*N, D) to (*N, C)."""

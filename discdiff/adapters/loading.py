@@ -14,7 +14,7 @@ from discdiff.adapters.files import Files
 from discdiff.adapters.hub import Hub
 from discdiff.adapters.nearest import unknown
 from discdiff.adapters.settings import Refused
-from discdiff.checks import decided, listing, placed, shown, whole
+from discdiff.checks import decided, listing, meant, placed, shown, whole
 from discdiff.plugins import plugged
 from discdiff.process import Schedule
 
@@ -201,7 +201,7 @@ def _chosen(files: Files, known: Sequence[Family], name: str | None) -> Family:
     names = [one.name for one in known]
     if name is not None:
         if name not in names:
-            raise ValueError(f"load: there is no family {shown(name)}; known: {', '.join(names)}")
+            raise ValueError(f"load: there is no family {shown(name)}{meant(name, names)}; known: {', '.join(names)}")
         return known[names.index(name)]
     fitting = [one for one in known if one.recognises(files)]
     fitting = [one for one in fitting if one.name == "saved"] or fitting  # our own record precedes config.json

@@ -97,17 +97,22 @@ class GatedTransformer(nn.Module):
                 f"GatedTransformer: the gate must be one of {', '.join(_GATES)}, and heads of even width fit into the "
                 f"width; got {gate!r}, {head} and {width}"
             )
-        self.head_width, self.time_width, self.gate_name, self.gate = head, time_width, gate, _GATES[gate]
+        self.head_width: int = head
+        self.time_width: int | None = time_width
+        self.gate_name: str = gate
+        self.gate: Callable[[Tensor], Tensor] = _GATES[gate]
         if time_width is not None:
             wide = nn.Linear(time_width, 4 * time_width)
-            self.time = nn.Sequential(wide, nn.SiLU(), nn.Linear(4 * time_width, time_width))
+            self.time: nn.Sequential = nn.Sequential(wide, nn.SiLU(), nn.Linear(4 * time_width, time_width))
         if outside is not None:
-            self.outside = nn.Embedding(states, outside)
-        self.inside = nn.Embedding(states, width) if outside is None else nn.Linear(outside, width)
-        self.blocks = nn.ModuleList(_Block(width, hidden, time_width) for _ in range(depth))
-        self.norm = None if time_width is not None else nn.RMSNorm(width, eps=_EPS)
-        self.adaLN_modulation = None if time_width is None else nn.Linear(time_width, 2 * width)
-        self.head = nn.Linear(width, states - 1, bias=False)
+            self.outside: nn.Embedding = nn.Embedding(states, outside)
+        self.inside: nn.Embedding | nn.Linear = (
+            nn.Embedding(states, width) if outside is None else nn.Linear(outside, width)
+        )
+        self.blocks: nn.ModuleList = nn.ModuleList(_Block(width, hidden, time_width) for _ in range(depth))
+        self.norm: nn.RMSNorm | None = None if time_width is not None else nn.RMSNorm(width, eps=_EPS)
+        self.adaLN_modulation: nn.Linear | None = None if time_width is None else nn.Linear(time_width, 2 * width)
+        self.head: nn.Linear = nn.Linear(width, states - 1, bias=False)
 
     def forward(self, x: Int[Tensor, "B L"], time: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B L V"]:
         """Return the logits (B, L, V) of all ids but the mask, for tokens (B, L) at times (B,).

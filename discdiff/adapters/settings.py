@@ -29,7 +29,8 @@ class Settings(Mapping[str, object]):
     """
 
     def __init__(self, values: Mapping[str, object], file: str) -> None:
-        self._values, self.file = dict(values), file
+        self._values = dict(values)
+        self.file: str = file
 
     def __getitem__(self, key: str) -> object:
         return self._values[key]

@@ -13,7 +13,7 @@ from torch import Tensor
 from discdiff.checks import LAST_SEED, whole
 from discdiff.denoiser import Denoiser
 from discdiff.kernels import dispatch as kernels
-from discdiff.operator import At, Run, State, choose, stream
+from discdiff.operator import At, Operator, Run, State, choose, stream
 from discdiff.prediction import Predicts, Truncation, check_predicts
 from discdiff.process import Masked, Process, Schedule, Uniform, grid
 from discdiff.process import schedule as schedules
@@ -23,8 +23,8 @@ try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
     from diffusers.utils.outputs import BaseOutput
-except ImportError as error:
-    raise ImportError("an operator as a scheduler needs diffusers: pip install 'discdiff[bench]'") from error
+except ImportError as _error:
+    raise ImportError("an operator as a scheduler needs diffusers: pip install 'discdiff[bench]'") from _error
 
 __all__ = ["OperatorScheduler", "OperatorSchedulerOutput"]
 
@@ -92,7 +92,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         vocab_size = whole(vocab_size, "OperatorScheduler: vocab_size", 1)
         seed = whole(seed, "OperatorScheduler: seed", 0, LAST_SEED)
         whole(block_length, "OperatorScheduler: block_length", 1)
-        self.operator = parse_operator(operator, "OperatorScheduler")
+        self.operator: Operator = parse_operator(operator, "OperatorScheduler")
         if self.operator.nfe != 1 or not self.operator.moves:
             raise ValueError(
                 f"OperatorScheduler: step() is handed one model output, and {self.operator} needs {self.operator.nfe} "
@@ -106,7 +106,7 @@ class OperatorScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.process = Masked(vocab_size, clock, mask_id=vocab_size if mask_token_id is None else mask_token_id)
         self.operator.check(self.process)
         self._predicts, self._seed = predicts, seed
-        self.timesteps = torch.zeros(0, dtype=torch.int64)
+        self.timesteps: Tensor = torch.zeros(0, dtype=torch.int64)
         self._grid: tuple[float, ...] = ()
         self._begin()
 

@@ -31,7 +31,8 @@ class Tokenizer:
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.folders, self._read = folders, dict[str, Settings]()
+        self.folders: tuple[Path, ...] = folders
+        self._read = dict[str, Settings]()
 
     @cached_property
     def tokens(self) -> dict[str, int]:

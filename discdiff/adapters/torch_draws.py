@@ -7,7 +7,7 @@ The rest of the step's code runs unchanged.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,8 @@ _UNKEYED = {
 class Uniforms(Choice):
     """Independent uniforms on [0, 1) at E positions of each row: continuous, so they cannot be enumerated."""
 
-    has_enumerate_support, kind = False, torch.float64
+    has_enumerate_support: bool = False
+    kind: ClassVar[torch.dtype] = torch.float64
 
     def __init__(self, batch: int, positions: int, device: torch.device) -> None:
         super().__init__(batch, (positions,), device)
@@ -72,7 +73,9 @@ class Answered(TorchFunctionMode):
 
     def __init__(self, state: State, at: At) -> None:
         super().__init__()
-        self.state, self.at, self._turns = state, at, 0
+        self.state: State = state
+        self.at: At = at
+        self._turns = 0
 
     def __torch_function__(
         self,

@@ -42,7 +42,8 @@ class Ancestors(Choice):
         super().__init__(len(log_weight), (log_weight.shape[1],), log_weight.device)
         if scheme not in SCHEMES:
             raise ValueError(f"resample must be one of {', '.join(map(repr, SCHEMES))}, got {scheme!r}")
-        self.weight, self.scheme = log_weight.double().softmax(-1), scheme
+        self.weight: Tensor = log_weight.double().softmax(-1)
+        self.scheme = scheme
 
     def _draw(self, key: Key) -> Int[Tensor, "G P"]:
         size = self.event_shape[0]

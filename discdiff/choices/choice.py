@@ -3,15 +3,21 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Float, Int
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from discdiff.kernels.dispatch import Key
+
+if TYPE_CHECKING:  # Pyro's class is not annotated, and a type checker would not know what derives from it
+
+    class TorchDistribution(torch.distributions.Distribution):
+        def shape(self, sample_shape: Sequence[int] = ()) -> torch.Size: ...
+else:
+    from pyro.distributions import TorchDistribution
 
 __all__ = ["Choice", "Key", "Repeated"]
 
@@ -45,7 +51,7 @@ class Choice(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_enumerate_support = True
+    has_enumerate_support: bool = True
     kind: ClassVar[torch.dtype] = torch.int64
 
     def __init__(self, batch: int, event: tuple[int, ...], device: torch.device) -> None:
@@ -176,7 +182,9 @@ class Repeated(Choice):
 
     def __init__(self, one: Choice, batch: int) -> None:
         super().__init__(batch, tuple(one.event_shape), one.device)
-        self.one, self.kind, self.has_enumerate_support = one, one.kind, one.has_enumerate_support  # type: ignore[misc]
+        self.one: Choice = one
+        self.kind: torch.dtype = one.kind  # type: ignore[misc]
+        self.has_enumerate_support: bool = one.has_enumerate_support
 
     def _draw(self, key: Key) -> Tensor:
         self.one.faults = self.faults

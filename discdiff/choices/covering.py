@@ -39,7 +39,7 @@ def uncovered(target: Choice, proposal: Choice) -> Bool[Tensor, " B"]:
 
 def _tokens(target: Tokens, proposal: Choice) -> Bool[Tensor, " B"]:
     """Compare two laws of tokens, site by site; tokens at other chosen sites are uncovered."""
-    one, other = target.sites, proposal.sites
+    one, other = target.sites, proposal.sites  # type: ignore[attr-defined]
     wrong = (one.where & ~other.where).any(-1)
     wrong |= (other.where & ~one.where).any(-1)
     both = one.where & other.where

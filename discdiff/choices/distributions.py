@@ -10,7 +10,7 @@ Sites that are not chosen keep a fixed value with log-probability 0, and their l
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,7 +56,7 @@ class Coins(SiteWise):
         ValueError: if a probability is NaN or outside [0, 1] when a value is drawn; the error names the site.
     """
 
-    kind = torch.bool
+    kind: ClassVar[torch.dtype] = torch.bool
 
     def __init__(self, probs: Float[Tensor, "B L"]) -> None:
         super().__init__(probs.shape[0], (probs.shape[1],), probs.device)
@@ -95,7 +95,8 @@ class Tokens(SiteWise):
 
     def __init__(self, sites: Sites, keep: Int[Tensor, "B L"]) -> None:
         super().__init__(keep.shape[0], (keep.shape[1],), keep.device)
-        self.sites, self.keep = sites, keep
+        self.sites: Sites = sites
+        self.keep: Tensor = keep
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         where = self.sites.where
@@ -176,9 +177,12 @@ class PointMixture(SiteWise):
     ) -> None:
         batch, length = points[0].shape if shape is None else shape
         super().__init__(batch, (length,), points[0].device if points else torch.device(device))
-        self.noise = pi if isinstance(pi, Noise) else Noise.of(pi, self.device)
-        self.pi, self.points, self.weights = self.noise.pi, tuple(points), tuple(weights)
-        self.place, self.column = place, column
+        self.noise: Noise = pi if isinstance(pi, Noise) else Noise.of(pi, self.device)
+        self.pi: Tensor = self.noise.pi
+        self.points: tuple[Tensor, ...] = tuple(points)
+        self.weights: tuple[Tensor, ...] = tuple(weights)
+        self.place: Callable[[Tensor], Tensor] = place
+        self.column: Callable[[Tensor], Tensor] = column
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         u, v = kernels.coins(key, self.event_shape[0])
@@ -244,8 +248,13 @@ class Other(SiteWise):
         column: Callable[[Tensor], Tensor] = _identity,
     ) -> None:
         super().__init__(x.shape[0], (x.shape[1],), x.device)
-        self.noise, self.x, self.where, self.anchored, self.anchor = noise, x, where, anchored, anchor
-        self.place, self.own = place, column(x)
+        self.noise: Noise = noise
+        self.x: Tensor = x
+        self.where: Tensor = where
+        self.anchored: Tensor = anchored
+        self.anchor: Tensor | None = anchor
+        self.place: Callable[[Tensor], Tensor] = place
+        self.own: Tensor = column(x)
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         u, v = kernels.coins(key, self.x.shape[1])

@@ -35,7 +35,9 @@ class Draws(SiteWise):
     def __init__(self, sites: Sites, keep: Int[Tensor, "B L"], samples: int, apart: bool = False) -> None:
         super().__init__(len(keep) // samples if apart else len(keep), (samples, keep.shape[1]), keep.device)
         self.samples = samples
-        self.each = Tokens(sites if apart else _repeated(sites, samples), keep if apart else _each(keep, samples))
+        self.each: Tokens = Tokens(
+            sites if apart else _repeated(sites, samples), keep if apart else _each(keep, samples)
+        )
 
     def _draw(self, key: Key) -> Int[Tensor, "B M L"]:
         sites, length = self.each.sites, self.each.keep.shape[1]

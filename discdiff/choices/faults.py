@@ -50,7 +50,8 @@ class Watch:
             row, position = site.tolist()
             row = row if self.ids is None else int(self.ids[row])
             guides = f"; guides changed them: {', '.join(map(_SHORT.repr, self.guides))}" if self.guides else ""
-            raise ValueError(f"row {row}, position {position}: {what}{guides}")
+            remedy = "; look at what the network returns there" if what == BAD_LOGITS and not self.guides else ""
+            raise ValueError(f"row {row}, position {position}: {what}{guides}{remedy}")
 
     def select(self, index: Int[Tensor, " R"]) -> "Watch":
         """Return a watch for the batch rows with indices ``index`` (R,)."""

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,12 +24,12 @@ class Subset(Choice):
         size: the number to choose: the same for all rows, or (B,) with one for each row.
     """
 
-    kind = torch.bool
+    kind: ClassVar[torch.dtype] = torch.bool
 
     def __init__(self, free: Bool[Tensor, "B L"], size: int | Int[Tensor, " B"]) -> None:
         super().__init__(free.shape[0], (free.shape[1],), free.device)
         self.free = free
-        self.size = torch.minimum(torch.as_tensor(size, device=free.device), free.sum(-1))
+        self.size: Tensor = torch.minimum(torch.as_tensor(size, device=free.device), free.sum(-1))
 
     def _draw(self, key: Key) -> Bool[Tensor, "B L"]:
         u = kernels.coins(key, self.free.shape[1])[0].masked_fill(~self.free, 2.0)
@@ -76,8 +77,8 @@ class Ranking(Choice):
 
     def __init__(self, log_weight: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> None:
         super().__init__(log_weight.shape[0], (log_weight.shape[1],), log_weight.device)
-        self.log_weight = log_weight.double()
-        self.count = torch.minimum(count, (log_weight > -torch.inf).sum(-1))
+        self.log_weight: Tensor = log_weight.double()
+        self.count: Tensor = torch.minimum(count, (log_weight > -torch.inf).sum(-1))
 
     def _draw(self, key: Key) -> Int[Tensor, "B L"]:
         Watch(key.ids, self.faults).refuse(
@@ -124,7 +125,8 @@ class Waiting(Choice):
     ``rows`` (B,) gives only B and the device. Waiting times are real numbers, so they cannot be enumerated.
     """
 
-    has_enumerate_support, kind = False, torch.float64
+    has_enumerate_support: bool = False
+    kind: ClassVar[torch.dtype] = torch.float64
 
     def __init__(self, rows: Bool[Tensor, " B"] | Int[Tensor, " B"]) -> None:
         super().__init__(len(rows), (), rows.device)

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,11 +86,13 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live, self.peak, self.largest = 0, 0, 0
+        self.live: int = 0
+        self.peak: int = 0
+        self.largest: int = 0
         self.drawn: list[str] = []
         self._seen: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.drawn.append(str(func))
         given = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}

@@ -21,24 +21,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--goals",
         action="store_true",
-        help="instead of one step: steps at small sizes beside plain torch's and other packages', their "
-        "growth, the reading pass, and each promise with its bound; some minutes",
+        help="instead of one step: compare steps at small sizes with plain torch's and other packages', and each "
+        "promise about cost with what is measured; takes some minutes",
     )
     what.add_argument(
         "--check",
         action="store_true",
-        help="instead: exit 1 and name the case where a step is over twice as slow, against a plain step of the same "
-        "run, as is stored; half a minute; needs a C compiler",
+        help="instead of one step: compare with the ratios that are stored in the package; the exit status is 1 if a "
+        "step takes over twice its ratio; takes half a minute and needs a C compiler",
     )
-    one = parser.add_argument_group("one step, without --goals and --check")
-    one.add_argument("--batch", type=int, default=8, help="sequences")
-    one.add_argument("--length", type=int, default=256, help="sites of a sequence")
-    one.add_argument("--vocab", type=int, default=50257, help="tokens")
-    one.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the logits")
-    one.add_argument("--device", default="cpu", help="where, for instance cuda")
-    one.add_argument("--peers", action="store_true", help="also other packages' steps (pip install 'discdiff[bench]')")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each case is timed")
-    parser.add_argument("--json", type=Path, default=None, help="file for the figures")
+    one = parser.add_argument_group("one step (without --goals and --check)")
+    one.add_argument("--batch", metavar="N", type=int, default=8, help="sequences")
+    one.add_argument("--length", metavar="N", type=int, default=256, help="tokens of a sequence")
+    one.add_argument("--vocab", metavar="N", type=int, default=50257, help="size of the vocabulary")
+    one.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="type of the logits"
+    )
+    one.add_argument("--device", metavar="NAME", default="cpu", help="where to run, for instance cuda")
+    one.add_argument(
+        "--peers", action="store_true", help="time other packages' steps too (pip install 'discdiff[bench]')"
+    )
+    parser.add_argument("--rounds", metavar="N", type=int, default=9, help="how often each case is timed")
+    parser.add_argument("--json", metavar="FILE", type=Path, default=None, help="file to write the figures to")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,12 @@ import argparse
 import importlib
 import inspect
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from discdiff import samplers
+from discdiff import plots, samplers
 from discdiff.adapters.diagnostics import sensitivity_curve
 from discdiff.adapters.loading import every_family
 from discdiff.adapters.own import load_trained
 from discdiff.checks import LAST_SEED, affordable, whole
-from discdiff.command import bench_command, sample_command, train_command, verify
+from discdiff.command import bench_command, demo_command, doctor, sample_command, train_command, verify
+from discdiff.command.arguments import Formatter, Parser
+from discdiff.command.pictures import check_out, picture, pyplot_without_window
 from discdiff.demo.data import ASSETS, GREY_LEVELS, SIDE, examples, text
 from discdiff.operator import Operator
 from discdiff.plugins import plugged
@@ -35,123 +37,146 @@ __all__ = ["main", "parse_operator"]
 
 BLOCK, WINDOW = 16, 128  # of the text example
 _MANY = 1 << 20  # the largest number accepted for any count
+_Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+_ABOUT = "Discrete diffusion samplers that are checked against exact laws."
+_FIRST = """first commands:
+  discdiff demo                                                draw a labelled sheet, in half a minute
+  discdiff sample text --sampler "ancestral >> gibbs"          print samples of a small network
+  discdiff verify "ancestral >> gibbs" --process uniform       check a sampler against exact laws
+  discdiff COMMAND --help                                      show the options of a command
+"""
+_OPERATORS = """
 
-
-class _Parser(argparse.ArgumentParser):
-    """Argument parser that reports an error in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"discdiff: {message}; see {self.prog} --help\n")
+An OPERATOR is a name of "discdiff list", perhaps with arguments: ancestral, gibbs(sites=4).
+A >> B does A, then B. A ** 3 does A three times. A step has one predictor, such as ancestral,
+and any number of correctors, such as gibbs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = _Parser(prog="discdiff", description="Discrete diffusion samplers that are checked against exact laws.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    train_command.add_arguments(commands.add_parser("train", help="train a small network on a text or an array"))
-    sample = commands.add_parser("sample", help="sample from a trained example, or from a folder of discdiff train")
+    arguments = _parser().parse_args(sample_command.named(sys.argv[1:] if argv is None else argv))
+    try:
+        return _RUN[arguments.command](arguments) or 0
+    except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:
+        print(f"discdiff: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="discdiff", description=_ABOUT, epilog=_FIRST, formatter_class=Formatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(to: _Commands, name: str, told: str, more: str = "", after: str = "") -> Parser:
+        about = textwrap.fill(f"{told[0].upper()}{told[1:]}. {more}", 100) + after
+        return to.add_parser(name, help=told, description=about, formatter_class=Formatter)
+
+    demo_command.add_arguments(add(commands, "demo", "draw a labelled sheet of what samplers do; start here"))
+    train_command.add_arguments(add(commands, "train", "train a small network on a text or an array"))
+    sample = add(
+        commands, "sample", "sample from small networks that come with the package, or from a folder of discdiff train"
+    )
     data = sample.add_subparsers(dest="data", required=True, metavar="{digits,text,FOLDER}")
     for name, steps, batch in (("digits", "32", 40), ("text", "64, or the size of a block", 4)):
-        one = data.add_parser(name, help=f"sample {name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        kinds = {"digits": "digits of 8 x 8 pixels, as a picture", "text": "English text, character by character"}
+        one = add(data, name, f"sample {kinds[name]}", after=_OPERATORS)
         one.add_argument("--process", choices=["masked", "uniform"], default="masked", help="forward process")
         one.add_argument(
-            "--sampler", default="ancestral", help='operator of a step, for instance "ancestral >> gibbs(sites=4)"'
+            "--sampler", metavar="OPERATOR", default="ancestral", help='one step, for instance "ancestral >> gibbs(4)"'
         )
         one.add_argument(
             "--corrector",
+            metavar="OPERATOR",
             default=argparse.SUPPRESS,
-            help="operator after every step; or arpc, in whose place every step but the last is a guided one",
+            help="operator to apply after every step, for instance gibbs; arpc instead guides every step but the last",
         )
         one.add_argument(
             "--steps",
+            metavar="N",
             type=int,
             default=argparse.SUPPRESS,
-            help=f"equal steps of t from 1 to 0, of each block if there are blocks (default: {steps})",
+            help=f"number of steps, equal in time from t = 1 to 0; with --blocks, of each block (default: {steps})",
         )
-        one.add_argument("--batch", type=int, default=batch, help="how many")
-        one.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples")
-    data.choices["digits"].add_argument("--out", type=Path, default=Path("digits.png"), help="picture to write")
-    data.choices["text"].add_argument(
+        one.add_argument("--batch", metavar="N", type=int, default=batch, help="number of samples")
+        one.add_argument("--seed", metavar="N", type=int, default=0, help="the same seed gives the same samples")
+    digits, text = data.choices["digits"], data.choices["text"]
+    digits.add_argument("--out", metavar="FILE", type=Path, default=Path("digits.png"), help="picture to write")
+    text.add_argument(
         "--blocks",
+        metavar="N",
         type=int,
         default=argparse.SUPPRESS,
-        help=f"characters that are denoised at once, by a transformer that was trained on blocks of {BLOCK} and of 1",
+        help="generate from left to right, N characters at once, with another network; it was trained on blocks of "
+        f"{BLOCK} and of 1",
     )
-    data.choices["text"].add_argument(
-        "--length", type=int, default=WINDOW, help=f"characters; more than {WINDOW} only with --blocks"
+    text.add_argument(
+        "--length",
+        metavar="N",
+        type=int,
+        default=WINDOW,
+        help=f"characters of a sample; more than {WINDOW} only with --blocks",
     )
-    data.choices["text"].add_argument("--prompt", default="", help="text to begin with")
-    data.choices["text"].add_argument("--out", type=Path, default=None, help="file to write; otherwise print")
+    text.add_argument("--prompt", metavar="TEXT", default="", help="what each sample begins with")
+    text.add_argument("--out", metavar="FILE", type=Path, default=None, help="file to write, instead of printing")
     sample_command.add_arguments(
         data.add_parser(
             sample_command.FOLDER,
             help="the name of a folder that discdiff train wrote; discdiff sample folder --help shows its options",
             usage="discdiff sample FOLDER [options]",
             description="Sample from a network that discdiff train wrote.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Formatter,
         )
     )
-    probe = commands.add_parser(
+    probe = add(
+        commands,
         "sensitivity",
-        help="how much a leave-one-out prediction looks at the token it leaves out",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "tell whether a network of a uniform process predicts the denoiser or the leave-one-out",
+        "It replaces one token and measures how much the prediction at that site changes. The reading that changes "
+        "less is right.",
     )
-    probe.add_argument("data", choices=["digits", "text"], help="what the weights were trained on")
-    probe.add_argument("--weights", type=Path, default=None, help="file of save_trained; else the example's")
-    probe.add_argument("--rows", type=int, default=256, help="noised examples at each noise level")
-    probe.add_argument("--seed", type=int, default=0, help="the same seed gives the same figures")
-    probe.add_argument("--out", type=Path, default=Path("sensitivity.png"), help="plot to write")
-    bench_command.add_arguments(
-        commands.add_parser(
-            "bench",
-            help="time steps beside one read of the logits, plain steps and other packages' steps",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    probe.add_argument("data", metavar="DATA", choices=["digits", "text"], help="its training data: digits or text")
+    probe.add_argument(
+        "--weights", metavar="FILE", type=Path, default=None, help="file of weights to test, instead of the example's"
+    )
+    probe.add_argument("--rows", metavar="N", type=int, default=256, help="noised examples at each noise level")
+    probe.add_argument("--seed", metavar="N", type=int, default=0, help="the same seed gives the same figures")
+    probe.add_argument("--out", metavar="FILE", type=Path, default=Path("sensitivity.png"), help="plot to write")
+    verify.add_arguments(
+        add(
+            commands,
+            "verify",
+            "check what operators and processes claim, yours too, against exact laws",
+            "The exit status is 1 if a claim does not hold.",
         )
     )
-    verify.add_arguments(
-        commands.add_parser("verify", help="check operators' declarations, and processes, against exact laws")
+    add(commands, "list", "show all operators, processes and families of checkpoints, with those of plug-ins")
+    bench_command.add_arguments(add(commands, "bench", "time the steps of samplers on this machine"))
+    doctor.add_arguments(
+        add(
+            commands,
+            "doctor",
+            "check this installation: versions, compiler, GPU, caches and a self-test",
+            "The exit status is 1 if something is wrong; the remedy is printed.",
+        )
     )
-    commands.add_parser("list", help="operators, processes and families of checkpoints, other packages' among them")
-    arguments = parser.parse_args(sample_command.named(sys.argv[1:] if argv is None else argv))
-    try:
-        if arguments.command == "verify":
-            return verify.run(arguments, partial(parse_operator, option="verify"))
-        if arguments.command == "bench":
-            return _bench(arguments)
-        sampling = {"digits": _digits, "text": _text, sample_command.FOLDER: sample_command.run}
-        named = {"sensitivity": _sensitivity, "list": _list, "train": train_command.run}
-        run = named[arguments.command] if arguments.command in named else sampling[arguments.data]
-        run(arguments)
-    except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:
-        print(f"discdiff: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return parser
 
 
 def _digits(arguments: argparse.Namespace) -> None:
-    pyplot, out = _pyplot(), arguments.out
-    _check_out(out, pyplot)
+    pyplot, out = pyplot_without_window(), arguments.out
+    check_out(out, pyplot)
     samples = _run(arguments, SIDE * SIDE, torch.zeros(0, dtype=torch.int64))
     pyplot.imsave(out, picture(samples.tokens).numpy(), cmap="gray_r", vmin=0, vmax=GREY_LEVELS - 1)
     print(f"wrote {out}")
 
 
-def picture(tokens: Int[Tensor, "B 64"], columns: int = 10, zoom: int = 6, gap: int = 1) -> Int[Tensor, "H W"]:
-    """Arrange images (B, 64) in a picture (H, W), ``columns`` in a row, with magnified pixels and white gaps."""
-    columns = min(columns, len(tokens))
-    rows = -(-len(tokens) // columns)
-    padded = torch.nn.functional.pad(tokens, (0, 0, 0, rows * columns - len(tokens)))
-    tiles = torch.nn.functional.pad(padded.view(-1, SIDE, SIDE), (gap, gap, gap, gap))
-    side = SIDE + 2 * gap
-    grid = tiles.view(rows, columns, side, side).transpose(1, 2).reshape(rows * side, columns * side)
-    return grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
-
-
 def _text(arguments: argparse.Namespace) -> None:
     _, vocabulary = text()
     if arguments.out is not None:
-        _check_out(arguments.out)
-    prompt = vocabulary.encode(arguments.prompt)
+        check_out(arguments.out)
+    try:
+        prompt = vocabulary.encode(arguments.prompt)
+    except ValueError as error:
+        raise ValueError(f"--prompt: {error}") from error
     if len(prompt) > arguments.length > 0:
         raise ValueError(f"--prompt: has {len(prompt)} characters, and --length is {arguments.length}")
     if "blocks" not in arguments and arguments.length > WINDOW:
@@ -168,10 +193,12 @@ def _text(arguments: argparse.Namespace) -> None:
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
-    pyplot = _pyplot()
-    _check_out(arguments.out, pyplot)
+    pyplot = pyplot_without_window()
+    check_out(arguments.out, pyplot)
     rows, seed = whole(arguments.rows, "--rows", 2, _MANY), whole(arguments.seed, "--seed", 0, LAST_SEED)
     alphas = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    if arguments.weights is not None and not arguments.weights.is_file():
+        raise ValueError(f"--weights: there is no file {arguments.weights}")
     model = load_trained(arguments.weights or ASSETS / f"{arguments.data}-uniform.safetensors")
     size = GREY_LEVELS if arguments.data == "digits" else len(text()[1])
     if model.process.vocab_size != size:
@@ -191,14 +218,10 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     )
     console.print(table)
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for predicts, curve in curves.items():
-        declared = ", as declared" if predicts == model.predicts else ""
-        axis.errorbar(alphas, curve[:, 0], curve[:, 1], marker="o", capsize=2, label=f"read as {predicts}{declared}")
-    axis.set(xlabel="alpha", ylabel="TV when the site's own token is replaced", ylim=(0, None))
-    axis.set_title(f"Sensitivity of the leave-one-out: {arguments.data}")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    plots.loo_sensitivity(curves, alphas, axis, declared=model.predicts)
+    axis.set_title(f"Sensitivity of the leave-one-out prediction: {arguments.data}")
     figure.savefig(arguments.out, dpi=110)
+    pyplot.close(figure)
     print(f"wrote {arguments.out}")
 
 
@@ -230,33 +253,17 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"discdiff: the plug-in {name!r} cannot be used: {error}", file=sys.stderr)
 
 
-def _pyplot() -> ModuleType:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'discdiff[demo]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+def _sample(arguments: argparse.Namespace) -> None:
+    {"digits": _digits, "text": _text, sample_command.FOLDER: sample_command.run}[arguments.data](arguments)
 
 
-def _check_out(out: Path, pyplot: ModuleType | None = None, option: str = "--out") -> None:
-    """Raise ValueError for an unsuitable output path; called before the work starts."""
-    if not out.parent.is_dir():
-        raise ValueError(f"{option}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise ValueError(f"{option}: {out} is a folder, and a file is to be written")
-    if pyplot is not None:
-        kinds = pyplot.gcf().canvas.get_supported_filetypes()
-        pyplot.close()
-        if out.suffix[1:].lower() not in kinds:
-            raise ValueError(f"{option}: {out} must end in one of {', '.join(sorted(kinds))}, which are pictures")
+def _verify(arguments: argparse.Namespace) -> int:
+    return verify.run(arguments, partial(parse_operator, option="verify"))
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
-        _check_out(arguments.json, option="--json")
+        check_out(arguments.json, option="--json")
     return bench_command.run(arguments)
 
 
@@ -292,6 +299,17 @@ def _run(arguments: argparse.Namespace, length: int, prompt: Int[Tensor, " P"]) 
     console.print(f"nfe {samples.nfe}, {seconds:.2f} s, {rate:,.0f} tokens/s", highlight=False)
     return samples
 
+
+_RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "demo": demo_command.run,
+    "train": train_command.run,
+    "sample": _sample,
+    "sensitivity": _sensitivity,
+    "verify": _verify,
+    "list": _list,
+    "bench": _bench,
+    "doctor": doctor.run,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -49,17 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "subject",
         nargs="?",
-        help='my_module:MyOperator, my_module:MyProcess, "my_module:Op(2)", or an expression such as '
-        '"ancestral >> gibbs"; without it, everything that is shipped',
+        metavar="SUBJECT",
+        help='what to check: an expression such as "ancestral >> gibbs", or yours from a module that can be imported: '
+        'my_module:MyOperator, "my_module:Op(2)", my_module:MyProcess; without it, all operators of discdiff',
     )
     parser.add_argument(
         "--process",
         action="append",
         metavar="KIND",
-        help=f"kind of process, may be repeated: {', '.join(KINDS)}, or my_module:MyProcess (default: the usual ones; "
-        "without a subject all)",
+        help="process to check the operator on, may be repeated: one of "
+        f"{', '.join(KINDS)}, or my_module:MyProcess (default: the usual ones; without SUBJECT all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the random worlds and states")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

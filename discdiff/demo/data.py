@@ -41,7 +41,7 @@ class Vocabulary:
     """
 
     def __init__(self, characters: str) -> None:
-        self.characters = "".join(sorted(set(characters)))
+        self.characters: str = "".join(sorted(set(characters)))
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     def encode(self, string: str) -> Int[Tensor, " L"]:

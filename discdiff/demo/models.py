@@ -59,21 +59,28 @@ class Convolution(nn.Module):
 
     def __init__(self, card: Card) -> None:
         super().__init__()
-        self.card, self.vocab_size = card, card.vocab_size
-        self.side = math.isqrt(card.length) if card.shape == "image" else None
+        self.card: Card = card
+        self.vocab_size: int = card.vocab_size
+        self.side: int | None = math.isqrt(card.length) if card.shape == "image" else None
         if self.side is not None and self.side**2 != card.length:
             raise ValueError(f"an image must be square, and {card.length} is not a square")
-        self.token = nn.Embedding(card.vocab_size + (card.process == "masked"), card.width)
-        self.source = nn.Embedding(card.vocab_size, card.width) if card.process == "absorbing" else None
-        self.hidden = nn.Parameter(torch.zeros(card.width)) if card.process == "absorbing" else None
-        self.position = nn.Parameter(torch.randn(card.length, card.width) * 0.02)
-        self.time = None
+        self.token: nn.Embedding = nn.Embedding(card.vocab_size + (card.process == "masked"), card.width)
+        self.source: nn.Embedding | None = (
+            nn.Embedding(card.vocab_size, card.width) if card.process == "absorbing" else None
+        )
+        self.hidden: nn.Parameter | None = (
+            nn.Parameter(torch.zeros(card.width)) if card.process == "absorbing" else None
+        )
+        self.position: nn.Parameter = nn.Parameter(torch.randn(card.length, card.width) * 0.02)
+        self.time: nn.Sequential | None = None
         if card.time is not None:
             features = nn.Linear(2 * FREQUENCIES, card.width)
             self.time = nn.Sequential(features, nn.SiLU(), nn.Linear(card.width, card.width))
-        self.blocks = nn.ModuleList(_Block(card.width, self.side is not None, 2 ** (n % 5)) for n in range(card.depth))
-        self.norm = nn.LayerNorm(card.width)
-        self.head = nn.Linear(card.width, card.vocab_size)
+        self.blocks: nn.ModuleList = nn.ModuleList(
+            _Block(card.width, self.side is not None, 2 ** (n % 5)) for n in range(card.depth)
+        )
+        self.norm: nn.LayerNorm = nn.LayerNorm(card.width)
+        self.head: nn.Linear = nn.Linear(card.width, card.vocab_size)
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
         """Return the logits (B, L, V) of states (B, L) at alpha (B,) or (B, L).

@@ -134,13 +134,15 @@ class Transformer(nn.Module):
         super().__init__()
         if width % _HEAD:
             raise ValueError(f"Transformer: width must be a multiple of {_HEAD}, got {width}")
-        self.token = nn.Embedding(states, width)
-        self.noisy = nn.Parameter(torch.zeros(width))
+        self.token: nn.Embedding = nn.Embedding(states, width)
+        self.noisy: nn.Parameter = nn.Parameter(torch.zeros(width))
         features = nn.Linear(2 * FREQUENCIES, width)
-        self.time = nn.Sequential(features, nn.SiLU(), nn.Linear(width, width)) if sees_alpha else None
-        self.layers = nn.ModuleList(_Layer(width) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocab_size)
+        self.time: nn.Sequential | None = (
+            nn.Sequential(features, nn.SiLU(), nn.Linear(width, width)) if sees_alpha else None
+        )
+        self.layers: nn.ModuleList = nn.ModuleList(_Layer(width) for _ in range(depth))
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.head: nn.Linear = nn.Linear(width, vocab_size)
 
     def forward(self, x: Int[Tensor, "B L"], alpha: Float[Tensor, "B *L"] | None = None) -> Float[Tensor, "B L V"]:
         """Return the logits for whole sequences, each processed as one noisy block."""

@@ -86,12 +86,15 @@ class Denoiser(Renamed):
             raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {fn!r}{hint}")
         require_process(process, "Denoiser")
         check_predicts(predicts)
-        self.call = Call(process, time, shift, suppress, scalar_time, length, time_dtype, head)  # type: ignore[arg-type]
+        self.call: Call = Call(process, time, shift, suppress, scalar_time, length, time_dtype, head)  # type: ignore[arg-type]
         if not isinstance(name, str | None):
             raise TypeError(f"Denoiser: name must be a string or None, got {shown(name)}")
-        self.fn, self.process, self.predicts, self.oracle = fn, process, predicts, oracle
-        self.name = "model" if name is None else name
-        self.cost = None if cost is None else real(cost, "Denoiser: cost", "[0, inf)")
+        self.fn: Network = fn
+        self.process: Process = process
+        self.predicts: Predicts = predicts
+        self.oracle: object = oracle
+        self.name: str = "model" if name is None else name
+        self.cost: float | None = None if cost is None else real(cost, "Denoiser: cost", "[0, inf)")
         self.guides: tuple[Guide | Change, ...] = ()
         self.context: Context | None = None
 

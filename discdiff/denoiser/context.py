@@ -128,7 +128,9 @@ class ShownPrefix(Growing):
         tokens: Int[Tensor, "B P"],
         future: Int[Tensor, "B L"] | None = None,
     ) -> None:
-        self.rows, self.length, self.future = rows, length, future
+        self.rows: Tensor = rows
+        self.length = length
+        self.future: Tensor | None = future
         self._aligned: list[_Aligned] = []
         for count in length.unique().tolist():
             place = (length == count).nonzero()[:, 0]
@@ -151,7 +153,7 @@ class ShownPrefix(Growing):
     def extend(self, tokens: Int[Tensor, "B n"]) -> None:
         for part in self._aligned:
             part.extend(tokens[part.place])
-        self.length = self.length + tokens.shape[1]
+        self.length: Tensor = self.length + tokens.shape[1]
 
     def select(self, index: Int[Tensor, " R"]) -> "ShownPrefix":
         tokens = self.rows.new_zeros(len(self.rows), max(part.length for part in self._aligned))
@@ -314,7 +316,7 @@ class Behind(Context):
     future: Int[Tensor, "B L"] | None = None
 
     def __post_init__(self) -> None:
-        self.rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        self.rows: Tensor = torch.arange(len(self.tokens), device=self.tokens.device)
 
     def logits(self, call: Call, fn: Network, x: Int[Tensor, "R n"], t: Float[Tensor, "#R #n"], rows: Tensor) -> Tensor:
         time = t.expand(x.shape)

@@ -63,14 +63,14 @@ class Allow(Guide):
     """
 
     def __init__(self, mask: Bool[Tensor, "L V"] | Sequence[Sequence[bool]]) -> None:
-        self.mask = array(mask, "Allow: mask")
+        self.mask: Tensor = array(mask, "Allow: mask")
         if self.mask.dtype != torch.bool:
             raise TypeError(f"Allow: mask must hold bools, got {self.mask.dtype}")
         if self.mask.ndim != 2:
             raise ValueError(f"Allow: mask must be (L, V), got {tuple(self.mask.shape)}")
         empty = (~self.mask.any(1)).nonzero()[:, 0].tolist()
         if empty:
-            raise ValueError(f"Allow: site {empty[0]} may hold no token")
+            raise ValueError(f"Allow: site {empty[0]} may hold no token; each site needs one True in mask")
 
     def check(self, process: Process) -> None:
         if self.mask.shape[1] != process.vocab_size:

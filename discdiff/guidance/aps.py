@@ -84,9 +84,11 @@ class APS(Guide):
             )
         else:
             codes = check_codebook(codebook, "APS: codebook")
-        self.log_likelihood, self.codebook = log_likelihood, codes
-        self.inner, self.total = whole(inner, "APS: inner", 1), real(total, "APS: total", "[0, inf)")
-        self.quantised = decided(quantised, "APS: quantised")
+        self.log_likelihood: Measurement | Callable[[Tensor], Tensor] = log_likelihood
+        self.codebook: Tensor = codes
+        self.inner: int = whole(inner, "APS: inner", 1)
+        self.total: float = real(total, "APS: total", "[0, inf)")
+        self.quantised: bool = decided(quantised, "APS: quantised")
 
     def check(self, process: Process) -> None:
         if len(self.codebook) != process.vocab_size:

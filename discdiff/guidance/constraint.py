@@ -77,7 +77,7 @@ class Constraint(Guide):
         if final.dtype != torch.bool or final.shape != (size,):
             raise ValueError(f"Constraint: accept must be ({size},) bools, got {final.dtype} {tuple(final.shape)}")
         first = whole(start, "Constraint: start", 0, size - 1)
-        self.automaton = _some(Automaton.of(moves.cpu(), first, final.cpu()), "Constraint")
+        self.automaton: Automaton = _some(Automaton.of(moves.cpu(), first, final.cpu()), "Constraint")
 
     @classmethod
     def _of(cls, automaton: Automaton | None, where: str) -> "Constraint":

@@ -56,10 +56,10 @@ class MeanField(Guide):
     whole = True
 
     def __init__(self, log_likelihood: LogLikelihood, sweeps: int = 10, samples: int | None = None) -> None:
-        self.log_likelihood = check_likelihood(log_likelihood, "MeanField: log_likelihood")
+        self.log_likelihood: LogLikelihood = check_likelihood(log_likelihood, "MeanField: log_likelihood")
         # the names of the sweeps' draws must have different tags, see ``Key``
-        self.sweeps = whole(sweeps, "MeanField: sweeps", 1, None if samples is None else 32)
-        self.samples = None if samples is None else whole(samples, "MeanField: samples", 1)
+        self.sweeps: int = whole(sweeps, "MeanField: sweeps", 1, None if samples is None else 32)
+        self.samples: int | None = None if samples is None else whole(samples, "MeanField: samples", 1)
         vars(self).update(random=samples is not None)
 
     def __call__(self, prediction: Prediction, state: State, at: GuideAt) -> Prediction:

@@ -56,12 +56,13 @@ class Measurement:
         forward: Float[Tensor, "K D"] | Sequence[Sequence[float]] | Forward,
         noise: Noise,
     ) -> None:
-        self.codebook = check_codebook(codebook, "Measurement: codebook")
+        self.codebook: Tensor = check_codebook(codebook, "Measurement: codebook")
         if not callable(forward):
             forward = _finite(forward, "Measurement: forward", 2, "a matrix (K, L E) or a function of (N, L, E)")
         if not callable(noise) or isinstance(noise, type):
             raise TypeError(f"Measurement: noise must map values (N, K) to (N,), got {shown(noise)}")
-        self.forward, self.noise = forward, noise
+        self.forward: Tensor | Forward = forward
+        self.noise: Noise = noise
 
     def __call__(self, x: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """Return log p(y | x0) of clean sequences x (N, L), (N,) float64.
@@ -116,8 +117,8 @@ class GaussianNoise:
     def __init__(
         self, y: Float[Tensor, " K"] | Sequence[float], scale: float | Float[Tensor, " K"] | Sequence[float]
     ) -> None:
-        self.y = _finite(y, "GaussianNoise: y", 1, "(K,) numbers")
-        self.scale = _scale(scale, self.y, "GaussianNoise: scale")
+        self.y: Tensor = _finite(y, "GaussianNoise: y", 1, "(K,) numbers")
+        self.scale: Tensor = _scale(scale, self.y, "GaussianNoise: scale")
         if not bool((self.scale > 0).all()):
             raise ValueError(f"GaussianNoise: scale must be positive, got {shown(scale)}")
 
@@ -161,11 +162,11 @@ class LevelNoise:
         edges: Float[Tensor, " n"] | Sequence[float],
         scale: float | Float[Tensor, " K"] | Sequence[float] = 0.0,
     ) -> None:
-        self.edges = _finite(edges, "LevelNoise: edges", 1, "(n,) numbers")
+        self.edges: Tensor = _finite(edges, "LevelNoise: edges", 1, "(n,) numbers")
         if not len(self.edges) or not bool((self.edges.diff() > 0).all()):
             raise ValueError(f"LevelNoise: edges must increase, at least one, got {shown(self.edges.tolist())}")
-        self.y = torch.tensor(wholes(y, "LevelNoise: y", 0, len(self.edges)))
-        self.scale = _scale(scale, self.y, "LevelNoise: scale")
+        self.y: Tensor = torch.tensor(wholes(y, "LevelNoise: y", 0, len(self.edges)))
+        self.scale: Tensor = _scale(scale, self.y, "LevelNoise: scale")
         exact = self.scale == 0
         if not bool((self.scale >= 0).all()) or bool(exact.any()) != bool(exact.all()):
             raise ValueError(f"LevelNoise: scale must be positive, or 0 for all values, got {shown(scale)}")

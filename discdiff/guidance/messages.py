@@ -240,10 +240,15 @@ class Messages:
         hidden: Bool[Tensor, "A L"],
         shown: Int[Tensor, "A L"],
     ) -> None:
-        self.edges, self.begin, self.end, self.classes = edges, begin, end, classes
-        self.hidden, self.shown = hidden, shown
-        self.number = (hidden.flatten().cumsum(0) - 1).view(hidden.shape)
-        self.some, self.every = hidden.any(0).tolist(), hidden.all(0).tolist()
+        self.edges: Edges = edges
+        self.begin: Tensor = begin
+        self.end: Tensor = end
+        self.classes: Tensor = classes
+        self.hidden: Tensor = hidden
+        self.shown: Tensor = shown
+        self.number: Tensor = (hidden.flatten().cumsum(0) - 1).view(hidden.shape)
+        self.some: list[bool] = hidden.any(0).tolist()
+        self.every: list[bool] = hidden.all(0).tolist()
         self._block: tuple[int, Tensor] | None = None
 
     @property

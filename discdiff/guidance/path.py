@@ -52,9 +52,14 @@ class Path(Choice):
         keep: Int[Tensor, "B L"],
     ) -> None:
         super().__init__(keep.shape[0], (keep.shape[1],), keep.device)
-        self.edges, self.begin, self.end, self.hidden, self.where = edges, begin, end, hidden, where
-        self.shown, self.keep = shown, torch.where(where & ~hidden.where, shown, keep)
-        self.chosen = where & hidden.where
+        self.edges: Edges = edges
+        self.begin: Tensor = begin
+        self.end: Tensor = end
+        self.hidden: Sites = hidden
+        self.where: Tensor = where
+        self.shown: Tensor = shown
+        self.keep: Tensor = torch.where(where & ~hidden.where, shown, keep)
+        self.chosen: Tensor = where & hidden.where
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle the logits themselves, because the functions that compute them may not be picklable."""

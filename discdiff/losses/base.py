@@ -121,7 +121,7 @@ def prior_kl(process: Process, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
     if bool((alpha == 0).all()):
         return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     prior = process.prior(x0.shape[0], x0.shape[1], x0.device)
-    end, noise = (law.table()[0] for law in (process.noised(x0, alpha.to(x0.device)), prior))
+    end, noise = (law.table()[0] for law in (process.noised(x0, alpha.to(x0.device)), prior))  # type: ignore[attr-defined]
     return torch.where(end > -torch.inf, end.exp() * (end - noise), 0.0).sum((-1, -2))
 
 

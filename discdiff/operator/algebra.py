@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from discdiff.checks import real, shown, whole
+from discdiff.checks import real, shown, unmade, whole
 from discdiff.choices import Branch
 from discdiff.operator.choosing import choose
 from discdiff.operator.rest import Reads, applied
@@ -173,7 +173,7 @@ class Then(Operator):
 
     def __post_init__(self) -> None:
         if self.left.moves and self.right.moves:
-            raise TypeError(f"a step has one predictor; {self.left} >> {self.right} has two")
+            raise TypeError(f"a step has one predictor, and {self.left} >> {self.right} has two; drop one")
 
     def __call__(self, state: State, at: At) -> State:
         return applied(self.right, applied(self.left, state, at), at.moved(self.left.width))
@@ -220,7 +220,7 @@ class Repeat(Operator):
     def __post_init__(self) -> None:
         times = whole(self.times, "** n: n")
         if check_operator(self.operator, "**").moves:
-            raise TypeError(f"only a corrector can be repeated; {self.operator} moves t -> s")
+            raise TypeError(f"only a corrector can be repeated; {self.operator} moves t -> s: take more steps")
         object.__setattr__(self, "times", whole(times, "** n: n", 0))
 
     def __call__(self, state: State, at: At) -> State:
@@ -372,8 +372,8 @@ def mix(weighted: Mapping[Operator, float]) -> Operator:
 def check_operator(candidate: object, where: str) -> Operator:
     """Return the candidate if it is an operator; otherwise raise a TypeError that names it."""
     if not isinstance(candidate, Operator):
-        hint = "; it is a class: add ()" if isinstance(candidate, type) else ""
-        raise TypeError(f"{where} takes operators, one of discdiff.samplers or a composition, got {candidate!r}{hint}")
+        accepted = "operators, one of discdiff.samplers or a composition"
+        raise TypeError(f"{where} takes {accepted}, got {unmade(candidate)}")
     return candidate
 
 

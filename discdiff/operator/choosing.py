@@ -53,7 +53,7 @@ def choose(name: str, distribution: Choice, state: State, at: "At") -> Tensor:
     if run.given is not None:
         value = run.given(site, distribution, state.rows, at.scored)
     elif run.listen:
-        value = pyro.sample(site, distribution).to(distribution.kind)
+        value = pyro.sample(site, distribution).to(distribution.kind)  # type: ignore[arg-type]
         if value.shape != distribution.shape():
             raise ValueError(
                 f"site {site}: takes a value of shape {tuple(distribution.shape())}, rows and event; a "

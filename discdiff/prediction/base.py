@@ -92,9 +92,12 @@ class Prediction(Renamed):
         if output.source.shape[:2] != x.shape or output.source.ndim != 3 or output.width not in widths:
             accepted = " or ".join(str((*x.shape, width)) for width in sorted(widths))
             got = (*output.source.shape[:2], output.width)
-            raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted}, got {got}")
-        self.output, self.predicts, self.x, self.process = output, predicts, x, process
-        self.alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
+            raise ValueError(f"a denoiser that predicts {predicts!r} must return {accepted} = (B, L, V), got {got}")
+        self.output: Output = output
+        self.predicts = predicts
+        self.x: Tensor = x
+        self.process: Process = process
+        self.alpha: Tensor = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(x.shape)
         self.watch = AT_ONCE  # a run replaces it by its own
         self.changes: tuple[RowChange, ...] = ()
         self.law: Law | None = None
@@ -329,4 +332,8 @@ class Prediction(Renamed):
 def check_predicts(predicts: str) -> None:
     """Raise ValueError for an unknown ``predicts``."""
     if predicts not in get_args(Predicts):
-        raise ValueError(f"predicts must be one of {', '.join(map(repr, get_args(Predicts)))}, got {predicts!r}")
+        accepted = ", ".join(map(repr, get_args(Predicts)))
+        raise ValueError(
+            f"predicts must be one of {accepted}, got {predicts!r}; a network trained by cross-entropy on clean tokens "
+            "predicts 'denoiser', one trained by a score entropy 'ratio'"
+        )

@@ -94,9 +94,9 @@ class Between(Bridge):
         clean = process.place(x0, x_t)
         jump = (1 - self.weight) * torch.where(a_t < 1, (a_s - a_t) / (1 - a_t), 0.0)
         exact = process.posterior(x_t, x0, alpha_t, alpha_s)
-        points = [*exact.points, x_t, clean]
-        weights = [self.weight * w for w in exact.weights] + [1 - self.weight - jump, jump]
-        return exact.like(points, weights)
+        points = [*exact.points, x_t, clean]  # type: ignore[attr-defined]
+        weights = [self.weight * w for w in exact.weights] + [1 - self.weight - jump, jump]  # type: ignore[attr-defined]
+        return exact.like(points, weights)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class ReMDM(Bridge):
         masked = x_t == process.hide(x_t)
         reveal = torch.where(a_t < 1, (a_s - (1 - self.sigma) * a_t) / (1 - a_t), 0.0).clamp(0.0, 1.0)
         exact = process.posterior(x_t, x0, alpha_t, alpha_s)  # refuses impossible pairs
-        return exact.like([x0], [torch.where(masked, reveal, 1 - self.sigma)])
+        return exact.like([x0], [torch.where(masked, reveal, 1 - self.sigma)])  # type: ignore[attr-defined]
 
 
 def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[Tensor, "B L C"]:
@@ -158,7 +158,7 @@ def mixture(bridge: Bridge, prediction: Prediction, alpha_s: Survival) -> Float[
         share = d[..., v]
         possible = share > 0  # a token with D = 0 is replaced by a possible one, with weight 0
         token = torch.where(possible, v, d.argmax(-1))
-        rows = bridge.law(process, x, token, prediction.alpha, alpha_s).table()[0].exp()
+        rows = bridge.law(process, x, token, prediction.alpha, alpha_s).table()[0].exp()  # type: ignore[attr-defined]
         total = total + torch.where(possible, share, 0.0)[..., None] * rows
     return total.log()
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import Renamed, affordable, check_ids, check_tokens, real, shown, whole
+from discdiff.checks import Renamed, affordable, check_ids, check_tokens, real, unmade, whole
 from discdiff.choices import Choice, Sites, Tokens
 from discdiff.kernels import dispatch as kernels
 from discdiff.process.schedule import Schedule, Time, as_schedule, site_time
@@ -58,9 +58,9 @@ class Process(Renamed, ABC):
 
     def __init__(self, vocab_size: SupportsIndex, schedule: Schedule | Callable[[Tensor], Tensor]) -> None:
         name = type(self).__name__
-        self.vocab_size = whole(vocab_size, f"{name}: vocab_size", 1, LARGEST)
+        self.vocab_size: int = whole(vocab_size, f"{name}: vocab_size", 1, LARGEST)
         try:
-            self.schedule = as_schedule(schedule)
+            self.schedule: Schedule = as_schedule(schedule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
 
@@ -162,7 +162,7 @@ class Process(Renamed, ABC):
         t = real(t, "rate: t", "[0, 1]")
         alpha = self._shared_alpha(t)
         if alpha == 0:
-            raise ValueError(f"rate: infinite at t = {t}, where alpha is 0")
+            raise ValueError(f"rate: infinite at t = {t}, where alpha is 0; ask for an earlier time")
         return self.generator(alpha) * (-float(self.schedule.alpha_derivative(t)) / alpha)
 
     def _shared_alpha(self, t: float) -> float:
@@ -397,4 +397,4 @@ class Process(Renamed, ABC):
 def require_process(process: object, where: str) -> None:
     """Raise TypeError unless ``process`` is a Process."""
     if not isinstance(process, Process):
-        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {shown(process)}")
+        raise TypeError(f"{where}: process must be a Process such as Masked(V, Linear()), got {unmade(process)}")

@@ -116,8 +116,8 @@ class General(Process):
         name = type(self).__name__
         self._q = check_generator(generator, name)
         super().__init__(len(self._q), schedule)
-        self.mask_id = None if mask_id is None else whole(mask_id, f"{name}: mask_id", 0, len(self._q) - 1)
-        self.pi = stationary(self._q, name)
+        self.mask_id: int | None = None if mask_id is None else whole(mask_id, f"{name}: mask_id", 0, len(self._q) - 1)
+        self.pi: Tensor = stationary(self._q, name)
         self._basis = None if self._q.is_sparse else _eigenbasis(self._q, self.pi)
         entries = self._q.to_sparse_coo().coalesce()
         self._digest = hashlib.sha256(

@@ -101,7 +101,7 @@ def listed(times: Iterable[float]) -> tuple[float, ...]:
 def _check(steps: SupportsIndex, start: float, end: float) -> int:
     if not 0 <= real(end, "end", "[0, 1]") < real(start, "start", "[0, 1]") <= 1:
         raise ValueError(f"a grid goes from start to end with 0 <= end < start <= 1, got {start} and {end}")
-    return whole(steps, "steps", 1, LONGEST - 1)
+    return whole(steps, "grid: steps", 1, LONGEST - 1)
 
 
 def _ends(schedule: Schedule, start: float, end: float) -> tuple[float, float]:

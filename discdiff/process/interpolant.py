@@ -65,7 +65,7 @@ class Interpolant(RankOne):
         if self._source is not None and len(self._source) != vocab_size:
             raise ValueError(f"Interpolant: source must have shape ({vocab_size},), got {tuple(self._source.shape)}")
         self._blend = Blend(p_uniform, "Interpolant")
-        self.absorbing = self._blend.p_uniform == 0
+        self.absorbing: bool = self._blend.p_uniform == 0
 
     # --- pairs --------------------------------------------------------------------------------------------------------
 
@@ -129,11 +129,11 @@ class Interpolant(RankOne):
             )
         return self._source
 
-    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> "SourcePairs":
+    def prior(self, batch: int, length: int, device: torch.device | str = "cpu") -> "SourcePairs":  # type: ignore[override]
         zero = torch.zeros(extent(batch, length), dtype=torch.float64, device=device)
         return SourcePairs(self.source, zero.long(), zero, zero + 1)
 
-    def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":
+    def noised(self, x0: Int[Tensor, "B L"], alpha: Survival) -> "SourcePairs":  # type: ignore[override]
         """Return q_t((z, u) | x0) with a source token u drawn from ``source`` at every site."""
         a = self.sitewise(alpha, x0)
         return SourcePairs(self.source, x0, a, self.anchored(a))
@@ -226,7 +226,10 @@ class SourcePairs(SiteWise):
         mass: Float[Tensor, "B L"],
     ) -> None:
         super().__init__(x0.shape[0], (x0.shape[1],), x0.device)
-        self.source, self.x0, self.alpha, self.mass = source.to(x0.device), x0, alpha, mass
+        self.source: Tensor = source.to(x0.device)
+        self.x0: Tensor = x0
+        self.alpha: Tensor = alpha
+        self.mass: Tensor = mass
         self._last = int(source.nonzero()[-1])
 
     @property

@@ -255,7 +255,9 @@ class FromFunction(Schedule):
             with torch.no_grad():
                 alpha = self.function(t)
         except Exception as error:
-            raise ValueError(f"schedule: the function fails on a float64 tensor of times: {error}") from error
+            raise ValueError(
+                f"schedule: the function fails on a float64 tensor of times: {error}; use torch's functions"
+            ) from error
         if not isinstance(alpha, Tensor) or alpha.shape != t.shape or alpha.dtype != t.dtype:
             raise ValueError("schedule: the function must map a float64 tensor of times to one of equal shape")
         if abs(float(alpha[0]) - 1) > 1e-12:
@@ -307,7 +309,9 @@ class PerSite(Schedule):
             raise TypeError(f"PerSite: log_power must be a tensor (L,), got {shown(log_power)}")
         if not log_power.is_floating_point() or not bool(torch.isfinite(log_power).all()):
             raise ValueError(f"PerSite: log_power must hold finite logarithms, got {shown(log_power)}")
-        self.base, self.log_power, self.sites = base, log_power, len(log_power)
+        self.base: Schedule = base
+        self.log_power: Tensor = log_power
+        self.sites: int = len(log_power)
 
     @property
     def _power(self) -> Tensor:

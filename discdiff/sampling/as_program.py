@@ -62,7 +62,8 @@ class Program:
     """
 
     def __init__(self, sampler: Sampler, coded: bool = False) -> None:
-        self.sampler, self.coded = sampler, coded
+        self.sampler: Sampler = sampler
+        self.coded: bool = coded
 
     def code(self, value: Shaped[Tensor, "*rows n"]) -> Int[Tensor, "*rows"]:
         """Return the numbers (*rows) that encode values (*rows, n) in a coded program."""

@@ -66,14 +66,21 @@ class Job:
     def __init__(
         self, maker: "Blockwise", run: Run, tokens: Tensor, frozen: Tensor, stops: Tensor, initial: Tensor | None
     ) -> None:
-        self.maker, self.run, self.stops, self.rows, self.initial = maker, run, stops, run.rows, initial
-        self.tokens, self.frozen = torch.where(frozen, tokens, -1), frozen
-        self.some = bool(frozen.any())  # whether there are given sites
-        self.lengths = torch.full_like(run.rows, tokens.shape[1])
+        self.maker: Blockwise = maker
+        self.run: Run = run
+        self.stops: Tensor = stops
+        self.rows: Tensor = run.rows
+        self.initial: Tensor | None = initial
+        self.tokens: Tensor = torch.where(frozen, tokens, -1)
+        self.frozen: Tensor = frozen
+        self.some: bool = bool(frozen.any())  # whether there are given sites
+        self.lengths: Tensor = torch.full_like(run.rows, tokens.shape[1])
         places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        self.last = (frozen * places).amax(1)  # of each row, where its last given site ends
-        self.known = torch.nn.functional.pad(frozen.cumsum(1), (1, 0))  # the number of given sites before each place
-        self.step, self.t = 0, 1.0
+        self.last: Tensor = (frozen * places).amax(1)  # of each row, where its last given site ends
+        # the number of given sites before each place
+        self.known: Tensor = torch.nn.functional.pad(frozen.cumsum(1), (1, 0))
+        self.step: int = 0
+        self.t: float = 1.0
         self.groups: list[_Group] = []
         self.begun: collections.Counter[int] = collections.Counter()  # how many groups reached their n-th block
         self.future: Tensor | None = None
@@ -209,7 +216,8 @@ class Job:
         with self._part(group) as run:
             run.go_on(before)
             for state in sampler.through(replace(begun, run=None), run):
-                self.step, self.t = self.step + 1, state.t
+                self.step = self.step + 1
+                self.t = state.t
                 self.run.info["block"] = torch.full_like(self.rows, torch.nan, dtype=torch.float64)
                 self.run.info["block"][group.index] = group.turn
                 if not sampler._ended(state):

@@ -91,10 +91,10 @@ class Blockwise:
         future: bool = False,
         plan: Plan | None = None,
     ) -> None:
-        self.inner = Sampler(process, model, operator, steps=steps, grid=grid, plan=plan)
+        self.inner: Sampler = Sampler(process, model, operator, steps=steps, grid=grid, plan=plan)
         if self.inner.grid[0] != 1 or self.inner.grid[-1] != 0:
             raise ValueError(f"Blockwise: a block goes from t = 1 to 0, got a grid from {self.inner.grid[0]}")
-        self.single = self.inner.on_grid((1.0, 0.0)) if self.inner.plan.alike else self.inner
+        self.single: Sampler = self.inner.on_grid((1.0, 0.0)) if self.inner.plan.alike else self.inner
         far = next((guide for one in self.inner.networks for guide in one.guides if _whole(guide)), None)
         if far is not None:
             raise ValueError(f"Blockwise: {far} needs the sites after a block, which are not there yet")
@@ -123,7 +123,7 @@ class Blockwise:
                 f"({self.inner.model.length}), got {window}"
             )
         self.window = window
-        self.future = decided(future, "Blockwise: future") or bool(lengths)
+        self.future: bool = decided(future, "Blockwise: future") or bool(lengths)
 
     def edges(self, length: int, sizes: tuple[int, ...]) -> list[int]:
         """Return the positions at which blocks of these sizes begin, followed by the length."""

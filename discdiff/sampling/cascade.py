@@ -102,7 +102,8 @@ class Cascade:
     def __init__(self, first: Sampler | Blockwise, second: Sampler) -> None:
         if not isinstance(first, Sampler | Blockwise) or not isinstance(second, Sampler):
             raise TypeError(f"Cascade: takes a Sampler or Blockwise, then a Sampler; got {first!r}, {second!r}")
-        self.first, self.second = first, second
+        self.first: Sampler | Blockwise = first
+        self.second: Sampler = second
 
     def start(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from discdiff import samplers
-from discdiff.checks import LAST_SEED, shown
+from discdiff.checks import LAST_SEED, meant, shown
 from discdiff.denoiser import WhenGuide
 from discdiff.guidance import Allow, ClassifierFree, Forbid
 from discdiff.operator import Between, Mix, Operator, Repeat, Then, When, after, before, between, mix, when
@@ -115,8 +115,10 @@ def _tree(text: str) -> ast.expr:
 
 
 def _unread(node: ast.AST) -> ValueError:
+    name = node.func if isinstance(node, ast.Call) else node
+    hint = meant(name.id, [*_CLASSES, *_FUNCTIONS]) if isinstance(name, ast.Name) else ""
     return ValueError(
-        f"cannot read {shown(ast.unparse(node))}; accepted: names that discdiff exports "
+        f"cannot read {shown(ast.unparse(node))}{hint}; accepted: names that discdiff exports "
         f"({', '.join([*_CLASSES, *_FUNCTIONS])}), literal arguments, >>, ** n"
     )
 

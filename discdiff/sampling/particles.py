@@ -154,10 +154,12 @@ class Particles:
             raise TypeError(f"Particles: potential is called as potential(x, t), or None; got {shown(potential)}")
         if resample not in SCHEMES:
             raise ValueError(f"Particles: resample must be one of {', '.join(map(repr, SCHEMES))}, got {resample!r}")
-        self.sampler, self.potential = sampler, potential
-        self.per_group = whole(per_group, "Particles: per_group", 1)
-        self.ess, self.resample = real(ess, "Particles: ess", "[0, inf)"), resample
-        self.reference = _reference(sampler, reference)
+        self.sampler: Sampler = sampler
+        self.potential: Potential | None = potential
+        self.per_group: int = whole(per_group, "Particles: per_group", 1)
+        self.ess: float = real(ess, "Particles: ess", "[0, inf)")
+        self.resample = resample
+        self.reference: Sampler = _reference(sampler, reference)
         self._inner = Weighing(sampler, self.reference, potential, self.per_group, self.ess, resample)
         wrong = None if self._inner.plain else not_weighable(sampler)
         if wrong is not None:

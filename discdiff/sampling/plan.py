@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from discdiff.checks import listing, real, shown
 from discdiff.denoiser import Change, Guide
@@ -161,7 +162,7 @@ class Plan:
         except ValueError:
             return False
 
-    __hash__ = None  # type: ignore[assignment]  # equal by a text that is made when it is needed
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # equal by a text that is made when it is needed
 
     def __repr__(self) -> str:
         folded = ((step, sum(1 for _ in same)) for step, same in itertools.groupby(self.steps))

@@ -267,4 +267,4 @@ def alike(
 
 def uniform_grid(steps: SupportsIndex | None) -> tuple[float, ...]:
     """Return equally spaced times from 1 to 0; raise TypeError or ValueError for an invalid number of steps."""
-    return by_time(whole(steps, "steps", 1, LONGEST - 1))
+    return by_time(whole(steps, "Sampler: steps", 1, LONGEST - 1))

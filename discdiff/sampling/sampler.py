@@ -72,7 +72,8 @@ class Sampler:
         plan: Plan | None = None,
     ) -> None:
         require_process(process, "Sampler")
-        self.process, self.models = process, named_models(process, model, "Sampler")
+        self.process: Process = process
+        self.models: dict[str, Denoiser] = named_models(process, model, "Sampler")
         if plan is None:
             plan = alike(operator, steps, grid, time)
         elif not isinstance(plan, Plan):
@@ -80,7 +81,7 @@ class Sampler:
         elif any(given is not None for given in (operator, steps, grid, time)):
             raise TypeError("Sampler: a plan has its own operators and grid; give no operator, steps=, grid= or time=")
         self.plan = plan
-        self.step_models = step_models(plan, self.models, "Sampler")
+        self.step_models: tuple[Denoiser, ...] = step_models(plan, self.models, "Sampler")
         check_plan(plan, self.step_models, process, "Sampler")
 
     @property

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -196,7 +196,7 @@ class Samples:
         ours, theirs = self._held(), other._held()
         return ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in ours)
 
-    __hash__ = None  # type: ignore[assignment]  # equal by content that may be edited in place
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # equal by content that may be edited in place
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.tokens.shape))

@@ -197,12 +197,15 @@ class SplitGibbs:
         process = sampler.process
         if process.pairs is not None or len(process.data_tokens) < 2:
             raise ValueError(f"SplitGibbs: takes states that are tokens, and at least two tokens; got {process}")
-        self.sampler, self.log_likelihood = sampler, log_likelihood
-        self.etas = tuple(real(eta, "SplitGibbs: eta", "(0, inf)") for eta in listing(etas, "SplitGibbs: etas"))
+        self.sampler: Sampler = sampler
+        self.log_likelihood: Callable[[Tensor], Tensor] = log_likelihood
+        self.etas: tuple[float, ...] = tuple(
+            real(eta, "SplitGibbs: eta", "(0, inf)") for eta in listing(etas, "SplitGibbs: etas")
+        )
         if not self.etas or any(later > eta for eta, later in itertools.pairwise(self.etas)):
             raise ValueError(f"SplitGibbs: etas must be one or more numbers that do not rise, got {shown(etas)}")
-        self.proposals = whole(proposals, "SplitGibbs: proposals", 1)
-        self.per_group = whole(per_group, "SplitGibbs: per_group", 1)
+        self.proposals: int = whole(proposals, "SplitGibbs: proposals", 1)
+        self.per_group: int = whole(per_group, "SplitGibbs: per_group", 1)
         if isinstance(process, Uniform) and process.schedule.sites is None:
             self._reverse: tuple[Sampler, ...] | None = tuple(map(self._reversed_from, self.etas))
         else:

@@ -70,10 +70,14 @@ class Weighing(Sampler):
         resample: Scheme,
     ) -> None:  # fmt: skip
         super().__init__(sampler.process, sampler.models, plan=sampler.plan)
-        self.step_models = sampler.step_models
-        self.reference, self.potential, self.per_group = reference, potential, per_group
-        self.ess, self.resample, self.alive = ess, resample, True
-        self.plain = all(map(same_model, self.step_models, reference.step_models))
+        self.step_models: tuple[Denoiser, ...] = sampler.step_models
+        self.reference: Sampler = reference
+        self.potential: Potential | None = potential
+        self.per_group: int = per_group
+        self.ess: float = ess
+        self.resample = resample
+        self.alive: bool = True
+        self.plain: bool = all(map(same_model, self.step_models, reference.step_models))
         self._known = [*reference.parts()]
 
     def through(self, state: State, run: Run) -> Iterator[State]:

@@ -91,7 +91,7 @@ def test_wrong_heads_are_refused() -> None:
     with pytest.raises(TypeError, match=r"hidden states \(B, L, D\)"):
         model(torch.zeros(1, 2, dtype=torch.int64), 0.5)
     narrow = dd.Denoiser(lambda x, t: torch.zeros(*x.shape, 2), process, "loo", head=torch.nn.Linear(2, 4))
-    with pytest.raises(ValueError, match=r"must return \(1, 2, 5\), got \(1, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"must return \(1, 2, 5\) = \(B, L, V\), got \(1, 2, 4\)"):
         narrow(torch.zeros(1, 2, dtype=torch.int64), 0.5)
 
 

@@ -152,7 +152,7 @@ def test_mask_inside_the_vocabulary_is_never_predicted() -> None:
 @pytest.mark.usefixtures("as_user")
 @pytest.mark.parametrize(
     ("predicts", "width", "message"),
-    [("loo", 5, r"must return \(1, 2, 4\), got \(1, 2, 5\)"), ("guess", 4, "predicts must be one of")],
+    [("loo", 5, r"must return \(1, 2, 4\) = \(B, L, V\), got \(1, 2, 5\)"), ("guess", 4, "predicts must be one of")],
 )
 def test_wrong_outputs_are_refused(predicts: str, width: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

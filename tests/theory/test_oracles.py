@@ -163,9 +163,9 @@ def test_bad_laws_are_refused(as_user: None) -> None:
         (lambda: T.HMM(torch.ones(2) / 2, torch.eye(2), torch.ones(2, 3), 4), "emission must hold probabilities"),
         (lambda: T.Tree([-1, 2, 0], torch.ones(3) / 3, torch.eye(3)), "an earlier site"),
         (lambda: T.Tree([-1, 0], torch.ones(3) / 3, torch.eye(2)), "transition must be"),
-        (lambda: T.ProductMixture(torch.ones(2) / 2, torch.ones(3, 4, 2) / 2), r"\(K,\) and \(K, L, V\)"),
+        (lambda: T.ProductMixture(torch.ones(2) / 2, torch.ones(3, 4, 2) / 2), r"weights \(K,\) and laws \(K, L, V\)"),
         (lambda: T.ConstrainedChain(chain(3, 4), PARITY, accepting={5}), "accepting states must lie in 0..1"),
-        (lambda: T.ConstrainedChain(chain(3, 4), PARITY.clamp(max=0), accepting={1}), "no sequence of this length"),
+        (lambda: T.ConstrainedChain(chain(3, 4), PARITY.clamp(max=0), accepting={1}), "no sequence of length"),
         (lambda: T.Coupling(torch.ones(3, 3) / 9, vocab_size=2, length=2), r"joint must have shape \(4, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -77,7 +77,9 @@ def test_every_family_is_built_anew(given: dd.Process) -> None:
 
 
 def test_kinds_are_named_or_shown() -> None:
-    with pytest.raises(ValueError, match="no kind of process 'unform'; accepted: masked, uniform"):
+    with pytest.raises(
+        ValueError, match=r"no kind of process 'unform' \(did you mean 'uniform'\?\); accepted: masked, uniform"
+    ):
         T.check_operator(S.Gibbs(), processes=["unform"])
     with pytest.raises(TypeError, match="it is a class"):
         T.check_operator(S.Gibbs(), processes=[dd.Uniform])  # type: ignore[list-item]
