@@ -17,10 +17,14 @@ DECLARED = ("setting", "order", "keeps p_t", "calls a step", "exact matrix", "we
 LONG = "nats below the exact log-likelihood at 8, 16, 32, 64 calls, ± one standard error"
 
 
+@cache
+def _shipped() -> dict[str, Operator]:
+    return {text: parse_operator(text) for text in SHIPPED if ">>" not in text}
+
+
 def settings(name: str) -> dict[str, Operator]:
     """Map each checked setting of an operator, as the command line writes it, to the operator."""
-    shipped = {text: parse_operator(text) for text in SHIPPED if ">>" not in text}
-    return {text: one for text, one in shipped.items() if type(one).__name__ == name}
+    return {text: one for text, one in _shipped().items() if type(one).__name__ == name}
 
 
 def declared(name: str) -> list[list[str]]:

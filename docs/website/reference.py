@@ -123,7 +123,10 @@ def _measured(name: str) -> Iterator[str]:
 def page(one: Name, pictures: dict[str, str]) -> str:
     """Return the page of a name. ``pictures`` maps names to the caption of their picture."""
     where = group(one)
-    lines = [f".. index:: {one.name}", "", *_heading(one.name, "="), f".. currentmodule:: {one.door}", ""]
+    # Hundreds of names in the sidebar of every page would take minutes to write; the lists of names lead to them.
+    lines = [":orphan:", "", f".. index:: {one.name}", "", *_heading(one.name, "=")]
+    lines += [f".. currentmodule:: {one.door}", ""]
+    lines += [f":doc:`Reference <index>` / :doc:`{GROUPS[where][0]} <{where}>`", ""]
     operator = where in ("predictors", "correctors")
     if operator or where in ("processes", "guides"):
         lines += _theory(one)
@@ -148,7 +151,6 @@ def listing(key: str, names: list[Name]) -> str:
         ("name", "what it does"),
         ([f":doc:`{one.address} </reference/{one.address}>`", escaped_first(one)] for one in names),
     )
-    lines += [".. toctree::", "   :hidden:", "", *(f"   {one.name} <{one.address}>" for one in names), ""]
     return "\n".join(lines)
 
 
