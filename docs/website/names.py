@@ -35,7 +35,7 @@ class Name:
             return "class"
         if isinstance(self.value, ModuleType):
             return "module"
-        return "function" if callable(self.value) and hasattr(self.value, "__name__") else "data"
+        return "function" if inspect.isroutine(self.value) else "data"
 
     @property
     def origin(self) -> str:

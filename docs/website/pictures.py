@@ -182,13 +182,17 @@ def of_guide(name: str) -> tuple[Figure, str]:
     return figure, f"{name}: samples of two sites of three tokens, without the guide and with an example of it."
 
 
+def makers() -> dict[str, Callable[[str], tuple[Figure, str]]]:
+    """Map each operator, process and guide that has a picture to the function that draws it."""
+    made = dict.fromkeys(S.__all__, of_operator) | dict.fromkeys(processes(), of_process)
+    return made | dict.fromkeys(guides(), of_guide)
+
+
 def draw(folder: Path) -> dict[str, str]:
     """Draw all pictures into a folder, and map each name to its caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = dict.fromkeys(S.__all__, of_operator) | dict.fromkeys(processes(), of_process)
-    made |= dict.fromkeys(guides(), of_guide)
     captions = {}
-    for name, maker in made.items():
+    for name, maker in makers().items():
         figure, captions[name] = maker(name)
         figure.savefig(folder / f"{name}.png", dpi=100)
     return captions

@@ -36,6 +36,7 @@ BY_DOOR = {
     "discdiff.choices": "programs", "discdiff.adapters": "checkpoints", "discdiff.learning": "training",
     "discdiff.plots": "plots",
 }  # fmt: skip
+GUIDING = {"GaussianNoise", "LevelNoise", "Measurement", "Truncation", "classifier_free", "variational_posterior"}
 LOADING = {"Convention", "generate", "load", "probe", "quantize"}
 PROGRAMS = {"Coins", "Tokens", "Subset", "Ranking", "PointMixture", "At", "State", "choose"}
 
@@ -49,6 +50,8 @@ def group(one: Name) -> str:
         for base, name in ((dd.Process, "processes"), (dd.Schedule, "schedules"), (Guide, "guides")):
             if issubclass(value, base):
                 return name
+    if one.name in GUIDING:
+        return "guides"
     if one.name in LOADING:
         return "checkpoints"
     if one.name in PROGRAMS:
