@@ -85,6 +85,7 @@ def test_every_name_has_a_group_and_a_first_line() -> None:
 
 def test_the_facts_of_an_operator_are_those_that_were_found() -> None:
     import facts
+    import pictures
 
     assert facts.declared("SplitLeap") == [["``split_leap``", "2", "-", "2", "yes", "yes", "no"]]
     assert facts.declared("Gibbs")[0][:4] == ["``gibbs``", "-", "exact", "1"]
@@ -102,6 +103,16 @@ def test_the_facts_of_an_operator_are_those_that_were_found() -> None:
         assert f"{inside}, {end} | {kl}" in page
     assert len(facts.small("SplitLeap")) == len(facts.long("SplitLeap")) == 4
     assert facts.kept("Gibbs")[0][:2] == ["``Gibbs(sites=1)``", "exact"]
+    assert facts.of_process(dd.Masked(3, dd.Linear()))[:2] == [
+        ["states of a site", "4 for 3 tokens"],
+        ["noise only hides tokens", "yes"],
+    ]
+    assert facts.of_process(dd.Uniform(3, dd.Linear()))[1][1] == "no"
+    assert "first_hitting" in facts.accepted("Masked")
+    assert "first_hitting" not in facts.accepted("Uniform")
+    assert facts.of_guide(pictures.guide("ClassifierFree"))[0][1] == "1"
+    assert facts.of_guide(pictures.guide("Reward"))[1][1] == "yes"
+    assert pictures.guide("Truncation") is None
 
 
 def test_copied_tables_are_true() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from discdiff.command.cli import parse_operator
 from discdiff.command.verify import SHIPPED
+from discdiff.denoiser import Guide
 from discdiff.operator import Operator
+from discdiff.process import Process
 
 DOCS = Path(__file__).resolve().parent.parent
 DECLARED = ("setting", "order", "keeps p_t", "calls a step", "exact matrix", "weights", "remembers")
@@ -108,3 +110,37 @@ def kept_on() -> list[str]:
     """Return the head of the table that ``kept`` reads."""
     line = re.search(r"<!-- invariance -->\n\| (.*?) \|\n", (DOCS / "correctors.md").read_text())
     return line[1].split(" | ") if line else []
+
+
+KINDS_OF = {
+    "Masked": ("masked", "masked_inside"), "Uniform": ("uniform",), "Marginal": ("marginal", "marginal_zero"),
+    "Hybrid": ("hybrid",), "Ordinal": ("ordinal",), "General": ("general",), "TimeVarying": ("time_varying",),
+    "AbsorbingUniform": ("absorbing_uniform",), "Interpolant": ("interpolant",),
+}  # fmt: skip
+
+
+def of_process(process: Process) -> list[list[str]]:
+    """Return what is known of a process: its states, and which closed forms it has."""
+    return [
+        ["states of a site", f"{process.states} for 3 tokens"],
+        ["noise only hides tokens", "yes" if process.absorbing else "no"],
+        ["closed forms of rank one", "yes" if process.rank_one else "no"],
+        ["one law of noise at all times", "yes" if process.one_noise_law else "no"],
+        ["states are pairs of tokens", "yes" if process.pairs else "no"],
+    ]
+
+
+def accepted(process: str) -> list[str]:
+    """List the shipped operators whose claims were checked on a process, by their names on the command line."""
+    kinds = KINDS_OF.get(process, ())
+    cells = {text: [str(found[kind]["cell"]) for kind in kinds] for text, found in _verified().items()}
+    return [text for text, said in cells.items() if said and all(cell[0].isdigit() for cell in said)]
+
+
+def of_guide(guide: Guide) -> list[list[str]]:
+    """Return what a guide declares."""
+    return [
+        ["further network calls for a prediction", f"{guide.nfe:g}"],
+        ["makes random choices", "yes" if guide.random else "no"],
+        ["in ``Blockwise``", "refused: it needs the sites after a block" if guide.whole else "yes"],
+    ]

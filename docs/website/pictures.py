@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
+from discdiff.denoiser import Guide
 from discdiff.operator import Corrector, Operator
 from discdiff.theory.catalogue import KINDS
 
@@ -157,6 +158,15 @@ def guides() -> dict[str, Callable[[dd.Denoiser], dd.Denoiser]]:
         "Reward": lambda m: m.guided(dd.Reward(weight, samples=4)),
         "APS": lambda m: m.guided(dd.APS(measured())),
     }
+
+
+def guide(name: str) -> Guide | None:
+    """Return the example of a guide, or None if there is none that declares anything."""
+    if name not in guides():
+        return None
+    model = guides()[name](world().denoiser(dd.Masked(3, dd.Linear())))
+    held = (part for value in vars(model).values() if isinstance(value, tuple) for part in value)
+    return next((part for part in held if isinstance(part, Guide)), None)
 
 
 def _all() -> Tensor:

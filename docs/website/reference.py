@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import facts
+import pictures as examples
 from docstrings import converted
 from names import Name, public
 
@@ -123,6 +124,18 @@ def _measured(name: str) -> Iterator[str]:
         yield ""
 
 
+def _known(one: Name, where: str) -> Iterator[str]:
+    """Return what is known of a process or a guide, from an example of it."""
+    if where == "processes" and one.name in examples.processes():
+        yield from _heading("What it is", "-")
+        yield from list_table(("property", "value"), facts.of_process(examples.processes()[one.name]))
+        yield f"Checked against exact laws on it: {', '.join(f'``{text}``' for text in facts.accepted(one.name))}."
+        yield ""
+    elif where == "guides" and (guide := examples.guide(one.name)) is not None:
+        yield from _heading("What it declares", "-")
+        yield from list_table(("property", "value"), facts.of_guide(guide))
+
+
 def page(one: Name, pictures: dict[str, str]) -> str:
     """Return the page of a name. ``pictures`` maps names to the caption of their picture."""
     where = group(one)
@@ -136,9 +149,9 @@ def page(one: Name, pictures: dict[str, str]) -> str:
     if one.name in pictures and (operator or where in ("processes", "guides")):
         lines += [f".. figure:: /pictures/{one.name}.png", f"   :alt: {pictures[one.name]}", ""]
         lines += [f"   {pictures[one.name]}", ""]
-    if operator:
-        lines += _measured(one.name)
-        lines += _heading("The class", "-")
+    known = list(_measured(one.name) if operator else _known(one, where))
+    if known:
+        lines += [*known, *_heading("The class", "-")]
     options = ["   :members:", "   :show-inheritance:"] if one.kind == "class" else []
     lines += [f".. auto{one.kind}:: {one.name if one.kind != 'module' else one.address}", *options, ""]
     if one.kind == "data":
