@@ -25,7 +25,7 @@ test-all: .venv/test
 
 # The site in build/site/html, a minute: every warning is an error, and tests ask its search and look at its pages.
 docs: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python docs/website/build.py build/site
+	OMP_NUM_THREADS=1 $(BIN)/python docs/website/make_site.py build/site
 	SITE=build/site/html $(BIN)/python -m pytest -q -m site tests/test_site.py
 
 # Before a commit: linter, types and the quick tests of every part, in two minutes.

@@ -34,9 +34,8 @@ QUESTIONS = {
 
 
 def built(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(WEBSITE / "build.py"), str(folder)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    command = [sys.executable, str(WEBSITE / "make_site.py"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Sphinx's settings of the site; ``python docs/website/build.py`` runs it."""
+"""Sphinx's settings of the site; ``python docs/website/make_site.py`` runs it."""
 
 import importlib
 import inspect

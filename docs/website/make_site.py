@@ -1,4 +1,4 @@
-"""Build the site: ``python docs/website/build.py [FOLDER]`` (make docs); every warning is an error.
+"""Build the site: ``python docs/website/make_site.py [FOLDER]`` (make docs); every warning is an error.
 
 The pages are those of docs/, the pages beside README.md, and the reference, which is written from the code. They are
 put together in FOLDER/source, so that nothing generated lies in docs/.
@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--no-pictures", action="store_true", help="leave the pictures of the reference out")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    source = arguments.folder / "source"
+    folder = arguments.folder.resolve()
+    source = folder / "source"
     gathered(source)
     import reference
 
@@ -39,9 +40,9 @@ def main() -> int:
     prepared = time.perf_counter()
     from sphinx.cmd.build import build_main
 
-    out = arguments.folder / "html"
+    out = folder / "html"
     shutil.rmtree(out, ignore_errors=True)
-    words = ["-b", "html", "-W", "--keep-going", "-q", "-E", "-j", "2", "-d", str(arguments.folder / "doctrees")]
+    words = ["-b", "html", "-W", "--keep-going", "-q", "-E", "-j", "2", "-d", str(folder / "doctrees")]
     status = build_main([*words, "-c", str(HERE), str(source), str(out)])
     pages = len(list(out.rglob("*.html")))
     took = time.perf_counter() - began
@@ -73,8 +74,8 @@ def linked(text: str, page: Path, placed: dict[Path, Path]) -> str:
         file = (page.parent / target).resolve()
         if file in placed:
             return f"[{words}]({os.path.relpath(placed[file], placed[page].parent)}{anchor})"
-        if not file.exists() and not (page.parent / target).is_absolute() and page.is_relative_to(DOCS / "guide"):
-            return found[0]  # to a generated page of the reference
+        if not file.exists():
+            return found[0]  # Sphinx says that it leads nowhere
         return words
 
     return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)]*)?\)", moved, text)
