@@ -51,6 +51,7 @@ def test_docstrings_become_text() -> None:
 
     assert re.sub(r"\n\n+", "\n\n", "\n".join(converted(DOCSTRING.splitlines()))).strip() == TEXT.strip()
     assert converted(["See https://arxiv.org/abs/1_2."]) == ["See https://arxiv.org/abs/1_2."]
+    assert converted(["Args:", "    scale: w. At 0"])[-1] == r"    scale: w\. At 0"
 
 
 def test_every_door_is_open_and_each_object_has_one_address() -> None:
@@ -113,6 +114,18 @@ def test_the_facts_of_an_operator_are_those_that_were_found() -> None:
     assert facts.of_guide(pictures.guide("ClassifierFree"))[0][1] == "1"
     assert facts.of_guide(pictures.guide("Reward"))[1][1] == "yes"
     assert pictures.guide("Truncation") is None
+
+
+def test_names_in_code_become_links() -> None:
+    pytest.importorskip("sphinx", reason="the extra docs")
+    from linking import KNOWN, address
+
+    assert address("S.Gibbs(sites=4)", KNOWN) == "discdiff.samplers.Gibbs"
+    assert address("dd.grid.by_alpha", KNOWN) == "discdiff.grid.by_alpha"
+    assert address("losses.MaskedNELBO", KNOWN) == "discdiff.losses.MaskedNELBO"
+    assert [address(text, KNOWN) for text in ("S.Nothing", "torch.rand", "S.Gibbs() ** 2", "x = dd.Masked(3)")] == [
+        None
+    ] * 4
 
 
 def test_copied_tables_are_true() -> None:

@@ -101,6 +101,11 @@ def test_formulas_are_rendered(pages: dict[str, Page], site: Path) -> None:
     assert r"\propto" not in (site / "guide" / "words.html").read_text()
 
 
+def test_names_in_code_are_links(site: Path) -> None:
+    text = (site / "guide" / "words.html").read_text()
+    assert re.search(r'href="../reference/discdiff.samplers.Ancestral.html"><code [^>]*>.*?S.Ancestral', text)
+
+
 def missing(pages: dict[str, Page], site: Path) -> list[tuple[str, str]]:
     """Return the links of pages to other pages and places that are not there."""
     found = []

@@ -47,5 +47,6 @@ def escaped(line: str) -> str:
 
 def _plain(text: str) -> str:
     text = re.sub(r"`([^`]+)`", r"``\1``", text)
+    text = re.sub(r"(^|[ (])(\w)\. ", r"\1\2\\. ", text)  # "w. At 0" is no list
     parts = re.split(r"(``.+?``)", text)
     return "".join(part if k % 2 else re.sub(r"([*|]|_(?!\w))", r"\\\1", part) for k, part in enumerate(parts))

@@ -4,7 +4,6 @@ import re
 
 from docutils import nodes
 from names import public
-from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
 SHORT = {"dd": "discdiff", "S": "discdiff.samplers", "T": "discdiff.theory", "losses": "discdiff.losses"}
@@ -26,11 +25,10 @@ def link(app: Sphinx, doctree: nodes.document) -> None:
     docname = app.env.current_document.docname
     for literal in list(doctree.findall(nodes.literal)):
         found = address(literal.astext(), KNOWN)
-        if found is None or isinstance(literal.parent, nodes.title | nodes.reference | pending_xref):
+        if found is None or isinstance(literal.parent, nodes.title | nodes.reference):
             continue
-        target = pending_xref(
-            "", refdomain="std", reftype="doc", reftarget=f"/reference/{found}", refdoc=docname, refexplicit=True
-        )
+        uri = app.builder.get_relative_uri(docname, f"reference/{found}")
+        target = nodes.reference("", "", internal=True, refuri=uri)
         literal.replace_self(target)
         target += literal
 
