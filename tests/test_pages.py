@@ -116,6 +116,15 @@ def test_the_facts_of_an_operator_are_those_that_were_found() -> None:
     assert pictures.guide("Truncation") is None
 
 
+def test_the_page_of_the_command_has_every_command() -> None:
+    import commands
+
+    found = commands.commands()
+    assert {"discdiff", "discdiff sample digits", "discdiff verify", "discdiff list"} <= set(found)
+    assert all(text.startswith(f"usage: {name}") for name, text in found.items())
+    assert set(re.findall(r"^    (\w+)", found["discdiff"], re.M)) <= {name.split()[1] for name in found if " " in name}
+
+
 def test_names_in_code_become_links() -> None:
     pytest.importorskip("sphinx", reason="the extra docs")
     from linking import KNOWN, address

@@ -54,10 +54,11 @@ def door(path: str) -> ModuleType:
 
 
 def doors() -> tuple[str, ...]:
-    """List the doors: those above, and behind them every other room of discdiff that offers names."""
+    """List the doors: those above, then every other module that discdiff offers, and every other room with names."""
     package = door("discdiff")
+    modules = [f"discdiff.{name}" for name in package.__all__ if isinstance(getattr(package, name), ModuleType)]
     rooms = [f"discdiff.{found.name}" for found in pkgutil.iter_modules(package.__path__) if found.ispkg]
-    return (*DOORS, *(room for room in rooms if room not in (*DOORS, *APART)))
+    return (*DOORS, *dict.fromkeys(room for room in (*modules, *rooms) if room not in (*DOORS, *APART)))
 
 
 def offered(module: ModuleType) -> list[str]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import commands
 import facts
 import pictures as examples
 from docstrings import converted
@@ -180,10 +181,11 @@ def write(folder: Path, pictures: dict[str, str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     found = grouped()
     lines = [*_heading("Reference", "="), "Every public name, from the code: signature, shapes, errors and source.", ""]
-    lines += [".. toctree::", "   :maxdepth: 1", "", *(f"   {key}" for key in found), ""]
+    lines += [".. toctree::", "   :maxdepth: 1", "", *(f"   {key}" for key in found), "   command", ""]
+    (folder / "command.rst").write_text(commands.page())
     (folder / "index.rst").write_text("\n".join(lines))
     for key, names in found.items():
         (folder / f"{key}.rst").write_text(listing(key, names))
         for one in names:
             (folder / f"{one.address}.rst").write_text(page(one, pictures))
-    return 1 + len(found) + sum(map(len, found.values()))
+    return 2 + len(found) + sum(map(len, found.values()))
