@@ -5,20 +5,27 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt
 
-.PHONY: demo test test-all check bench gpu antibody antibody-loops lint clean
+.PHONY: demo test test-all docs check bench gpu antibody antibody-loops lint clean
 
 demo: .venv/demo
 	$(BIN)/discdiff demo --out demo.png
 
-# The linter after the tests: where it finds something, what the tests say is there to be read.
+# The linter and the site after the tests: where they find something, what the tests say is there to be read.
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 -q --durations 20 -m "not slow" $(PYTEST_ARGS)
 	$(MAKE) lint
+	$(MAKE) docs
 
 # The slow tests too: an hour.
 test-all: .venv/test
-	$(BIN)/python -m pytest -n 2 -q --durations 40 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -q --durations 40 -m "not site" $(PYTEST_ARGS)
 	$(MAKE) lint
+	$(MAKE) docs
+
+# The site in build/site/html, a minute: every warning is an error, and tests ask its search and look at its pages.
+docs: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python docs/website/make_site.py build/site
+	SITE=build/site/html $(BIN)/python -m pytest -q -m site tests/test_site.py
 
 # Before a commit: linter, types and the quick tests of every part, in two minutes.
 QUICK := assets bad_logits bench block_causal block_losses certain chain choices controls diffusion_transformers \

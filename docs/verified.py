@@ -18,6 +18,9 @@ PAGE = Path(__file__).with_suffix(".md")
 # ruff: noqa: E501, RUF001
 TEXT = """# What `discdiff verify` finds
 
+**What to do.** Look up the operator that you use: a number says how many claims were checked on that kind of
+process, – that the operator refuses it. To check an operator of yours, run `discdiff verify my_module:MyOperator`.
+
 Written by `python docs/verified.py`, which runs `discdiff verify` without a name: every operator of `discdiff.samplers`, with the settings
 in which its declarations differ, on every kind of process that it accepts. A cell is the number of claims that hold;
 – is a process that the operator refuses. What there is no way to check is counted apart, never as passed.
