@@ -75,7 +75,7 @@ def _parser() -> Parser:
     sample = add(
         commands, "sample", "sample from small networks that come with the package, or from a folder of discdiff train"
     )
-    data = sample.add_subparsers(dest="data", required=True, metavar="{digits,text,FOLDER}")
+    data = sample.add_subparsers(dest="data", required=True, metavar="DATA")
     for name, steps, batch in (("digits", "32", 40), ("text", "64, or the size of a block", 4)):
         kinds = {"digits": "digits of 8 x 8 pixels, as a picture", "text": "English text, character by character"}
         one = add(data, name, f"sample {kinds[name]}", after=_OPERATORS)

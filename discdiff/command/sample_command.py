@@ -36,14 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``discdiff sample FOLDER`` to its parser."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="folder of a run of discdiff train")
-    add("--sampler", default="ancestral", help='operator of a step, for instance "ancestral >> gibbs(sites=4)"')
-    add("--steps", type=int, default=64, help="equal steps of t from 1 to 0")
-    add("--batch", type=int, default=4, help="how many")
-    add("--length", type=int, default=argparse.SUPPRESS, help="tokens (default: as in training)")
-    add("--prompt", default="", help="text to begin with, if the network was trained on a text")
-    add("--temperature", type=float, default=1.0, help="below 1: likelier tokens become likelier still")
-    add("--seed", type=int, default=0, help="the same seed gives the same samples")
-    add("--out", type=Path, default=None, help="file to write: text, or .npy for token ids; otherwise print")
+    add(
+        "--sampler",
+        metavar="OPERATOR",
+        default="ancestral",
+        help='one step, for instance "ancestral >> gibbs(sites=4)"',
+    )
+    add("--steps", metavar="N", type=int, default=64, help="equal steps of t from 1 to 0")
+    add("--batch", metavar="N", type=int, default=4, help="number of samples")
+    add("--length", metavar="N", type=int, default=argparse.SUPPRESS, help="tokens (default: as in training)")
+    add("--prompt", metavar="TEXT", default="", help="text to begin with, if the network was trained on a text")
+    add("--temperature", metavar="X", type=float, default=1.0, help="below 1: likelier tokens become likelier still")
+    add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same samples")
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="file to write: text, or .npy for token ids; otherwise print",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from discdiff.checks import real, whole
+from discdiff.command.arguments import Formatter
 from discdiff.command.training_data import TrainingData, read
 from discdiff.demo.models import PROCESSES, Card, build, save_trained
 from discdiff.learning import Trainer
@@ -46,7 +47,7 @@ last checkpoint, and ends with the same weights. A network and a loop of your ow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``discdiff train`` to its parser."""
-    parser.description, parser.formatter_class = _ABOUT, _Formatter
+    parser.description, parser.formatter_class = _ABOUT, Formatter
     add = parser.add_argument
     none = argparse.SUPPRESS
     add(
@@ -65,27 +66,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of the run; made if it is missing",
     )
-    add("--process", default="masked", help=f"forward process: {', '.join(PROCESSES)}")
-    add("--loss", default=none, help=f"{', '.join(LOSSES)} (default: the likelihood bound of the process)")
-    add("--steps", type=int, default=2000, help="batches to train on")
-    add("--length", type=int, default=none, help="tokens of a window (default: 128 for a text, rows as they are)")
-    add("--batch", type=int, default=16, help="rows or windows of a batch")
-    add("--rate", type=float, default=2e-3, help="highest learning rate")
+    add("--process", metavar="NAME", default="masked", help=f"forward process: {', '.join(PROCESSES)}")
+    add(
+        "--loss",
+        metavar="NAME",
+        default=none,
+        help=f"{', '.join(LOSSES)} (default: the likelihood bound of the process)",
+    )
+    add("--steps", metavar="N", type=int, default=2000, help="batches to train on")
+    add(
+        "--length",
+        metavar="N",
+        type=int,
+        default=none,
+        help="tokens of a window (default: 128 for a text, rows as they are)",
+    )
+    add("--batch", metavar="N", type=int, default=16, help="rows or windows of a batch")
+    add("--rate", metavar="X", type=float, default=2e-3, help="highest learning rate")
     add(
         "--network",
+        metavar="NAME",
         default="convolution",
         help=f"{', '.join(_SHAPES)}; a convolution learns faster, and samples no more tokens than --length",
     )
-    add("--width", type=int, default=128, help="numbers that represent a token, a multiple of 32")
-    add("--depth", type=int, default=8, help="layers")
-    add("--held-out", type=float, default=0.05, help="share of the data that is not trained on")
-    add("--seed", type=int, default=0, help="the same seed gives the same weights on the same machine")
-    add("--every", type=int, default=100, help="steps between two checkpoints")
+    add("--width", metavar="N", type=int, default=128, help="numbers that represent a token, a multiple of 32")
+    add("--depth", metavar="N", type=int, default=8, help="layers")
+    add("--held-out", metavar="X", type=float, default=0.05, help="share of the data that is not trained on")
+    add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same weights on the same machine")
+    add("--every", metavar="N", type=int, default=100, help="steps between two checkpoints")
     add("--restart", action="store_true", default=none, help="begin anew, although the folder has a checkpoint")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the description as it is written and the default of each option."""
 
 
 def run(arguments: argparse.Namespace) -> None:

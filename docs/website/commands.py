@@ -25,11 +25,9 @@ def commands(words: list[str] | None = None) -> dict[str, str]:
     """Map each command, with the commands inside it, to its help."""
     words = words or []
     text = told(words)
-    if not text:  # a word that stands for something else, such as FOLDER
-        return {}
     found = {" ".join(["discdiff", *words]): text}
-    inner = re.search(r"^positional arguments:\n  \{([\w,-]+)\}\n", text, re.M)
-    for name in inner[1].split(",") if inner else ():
+    inner = re.search(r"^positional arguments:\n  (?:COMMAND|DATA)\n((?:    .*\n)+)", text, re.M)
+    for name in re.findall(r"^    (\w+)", inner[1], re.M) if inner else ():
         found |= commands([*words, name])
     return found
 

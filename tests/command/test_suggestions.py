@@ -68,7 +68,6 @@ def test_kinds_families_and_plans_suggest() -> None:
     ("words", "message"),
     [
         ("sampel", "(did you mean 'sample'?); see discdiff --help"),
-        ("sample digit", "(did you mean 'digits'?); see discdiff sample --help"),
         ("sample digits --process unifrm", "(did you mean 'uniform'?); see discdiff sample digits --help"),
         ("sample digits --setps 3", "unrecognized arguments: --setps 3 (did you mean '--steps'?)"),
         ("doctor --jsn", "(did you mean '--json'?)"),
@@ -84,7 +83,15 @@ def test_the_command_suggests_words(words: str, message: str, capfd: pytest.Capt
     assert message in said
 
 
-COMMANDS = ("demo", "sample", "sample digits", "sample text", "sensitivity", "verify", "list", "bench", "doctor")
+def test_a_misspelt_example_is_no_folder(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", "digit"]) == 2
+    assert "there is no folder digit (did you mean digits?)" in capfd.readouterr().err
+
+
+COMMANDS = (
+    "demo", "train", "sample", "sample digits", "sample text", "sample folder", "sensitivity", "verify", "list",
+    "bench", "doctor",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", COMMANDS)
