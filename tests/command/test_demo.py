@@ -44,6 +44,7 @@ def test_panels_hold_what_their_titles_say(shown: list[demo_command.Panel]) -> N
         assert len(panel.below) in (0, panel.rows.shape[1])
 
 
+@pytest.mark.slow
 def test_without_the_guide_ink_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the assertion above: a planted guide that changes nothing."""
     monkeypatch.setattr(Ink, "__call__", lambda self, prediction, state, at: prediction)

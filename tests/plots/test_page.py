@@ -9,6 +9,7 @@ from places import ROOT
 PAGE = ROOT / "docs" / "guide" / "plots.md"
 
 
+@pytest.mark.slow
 def test_the_gallery_runs_and_draws_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import plots
