@@ -26,7 +26,6 @@ QUESTIONS = {
     "my checkpoint": "guide/checkpoint",
     "which sampler": "guide/choose",
     "train": "guide/train",
-    "leave-one-out": "guide/words",
     "pyro": "guide/pyro",
     "gibbs": "reference/discdiff.samplers.Gibbs",
     "SplitLeap": "reference/discdiff.samplers.SplitLeap",
