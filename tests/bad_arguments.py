@@ -687,7 +687,7 @@ def _others() -> Path:
 WORDS = [
     ("no command", (), "command"),
     ("another command", ("paint",), "paint"),
-    ("no data", ("sample",), "data"),
+    ("no data", ("sample",), "digits,text,FOLDER"),
     ("other data", ("sample", "music"), "music"),
     ("process", ("sample", "text", "--process", "gaussian"), "--process"),
     ("sampler", ("sample", "text", "--sampler", "euler_maruyama"), "--sampler"),
