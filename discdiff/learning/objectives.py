@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from discdiff.losses import Objective
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
 
-__all__ = ["Loss", "nats_per_token", "predicted"]
+__all__ = ["Loss", "held_out_loss", "nats_per_token", "predicted"]
 
 Loss = Objective | Callable[[Denoiser, Tensor], Tensor]
 
@@ -47,3 +48,11 @@ def nats_per_token(loss: Loss, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
         raise TypeError(f"Trainer: the loss must return nats a sequence, a tensor (B,) = ({len(x0)},), got {got}")
     return value.mean() / x0.shape[1]
+
+
+@torch.no_grad()
+def held_out_loss(loss: Loss, model: Denoiser, x0: Int[Tensor, "N L"], batch: int) -> float:
+    """Return the mean loss of rows (N, L), ``batch`` at a time, in nats a token, with the same noise in every call."""
+    with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
+        torch.manual_seed(0)
+        return float(sum(len(part) * nats_per_token(loss, model, part) for part in x0.split(batch)) / len(x0))

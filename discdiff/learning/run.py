@@ -45,8 +45,10 @@ class Run:
     curve: list[tuple[int, float]] = field(default_factory=list)
     held_out_curve: list[tuple[int, float]] = field(default_factory=list)
 
-    def save(self, folder: Path, device: torch.device) -> None:
-        """Write the checkpoint of a folder; a reader finds the old file or the new one, never a part."""
+    def save(self, folder: Path | None, device: torch.device) -> None:
+        """Write the checkpoint, if there is a folder; a reader finds the old file or the new one, never a part."""
+        if folder is None:
+            return
         numbers = {name: getattr(self, name) for name in ("settings", "step", "smooth", "curve", "held_out_curve")}
         parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer", "schedule")}
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,15 +10,13 @@ from torch.optim.swa_utils import AveragedModel
 from discdiff.checks import decided, real, shown, whole
 from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.learning.batches import Rows, batches_of
-from discdiff.learning.objectives import Loss, nats_per_token, predicted
+from discdiff.learning.objectives import Loss, held_out_loss, nats_per_token, predicted
 from discdiff.learning.optimizing import Optimizing, adamw, decayed
 from discdiff.learning.run import Run, bar, told
 from discdiff.prediction import Predicts
 from discdiff.process import Process, require_process
 
 __all__ = ["Trainer"]
-
-_HELD_OUT = 256  # the most rows of held-out data
 
 
 class Trainer:
@@ -27,10 +25,9 @@ class Trainer:
     Args:
         network: a module, called as network(x, time) with states x (B, L); it returns logits (B, L, V).
         process: the forward process.
-        loss: one of ``discdiff.losses``, or a function of (model, x0) with x0 (B, L), which returns nats a sequence,
-            (B,), or their mean.
-        data: (N, L) token ids; or (N,) ids of one long row, cut into random windows of ``length`` tokens; or a function
-            of a ``torch.Generator`` that draws a batch (B, L) with it.
+        loss: one of ``discdiff.losses``, or a function of (model, x0) that gives nats a sequence, (B,), or their mean.
+        data: (N, L) token ids; (N,) ids of one long row, cut into random windows of ``length`` tokens; or a function
+            that draws a batch x0 (B, L) with a ``torch.Generator``.
         predicts: what the network predicts; by default it follows from the loss.
         time: the network's time argument, as in ``Denoiser``.
         batch: B, the rows of a batch.
@@ -114,8 +111,7 @@ class Trainer:
                     self._update(run, device)
                     if run.step % self.every == 0 or run.step == steps:
                         self._record(run)
-                        if self.folder is not None:
-                            run.save(self.folder, device)
+                        run.save(self.folder, device)
                     shown_bar.update(task, completed=run.step, description=f"loss {run.smooth:.3f}")
             finally:
                 self.network.eval()
@@ -137,14 +133,11 @@ class Trainer:
         run.smooth = value.item() if run.step == 1 else 0.98 * run.smooth + 0.02 * value.item()
 
     def _record(self, run: Run) -> None:
-        """Add a point to the curves; the noise of the held-out loss is the same at every point."""
+        """Add a point to the curves."""
         run.curve.append((run.step, run.smooth))
         if self._held_out is not None:
-            x0 = self._held_out.spaced(_HELD_OUT).to(self.model.device)
-            with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.is_cuda else []):
-                torch.manual_seed(0)
-                parts = [(len(part), nats_per_token(self.loss, self.model, part)) for part in x0.split(self.batch)]
-            run.held_out_curve.append((run.step, float(sum(n * value for n, value in parts)) / len(x0)))
+            x0 = self._held_out.spaced(256).to(self.model.device)
+            run.held_out_curve.append((run.step, held_out_loss(self.loss, self.model, x0, self.batch)))
 
     def _settings(self, steps: int) -> dict[str, str]:
         """Return what determines the weights, by the names of arguments, as text."""
