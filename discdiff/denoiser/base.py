@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Self, SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -326,7 +326,7 @@ class Denoiser(Renamed):
 
         return guided_alone(self, said, x, t, sequential)
 
-    def with_schedule(self, schedule: Schedule) -> Self:
+    def with_schedule(self, schedule: Schedule) -> "Denoiser":
         """Return the same model with another schedule.
 
         fn still gets times of the schedule it was trained with: those at which that schedule has the same alpha.
@@ -371,7 +371,7 @@ class Denoiser(Renamed):
             raise TypeError(f"with_name: name must be a string, got {shown(name)}")
         return self._with(name=name)
 
-    def _with(self, **fields: object) -> Self:
+    def _with(self, **fields: object) -> "Denoiser":
         other = copy.copy(self)
         vars(other).update(fields)
         return other
