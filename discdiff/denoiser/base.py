@@ -4,13 +4,13 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, SupportsIndex, TypeVar
+from typing import ClassVar, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discdiff.checks import LAST_SEED, Renamed, array, real, shown, token_ids, whole
+from discdiff.checks import LAST_SEED, Renamed, array, real, shown, token_ids, unmade, whole
 from discdiff.denoiser.call import Call, Network, TimeArgument, clean_states
 from discdiff.denoiser.conditions import Along, HeldSites
 from discdiff.denoiser.context import Cached, CachedPrefix, Context
@@ -20,8 +20,6 @@ from discdiff.prediction import Output, Prediction, Predicts, check_predicts, un
 from discdiff.process import Process, Schedule, Time, noise, require_process, site_time
 
 __all__ = ["Denoiser", "check_denoiser"]
-
-D = TypeVar("D", bound="Denoiser")
 
 
 class Denoiser(Renamed):
@@ -82,8 +80,7 @@ class Denoiser(Renamed):
         cost: float | None = None,
     ) -> None:
         if not callable(fn) or isinstance(fn, type):
-            hint = "; it is a class: make one of it" if isinstance(fn, type) else ""
-            raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {fn!r}{hint}")
+            raise TypeError(f"Denoiser: fn must be callable as fn(x, time), got {unmade(fn)}")
         require_process(process, "Denoiser")
         check_predicts(predicts)
         self.call: Call = Call(process, time, shift, suppress, scalar_time, length, time_dtype, head)  # type: ignore[arg-type]
@@ -329,7 +326,7 @@ class Denoiser(Renamed):
 
         return guided_alone(self, said, x, t, sequential)
 
-    def with_schedule(self: D, schedule: Schedule) -> D:
+    def with_schedule(self, schedule: Schedule) -> "Denoiser":
         """Return the same model with another schedule.
 
         fn still gets times of the schedule it was trained with: those at which that schedule has the same alpha.
@@ -374,7 +371,7 @@ class Denoiser(Renamed):
             raise TypeError(f"with_name: name must be a string, got {shown(name)}")
         return self._with(name=name)
 
-    def _with(self: D, **fields: object) -> D:
+    def _with(self, **fields: object) -> "Denoiser":
         other = copy.copy(self)
         vars(other).update(fields)
         return other

@@ -112,13 +112,12 @@ class Sampler:
     def on_grid(self, grid: Iterable[float]) -> "Sampler":
         """Return the same sampler on another grid.
 
-        Raises:
-            ValueError: if the steps of the plan differ.
+        Raises ValueError if the steps of the plan differ.
         """
         if not self.plan.alike:
             raise ValueError(f"on_grid: takes a sampler whose steps are alike, got {self.plan}")
-        times = listed(grid)
-        return Sampler(self.process, self.models, plan=Plan(times, self.plan.steps[:1] * (len(times) - 1)))
+        times, step = listed(grid), self.plan.steps[:1]
+        return Sampler(self.process, self.models, plan=Plan(times, step * (len(times) - 1)))
 
     @property
     def calls(self) -> dict[str, float] | None:
