@@ -34,7 +34,8 @@ _SHOWN = (
     "one evaluation of a network: it is what a sampler costs. With 4 calls many pixels are drawn at once, without "
     "knowledge of each other, and masked digits fall apart. With 32 calls most digits can be read. 64 calls do not "
     "mend the rest: those are errors of the networks, not of the sampler. The last two pictures need no training. In "
-    "an infill the given pixels are held fixed. A guide changes what the network predicts, here the amount of ink."
+    "an infill the given pixels are held fixed. The networks have seen these images, so they complete them well. A "
+    "guide changes what the network predicts, here the amount of ink."
 )
 _NEXT = (
     ('discdiff sample digits --process uniform --sampler "ancestral >> gibbs(4)" --steps 32', "another sampler"),
