@@ -80,7 +80,7 @@ from discdiff.sampling import (
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from discdiff import theory
+    from discdiff import plans, theory
     from discdiff.adapters import diagnostics
     from discdiff.adapters.convention import Convention
     from discdiff.adapters.generation import generate
@@ -100,7 +100,13 @@ _LAZY = {
     "probe": "adapters.probing",
     "quantize": "adapters.int8",
 }
-_LAZY_ROOMS = {"adapters": "adapters", "demo": "demo", "diagnostics": "adapters.diagnostics", "theory": "theory"}
+_LAZY_ROOMS = {
+    "adapters": "adapters",
+    "demo": "demo",
+    "diagnostics": "adapters.diagnostics",
+    "plans": "plans",
+    "theory": "theory",
+}
 _RENAMED = {
     "Alphabets": "model.guided(dd.Allow(mask))",
     "conditional": "Denoiser.condition(x0, moving)",
@@ -123,8 +129,8 @@ __all__ = [
     "Prediction", "Predictor", "Process", "RankOne", "Ranking", "Reward", "Sampler", "Samples", "Schedule",
     "Sigmoid", "SplitGibbs", "State", "Step", "Subset", "TimeVarying", "Tokens", "Truncation", "Uniform", "after",
     "alone", "before", "best_of", "between", "bridge", "choose", "classifier_free", "diagnostics", "generate",
-    "grid", "kernels", "load", "losses", "mix", "predictor_corrector", "probe", "program", "quantize", "samplers",
-    "theory", "variational_posterior", "when",
+    "grid", "kernels", "load", "losses", "mix", "plans", "predictor_corrector", "probe", "program", "quantize",
+    "samplers", "theory", "variational_posterior", "when",
 ]  # fmt: skip
 
 

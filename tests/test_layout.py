@@ -33,11 +33,12 @@ STAIRS = {
     "samplers": "checks plugins kernels choices process prediction operator",
     "sampling": "checks choices process prediction denoiser operator guidance samplers",
     "theory": "checks choices process prediction denoiser operator losses sampling",
+    "plans": "checks choices process prediction denoiser operator samplers sampling theory",
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process denoiser operator guidance samplers sampling theory demo adapters",
     "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling theory "
-    "adapters",
+    "plans adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
 # Imported when they are called: the writer by Denoiser.save, and the run that a guide needs by Denoiser.__call__.
