@@ -28,10 +28,11 @@ from torch import Tensor
 
 from discdiff.checks import seeded, shown
 from discdiff.plans.intervals import Measured, measure
+from discdiff.plans.matrices import Matrices, Owner
 from discdiff.plans.objectives import Objective
 from discdiff.process import Process
-from discdiff.sampling import Plan, Sampler, Step
-from discdiff.theory import Enumeration, kernel
+from discdiff.sampling import Sampler, Step
+from discdiff.theory import Enumeration
 from discdiff.theory.world import law_of_prior
 
 __all__ = ["KLUB"]
@@ -56,12 +57,14 @@ class KLUB(Objective):
         if (world is None) == (data is None) or not (world is None or isinstance(world, Enumeration)):
             raise TypeError(f"KLUB: takes a theory.Enumeration, or data=, tokens (N, L); got {shown(world)}")
         self.world, self.data, self.seed = world, data, seeded(seed, "KLUB: seed")
-        self._known: dict[tuple[Step, float, float], float] = {}
-        self._measured: dict[int, tuple[Step, Measured]] = {}
+        self._matrices = None if world is None else Matrices(world.length)
+        self._measured, self._owner = list[tuple[Step, Measured]](), Owner()
         self._times: tuple[float, ...] = ()
-        self._joint: dict[tuple[float, float], Tensor] = {}
+        self._known: dict[tuple[Step, float, float], float] = {}
 
     def prepare(self, times: tuple[float, ...]) -> None:
+        if times != self._times:
+            self._measured.clear()
         self._times = times
 
     def score(self, sampler: Sampler) -> float:
@@ -80,38 +83,40 @@ class KLUB(Objective):
 
     def term(self, sampler: Sampler, step: Step, t: float, s: float) -> float:
         """Return the term of a step from t to s, with the process and models of a sampler."""
+        if self._owner.changed(sampler.process, sampler.models):
+            self._measured.clear()
+            self._known.clear()
         if self.world is None:
             return self._estimated(sampler, step, t, s)
-        key = step, t, s
-        if key not in self._known:
-            if step.operator.remembers:
-                raise TypeError(f"KLUB: {step.operator} uses the step before it, so its bound is no sum over steps")
-            made = Sampler(sampler.process, sampler.models, plan=Plan([t, s], [step]))
-            matrix = kernel(step.operator, made.process, made.model, t, s, length=self.world.length)
-            joint = self._reverse(made.process, t, s)
-            held = joint > 0
-            given = (joint / joint.sum(1, keepdim=True))[held]
-            self._known[key] = max(0.0, float((joint[held] * (given / matrix[held]).log()).sum()))
-        return self._known[key]
+        if (step, t, s) not in self._known:
+            self._known[step, t, s] = self._exact(sampler, step, t, s)
+        return self._known[step, t, s]
+
+    def _exact(self, sampler: Sampler, step: Step, t: float, s: float) -> float:
+        if step.operator.remembers:
+            raise TypeError(f"KLUB: {step.operator} uses the step before it, so its bound is no sum over steps")
+        assert self._matrices is not None
+        matrix, joint = self._matrices.of(sampler, step, t, s), self._reverse(sampler.process, t, s)
+        held = joint > 0
+        given = (joint / joint.sum(1, keepdim=True))[held]
+        return max(0.0, float((joint[held] * (given / matrix[held]).log()).sum()))
 
     def _reverse(self, process: Process, t: float, s: float) -> Float[Tensor, "N N"]:
         """Return the joint law of (z_t, z_s), by the definition."""
         assert self.world is not None
-        if (t, s) not in self._joint:
-            forward = torch.ones(1, 1, dtype=torch.float64)
-            for _ in range(self.world.length):
-                forward = torch.kron(forward, process.kernel(t, s))
-            self._joint[t, s] = (self.world.marginal(process, s)[:, None] * forward).T
-        return self._joint[t, s]
+        forward = torch.ones(1, 1, dtype=torch.float64)
+        for _ in range(self.world.length):
+            forward = torch.kron(forward, process.kernel(t, s))
+        return (self.world.marginal(process, s)[:, None] * forward).T
 
     def _estimated(self, sampler: Sampler, step: Step, t: float, s: float) -> float:
         assert self.data is not None
         if t not in self._times or s not in self._times:
             raise ValueError(f"KLUB: from data it knows the times of the search, {list(self._times)}; got {t} and {s}")
-        held = next((found for each, found in self._measured.values() if each == step), None)
+        held = next((found for each, found in self._measured if each == step), None)
         if held is None:
             held = measure(sampler.process, sampler.models, self.data, self._times, step=step, seed=self.seed)
-            self._measured[len(self._measured)] = step, held
+            self._measured.append((step, held))
         first = self._measured[0][1]
         i, j = self._times.index(t), self._times.index(s)
         return float(held.bound[i, j] - first.fine(i, j))

@@ -26,7 +26,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Score random plans: the baseline.
+    """Score different random plans: the baseline.
 
     Args:
         evaluations: the number of plans.
@@ -38,8 +38,14 @@ class Random(Method):
         whole(self.evaluations, "Random: evaluations", 1)
 
     def run(self, trials: Trials) -> None:
-        for _ in range(self.evaluations):
-            trials.score(trials.space.draw(trials.random))
+        tried = set[Gene]()
+        for _ in range(100 * self.evaluations):  # a small space has fewer plans
+            gene = trials.space.draw(trials.random)
+            if gene not in tried:
+                tried.add(gene)
+                trials.score(gene)
+            if len(tried) == self.evaluations:
+                return
 
     def total(self, space: Space) -> int | None:
         return self.evaluations

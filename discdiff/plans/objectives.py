@@ -10,12 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import real, seeded, shown, whole
+from discdiff.plans.matrices import Matrices
+from discdiff.samplers import Reveal
 from discdiff.sampling import Sampler
-from discdiff.theory import Enumeration
+from discdiff.theory import Enumeration, MarkovChain, total_correlation
 from discdiff.theory import kl as divergence
 from discdiff.theory import law as law_of
+from discdiff.theory.world import law_of_data, law_of_prior
 
-__all__ = ["KL", "Judge", "Objective"]
+__all__ = ["KL", "Judge", "Objective", "TotalCorrelation"]
+
+_BY_POSITION = ("left_to_right", "spread")
 
 
 class Objective(ABC):
@@ -42,10 +47,19 @@ class KL(Objective):
     def __init__(self, world: Enumeration) -> None:
         if not isinstance(world, Enumeration):
             raise TypeError(f"KL: takes a listed law, theory.Enumeration, got {shown(world)}")
-        self.world = world
+        self.world, self._matrices = world, Matrices(world.length)
 
     def score(self, sampler: Sampler) -> float:
-        found = law_of(sampler, length=self.world.length)
+        process, steps = sampler.process, sampler.plan.steps
+        if sampler.grid[0] != 1 or sampler.grid[-1] > 0 or any(step.operator.remembers for step in steps):
+            found = law_of(sampler, length=self.world.length)
+        else:
+            law = law_of_prior(process, self.world.length)
+            for (_, t, s), step in zip(sampler.intervals(), steps, strict=True):
+                law = law @ self._matrices.of(sampler, step, t, s)
+            found = law_of_data(process, law, self.world.length)
+            if abs(float(found.sum()) - 1) > 1e-6:  # masks are left, or a choice has no value: the law says which
+                found = law_of(sampler, length=self.world.length)
         return max(0.0, divergence(self.world.p0, found / found.sum()))
 
     def __repr__(self) -> str:
@@ -93,6 +107,34 @@ class Judge(Objective):
 
     def __repr__(self) -> str:
         return f"Judge(length={self.length}, floor={self.floor}, samples={self.samples}, seed={self.seed})"
+
+
+class TotalCorrelation(Objective):
+    """KL(p0 || law) in nats, exact at any length, of plans that reveal all sites in an order by position.
+
+    Such a plan is one step of ``Reveal``, "spread" or "left_to_right", from 1 to 0. Other plans are excluded.
+
+    Args:
+        world: the data law, an ``Enumeration`` or a ``MarkovChain``.
+
+    Raises:
+        TypeError: for another law.
+    """
+
+    def __init__(self, world: Enumeration | MarkovChain) -> None:
+        if not isinstance(world, Enumeration | MarkovChain):
+            raise TypeError(f"TotalCorrelation: takes an Enumeration or a MarkovChain, got {shown(world)}")
+        self.world = world
+
+    def score(self, sampler: Sampler) -> float:
+        step = sampler.plan.steps[0].operator
+        if len(sampler.plan.steps) > 1 or not isinstance(step, Reveal) or step.select not in _BY_POSITION or step.noise:
+            return math.inf
+        return total_correlation(self.world, step.groups(self.world.length))
+
+    def __repr__(self) -> str:
+        law = self.world.p0 if isinstance(self.world, Enumeration) else self.world.transition
+        return f"TotalCorrelation({self.world.length}, {_named(law)})"
 
 
 def _named(numbers: Tensor) -> str:

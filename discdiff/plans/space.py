@@ -43,6 +43,8 @@ class Space:
         times: Iterable[float], calls: int, cost: float | None = None,
     ) -> None:  # fmt: skip
         self.process, self.models, self.times = process, models, listed(times)
+        if self.times[0] != 1 or self.times[-1] != 0:
+            raise ValueError(f"search: times must go from 1 to 0, got {shown(self.times)}")
         self.choices = [one if isinstance(one, Step) else Step(one) for one in listing(operators, "search: operators")]
         self.calls, self.last = whole(calls, "search: calls", 1), len(self.times) - 1
         self.cost = None if cost is None else real(cost, "search: cost", "(0, inf)")
