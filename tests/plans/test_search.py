@@ -16,7 +16,7 @@ WORLD = dirichlet(0.5, 3, 3, 2)
 UNIFORM = dd.Uniform(3, dd.Linear())
 MODEL = WORLD.denoiser(UNIFORM)
 STEPS = [S.Ancestral(), S.MaximalCoupling()]
-KL = P.KL(WORLD)
+KL, BOUND = P.KL(WORLD), P.KLUB(WORLD)
 Method = P.Method
 
 
@@ -93,9 +93,9 @@ def test_golden_sections_move_the_times_of_a_uniform_grid() -> None:
 @pytest.mark.parametrize("method", [P.Random(30), P.Surrogate(30, 15, 3, 50), P.Evolution(30, 8, 3), P.Dynamic(),
                                     P.GoldenSection(1, 3)], ids=repr)  # fmt: skip
 def test_more_calls_do_no_harm_and_the_limit_holds(method: Method) -> None:
-    objective = P.KLUB(WORLD)
-    steps = [S.Ancestral(), S.SplitLeap(), S.Ancestral() >> S.Gibbs() ** 2]
-    found = [search(method, calls=calls, operators=steps, objective=objective, times=6) for calls in (2, 6)]
+    objective = BOUND
+    steps = [S.Ancestral(), S.SplitLeap()]
+    found = [search(method, calls=calls, operators=steps, objective=objective, times=4) for calls in (2, 6)]
     assert found[1].objective < found[0].objective
     for one, calls in zip(found, (2, 6), strict=True):
         assert all(trial.calls <= calls for trial in one.trials)
@@ -118,12 +118,12 @@ class Stopping(P.KLUB):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().term(*arguments)  # type: ignore[arg-type]
+        return BOUND.term(*arguments)  # type: ignore[arg-type]  # whose matrices are kept
 
 
 @pytest.mark.parametrize("method", EACH, ids=repr)
 def test_a_search_killed_at_ten_places_goes_on_to_the_same_plan(method: Method, tmp_path: Path) -> None:
-    options = {"operators": [S.Ancestral(), S.Euler()], "times": 6, "calls": 3}
+    options = {"operators": [S.Ancestral(), S.Euler()], "times": 5, "calls": 3}
     whole = search(method, 3, objective=Stopping(WORLD), file=tmp_path / "whole", **options)  # type: ignore[arg-type]
     lines = (tmp_path / "whole").read_text().splitlines()
     for place in range(10):
