@@ -24,6 +24,7 @@ from discdiff.samplers.p2 import P2
 from discdiff.samplers.remdm import Remask, ReMDM
 from discdiff.samplers.renoising import Renoising
 from discdiff.samplers.repaint import RePaint
+from discdiff.samplers.reveal import Reveal
 from discdiff.samplers.split_leap import SplitLeap
 from discdiff.samplers.tau_leaping import TauLeaping
 from discdiff.samplers.theta import ThetaRK2, ThetaTrapezoidal
@@ -35,7 +36,7 @@ from discdiff.samplers.unmask import Unmask
 __all__ = [
     "ARPC", "DFM", "P2", "Adaptive", "Ancestral", "AnchoredRemask", "AnyOrder", "EntropyBounded", "EntropyRedraw",
     "Euler", "FirstHitting", "ForwardBackward", "Gibbs", "Gillespie", "Greedy", "InformedGibbs", "KLStable",
-    "LocallyBalanced", "MaximalCoupling", "Multistep", "ReMDM", "RePaint", "Remask", "Renoising", "SplitLeap",
+    "LocallyBalanced", "MaximalCoupling", "Multistep", "ReMDM", "RePaint", "Remask", "Renoising", "Reveal", "SplitLeap",
     "TauForwardBackward", "TauLeaping", "TauLocallyBalanced", "ThetaRK2", "ThetaTrapezoidal", "Thinning", "Threshold",
     "Uniformization", "Unmask",
 ]  # fmt: skip

@@ -19,11 +19,12 @@ from discdiff.prediction import View
 from discdiff.process import Process
 
 __all__ = [
-    "Select", "believed", "best", "check_mask", "check_masked", "check_select", "compare", "confidence", "draw_clean",
-    "hidden", "kl_rows", "quota", "total_variation",
+    "POSITIONAL", "Select", "believed", "best", "by_position", "check_mask", "check_masked", "check_select",
+    "compare", "confidence", "draw_clean", "hidden", "kl_rows", "quota", "total_variation",
 ]  # fmt: skip
 
 Select = Literal["random", "max_prob", "entropy", "margin", "left_to_right", "spread"]
+POSITIONAL = ("left_to_right", "spread")
 
 
 def check_select(select: str, where: str) -> None:
@@ -97,13 +98,8 @@ def confidence(state: State, where: Bool[Tensor, "B L"], select: Select, at: At)
     revealed together lie far from each other (dilated unmasking, Luxembourg et al., 2025,
     https://arxiv.org/abs/2506.19037).
     """
-    position = torch.arange(where.shape[1], device=where.device)
-    if select == "left_to_right":
-        score = -position.double()
-    elif select == "spread":
-        digits = max(1, (where.shape[1] - 1).bit_length())
-        bits = torch.stack([((position >> k) & 1) << (digits - 1 - k) for k in range(digits)])
-        score = -bits.sum(0).double()
+    if select in POSITIONAL:
+        score = by_position(select, where.shape[1], where.device)
     else:
         sites = believed(at.predict(state).untruncated[where])
         reading = sites.known(top=select == "margin", entropy=select == "entropy")
@@ -114,6 +110,16 @@ def confidence(state: State, where: Bool[Tensor, "B L"], select: Select, at: At)
         }[select]()
         score = spread(known, where)
     return score.expand(where.shape).masked_fill(~where, -torch.inf)
+
+
+def by_position(select: Select, length: int, device: torch.device | str = "cpu") -> Float[Tensor, " L"]:
+    """Return the scores (L,) of an order by position; ``confidence`` defines them."""
+    position = torch.arange(length, device=device)
+    if select == "left_to_right":
+        return -position.double()
+    digits = max(1, (length - 1).bit_length())
+    bits = torch.stack([((position >> k) & 1) << (digits - 1 - k) for k in range(digits)])
+    return -bits.sum(0).double()
 
 
 def best(score: Float[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:

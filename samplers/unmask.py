@@ -32,7 +32,7 @@ from discdiff.samplers._choosing import (
     quota,
 )
 
-__all__ = ["Unmask", "reveal"]
+__all__ = ["Unmask", "reveal", "taken"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ def reveal(state: State, how: Unmask, count: Int[Tensor, " B"], at: At) -> State
     if how.draw_first:
         drawn = draw_clean(state, masks, at)
         log_p = believed(at.predict(state).untruncated[masks]).log_prob(at.process.column(drawn)[masks])
-        chosen = _taken(state, masks, how, count, spread(log_p, masks), at)
+        chosen = taken(state, masks, how, count, spread(log_p, masks), at)
         return state.at(torch.where(chosen, drawn, state.tokens))
     by = None if how.select == "random" else confidence(state, masks, how.select, at)
-    chosen = _taken(state, masks, how, count, by, at)
+    chosen = taken(state, masks, how, count, by, at)
     return state.at(draw_clean(state, chosen, at))
 
 
-def _taken(
+def taken(
     state: State,
     masks: Bool[Tensor, "B L"],
     how: Unmask,
@@ -103,7 +103,7 @@ def _taken(
     score: Float[Tensor, "B L"] | None,
     at: At,
 ) -> Bool[Tensor, "B L"]:
-    """Return a mask (B, L) of ``count`` (B,) masked sites of each row.
+    """Return a mask (B, L) of ``count`` (B,) sites of each row, chosen among ``masks`` (B, L); random choice "order".
 
     Without blocks, the sites with the largest ``score`` are taken, or uniformly chosen ones if it is None. With blocks,
     the leftmost blocks are taken whole as far as ``count`` suffices. The remaining sites are taken by ``score``, or

@@ -57,6 +57,7 @@ OPERATORS: dict[str, list[dd.Operator]] = {
     "ReMDM": [S.ReMDM(0.3), S.ReMDM(0.3, "rescale"), S.ReMDM(0.3, "rate"), S.ReMDM(0.3, confident=True)],
     "Remask": [S.Remask(0.4), S.Remask(0.4, sites=1)],
     "Renoising": [S.Renoising()],
+    "Reveal": [S.Reveal(calls=2), S.Reveal("entropy", calls=2, noise=0.5)],
     "SplitLeap": [S.SplitLeap()],
     "TauForwardBackward": [S.TauForwardBackward(0.3)],
     "TauLeaping": [S.TauLeaping(), S.TauLeaping("reject")],

@@ -30,6 +30,8 @@ PREDICTORS: list[dd.Operator] = [
     S.ReMDM(eta=0.2),
     S.ReMDM(eta=0.5, confident=True),
     S.Renoising(),
+    S.Reveal(calls=2),
+    S.Reveal("spread", calls=3, block=2, growth=2.0),
     S.SplitLeap(),
     S.TauLeaping(),
     S.TauLeaping("reject"),

@@ -34,13 +34,14 @@ STAIRS = {
     "sampling": "checks choices process prediction denoiser operator guidance samplers",
     "plots": "checks process prediction sampling",
     "theory": "checks choices process prediction denoiser operator losses sampling",
+    "plans": "checks choices process prediction denoiser operator samplers sampling theory",
     "learning": "checks process prediction denoiser losses",
     "demo": "process prediction denoiser losses learning",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process prediction denoiser operator guidance losses samplers sampling plots "
     "theory learning demo adapters",
     "discdiff": "checks kernels choices process prediction denoiser operator guidance losses samplers sampling plots "
-    "theory learning adapters",
+    "theory plans learning adapters",
 }
 ALLOWED = {room: set(below.split()) for room, below in STAIRS.items()}
 # Imported when they are called: the writer by Denoiser.save, and the run that a guide needs by Denoiser.__call__.

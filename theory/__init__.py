@@ -8,6 +8,7 @@ from discdiff.theory.chain import HMM, ConstrainedChain, MarkovChain
 from discdiff.theory.divergence import entropy, kl, tv
 from discdiff.theory.end_law import law
 from discdiff.theory.exact import kernel
+from discdiff.theory.group_orders import total_correlation
 from discdiff.theory.judge_operator import check_operator
 from discdiff.theory.judge_process import check_process
 from discdiff.theory.likelihood import bound
@@ -26,7 +27,7 @@ __all__ = [
     "HMM", "Automaton", "Check", "ConstrainedChain", "Coupling", "Enumeration", "MarkovChain", "Oracle",
     "ProductMixture", "Report", "Tilt", "Tree", "WeightedChain", "bound", "check_operator", "check_process",
     "entropy", "evidence", "fit", "kernel", "kl", "law", "model_generator", "order", "reverse_generator", "reverse_law",
-    "tv",
+    "total_correlation", "tv",
 ]  # fmt: skip
 
 

@@ -34,9 +34,9 @@ __all__ = ["SHIPPED", "Verdict", "add_arguments", "named", "run", "shipped", "su
 SHIPPED = (
     "ancestral", "euler", "tau_leaping", "tau_leaping('reject')", "maximal_coupling", "dfm", "dfm(2.0)", "theta_rk2",
     "theta_trapezoidal", "split_leap", "multistep", "remdm", "remdm(1.0, 'rate')", "renoising", "thinning",
-    "uniformization", "gillespie", "first_hitting", "adaptive", "any_order", "unmask", "unmask('max_prob')", "greedy",
-    "threshold", "entropy_bounded", "kl_stable", "p2", "anchored_remask", "arpc", "gibbs", "gibbs(2)",
-    "gibbs(scan='systematic')", "forward_backward", "tau_forward_backward", "repaint", "informed_gibbs",
+    "uniformization", "gillespie", "first_hitting", "adaptive", "any_order", "unmask", "unmask('max_prob')",
+    "reveal(calls=2)", "greedy", "threshold", "entropy_bounded", "kl_stable", "p2", "anchored_remask", "arpc", "gibbs",
+    "gibbs(2)", "gibbs(scan='systematic')", "forward_backward", "tau_forward_backward", "repaint", "informed_gibbs",
     "informed_gibbs(exact=True)", "locally_balanced", "tau_locally_balanced", "entropy_redraw", "remask",
     "remask(sites=1)", "ancestral >> gibbs", "ancestral >> gibbs ** 2",
 )  # fmt: skip

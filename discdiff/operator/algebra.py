@@ -53,6 +53,8 @@ class Operator(ABC):
         width: the number of slots that it takes in a step; above 1 only to reuse a name, as names differ in a slot.
         reads: the sites whose leave-one-out it needs at the time of its state: "shown", sites that hold tokens;
             "hidden", sites that it first hides on an absorbing process; "noisy", sites with noise; None, no site.
+        site_times: whether it asks for sites at different times. On a process that is not masked the denoiser must then
+            take a time for every site.
         remembers: whether it uses the state before this step. Then the states are not a Markov chain.
         weighable: whether choices that are possible under one prediction are possible under every other that allows the
             same tokens, which ``Particles`` needs. False if it decides by a prediction without a random choice.
@@ -89,6 +91,10 @@ class Operator(ABC):
     @property
     def reads(self) -> Reads | None:
         return None
+
+    @property
+    def site_times(self) -> bool:
+        return False
 
     @property
     def remembers(self) -> bool:

@@ -33,6 +33,9 @@ class _Applicable(Protocol):
     @property
     def reads(self) -> Reads | None: ...
 
+    @property
+    def site_times(self) -> bool: ...
+
     def __call__(self, state: State, at: At) -> State: ...
 
 
@@ -53,7 +56,16 @@ def applied(operator: _Applicable, state: State, at: At) -> State:
 
 
 def check_reads(operator: _Applicable, model: Denoiser, t: float) -> None:
-    """Raise ValueError if an operator needs, at time t, a leave-one-out that the model does not determine."""
+    """Raise ValueError if an operator needs what the model does not give.
+
+    That is a leave-one-out prediction that the model does not determine at time t, or a time for every site.
+    """
+    if operator.site_times and not (model.process.masks or model.call.sees_site_times):
+        raise ValueError(
+            f"{operator} asks with revealed sites at time 0 and others at time t, and {model} takes one time a row, or "
+            "none; take a denoiser with a time for every site, a masked process, or another operator, such as "
+            "Ancestral()"
+        )
     if rests(operator, model, t):
         return
     least, most = _survivals(model.process, t)
