@@ -176,7 +176,7 @@ def test_what_lies_beside_the_sources_is_loaded_only_with_them(
     compiled.build(here)
     assert len(list(here.glob("*.so"))) == len(list(here.glob("*.sha256"))) == 1
     with monkeypatch.context() as bare:
-        bare.setattr(compiled, "_compiler", lambda: None)
+        bare.setattr(compiled, "compiler", lambda: None)
         monkeypatch.setattr(compiled, "levels", lambda: LEVELS[:1])
         at(LEVELS[0])
         assert equal(numbers(x), right)

@@ -138,8 +138,11 @@ MAY = {
     "data.py": {"Generator", "randint"}, "guide.py": {"random"}, "guiding.py": {"random"},
     "reward.py": {"random"},  # a guide declares it
     "blocks.py": {"Generator"},  # the type of a Python generator
+    "demo_command.py": {"Generator"}, "doctor.py": {"Generator", "randn"},  # which examples, which logits to read
 }  # fmt: skip
-WHOLLY = {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"}
+WHOLLY = {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"} | {
+    f"learning/{name}.py" for name in ("batches", "objectives", "run", "trainer")
+}
 
 
 def drawn_names(file: Path) -> set[str]:
