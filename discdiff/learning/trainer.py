@@ -63,22 +63,22 @@ class Trainer:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Trainer: network must be a torch.nn.Module, got {shown(network)}")
         require_process(process, "Trainer")
-        predicts = predicted(loss, process, predicts)
-        self.network, self.process, self.loss, self.batch = network, process, loss, whole(batch, "Trainer: batch", 1)
-        self.rate, self.warmup = real(rate, "Trainer: rate", "(0, inf)"), whole(warmup, "Trainer: warmup", 0)
-        self.clip, self.ema = real(clip, "Trainer: clip", "(0, inf]"), real(ema, "Trainer: ema", "[0, 1)")
-        self.seed = None if seed is None else whole(seed, "Trainer: seed", 0, 2**63 - 1)
-        self.folder, self.every = None if folder is None else Path(folder), whole(every, "Trainer: every", 1)
-        self._optimizing = partial(adamw, rate=self.rate, warmup=self.warmup) if optimizer is None else optimizer
+        self.network: nn.Module = network
+        self.loss: Loss = loss
+        self._batch = whole(batch, "Trainer: batch", 1)
+        self._rate, self._warmup = real(rate, "Trainer: rate", "(0, inf)"), whole(warmup, "Trainer: warmup", 0)
+        self._clip, self._ema = real(clip, "Trainer: clip", "(0, inf]"), real(ema, "Trainer: ema", "[0, 1)")
+        self._seed = None if seed is None else whole(seed, "Trainer: seed", 0, 2**63 - 1)
+        self._folder, self._every = None if folder is None else Path(folder), whole(every, "Trainer: every", 1)
+        self._optimizing = partial(adamw, rate=self._rate, warmup=self._warmup) if optimizer is None else optimizer
         self._data = data if callable(data) else batches_of(data, length, process, "Trainer: data")
         self._held_out = None if held_out is None else batches_of(held_out, length, process, "Trainer: held_out")
         self._progress = decided(progress, "Trainer: progress")
-        self._learner = Denoiser(network, process, predicts, time=time)
+        self._learner = Denoiser(network, process, predicted(loss, process, predicts), time=time)
         self.curve: list[tuple[int, float]] = []
         self.held_out_curve: list[tuple[int, float]] = []
-        self._average = AveragedModel(network, avg_fn=decayed(self.ema))
-        self._average.module.eval().requires_grad_(False)
-        self.model = self._learner.calling(self._average.module)
+        self._average = AveragedModel(network, avg_fn=decayed(self._ema))
+        self.model: Denoiser = self._learner.calling(self._average.module.eval().requires_grad_(False))
 
     def fit(self, steps: int = 1000, resume: bool = True) -> Denoiser:
         """Train for ``steps`` batches and return the denoiser with averaged weights, in evaluation mode.
@@ -92,7 +92,7 @@ class Trainer:
             ValueError: if the checkpoint is of another run, or the loss is not finite.
         """
         steps, resume, device = whole(steps, "fit: steps", 1), decided(resume, "fit: resume"), self._learner.device
-        seed = torch.initial_seed() if self.seed is None else self.seed
+        seed = torch.initial_seed() if self._seed is None else self._seed
         optimizer, schedule = self._optimizing(self.network.parameters(), steps)
         generator = torch.Generator().manual_seed(seed)
         run = Run(self.network, self._average, optimizer, schedule, generator, self._settings(steps))
@@ -100,18 +100,18 @@ class Trainer:
         self._average.n_averaged.fill_(1)  # the first weights count
         self.curve, self.held_out_curve = run.curve, run.held_out_curve
         with torch.random.fork_rng([device] if device.type == "cuda" else []), bar(self._progress) as shown_bar:
-            if self.seed is not None:
+            if self._seed is not None:
                 torch.manual_seed(seed)
-            if self.folder is not None and resume:
-                run.restore(self.folder, device)
+            if self._folder is not None and resume:
+                run.restore(self._folder, device)
             task = shown_bar.add_task("", total=steps, completed=run.step)
             self.network.train()
             try:
                 while run.step < steps:
                     self._update(run, device)
-                    if run.step % self.every == 0 or run.step == steps:
+                    if run.step % self._every == 0 or run.step == steps:
                         self._record(run)
-                        run.save(self.folder, device)
+                        run.save(self._folder, device)
                     shown_bar.update(task, completed=run.step, description=f"loss {run.smooth:.3f}")
             finally:
                 self.network.eval()
@@ -119,14 +119,14 @@ class Trainer:
 
     def _update(self, run: Run, device: torch.device) -> None:
         """Take one step: draw a batch, follow the clipped gradient, average the weights."""
-        x0 = self._data.draw(self.batch, run.generator) if isinstance(self._data, Rows) else self._data(run.generator)
+        x0 = self._data.draw(self._batch, run.generator) if isinstance(self._data, Rows) else self._data(run.generator)
         value = nats_per_token(self.loss, self._learner, x0.to(device))
         run.step += 1
         if not torch.isfinite(value):
             raise ValueError(f"fit: the loss is {value.item()} at step {run.step}; a lower rate or clip may help")
         run.optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
         run.optimizer.step()
         run.schedule.step()
         run.average.update_parameters(self.network)
@@ -137,14 +137,14 @@ class Trainer:
         run.curve.append((run.step, run.smooth))
         if self._held_out is not None:
             x0 = self._held_out.spaced(256).to(self.model.device)
-            run.held_out_curve.append((run.step, held_out_loss(self.loss, self.model, x0, self.batch)))
+            run.held_out_curve.append((run.step, held_out_loss(self.loss, self.model, x0, self._batch)))
 
     def _settings(self, steps: int) -> dict[str, str]:
         """Return what determines the weights, by the names of arguments, as text."""
-        names = ("process", "loss", "batch", "rate", "warmup", "clip", "ema", "seed", "network")
-        said = {name: getattr(self, name) for name in names} | {"predicts": self.model.predicts, "steps": steps}
-        more = {"time": self.model.call.time, "data": self._data, "optimizer": self._optimizing}
-        return {name: told(value) for name, value in (said | more).items()}
+        names = ("loss", "_batch", "_rate", "_warmup", "_clip", "_ema", "_seed", "network")
+        said = {name.strip("_"): getattr(self, name) for name in names} | {"steps": steps, "data": self._data}
+        more = {name: getattr(self.model, name) for name in ("process", "predicts")} | {"time": self.model.call.time}
+        return {name: told(value) for name, value in (said | more | {"optimizer": self._optimizing}).items()}
 
     def __repr__(self) -> str:
-        return f"Trainer({type(self.network).__name__}, {self.process}, {told(self.loss)}, batch={self.batch})"
+        return f"Trainer({type(self.network).__name__}, {self.model.process}, {told(self.loss)}, batch={self._batch})"

@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             stopping(tmp_path, **options).fit(steps)
     other = stopping(tmp_path)
-    other._data = trainer_module.batches_of(ROWS.flip(0), None, other.process, "data")
+    other._data = trainer_module.batches_of(ROWS.flip(0), None, other.model.process, "data")
     with pytest.raises(ValueError, match="of another run: data "):
         other.fit(STEPS)
 
