@@ -33,7 +33,7 @@ STAIRS = {
     "samplers": "checks plugins kernels choices process prediction operator",
     "sampling": "checks choices process prediction denoiser operator guidance samplers",
     "theory": "checks choices process prediction denoiser operator losses sampling",
-    "plans": "checks choices process prediction denoiser operator samplers sampling theory",
+    "plans": "checks process prediction denoiser operator samplers sampling theory",
     "demo": "process prediction denoiser losses",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process denoiser operator guidance samplers sampling theory demo adapters",
