@@ -56,6 +56,7 @@ class Reveal(Predictor):
     noise: float = 0.0
     block: int | None = None
     growth: float = 1.0
+    site_times = True
 
     def __post_init__(self) -> None:
         checked = Unmask(self.select, self.noise, self.block)
@@ -71,10 +72,6 @@ class Reveal(Predictor):
     @property
     def nfe(self) -> float | None:
         return float(self.calls)
-
-    @property
-    def site_times(self) -> bool:
-        return True
 
     def groups(self, length: int) -> list[list[int]]:
         """Return the sites that each call reveals, for an order by position ("left_to_right" or "spread") of L sites.

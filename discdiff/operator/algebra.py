@@ -41,24 +41,22 @@ _WORST: tuple[Invariance, ...] = ("none", "approximate", "exact")
 class Operator(ABC):
     """Markov kernel on states, as a program; derive from ``Predictor`` or ``Corrector``, not from this class.
 
-    The attributes are claims; the test suite checks them against the exact law of the operator.
-
-    Attributes:
-        order: a predictor's order k, the least over processes and data. With exact predictions and N equal steps on an
-            interval inside (0, 1), the total variation error of the law at its end falls as N^-k.
+    Attributes (claims, which the test suite checks against the exact law of the operator):
+        order: a predictor's order k, the least over processes and data. With exact predictions and N equal steps inside
+            (0, 1), the total variation error of the law at the end falls as N^-k.
         invariant: whether a corrector with exact predictions keeps p_t: "exact", "approximate" or "none".
         nfe: the expected number of denoiser calls of a step.
-        enumerable: False if its choices have no finite tree, as with a random number of jumps. Then ``theory.kernel``
-            raises an error that names the operator.
+        enumerable: False if its choices have no finite tree; then ``theory.kernel`` raises an error that names it.
         width: the number of slots that it takes in a step; above 1 only to reuse a name, as names differ in a slot.
         reads: the sites whose leave-one-out it needs at the time of its state: "shown", sites that hold tokens;
             "hidden", sites that it first hides on an absorbing process; "noisy", sites with noise; None, no site.
-        site_times: whether it asks for sites at different times. On a process that is not masked the denoiser must then
-            take a time for every site.
+        site_times: whether the denoiser must take a time for every site, unless the process is masked.
         remembers: whether it uses the state before this step. Then the states are not a Markov chain.
-        weighable: whether choices that are possible under one prediction are possible under every other that allows the
-            same tokens, which ``Particles`` needs. False if it decides by a prediction without a random choice.
+        weighable: whether choices possible under one prediction are possible under every other that allows the same
+            tokens, which ``Particles`` needs. False if it decides by a prediction without a random choice.
     """
+
+    site_times = False
 
     @abstractmethod
     def __call__(self, state: State, at: At) -> State: ...
@@ -91,10 +89,6 @@ class Operator(ABC):
     @property
     def reads(self) -> Reads | None:
         return None
-
-    @property
-    def site_times(self) -> bool:
-        return False
 
     @property
     def remembers(self) -> bool:

@@ -27,6 +27,9 @@ class Evolution(Method):
         parents: how many of the best plans are parents of the next generation.
         mutations, crossings: the shares of a generation that are changed and crossed parents; the rest is random.
 
+    Raises:
+        TypeError, ValueError: for an argument out of range.
+
     Reference: AutoDiffusion (Li et al., 2023, https://arxiv.org/abs/2309.10438).
     """
 
@@ -85,7 +88,10 @@ class Surrogate(Method):
         proposals: how many plans are predicted in each stage.
         ridge: the weight of the squared coefficients.
 
-    Reference: unified sampling framework (Liu et al., 2023, https://openreview.net/forum?id=W2d3LZbhhI).
+    The search in stages is that of S³, of the unified sampling framework.
+
+    Raises:
+        TypeError, ValueError: for an argument out of range.
     """
 
     evaluations: int = 200

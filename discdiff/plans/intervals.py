@@ -31,13 +31,13 @@ __all__ = ["Measured", "measure"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What ``measure`` found on a grid of G + 1 times.
+    """What ``measure`` found on a grid of n = G + 1 times.
 
     Attributes:
         times: the grid, u_0 > ... > u_G.
-        bound: (G+1, G+1), b(i, j) for i < j, in nats a sequence.
-        error: (G+1, G+1), the error of a step from u_i to u_j for i < j, in nats a sequence.
-        standard_error: (G+1, G+1), the standard error of ``error`` over the data.
+        bound: (n, n), b(i, j) for i < j, in nats a sequence.
+        error: (n, n), the error of a step from u_i to u_j for i < j, in nats a sequence.
+        standard_error: (n, n), the standard error of ``error`` over the data.
     """
 
     times: tuple[float, ...]
@@ -50,7 +50,11 @@ class Measured:
         return float(self.bound.diagonal(1)[i:j].sum())
 
     def grid(self, steps: SupportsIndex) -> tuple[float, ...]:
-        """Return the grid of this many steps with the least sum of errors, by dynamic programming."""
+        """Return the grid of this many steps with the least sum of errors, by dynamic programming.
+
+        Raises:
+            TypeError, ValueError: for a number of steps that is not whole, or is not in 1..G.
+        """
         last = len(self.times) - 1
         steps = whole(steps, "grid: steps", 1, last)
         best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, (0,))] + [(torch.inf, ())] * last]

@@ -82,7 +82,12 @@ class KLUB(Objective):
         return max(0.0, float((p[held] * (p[held] / prior[held]).log()).sum()))
 
     def term(self, sampler: Sampler, step: Step, t: float, s: float) -> float:
-        """Return the term of a step from t to s, with the process and models of a sampler."""
+        """Return the term of a step from t to s, with the process and models of a sampler.
+
+        Raises:
+            TypeError: for an operator with memory; from data, for one that is not ``Ancestral``.
+            ValueError: from data, for times that are not those of the search.
+        """
         if self._owner.changed(sampler.process, sampler.models):
             self._measured.clear()
             self._known.clear()

@@ -13,7 +13,7 @@ __all__ = ["Dynamic", "GoldenSection", "Method", "Random"]
 
 
 class Method(ABC):
-    """A way to go through plans. ``run`` scores plans with ``trials.score``; the best one of these is the result."""
+    """Go through plans: ``run`` scores them with ``trials.score``, and the best one of these is the result."""
 
     @abstractmethod
     def run(self, trials: Trials) -> None:
@@ -30,6 +30,9 @@ class Random(Method):
 
     Args:
         evaluations: the number of plans.
+
+    Raises:
+        TypeError, ValueError: for an argument out of range.
     """
 
     evaluations: int = 200
@@ -57,9 +60,15 @@ class Dynamic(Method):
 
     The plan is the best one of the space for this objective. It takes G (G + 1) / 2 terms for each choice on a grid of
     G intervals. Operators must take whole numbers of calls.
+
+    Raises:
+        TypeError: in ``search``, for an objective that is no sum over steps, a limit on the cost, or an operator that
+            takes no whole number of calls.
+        ValueError: in ``search``, if every plan has an infinite bound.
     """
 
     def run(self, trials: Trials) -> None:
+        """Score the best plan; raise TypeError or ValueError as the class says."""
         space = trials.space
         if space.cost is not None:
             raise TypeError("Dynamic: counts calls alone; for a limit on the cost take Evolution() or Surrogate()")
@@ -101,6 +110,9 @@ class GoldenSection(Method):
     Args:
         sweeps: how often all times are moved.
         sections: how many values each time takes in a sweep.
+
+    Raises:
+        TypeError, ValueError: for an argument out of range.
     """
 
     sweeps: int = 3

@@ -8,7 +8,10 @@ best draws begin later runs. Their law is
 It is not the law of fresh noise: it gains score and gives up diversity. ``theory.law(sampler, initial=kept.law(...))``
 is exact on small worlds, so both can be seen side by side.
 
-Reference: optimal boundary conditions (2023), here for discrete noise.
+Where alpha(1) = 0 the first state tells nothing of the data, and exact ancestral steps give every first state the same
+law: then there is nothing to gain.
+
+Reference: optimal boundary conditions (Ma et al., 2023, https://arxiv.org/abs/2305.15357), here for discrete noise.
 """
 
 from collections.abc import Callable
@@ -40,18 +43,18 @@ class ScoredNoise:
     scores: Float[Tensor, " M"]
 
     def keep(self, count: SupportsIndex) -> "ScoredNoise":
-        """Return the draws with the ``count`` largest scores, the best first."""
+        """Return the draws with the ``count`` largest scores, the best first; raises ValueError for another number."""
         count = whole(count, "keep: count", 1, len(self.tokens))
         best = self.scores.argsort(descending=True, stable=True)[:count]
         return ScoredNoise(self.tokens[best], self.scores[best])
 
     def draw(self, batch: SupportsIndex, *, seed: SupportsIndex) -> Int[Tensor, "B L"]:
-        """Return uniform draws (B, L) among the kept states, for ``sample(initial=)``."""
+        """Return uniform draws (B, L) among the kept states; raises ValueError for a bad number or seed."""
         generator = torch.Generator().manual_seed(seeded(seed, "draw: seed") % 2**63)
         return self.tokens[torch.randint(len(self.tokens), (whole(batch, "draw: batch", 1),), generator=generator)]
 
     def law(self, process: Process) -> Float[Tensor, " N"]:
-        """Return the law of a draw over the N = S**L states, for ``theory.law(sampler, initial=)``."""
+        """Return the law (N,) of a draw over the N = S**L states, for ``theory.law(sampler, initial=)``."""
         length = self.tokens.shape[1]
         check_size(process.states, length, "ScoredNoise.law")
         counts = torch.zeros(process.states**length, dtype=torch.float64)

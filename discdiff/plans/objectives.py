@@ -78,6 +78,9 @@ class Judge(Objective):
         floor: the least entropy of a sequence's tokens, in nats; 0 excludes no plan.
         samples: the number of samples of each plan; all plans use the same seed.
         seed: the seed.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type or out of range; in scoring, if the judge gives NaN.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Judge(Objective):
         self.seed = seeded(seed, "Judge: seed")
 
     def score(self, sampler: Sampler) -> float:
+        """Return the mean of -log_prob of samples; raises ValueError if the judge gives NaN."""
         tokens = sampler.sample(self.samples, self.length, seed=self.seed).tokens
         if self.entropy(tokens) < self.floor:
             return math.inf

@@ -28,9 +28,14 @@ def search(method: Method, seed: int = 0, calls: int = 4, **options: object) -> 
 # --- what they find --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_surrogate_is_ahead_of_random_plans() -> None:
-    """200 evaluations, 10 seeds; the excess over the best of all 3126 plans, which is pinned."""
-    least = 0.04015451141133358
+    """200 evaluations, 10 seeds; the excess over the best of all 3126 plans."""
+    grid = [1 - n / 12 for n in range(12)] + [0.0]
+    space = P.Space(UNIFORM, MODEL, STEPS, grid, 4)
+    every = [KL.score(dd.Sampler(UNIFORM, MODEL, plan=space.plan(gene))) for gene in space.every()]
+    least = min(every)
+    assert len(every) == 3126
     excess = {
         name: [search(method, seed).objective - least for seed in range(10)]
         for name, method in (("random", P.Random(200)), ("surrogate", P.Surrogate(200)))
@@ -54,6 +59,7 @@ def networks() -> dict[str, dd.Denoiser]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evolution_finds_the_best_plan_of_two_networks() -> None:
     """4 steps, each with one of two networks and temperatures, within a cost: 10 of 10 seeds."""
     models = networks()
@@ -171,9 +177,9 @@ def test_a_judge_with_a_floor_on_the_entropy() -> None:
         judge = P.Judge(chain.log_prob, length=24, floor=floor, samples=32)
         return P.search(UNIFORM, model, calls=4, operators=steps, objective=judge, method=P.Random(12), times=4)
 
-    free, held = found(0.0), found(0.85)
+    free, held = found(0.0), found(0.9)
     tokens = [dd.Sampler(UNIFORM, model, plan=one).sample(32, 24, seed=0).tokens for one in (free, held)]
-    assert P.Judge.entropy(tokens[0]) < 0.85 <= P.Judge.entropy(tokens[1])
+    assert P.Judge.entropy(tokens[0]) < 0.9 <= P.Judge.entropy(tokens[1])
     assert free.objective < held.objective == pytest.approx(float(-chain.log_prob(tokens[1]).mean()))
     with pytest.raises(ValueError, match=r"none of the .* plans that were tried has a finite objective"):
         found(2.0)
