@@ -140,9 +140,11 @@ MAY = {
     "blocks.py": {"Generator"},  # the type of a Python generator
     "demo_command.py": {"Generator"}, "doctor.py": {"Generator", "randn"},  # which examples, which logits to read
 }  # fmt: skip
-WHOLLY = {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"} | {
-    f"learning/{name}.py" for name in ("batches", "objectives", "run", "trainer")
-}
+WHOLLY = (
+    {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"}
+    | {f"learning/{name}.py" for name in ("batches", "objectives", "run", "trainer")}
+    | {f"plans/{name}.py" for name in ("evolving", "intervals", "methods", "noise", "space", "trials")}
+)  # searches draw
 
 
 def drawn_names(file: Path) -> set[str]:
