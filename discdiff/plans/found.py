@@ -37,7 +37,8 @@ class Found(Plan):
         self, grid: Iterable[float], steps: Sequence[Step], objective: float, trials: Sequence[Trial] = ()
     ) -> None:
         super().__init__(grid, steps)
-        self.objective, self.trials = objective, tuple(trials)
+        self.objective: float = objective
+        self.trials: tuple[Trial, ...] = tuple(trials)
 
     @property
     def front(self) -> list[Trial]:

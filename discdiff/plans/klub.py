@@ -56,7 +56,9 @@ class KLUB(Objective):
     ) -> None:
         if (world is None) == (data is None) or not (world is None or isinstance(world, Enumeration)):
             raise TypeError(f"KLUB: takes a theory.Enumeration, or data=, tokens (N, L); got {shown(world)}")
-        self.world, self.data, self.seed = world, data, seeded(seed, "KLUB: seed")
+        self.world: Enumeration | None = world
+        self.data: Int[Tensor, "N L"] | None = data
+        self.seed: int = seeded(seed, "KLUB: seed")
         self._matrices = None if world is None else Matrices(world.length)
         self._measured, self._owner = list[tuple[Step, Measured]](), Owner()
         self._times: tuple[float, ...] = ()

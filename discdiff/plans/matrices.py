@@ -33,7 +33,8 @@ class Matrices:
     """Exact transition matrices (N, N) of steps; N = S**L."""
 
     def __init__(self, length: int) -> None:
-        self.length, self._owner = length, Owner()
+        self.length: int = length
+        self._owner = Owner()
         self._known: dict[tuple[Step, float, float], Tensor] = {}
 
     def of(self, sampler: Sampler, step: Step, t: float, s: float) -> Float[Tensor, "N N"]:

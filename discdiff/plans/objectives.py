@@ -47,7 +47,8 @@ class KL(Objective):
     def __init__(self, world: Enumeration) -> None:
         if not isinstance(world, Enumeration):
             raise TypeError(f"KL: takes a listed law, theory.Enumeration, got {shown(world)}")
-        self.world, self._matrices = world, Matrices(world.length)
+        self.world: Enumeration = world
+        self._matrices = Matrices(world.length)
 
     def score(self, sampler: Sampler) -> float:
         process, steps = sampler.process, sampler.plan.steps
@@ -89,9 +90,11 @@ class Judge(Objective):
     ) -> None:  # fmt: skip
         if not callable(log_prob):
             raise TypeError(f"Judge: log_prob must be a function of tokens (B, L), got {shown(log_prob)}")
-        self.log_prob, self.length = log_prob, whole(length, "Judge: length", 1)
-        self.floor, self.samples = real(floor, "Judge: floor", "[0, inf)"), whole(samples, "Judge: samples", 1)
-        self.seed = seeded(seed, "Judge: seed")
+        self.log_prob: Callable[[Int[Tensor, "B L"]], Float[Tensor, " B"]] = log_prob
+        self.length: int = whole(length, "Judge: length", 1)
+        self.floor: float = real(floor, "Judge: floor", "[0, inf)")
+        self.samples: int = whole(samples, "Judge: samples", 1)
+        self.seed: int = seeded(seed, "Judge: seed")
 
     def score(self, sampler: Sampler) -> float:
         """Return the mean of -log_prob of samples; raises ValueError if the judge gives NaN."""

@@ -46,7 +46,7 @@ def search(
         process: the forward process.
         model: a denoiser, or several by name, which the steps of ``operators`` may name.
         calls: the largest number of planned denoiser calls of a plan.
-        operators: the choices of a step: operators, such as ``Ancestral() >> Gibbs() ** 2``, or whole ``Step``s with
+        operators: the choices of a step: operators, such as ``Ancestral() >> Gibbs() ** 2``, or ``Step`` with
             guides (a temperature) and the name of a model.
         objective: what is minimised: ``KL``, ``KLUB``, ``Judge``, or an ``Objective`` of your own.
         method: how plans are gone through: ``Dynamic``, ``GoldenSection``, ``Evolution``, ``Surrogate`` (the default),

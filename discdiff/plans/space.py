@@ -23,7 +23,7 @@ class Space:
     Args:
         process: the forward process.
         models: a denoiser, or several by name.
-        operators: operators, or whole ``Step``s with guides and the name of a model.
+        operators: operators, or whole steps, ``Step``, with guides and the name of a model.
         times: the fine grid, from 1 to 0.
         calls: the largest number of planned denoiser calls of a plan.
         cost: the largest cost of a plan; None for no limit. Then every model needs a ``Denoiser(cost=)``.
@@ -42,15 +42,20 @@ class Space:
         self, process: Process, models: Denoiser | Mapping[str, Denoiser], operators: Sequence[Operator | Step],
         times: Iterable[float], calls: int, cost: float | None = None,
     ) -> None:  # fmt: skip
-        self.process, self.models, self.times = process, models, listed(times)
+        self.process: Process = process
+        self.models: Denoiser | Mapping[str, Denoiser] = models
+        self.times: tuple[float, ...] = listed(times)
         if self.times[0] != 1 or self.times[-1] != 0:
             raise ValueError(f"search: times must go from 1 to 0, got {shown(self.times)}")
-        self.choices = [one if isinstance(one, Step) else Step(one) for one in listing(operators, "search: operators")]
-        self.calls, self.last = whole(calls, "search: calls", 1), len(self.times) - 1
-        self.cost = None if cost is None else real(cost, "search: cost", "(0, inf)")
+        choices = [one if isinstance(one, Step) else Step(one) for one in listing(operators, "search: operators")]
+        self.choices: list[Step] = choices
+        self.calls: int = whole(calls, "search: calls", 1)
+        self.last: int = len(self.times) - 1
+        self.cost: float | None = None if cost is None else real(cost, "search: cost", "(0, inf)")
         if not self.choices:
             raise ValueError("search: operators must hold at least one operator, such as Ancestral()")
-        self.each, self.prices = [], list[float | None]()
+        self.each: list[float] = []
+        self.prices: list[float | None] = []
         for step in self.choices:
             sampler = Sampler(process, models, plan=Plan([1.0, 0.5], [step]))
             if sampler.nfe is None:

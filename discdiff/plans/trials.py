@@ -40,7 +40,9 @@ class Trials:
         self, space: Space, objective: Objective, seed: int, path: Path | None, what: str,
         bar: tuple[Progress, TaskID] | None = None,
     ) -> None:  # fmt: skip
-        self.space, self.objective, self.random = space, objective, random.Random(seed)
+        self.space: Space = space
+        self.objective: Objective = objective
+        self.random: random.Random = random.Random(seed)
         self._path, self._bar = path, bar
         self._stored = {} if path is None else _read(path, what)
         self._known: dict[str, float] = {}
