@@ -22,7 +22,7 @@ WORLD = strong()
 # What draws all tokens of a step by ``prediction.tokens``; P2 and AnchoredRemask read the model at revealed sites too.
 TAKES = (
     S.Ancestral, S.AnyOrder, S.EntropyBounded, S.FirstHitting, S.KLStable, S.P2, S.SplitLeap, S.Threshold, S.Unmask,
-    S.AnchoredRemask,
+    S.AnchoredRemask, S.Reveal,
 )  # fmt: skip
 TAKES_BEHIND = (S.RePaint, S.ForwardBackward, S.Gibbs, S.Remask)
 
