@@ -73,6 +73,11 @@ class Reveal(Predictor):
     def nfe(self) -> float | None:
         return float(self.calls)
 
+    @property
+    def positional(self) -> bool:
+        """Whether the order depends on positions alone."""
+        return self.select in POSITIONAL and not self.noise
+
     def groups(self, length: int) -> list[list[int]]:
         """Return the sites that each call reveals, for an order by position ("left_to_right" or "spread") of L sites.
 
@@ -80,7 +85,7 @@ class Reveal(Predictor):
             ValueError: for an order that depends on chance or on the predictions.
         """
         length = whole(length, "Reveal.groups: length", 1)
-        if self.select not in POSITIONAL or self.noise > 0:
+        if not self.positional:
             raise ValueError(
                 f"groups: takes an order by position, 'left_to_right' or 'spread', without noise; got {self}"
             )

@@ -34,7 +34,7 @@ STAIRS = {
     "sampling": "checks choices process prediction denoiser operator guidance samplers",
     "plots": "checks process prediction sampling",
     "theory": "checks choices process prediction denoiser operator losses sampling",
-    "plans": "checks process prediction denoiser operator samplers sampling theory",
+    "plans": "checks kernels process prediction denoiser operator samplers sampling theory",
     "learning": "checks process prediction denoiser losses",
     "demo": "process prediction denoiser losses learning",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.checks import seeded, shown, whole
+from discdiff.checks import LAST_SEED, seeded, shown, whole
+from discdiff.kernels.dispatch import draw
 from discdiff.process import Process
 from discdiff.sampling import Sampler
 from discdiff.theory.world import check_size, state_index
@@ -48,10 +49,16 @@ class ScoredNoise:
         best = self.scores.argsort(descending=True, stable=True)[:count]
         return ScoredNoise(self.tokens[best], self.scores[best])
 
-    def draw(self, batch: SupportsIndex, *, seed: SupportsIndex) -> Int[Tensor, "B L"]:
-        """Return uniform draws (B, L) among the kept states; raises ValueError for a bad number or seed."""
-        generator = torch.Generator().manual_seed(seeded(seed, "draw: seed") % 2**63)
-        return self.tokens[torch.randint(len(self.tokens), (whole(batch, "draw: batch", 1),), generator=generator)]
+    def draw(self, batch: SupportsIndex, *, seed: SupportsIndex, first_row: SupportsIndex = 0) -> Int[Tensor, "B L"]:
+        """Return uniform draws (B, L) among the kept states; a row depends on the seed and its number alone.
+
+        Raises ValueError for a number or a seed out of range.
+        """
+        count = whole(batch, "draw: batch", 1)
+        first = whole(first_row, "draw: first_row", 0, LAST_SEED - count)
+        rows, place = first + torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        even = torch.zeros(1, len(self.tokens)).expand(count, -1)
+        return self.tokens[draw(even, seed=seeded(seed, "draw: seed"), rows=rows, positions=place)]
 
     def law(self, process: Process) -> Float[Tensor, " N"]:
         """Return the law (N,) of a draw over the N = S**L states, for ``theory.law(sampler, initial=)``."""

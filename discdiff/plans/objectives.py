@@ -20,8 +20,6 @@ from discdiff.theory.world import law_of_data, law_of_prior
 
 __all__ = ["KL", "Judge", "Objective", "TotalCorrelation"]
 
-_BY_POSITION = ("left_to_right", "spread")
-
 
 class Objective(ABC):
     """A number for each sampler, smaller is better; ``search`` minimises it over plans."""
@@ -135,7 +133,7 @@ class TotalCorrelation(Objective):
 
     def score(self, sampler: Sampler) -> float:
         step = sampler.plan.steps[0].operator
-        if len(sampler.plan.steps) > 1 or not isinstance(step, Reveal) or step.select not in _BY_POSITION or step.noise:
+        if len(sampler.plan.steps) > 1 or not isinstance(step, Reveal) or not step.positional:
             return math.inf
         return total_correlation(self.world, step.groups(self.world.length))
 

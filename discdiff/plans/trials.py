@@ -1,7 +1,9 @@
 """Scores of plans, computed once, written to disk as they come, and read again by a search that was stopped."""
 
 import json
+import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import Progress, TaskID
@@ -51,7 +53,7 @@ class Trials:
         objective.prepare(space.times)
 
     def score(self, plan: Plan | Gene) -> float:
-        """Return the objective of a plan."""
+        """Return the objective of a plan; raise ValueError if it is NaN."""
         plan = plan if isinstance(plan, Plan) else self.space.plan(plan)
         key = plan.to_json()
         if key not in self._known:
@@ -69,6 +71,7 @@ class Trials:
 
         Raises:
             TypeError: for an objective that is no sum over steps.
+            ValueError: if it is NaN.
         """
         objective, times = self.objective, self.space.times
         if not isinstance(objective, KLUB):
@@ -81,12 +84,13 @@ class Trials:
         best = min(self._tried, key=lambda one: one.objective)
         return Found(best.plan.grid, best.plan.steps, best.objective, self._tried)
 
-    def _number(self, key: str, compute: object) -> float:
-        assert callable(compute)
+    def _number(self, key: str, compute: Callable[[], float]) -> float:
         if key in self._stored:
             value = self._stored[key]
         else:
             value = float(compute())
+            if math.isnan(value):
+                raise ValueError(f"search: {self.objective} gave NaN; an objective gives a number, or inf for no plan")
             if self._path is not None:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([key, value]) + "\n")
@@ -113,4 +117,12 @@ def _read(path: Path, what: str) -> dict[str, float]:
         )
     if lines[-1]:
         path.write_text("\n".join([first, *lines[:-1]]) + "\n", encoding="utf-8")
-    return dict(json.loads(line) for line in lines[:-1])
+    return dict(map(_entry, lines[:-1]))
+
+
+def _entry(line: str) -> tuple[str, float]:
+    """Return the key and the number of a line; raise ValueError for anything else."""
+    found = json.loads(line)
+    if not (isinstance(found, list) and list(map(type, found)) == [str, float] and not math.isnan(found[1])):
+        raise ValueError(f"search: each line of the file holds a text and a number, got {line[:100]!r}")
+    return found[0], found[1]

@@ -96,6 +96,9 @@ def test_reused_noise_has_its_enumerated_law() -> None:
             assert distance < 1e-12
     drawn = kept.draw(4000, seed=1)
     assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in kept.tokens.tolist()}
+    parts = [kept.draw(size, seed=1, first_row=first) for first, size in ((0, 1), (1, 1500), (1501, 2499))]
+    assert torch.equal(torch.cat(parts), drawn)  # a row depends on the seed and its number alone
+    assert not torch.equal(kept.draw(4000, seed=2), drawn)
 
 
 def test_first_states_are_scored_by_their_runs() -> None:

@@ -1,5 +1,6 @@
 """Searches: what they find, that they can be stopped anywhere, and what they refuse."""
 
+import math
 import statistics
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def test_evolution_finds_the_best_plan_of_two_networks() -> None:
         assert any(two.objective <= one.objective and (two.cost or 0) <= (one.cost or 0) for two in front)
 
 
+@pytest.mark.slow
 def test_golden_sections_move_the_times_of_a_uniform_grid() -> None:
     found = search(P.GoldenSection())
     uniform = min(KL.score(dd.Sampler(UNIFORM, MODEL, step, steps=4)) for step in STEPS)
@@ -155,6 +157,22 @@ def test_a_file_of_another_search_is_refused(tmp_path: Path) -> None:
     for changed in ({"seed": 1}, {"calls": 3}, {"times": 11}, {"operators": STEPS[:1]}, {"objective": other}):
         with pytest.raises(ValueError, match="is of another search"):
             search(P.Random(3), file=tmp_path / "one", **changed)  # type: ignore[arg-type]
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    class Wrong(P.Objective):
+        def score(self, sampler: dd.Sampler) -> float:
+            return math.nan
+
+    with pytest.raises(ValueError, match="gave NaN"):
+        search(P.Random(3), objective=Wrong())
+    file = tmp_path / "one"
+    search(P.Random(3), file=file)
+    head, *lines = file.read_text().splitlines(keepends=True)
+    for wrong in ('["a", NaN]', '["a", "b"]', '["a", 1.0, 2.0]', '{"a": 1.0}', "3"):
+        file.write_text(head + wrong + "\n" + "".join(lines))
+        with pytest.raises(ValueError, match="holds a text and a number, got"):
+            search(P.Random(3), file=file)
 
 
 @pytest.mark.parametrize("method", EACH[:3], ids=repr)

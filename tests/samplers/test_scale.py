@@ -143,7 +143,7 @@ MAY = {
 WHOLLY = (
     {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"}
     | {f"learning/{name}.py" for name in ("batches", "objectives", "run", "trainer")}
-    | {f"plans/{name}.py" for name in ("evolving", "intervals", "methods", "noise", "space", "trials")}
+    | {f"plans/{name}.py" for name in ("evolving", "intervals", "methods", "space", "trials")}
 )  # searches draw
 
 
