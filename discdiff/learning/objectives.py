@@ -53,6 +53,7 @@ def nats_per_token(loss: Loss, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float
 @torch.no_grad()
 def held_out_loss(loss: Loss, model: Denoiser, x0: Int[Tensor, "N L"], batch: int) -> float:
     """Return the mean loss of rows (N, L), ``batch`` at a time, in nats a token, with the same noise in every call."""
+    x0 = x0.to(model.device)
     with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
         torch.manual_seed(0)
         return float(sum(len(part) * nats_per_token(loss, model, part) for part in x0.split(batch)) / len(x0))

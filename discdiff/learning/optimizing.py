@@ -10,6 +10,7 @@ from torch import nn
 __all__ = ["Optimizing", "adamw", "decayed"]
 
 Optimizing = Callable[[Iterable[nn.Parameter], int], tuple[torch.optim.Optimizer, Any]]
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 LEAST = 0.02  # the last learning rate, as a share of the highest
 
 
@@ -32,10 +33,16 @@ def adamw(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def decayed(ema: float) -> Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]:
-    """Return the update of an average a by weights w: d a + (1 - d) w with d = min(ema, n / (n + 10)) at step n."""
+def decayed(ema: float) -> Callable[[Tensors, Tensors, torch.Tensor | int], None]:
+    """Return the update of averages a by weights w: d a + (1 - d) w with d = min(ema, n / (n + 10)) at step n.
 
-    def update(average: torch.Tensor, weights: torch.Tensor, n: Any) -> torch.Tensor:  # noqa: ANN401
-        return average.lerp(weights, 1 - min(ema, int(n) / (int(n) + 10)))
+    It takes all tensors at once, so that the number n is read from the device once a step.
+    """
+
+    @torch.no_grad()
+    def update(averages: Tensors, weights: Tensors, number: torch.Tensor | int) -> None:
+        n = int(number)
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, 1 - min(ema, n / (n + 10)))
 
     return update

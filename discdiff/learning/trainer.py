@@ -1,5 +1,6 @@
 """Train a network by any loss; a killed run goes on from its checkpoint as if it had not been killed."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Trainer:
         self._learner = Denoiser(network, process, predicted(loss, process, predicts), time=time)
         self.curve: list[tuple[int, float]] = []
         self.held_out_curve: list[tuple[int, float]] = []
-        self._average = AveragedModel(network, avg_fn=decayed(self._ema))
+        self._average = AveragedModel(network, multi_avg_fn=decayed(self._ema))
         self.model: Denoiser = self._learner.calling(self._average.module.eval().requires_grad_(False))
 
     def fit(self, steps: int = 1000, resume: bool = True) -> Denoiser:
@@ -122,22 +123,21 @@ class Trainer:
         x0 = self._data.draw(self._batch, run.generator) if isinstance(self._data, Rows) else self._data(run.generator)
         value = nats_per_token(self.loss, self._learner, x0.to(device))
         run.step += 1
-        if not torch.isfinite(value):
-            raise ValueError(f"fit: the loss is {value.item()} at step {run.step}; a lower rate or clip may help")
+        if not math.isfinite(now := value.item()):  # read from the device once a step
+            raise ValueError(f"fit: the loss is {now} at step {run.step}; a lower rate or clip may help")
         run.optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
         run.optimizer.step()
         run.schedule.step()
         run.average.update_parameters(self.network)
-        run.smooth = value.item() if run.step == 1 else 0.98 * run.smooth + 0.02 * value.item()
+        run.smooth = now if run.step == 1 else 0.98 * run.smooth + 0.02 * now
 
     def _record(self, run: Run) -> None:
         """Add a point to the curves."""
         run.curve.append((run.step, run.smooth))
-        if self._held_out is not None:
-            x0 = self._held_out.spaced(256).to(self.model.device)
-            run.held_out_curve.append((run.step, held_out_loss(self.loss, self.model, x0, self._batch)))
+        if (held := self._held_out) is not None:
+            run.held_out_curve.append((run.step, held_out_loss(self.loss, self.model, held.spaced(256), self._batch)))
 
     def _settings(self, steps: int) -> dict[str, str]:
         """Return what determines the weights, by the names of arguments, as text."""

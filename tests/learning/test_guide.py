@@ -50,7 +50,7 @@ def test_the_table_is_that_of_the_code() -> None:
     table = {loss: cells for loss, *cells in rows()}
     for name, loss in MADE.items():
         assert tuple(table.pop(name)) == said(loss), name
-    assert table == {name: ["that of the bound"] * 2 for name in ("Blocks(bound, k)", "BlockMixture(bound, weights)")}
+    assert table == {name: ["as for `bound`"] * 2 for name in ("Blocks(bound, k)", "BlockMixture(bound, weights)")}
     objectives = {name for name in losses.__all__ if isinstance(getattr(losses, name), type)}
     named = {loss.partition("(")[0] for loss, *_ in rows()}
     assert named == {one for one in objectives if issubclass(getattr(losses, one), losses.Objective)} - {

@@ -149,11 +149,11 @@ def test_rare_characters_of_a_large_alphabet_are_one_token(folder: Path) -> None
         (["--data", "."], r"--data: . is a folder; give a text file"),
         (
             ["--process", "mask"],
-            r"--process: there is no 'mask' \(did you mean masked\?\); accepted: masked, uniform, abs",
+            r"--process: there is no 'mask' \(did you mean 'masked'\?\); accepted: masked, uniform, abs",
         ),
         (
             ["--loss", "Masked_NELBO"],
-            r"--loss: there is no 'Masked_NELBO' \(did you mean masked-nelbo\?\); accepted: mask",
+            r"--loss: there is no 'Masked_NELBO' \(did you mean 'masked-nelbo'\?\); accepted: mask",
         ),
         (["--loss", "xyz"], r"--loss: there is no 'xyz'; accepted: masked-nelbo, uniform-nelbo"),
         (
@@ -228,7 +228,7 @@ def test_bad_files_give_one_line(folder: Path, capfd: pytest.CaptureFixture[str]
 @pytest.mark.usefixtures("as_user")
 def test_sampling_says_what_is_missing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "digit"]) == 2
-    assert "there is no folder digit (did you mean digits?); accepted: digits, text, or a folder" in last(capfd)
+    assert "there is no folder digit (did you mean 'digits'?); accepted: digits, text, or a folder" in last(capfd)
     assert main(["sample", str(folder)]) == 2
     assert "holds no model.safetensors; discdiff train writes it when all its steps are done" in last(capfd)
     assert main(train(folder)) == 0
