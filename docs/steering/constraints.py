@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from page import table
 
 import discdiff as dd
 from discdiff import samplers as S
@@ -162,11 +163,6 @@ def costs() -> dict[str, Callable[[], Cost]]:
     }
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables() -> dict[str, str]:
     """Return the tables by name, as markdown."""
     held = operators()
@@ -176,30 +172,30 @@ def tables() -> dict[str, str]:
         for made in [make()]
     ]
     return {
-        "rejected": _table(
+        "rejected": table(
             ["Ancestral, steps", *map(str, STEPS)],
             [[name, *(f"{p:.3g}" for p in row)] for name, row in rejected().items()],
         ),
-        "distances": _table(
+        "distances": table(
             ["TV to p0 restricted, steps", *map(str, SHORT)],
             [[name, *(f"{p:.2g}" for p in row)] for name, row in distances().items()],
         ),
-        "operators": _table(
+        "operators": table(
             ["mass on rejected sequences", "operators"],
             [
                 [mass, ", ".join(name for name, one in held.items() if one == mass)]
                 for mass in sorted(set(held.values()))
             ],
         ),
-        "cost": _table(["constraint", "rows x sites", "seconds a step", "MB besides logits"], cost),
+        "cost": table(["constraint", "rows x sites", "seconds a step", "MB besides logits"], cost),
     }
 
 
 def main() -> None:
     """Print the tables."""
     torch.set_num_threads(1)
-    for name, table in tables().items():
-        print(f"<!-- {name} -->\n{table}\n")
+    for name, made in tables().items():
+        print(f"<!-- {name} -->\n{made}\n")
 
 
 if __name__ == "__main__":

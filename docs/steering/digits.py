@@ -16,7 +16,7 @@ import multiprocessing
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from discdiff import samplers as S
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import digit_problems as D  # noqa: E402
+from page import table  # noqa: E402
 
 FIGURES, PICTURE = HERE / "digits.json", HERE / "digits.png"
 SEEDS, GROUP, STEPS, LONG = 6, 8, 16, 64
@@ -315,11 +316,6 @@ def difference(rows: list[Row], other: list[Row], measure: str) -> tuple[float, 
     apart = means(rows, measure) - means(other, measure)
     half = float(t.ppf(0.975, len(apart) - 1)) * apart.std(ddof=1) / len(apart) ** 0.5
     return float(apart.mean()), half
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]) + "\n"
 
 
 def values(found: dict[str, list[Row]]) -> str:

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from page import table
 from torch import Tensor
 
 import discdiff as dd
@@ -305,11 +306,6 @@ def rollouts() -> str:
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
 TABLES: dict[str, Callable[[], str]] = {

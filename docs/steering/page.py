@@ -5,6 +5,7 @@ All parts take about ten minutes on one core. The last three read what text.py, 
 
 import re
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import torch
 
 PAGE = Path(__file__).parent.with_suffix(".md")
 PARTS = ("doob", "particles", "recipes", "constraints", "posteriors", "text", "digits", "third_loops")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)) + "\n"
 
 
 def placed(page: str, name: str, table: str) -> str:

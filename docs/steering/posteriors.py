@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from page import table
 from torch import Tensor
 
 import discdiff as dd
@@ -128,11 +129,6 @@ def pairs() -> Iterator[tuple[int, int, str]]:
     """The sizes and their headings."""
     for v, length, _ in SIZES:
         yield v, length, f"V = {v}, L = {length}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
 def guides() -> str:

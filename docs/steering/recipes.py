@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from page import table
 from torch import Tensor
 
 import discdiff as dd
@@ -280,11 +281,6 @@ def budgets(drawn: int = DRAWN, sizes: tuple[int, ...] = (8, 32, 128)) -> dict[s
         "the limit of particles: the law of 8 steps, tilted": [float(T.tv(limit(name), TARGET))] * len(sizes),
         "the limit of candidates": [float(T.tv(candidates(name), TARGET))] * len(sizes),
     }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
 def tables() -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from page import table
 from scipy.stats import binomtest, t
 from torch import Tensor
 
@@ -169,11 +170,6 @@ def measure() -> None:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]) + "\n"
 
 
 def interval(values: Sequence[float]) -> str:
