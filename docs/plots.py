@@ -10,15 +10,15 @@ HERE = Path(__file__).parent
 PAGE = HERE / "guide" / "plots.md"
 
 
-def run(folder: Path) -> None:
-    """Run the page's blocks in a folder, where they leave their pictures."""
+def run(folder: Path, page: Path = PAGE) -> None:
+    """Run a page's blocks in a folder, where they leave their pictures."""
     matplotlib.use("Agg")
     scope: dict[str, object] = {"__name__": "page"}
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
-            exec(compile(block, str(PAGE), "exec"), scope)
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+            exec(compile(block, str(page), "exec"), scope)
     finally:
         os.chdir(before)
 

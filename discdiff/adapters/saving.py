@@ -249,7 +249,7 @@ class _Saved(Convention):
         model.name, model.cost = self.own_name, self.cost
         if self.direct:
             model.fn = network
-        return model if self.retimed is None else model.with_schedule(self.retimed)  # type: ignore[return-value]  # of its own class
+        return model if self.retimed is None else model.with_schedule(self.retimed)
 
 
 def _build(files: Files, asked: Asked) -> tuple[nn.Module, Convention]:

@@ -1,7 +1,6 @@
 """``discdiff sample FOLDER``: sample from a network that ``discdiff train`` wrote."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from discdiff.adapters.own import load_written
-from discdiff.checks import LAST_SEED, affordable, real, whole
+from discdiff.checks import LAST_SEED, affordable, meant, real, whole
 from discdiff.command.train_command import MODEL
 from discdiff.demo.data import Vocabulary
 from discdiff.prediction import Truncation
@@ -66,8 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     folder, out = arguments.folder, arguments.out
     if not folder.is_dir():
-        near = difflib.get_close_matches(str(folder), ("digits", "text"), 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = meant(folder, ("digits", "text"))
         raise FileNotFoundError(
             f"sample: there is no folder {folder}{hint}; accepted: digits, text, or a folder that discdiff train wrote"
         )

@@ -1,7 +1,6 @@
 """``discdiff train``: train a small network on a text or an array, in a folder from which a killed run goes on."""
 
 import argparse
-import difflib
 import json
 import shlex
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from discdiff.checks import real, whole
+from discdiff.checks import meant, real, whole
 from discdiff.command.arguments import Formatter
 from discdiff.command.training_data import TrainingData, read
 from discdiff.demo.models import PROCESSES, Card, build, save_trained
@@ -166,8 +165,7 @@ def _known(word: str, words: Iterable[str], option: str) -> str:
     """
     if word in words:
         return word
-    near = difflib.get_close_matches(word.lower().replace("_", "-"), words, 1, 0.5)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = meant(word.replace("_", "-"), words)
     raise ValueError(f"{option}: there is no {word!r}{hint}; accepted: {', '.join(words)}")
 
 

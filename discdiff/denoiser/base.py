@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, SupportsIndex
+from typing import ClassVar, SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,8 @@ from discdiff.prediction import Output, Prediction, Predicts, check_predicts, un
 from discdiff.process import Process, Schedule, Time, noise, require_process, site_time
 
 __all__ = ["Denoiser", "check_denoiser"]
+
+D = TypeVar("D", bound="Denoiser")
 
 
 class Denoiser(Renamed):
@@ -211,8 +213,7 @@ class Denoiser(Renamed):
             seed: the seed of the noise.
 
         Raises:
-            ValueError: if the function takes no separate time for each site and the process is not absorbing, or if
-                sites are out of range.
+            ValueError: if sites are out of range, or as ``condition`` for the function and the process.
         """
         moving, seed = self._moving(moving, None, "marginal"), whole(seed, "marginal: seed", 0, LAST_SEED)
         return self._held(moving, noise(self.process, 1, len(moving), seed), 1.0, 0)
@@ -326,7 +327,7 @@ class Denoiser(Renamed):
 
         return guided_alone(self, said, x, t, sequential)
 
-    def with_schedule(self, schedule: Schedule) -> "Denoiser":
+    def with_schedule(self: D, schedule: Schedule) -> D:
         """Return the same model with another schedule.
 
         fn still gets times of the schedule it was trained with: those at which that schedule has the same alpha.
@@ -371,7 +372,7 @@ class Denoiser(Renamed):
             raise TypeError(f"with_name: name must be a string, got {shown(name)}")
         return self._with(name=name)
 
-    def _with(self, **fields: object) -> "Denoiser":
+    def _with(self: D, **fields: object) -> D:
         other = copy.copy(self)
         vars(other).update(fields)
         return other

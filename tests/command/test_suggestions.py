@@ -85,7 +85,7 @@ def test_the_command_suggests_words(words: str, message: str, capfd: pytest.Capt
 
 def test_a_misspelt_example_is_no_folder(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", "digit"]) == 2
-    assert "there is no folder digit (did you mean digits?)" in capfd.readouterr().err
+    assert "there is no folder digit (did you mean 'digits'?)" in capfd.readouterr().err
 
 
 COMMANDS = (
