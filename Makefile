@@ -45,7 +45,7 @@ GPU_PYTHON ?= $(PYTHON)
 GPU_OUT ?= build/gpu
 gpu:
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -o filterwarnings= \
-		tests/kernels/test_gpu.py
+		tests/kernels/test_gpu.py tests/kernels/test_gpu_runs.py
 	TRITON_INTERPRET=0 PYTHONPATH=.:$$PYTHONPATH $(GPU_PYTHON) docs/gpu.py $(GPU_OUT)
 
 # Antibody domains by a network that somebody else trained, and the table of docs/antibodies.md: a quarter of an hour.

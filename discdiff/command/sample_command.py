@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from discdiff.adapters.own import load_written
-from discdiff.checks import LAST_SEED, affordable, meant, real, whole
+from discdiff.checks import LAST_SEED, affordable, meant, placed, real, whole
 from discdiff.command.train_command import MODEL
 from discdiff.demo.data import Vocabulary
 from discdiff.prediction import Truncation
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", metavar="TEXT", default="", help="text to begin with, if the network was trained on a text")
     add("--temperature", metavar="X", type=float, default=1.0, help="below 1: likelier tokens become likelier still")
     add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same samples")
+    add("--device", metavar="NAME", default="cpu", help="where to run, for instance cuda")
     add(
         "--out",
         metavar="FILE",
@@ -79,7 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
             whole(getattr(arguments, option), f"--{option}", 1, _MANY)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out: {out} must be a file in a folder that exists")
+    device = placed(arguments.device, "--device")
     model, card, characters = load_written(folder / MODEL)
+    assert isinstance(model.fn, torch.nn.Module)
+    model.fn.to(device)
     length = getattr(arguments, "length", card.length)
     if length > card.length and card.shape != "blocks":
         raise ValueError(f"--length: this network takes at most {card.length} tokens, got {length}")
@@ -97,8 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = Sampler(model.process, model, operator, steps=arguments.steps)
     seed = whole(arguments.seed, "--seed", 0, LAST_SEED)
     Console(stderr=True).print(repr(sampler), style="dim", highlight=False, markup=False, soft_wrap=True)
-    tokens = sampler.sample(arguments.batch, length, seed=seed, prompt=prompt, progress=True).tokens
-    _give(tokens, vocabulary, out)
+    tokens = sampler.sample(arguments.batch, length, seed=seed, prompt=prompt, progress=True, device=device).tokens
+    _give(tokens.cpu(), vocabulary, out)
 
 
 def _give(tokens: Tensor, vocabulary: Vocabulary | None, out: Path | None) -> None:

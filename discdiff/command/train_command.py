@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from discdiff.checks import meant, real, whole
+from discdiff.checks import meant, placed, real, whole
 from discdiff.command.arguments import Formatter
 from discdiff.command.training_data import TrainingData, read
 from discdiff.demo.models import PROCESSES, Card, build, save_trained
@@ -93,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--held-out", metavar="X", type=float, default=0.05, help="share of the data that is not trained on")
     add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same weights on the same machine")
     add("--every", metavar="N", type=int, default=100, help="steps between two checkpoints")
+    add("--device", metavar="NAME", default="cpu", help="where to train, for instance cuda; weights depend on it")
     add("--restart", action="store_true", default=none, help="begin anew, although the folder has a checkpoint")
 
 
@@ -110,6 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         if option in arguments:
             whole(getattr(arguments, option), f"--{option}", least, _MANY)
     whole(arguments.seed, "--seed", 0, 2**63 - 1)
+    device = placed(arguments.device, "--device")
     if arguments.width % 32:
         raise ValueError(f"--width: must be a multiple of 32, got {arguments.width}")
     real(arguments.rate, "--rate", "(0, inf)"), real(arguments.held_out, "--held-out", "(0, 1)")
@@ -126,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     network, model = build(card)
     trainer = Trainer(
-        network, model.process, loss, known, predicts=card.predicts, time=card.time, batch=arguments.batch,
+        network.to(device), model.process, loss, known, predicts=card.predicts, time=card.time, batch=arguments.batch,
         length=length, held_out=held, rate=arguments.rate, seed=arguments.seed, folder=arguments.out,
         every=arguments.every, warmup=min(100, arguments.steps // 10),
     )  # fmt: skip
@@ -196,7 +198,7 @@ def _length(arguments: argparse.Namespace, data: TrainingData) -> int:
 
 def _settings(arguments: argparse.Namespace, loss: str, length: int, data: TrainingData) -> dict[str, Any]:
     """Return the options that determine the weights, as they are named, and the fingerprint of the data."""
-    names = ("process", "steps", "batch", "rate", "network", "width", "depth", "held_out", "seed")
+    names = ("process", "steps", "batch", "rate", "network", "width", "depth", "held_out", "seed", "device")
     said = {name.replace("_", "-"): getattr(arguments, name) for name in names}
     return {**said, "loss": loss, "length": length, "data": data.digest}
 

@@ -84,7 +84,7 @@ def measure(
     Args:
         process: the forward process, whose states are few enough for a matrix.
         model: the denoiser, or several by name.
-        data: (N, L) data tokens; the errors are means over the N rows.
+        data: (N, L) data tokens, on the device of the denoiser; the errors are means over the N rows.
         times: the grid, decreasing.
         step: the step that is measured: ``Ancestral`` with guides and the name of a model.
         seed: the seed of the noise.
@@ -99,13 +99,15 @@ def measure(
     data = token_ids(data, "measure: data", "data tokens (N, L)")
     process.check_data(data, "measure: data")
     asked = Sampler(process, model, plan=Plan([times[0], times[-1]], [step])).model
-    path = noise_path(process, data, times, seed)
+    path = [z.to(data.device) for z in noise_path(process, data.cpu(), times, seed)]
     last = len(times) - 1
     parts = torch.full((last + 1, last + 1, len(data)), torch.nan, dtype=torch.float64)
     for i in range(last):
         said = asked(path[i], times[i])
         for j in range(i + 1, last + 1):
-            parts[i, j] = _forward(process, path[j], path[i], times[i], times[j]) - log_step(said, path[j], times[j])
+            parts[i, j] = (
+                _forward(process, path[j], path[i], times[i], times[j]) - log_step(said, path[j], times[j])
+            ).cpu()
     finest = torch.cat([torch.zeros(1, len(data), dtype=torch.float64), parts.diagonal(1, 0, 1).T.cumsum(0)])
     errors = parts - (finest[None] - finest[:, None])
     spread = errors.std(-1) / len(data) ** 0.5
@@ -115,7 +117,7 @@ def measure(
 def noise_path(
     process: Process, data: Int[Tensor, "N L"], times: tuple[float, ...], seed: int
 ) -> list[Int[Tensor, "N L"]]:
-    """Draw noisy states of data along one path, (N, L) at every time; the last time comes first in the draw."""
+    """Draw noisy states (N, L) of data along one path, for every time, on the CPU; the last time is drawn first."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     z = process.place(data, (data + 1) % process.vocab_size)
     found, before = [], 0.0
@@ -134,9 +136,9 @@ def log_step(said: Prediction, z_s: Int[Tensor, "N L"], s: float) -> Float[Tenso
     where = ~process.revealed(said.x, said.alpha.expand(said.x.shape))  # the other sites stay for certain
     alpha = process.schedule.survival(torch.tensor(s, dtype=torch.float64))
     rows = said[where].reverse(alpha.expand(1, 1)).known(at=process.column(z_s)[where])
-    total = torch.zeros(z_s.shape, dtype=torch.float64)
+    total = torch.zeros(z_s.shape, dtype=torch.float64, device=z_s.device)
     return total.masked_scatter(where, rows.log_prob.double()).sum(-1)
 
 
 def _forward(process: Process, z_s: Tensor, z_t: Tensor, t: float, s: float) -> Float[Tensor, " N"]:
-    return process.kernel(t, s)[z_s, z_t].log().sum(-1)
+    return process.kernel(t, s).to(z_s.device)[z_s, z_t].log().sum(-1)
