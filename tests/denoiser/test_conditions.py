@@ -11,6 +11,7 @@ from discdiff import theory as T
 
 WORLD = strong()
 PROCESSES = [dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())]
+QUICK = [PROCESSES[0], pytest.param(PROCESSES[1], marks=pytest.mark.slow)]  # by draws
 P0 = WORLD.p0.view(3, 3, 3)
 DRAWS = 40_000
 PROMPT, FROZEN = torch.tensor([2, 0, 1]), torch.tensor([False, True, False])
@@ -23,7 +24,7 @@ def p_value(tokens: torch.Tensor, law: torch.Tensor) -> float:
     return float(chisquare(seen, law * len(tokens)).pvalue)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", QUICK, ids=repr)
 def test_infill_from_noise_follows_the_exact_conditional(process: dd.Process, failure_rate: float) -> None:
     model = WORLD.denoiser(process)
     sampler = dd.Sampler(process, model, S.SplitLeap() if not process.absorbing else S.FirstHitting(), steps=48)
@@ -57,7 +58,7 @@ def test_one_site_with_the_others_summed_out_is_exact_for_any_steps(process: dd.
         assert T.tv(T.law(dd.Sampler(process, model, S.Ancestral(), steps=steps)), exact) < 1e-12
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", QUICK, ids=repr)
 def test_joint_conditional_and_marginal_laws_come_from_one_denoiser(process: dd.Process) -> None:
     joint = WORLD.denoiser(process)
     pair = torch.tensor([True, False, True])

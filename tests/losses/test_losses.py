@@ -113,7 +113,13 @@ def test_discrete_bounds_fall_to_the_entropy_at_rate_one(process: dd.Process, si
     assert gaps[0] == pytest.approx(total_correlation, abs=1e-10), "one step knows only the marginals"
 
 
-@pytest.mark.parametrize(("process", "size"), [e for e in EXACT if not isinstance(e[0], dd.General)], ids=str)
+ODE = [
+    pytest.param(*e, marks=() if isinstance(e[0], dd.Masked | dd.Uniform | dd.Hybrid) else pytest.mark.slow)
+    for e in EXACT if not isinstance(e[0], dd.General)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("process", "size"), ODE, ids=str)
 def test_the_reverse_ode_has_the_data_law(process: dd.Process, size: int) -> None:
     world = correlated(size)
     law = T.reverse_law(world.denoiser(process, predicts="loo"))

@@ -185,10 +185,10 @@ def test_split_leap_has_order_two_at_any_coupling(process: dd.Process, world: T.
 @pytest.mark.parametrize(
     ("operator", "process", "steps"),
     [
-        (S.ThetaTrapezoidal(0.5), MASKED, [32, 64, 128]),
+        pytest.param(S.ThetaTrapezoidal(0.5), MASKED, [32, 64, 128], marks=pytest.mark.slow),
         (S.ThetaTrapezoidal(1 / 3), MASKED, [32, 64, 128]),
         pytest.param(S.ThetaTrapezoidal(0.5), UNIFORM, [32, 64, 128], marks=pytest.mark.slow),
-        (S.Multistep(), MASKED, [96, 192, 384]),
+        pytest.param(S.Multistep(), MASKED, [96, 192, 384], marks=pytest.mark.slow),
         pytest.param(S.Multistep(), UNIFORM, [96, 192, 384], marks=pytest.mark.slow),
     ],
     ids=repr,
@@ -211,6 +211,7 @@ def test_a_trapezoid_whose_first_stage_is_linear_in_the_rates_has_order_one(
     caught(13, 2 - slope(S.ThetaTrapezoidal(), process, coupled(0.05), [8, 16, 32]), 0.5)
 
 
+@pytest.mark.slow
 def test_remasking_at_a_rate_has_order_one_and_in_shares_none_inside_and_one_half_at_the_end() -> None:
     world = coupled(0.95)
     operator = S.ReMDM(2.0, "rate")

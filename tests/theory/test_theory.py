@@ -40,7 +40,11 @@ def pyros_kernel(operator: dd.Operator, process: dd.Process, model: dd.Denoiser,
 @pytest.mark.parametrize("process", zoo(2), ids=repr)
 @pytest.mark.parametrize(
     "operator",
-    [S.Ancestral(), S.Gibbs() >> S.Gibbs(2), dd.mix({S.Gibbs(): 0.3, S.Gibbs(2): 0.7})],
+    [
+        S.Ancestral(),
+        pytest.param(S.Gibbs() >> S.Gibbs(2), marks=pytest.mark.slow),
+        dd.mix({S.Gibbs(): 0.3, S.Gibbs(2): 0.7}),
+    ],
     ids=repr,
 )
 def test_prefix_enumeration_is_pyros_enumeration(process: dd.Process, operator: dd.Operator) -> None:
