@@ -1,5 +1,6 @@
 """Plans that are found: objectives, searches, statistics of a network, and noise that is scored and used again."""
 
+from discdiff.plans.correcting import Excess, excess
 from discdiff.plans.evolving import Evolution, Surrogate
 from discdiff.plans.found import Found, Trial, front
 from discdiff.plans.intervals import Measured, measure
@@ -12,9 +13,9 @@ from discdiff.plans.space import Space
 from discdiff.plans.trials import Trials
 
 __all__ = [
-    "KL", "KLUB", "Dynamic", "Evolution", "Found", "GoldenSection", "Judge", "Measured", "Method", "Objective",
-    "Random", "ScoredNoise", "Space", "Surrogate", "TotalCorrelation", "Trial", "Trials", "front", "measure",
-    "score_noise", "search",
+    "KL", "KLUB", "Dynamic", "Evolution", "Excess", "Found", "GoldenSection", "Judge", "Measured", "Method",
+    "Objective", "Random", "ScoredNoise", "Space", "Surrogate", "TotalCorrelation", "Trial", "Trials", "excess",
+    "front", "measure", "score_noise", "search",
 ]  # fmt: skip
 
 
