@@ -133,4 +133,4 @@ class KLUB(Objective):
         assert held is not None
         weight = torch.arange(1, held.numel() + 1, dtype=torch.float64).sqrt()
         kind = "" if self.world is not None else f"data, seed={self.seed}, "
-        return f"KLUB({kind}{tuple(held.shape)}, {float((held.double().flatten() * weight).sum())!r})"
+        return f"KLUB({kind}{tuple(held.shape)}, {float((held.cpu().double().flatten() * weight).sum())!r})"

@@ -155,6 +155,19 @@ def test_the_command_trains_and_samples_on_a_gpu(tmp_path: Path, capsys: pytest.
     assert "held out" in capsys.readouterr().out
 
 
+def test_a_plan_is_found_from_data_on_a_gpu() -> None:
+    data = torch.randint(V, (16, L), generator=torch.Generator().manual_seed(4))
+
+    def grid(device: str) -> Tensor:
+        found = dd.plans.search(MASKED, model(MASKED, device), calls=2, operators=[S.Ancestral()], times=4,
+                                objective=dd.plans.KLUB(data=data.to(device)), method=dd.plans.Dynamic())  # fmt: skip
+        return torch.tensor(found.grid)
+
+    same(grid)
+    sampler = lambda device: dd.Sampler(UNIFORM, model(UNIFORM, device), S.Ancestral(), steps=3)  # noqa: E731
+    same(lambda device: dd.plans.excess(sampler(device), data.to(device)).nats)
+
+
 @pytest.mark.parametrize("loss", [losses.MaskedNELBO(), losses.UniformNELBO()], ids=str)
 def test_training_on_a_gpu_goes_on_from_its_checkpoint(loss: losses.Objective, tmp_path: Path) -> None:
     process = UNIFORM if isinstance(loss, losses.UniformNELBO) else MASKED
