@@ -1,6 +1,7 @@
 """Errors of single steps from data against the enumerated bound, and first states that are scored and used again."""
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from discdiff import theory as T
 P = dd.plans
 WORLD = dirichlet(0.5, 3, 3, 2)
 TIMES = (1.0, 0.75, 0.5, 0.25, 0.0)
+KINDS: tuple[Literal["loo", "denoiser"], ...] = ("loo", "denoiser")
 PROCESSES = [dd.Masked(3, dd.Linear()), dd.Uniform(3, dd.Linear())]
 
 
@@ -73,6 +75,23 @@ def test_the_bound_from_data_orders_plans_as_the_enumerated_one() -> None:
     apart = [(one - values[-1][0], other - values[-1][1]) for one, other in values]
     assert all(abs(one - other) < 0.02 for one, other in apart)
     assert apart[0][0] > 0.1, "one step is far from four"
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("of", ["loo", "denoiser"])
+def test_the_bound_from_data_finds_the_parameterisation(process: dd.Process, of: Literal["loo", "denoiser"]) -> None:
+    """A network whose O, or whose D, was sharpened to the power 1.25: tempering the same law at 1.25 is chosen."""
+    model = WORLD.denoiser(process)
+    warm = [dd.Step(S.Ancestral(), (dd.Truncation(temperature=1.25, of=each),)) for each in KINDS]
+    choices, data = [dd.Step(S.Ancestral()), *warm], P.KLUB(data=rows(1500))
+    sharp = model.guided(dd.Truncation(temperature=0.8, of=of))
+    kinds = []
+    for asked in (sharp, model):
+        found = P.search(process, asked, calls=2, times=2, operators=choices, method=P.Dynamic(), objective=data)
+        kinds.append([guide.of for step in found.steps for guide in step.guides])
+    assert len(kinds[0]) == 2  # at t = 1 nothing is known, so that D is O; a masked D at hidden sites is O as well
+    assert process.masks or kinds[0][-1] == of
+    assert kinds[1] == [], "planted: an exact network needs no temperature"
 
 
 def test_reused_noise_has_its_enumerated_law() -> None:
