@@ -9,6 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 
 demo: .venv/demo
 	$(BIN)/discdiff demo --out demo.png
+	@echo 'Before these commands: source .venv/bin/activate'
 
 # The linter and the site after the tests: where they find something, what the tests say is there to be read.
 test: .venv/test
@@ -68,7 +69,7 @@ lint: .venv/test
 	touch $@
 
 .venv/demo: pyproject.toml .ci/constraints.txt | .venv/python
-	$(INSTALL) -e '.[demo,hf]'
+	$(INSTALL) -e '.[demo,hf,steer]'
 	touch $@
 
 .venv/antibody: pyproject.toml .ci/constraints.txt | .venv/python

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import discdiff as dd
+from discdiff import plots
 from discdiff import samplers as S
 from discdiff.adapters.own import load_trained
 from discdiff.losses import base as losses
@@ -218,26 +219,28 @@ def pictures(figures: dict[str, Any]) -> None:
     colours = {"loo": "C0", "denoiser": "C1", "denoiser called LOO": "C3", "absorbing": "C2"}
     styles = {"ancestral": "-", "informed PC": "--", "random PC": ":", "re-noising": "-.", "ancestral, T = 0.8": "-."}
     figure, axes = plt.subplots(3, 3, figsize=(14, 11.5), layout="constrained")
+    looks = {f"{kind}, {name}": {"color": colours[kind], "linestyle": styles[name]} for kind, name in SAMPLERS}
     for column, data in zip(axes.T, DATA, strict=True):
-        reference = figures["networks"][data]["reference"]
+        reference, curves = figures["networks"][data]["reference"], {}
         for kind, name in SAMPLERS:
-            look = {"label": f"{kind}, {name}", "color": colours[kind], "linestyle": styles[name]}
+            label = f"{kind}, {name}"
             found = np.array([pick(figures, data, kind, name, nfe)["found"] for nfe in NFES])
             means, errors = found.mean(1), found.std(1, ddof=1) / found.shape[1] ** 0.5
             for part in (0, 1):
-                column[part].errorbar(NFES, means[:, part], errors[:, part], capsize=2, **look)
+                column[part].errorbar(NFES, means[:, part], errors[:, part], capsize=2, label=label, **looks[label])
             if kind != "denoiser called LOO":  # far outside
-                column[2].errorbar(means[:, 1], means[:, 0], errors[:, 0], errors[:, 1], marker=".", **look)
+                curves[label] = means[:, 1], means[:, 0], errors[:, 1], errors[:, 0]
         for axis, value in zip(column, reference, strict=False):
             axis.axhline(value, color="black", linewidth=0.8)
             axis.set_xscale("log")
             axis.set_xticks(NFES, [str(n) for n in NFES])
             axis.minorticks_off()
-        column[2].plot(*reversed(reference), marker="*", markersize=13, color="black", linestyle="none", label="data")
-        titles = "nats a token", "entropy, nats", "nats against entropy"
-        for axis, what, below in zip(column, titles, ("denoiser calls", "denoiser calls", "entropy"), strict=True):
-            axis.set(title=f"{data}: {what}", xlabel=below)
+            axis.set_xlabel("denoiser calls")
             axis.grid(alpha=0.3)
+        small = {label: {**look, "marker": "."} for label, look in looks.items()}
+        plots.frontier(curves, column[2], data=reference[::-1], quality="", looks=small).get_legend().remove()
+        for axis, what in zip(column, ("nats a token", "entropy, nats", "nats a token against entropy"), strict=True):
+            axis.set_title(f"{data}: {what}")
     axes[0, 2].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(ROOT / "parameterisations.png", dpi=110)
     losses_figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import discdiff as dd
+from discdiff import plots
 from discdiff import samplers as S
 from discdiff import theory as T
 
@@ -114,13 +115,7 @@ def small(job: tuple[str, str, str]) -> Row:
     operator, cost = SAMPLERS[family][name]
     law, process = world(coupling), PROCESSES[family](3)
     model = law.denoiser(process, predicts="loo")
-    row: Row = {
-        "kind": "small",
-        "family": family,
-        "name": name,
-        "coupling": coupling,
-        "repr": repr(operator),
-    }
+    row: Row = {"kind": "small", "family": family, "name": name, "coupling": coupling, "repr": repr(operator)}
     row["declared"] = operator.order
     if cost is None or not operator.enumerable:
         draws = dd.Sampler(process, model, operator, grid=grid(operator, family, 64)).sample(60_000, seed=0)
@@ -152,13 +147,7 @@ def long(job: tuple[str, str, str]) -> Row:
     operator, cost = SAMPLERS[family][name]
     law, process = chain(coupling), PROCESSES[family](8)
     model, exact = law.to(dtype=torch.float32).denoiser(process, predicts="loo"), law.log_prob_moments()[0]
-    row: Row = {
-        "kind": "long",
-        "family": family,
-        "name": name,
-        "coupling": coupling,
-        "repr": repr(operator),
-    }
+    row: Row = {"kind": "long", "family": family, "name": name, "coupling": coupling, "repr": repr(operator)}
     found = []
     for nfe in NFES if cost is not None else [256]:
         steps = nfe // (cost or 1)
@@ -373,56 +362,33 @@ def pictures(rows: list[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    usual = ["ThetaTrapezoidal(0.5)", "Multistep", "SplitLeap", "Ancestral >> Gibbs"]
     shown = {
-        "masked": [
-            "Ancestral",
-            "ThetaTrapezoidal(0.5)",
-            "Multistep",
-            "SplitLeap",
-            "Ancestral >> Gibbs",
-            "ReMDM, cap 0.1",
-            "Unmask, entropy",
-            "Unmask, spread",
-        ],
-        "uniform": [
-            "Ancestral",
-            "Euler",
-            "MaximalCoupling",
-            "ThetaTrapezoidal(0.5)",
-            "Multistep",
-            "SplitLeap",
-            "Ancestral >> Gibbs",
-            "Ancestral >> Gibbs ** 3",
-        ],
+        "masked": ["Ancestral", *usual, "ReMDM, cap 0.1", "Unmask, entropy", "Unmask, spread"],
+        "uniform": ["Ancestral", "Euler", "MaximalCoupling", *usual, "Ancestral >> Gibbs ** 3"],
     }
-    names = list(dict.fromkeys(name for family in shown.values() for name in family))
-    colour = {name: f"C{n}" if n < 10 else "black" for n, name in enumerate(names)}
+    names = list(dict.fromkeys(itertools.chain(*shown.values())))
+    looks = {name: {"color": f"C{n}" if n < 10 else "black"} for n, name in enumerate(names)}
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for line, family in zip(axes, shown, strict=True):
-        for axis, kind in zip(line, ("small", "long"), strict=True):
-            for name in shown[family]:
-                points = curve(pick(rows, kind, family, name, "strong"))
-                if kind == "small":
-                    points = [(n, max(e, EXACT)) for n, e in points]
-                if points:
-                    axis.plot(*zip(*points, strict=True), marker="o", label=name, color=colour[name])
-            axis.set_xscale("log")
-            if kind == "small":
-                axis.set_yscale("log")
-            else:  # a perfect sampler is at 0, give or take the noise
-                axis.set_yscale("symlog", linthresh=3.0)
-                axis.set_ylim(bottom=-2.0)
-                axis.axhline(0.0, color="grey", linewidth=0.8)
-            axis.set_title(
-                f"{family}, L = 3: KL(p0 || law), 0 drawn at {EXACT:.0e}"
-                if kind == "small"
-                else f"{family}, L = 256: log-likelihood deficit, nats"
-            )
-            axis.set_xticks(NFES, [str(n) for n in NFES])
-            axis.minorticks_off()
-            axis.set_xlabel("denoiser calls")
-            axis.grid(alpha=0.3)
-        line[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    for (exact, gaps), family in zip(axes, shown, strict=True):
+        curves = {name: curve(pick(rows, "small", family, name, "strong")) for name in shown[family]}
+        kl = {name: list(zip(*points, strict=True)) for name, points in curves.items() if points}
+        plots.kl_against_calls(kl, exact, floor=EXACT, looks=looks).set_title(
+            f"{family}, L = 3; 0 is drawn at {EXACT:.0e}"
+        )
+        exact.get_legend().remove()  # the one on the right serves both
+        for name in shown[family]:
+            points = curve(pick(rows, "long", family, name, "strong"))
+            gaps.plot(*zip(*points, strict=True), marker="o", label=name, **looks[name])
+        gaps.set_xscale("log")
+        gaps.set_yscale("symlog", linthresh=3.0)
+        gaps.set_xticks(NFES, [str(n) for n in NFES])
+        gaps.minorticks_off()
+        gaps.axhline(0.0, color="grey", linewidth=0.8)  # a perfect sampler is there, give or take the noise
+        gaps.set(title=f"{family}, L = 256", xlabel="denoiser calls", ylabel="log-likelihood deficit, nats")
+        gaps.set_ylim(bottom=-2.0)
+        gaps.grid(alpha=0.3)
+        gaps.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(ROOT / "docs" / "predictors.png", dpi=110)
 
 

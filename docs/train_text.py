@@ -1,4 +1,4 @@
-"""Train on 1.9 MB of text for ten minutes of one core, and count the words it writes: ``python docs/train_text.py``.
+"""Train on 2.0 MB of text for ten minutes of one core, and count the words it writes: ``python docs/train_text.py``.
 
 The text is the documentation in Python's standard library: the topics of ``help()`` and the docstrings of all modules,
 in lower case, with all but letters replaced by spaces, as in the data set text8. So every machine with Python has it.

@@ -29,6 +29,12 @@ def weak() -> T.Enumeration:
     return dirichlet(3.0, 7)
 
 
+def two_sites(seed: int) -> T.Enumeration:
+    """0.05 uniform + 0.95 Dirichlet(1/2) on two sites of three tokens."""
+    p0 = 0.05 / 9 + 0.95 * np.random.default_rng(seed).dirichlet(np.full(9, 0.5))
+    return T.Enumeration(torch.as_tensor(p0), vocab_size=3, length=2)
+
+
 def strong() -> T.Enumeration:
     """0.05 uniform + 0.95 Dirichlet(1/2): strongly correlated; a product law would hide most faults."""
     world = dirichlet(0.5, 3)
