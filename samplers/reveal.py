@@ -44,7 +44,9 @@ class Reveal(Predictor):
     Args:
         select, noise, block: the order of the sites, as in ``Unmask``.
         calls: the number of groups.
-        growth: the size of a group divided by the size of the group before it, rounded to whole sites.
+        growth: the size of a group divided by the size of the group before it; its end is rounded up to a whole site.
+            On a Markov chain of 2**n sites ``Reveal("spread", calls=n, growth=2)`` is exact but for the dependence of
+            the two sites of its first call: every other site lies between two that are known.
 
     Raises:
         ValueError: as in ``Unmask``, for calls below 1 or a growth that is not positive; in ``Sampler`` and
@@ -119,7 +121,7 @@ class Reveal(Predictor):
         if self.growth == 1:
             return number * turn // self.calls
         share = math.expm1(turn * math.log(self.growth)) / math.expm1(self.calls * math.log(self.growth))
-        return (number * share + 1e-9).floor().to(number)
+        return (number * share - 1e-9).ceil().to(number)
 
     @property
     def _order(self) -> Unmask:

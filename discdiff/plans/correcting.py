@@ -6,11 +6,11 @@ Let mu_t be the law of a sampler's states at time t and p_t the law of noisy dat
 
 in nats a sequence, with the network's own conditionals, which ``Gibbs`` draws from. It is 0 if mu_t = p_t. A redraw of
 one site i lowers KL(mu_t || p_t) by E KL(mu_t(z_i | z_{-i}) || p_t(z_i | z_{-i})). The excess is the sum of these gains
-over the sites, plus the difference of the conditional entropies of mu_t and p_t. So correctors pay at times of large
-excess, and before they are tried.
+over the sites, plus the difference of the conditional entropies of mu_t and p_t. So the excess tells at which times a
+corrector pays, before any corrector is tried.
 
-Reference: the gain of a redraw is the chain rule of KL, as in the analysis of Gibbs sampling (Liu, 1994,
-https://doi.org/10.1080/01621459.1994.10476829).
+The gain of a redraw follows from the chain rule of KL. The sum of -log p(z_i | z_{-i}) is the negative log
+pseudo-likelihood (Besag, 1975, https://doi.org/10.2307/2987782).
 """
 
 from dataclasses import dataclass

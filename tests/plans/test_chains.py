@@ -125,6 +125,7 @@ def test_a_found_order_of_8_calls_is_ahead_of_16_ancestral_calls(
         print(f"{process} {coupling} {seed}: {found.steps[0].operator} KL {mine:.2e}; ancestral 16: KL >= {limit:.3f}, "
               f"deficit {gap:.2f} +- {error:.2f}; blocks of 32: {fault:.2f}")  # fmt: skip
         assert mine <= limit
+        assert mine < 1e-9, "groups that double: every site is drawn between two that are known"
         assert fault > limit, "planted: groups of neighbours"
         assert at_least(law, law.sample(200, 5), law.sample(rows, 6), failure_rate) == 0, "planted: p0 itself"
 

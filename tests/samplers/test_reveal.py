@@ -128,6 +128,7 @@ def test_groups_hold_every_site_and_grow() -> None:
         assert sorted(itertools.chain(*groups)) == [*range(length)]
         assert len(groups) <= calls
     assert [len(one) for one in S.Reveal("spread", calls=8, growth=2.0).groups(255)] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [len(one) for one in S.Reveal("spread", calls=8, growth=2.0).groups(256)] == [2, 2, 4, 8, 16, 32, 64, 128]
     for step in (S.Reveal(), S.Reveal("entropy"), S.Reveal("spread", noise=0.1)):
         with pytest.raises(ValueError, match="takes an order by position"):
             step.groups(4)
