@@ -88,7 +88,7 @@ class Surrogate(Method):
         proposals: how many plans are predicted in each stage.
         ridge: the weight of the squared coefficients.
 
-    The search in stages is that of S³, of the unified sampling framework.
+    Reference: S³, of the unified sampling framework (Liu et al., 2023, https://arxiv.org/abs/2312.07243).
 
     Raises:
         TypeError, ValueError: for an argument out of range.

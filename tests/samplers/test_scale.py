@@ -143,8 +143,8 @@ MAY = {
 WHOLLY = (
     {"training.py", "losses/base.py", "losses/blocks.py", "noising.py", "bench.py", "bench_steps.py"}
     | {f"learning/{name}.py" for name in ("batches", "objectives", "run", "trainer")}
-    | {f"plans/{name}.py" for name in ("evolving", "intervals", "methods", "space", "trials")}
-)  # searches draw
+    | {f"plans/{name}.py" for name in ("correcting", "evolving", "intervals", "methods", "space", "trials")}
+)  # searches draw, and statistics draw noise and sites
 
 
 def drawn_names(file: Path) -> set[str]:
