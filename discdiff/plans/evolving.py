@@ -78,8 +78,9 @@ class Evolution(Method):
 class Surrogate(Method):
     """Score the plans that a predictor ranks best, and fit the predictor again, in stages (S³).
 
-    The predictor is a ridge regression of the log of the objective on features of a plan: for every interval of the
-    fine grid the length of the step that covers it, its square, its choice, and the step itself.
+    The predictor is a ridge regression of the objective, or of its log if no value is below 0, on features of a plan:
+    for every interval of the fine grid the length of the step that covers it, its square, its choice, and the step
+    itself.
 
     Args:
         evaluations: the number of plans that are scored.
@@ -130,11 +131,13 @@ class Surrogate(Method):
                 scored.append((trials.score(offered[int(index)]), offered[int(index)]))
 
     def _predicted(self, scored: list[tuple[float, Gene]], offered: list[Gene], space: Space) -> np.ndarray:
-        """Return the predicted logs of the objectives of the offered plans."""
-        finite = [(math.log(max(value, 1e-300)), gene) for value, gene in scored if 0 <= value < math.inf]
+        """Return the predicted objectives of the offered plans, or their logs if none is below 0."""
+        finite = [(value, gene) for value, gene in scored if value < math.inf]
         if len(finite) < 2:
             return np.zeros(len(offered))
         y = np.array([value for value, _ in finite])
+        if y.min() >= 0:
+            y = np.log(y.clip(1e-300))
         x, new = (np.stack([features(gene, space) for gene in genes]) for genes in ([g for _, g in finite], offered))
         middle, mean = x.mean(0), y.mean()
         x, new = x - middle, new - middle

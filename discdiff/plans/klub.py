@@ -14,7 +14,7 @@ From data x0 the term of a step is estimated, up to a part that depends on the t
     E[ log q(z_t | z_s) - log K(z_s | z_t) ],       z_s ~ q(. | x0),  z_t ~ q(. | z_s)
 
 This sum over a plan is its discrete-time likelihood bound. ``KLUB(data=)`` subtracts the same sum over all steps of the
-fine grid with the first operator and model: the network itself is the reference.
+fine grid with the first choice of the search: the network itself is the reference. A value may be below 0.
 
 References: jump your steps (Park et al., 2024, https://arxiv.org/abs/2410.07761); D3PM (Austin et al., 2021,
 https://arxiv.org/abs/2107.03006).
@@ -62,12 +62,17 @@ class KLUB(Objective):
         self._matrices = None if world is None else Matrices(world.length)
         self._measured, self._owner = list[tuple[Step, Measured]](), Owner()
         self._times: tuple[float, ...] = ()
+        self._first: Step | None = None
         self._known: dict[tuple[Step, float, float], float] = {}
 
-    def prepare(self, times: tuple[float, ...]) -> None:
+    def prepare(self, times: tuple[float, ...], first: Step | None = None) -> None:
+        """Set the times of all plans, and from data the reference.
+
+        The reference is the step ``first`` at all times, or without it the first step that is scored.
+        """
         if times != self._times:
             self._measured.clear()
-        self._times = times
+        self._times, self._first = times, first
 
     def score(self, sampler: Sampler) -> float:
         total = self.offset(sampler.process)
@@ -117,16 +122,21 @@ class KLUB(Objective):
         return (self.world.marginal(process, s)[:, None] * forward).T
 
     def _estimated(self, sampler: Sampler, step: Step, t: float, s: float) -> float:
-        assert self.data is not None
         if t not in self._times or s not in self._times:
             raise ValueError(f"KLUB: from data it knows the times of the search, {list(self._times)}; got {t} and {s}")
+        held = self._measurement(sampler, step)
+        first = self._measured[0][1] if self._first is None else self._measurement(sampler, self._first)
+        i, j = self._times.index(t), self._times.index(s)
+        return float(held.bound[i, j] - first.fine(i, j))
+
+    def _measurement(self, sampler: Sampler, step: Step) -> Measured:
+        """Return the measurement of a step, which is made once."""
+        assert self.data is not None
         held = next((found for each, found in self._measured if each == step), None)
         if held is None:
             held = measure(sampler.process, sampler.models, self.data, self._times, step=step, seed=self.seed)
             self._measured.append((step, held))
-        first = self._measured[0][1]
-        i, j = self._times.index(t), self._times.index(s)
-        return float(held.bound[i, j] - first.fine(i, j))
+        return held
 
     def __repr__(self) -> str:
         held = self.world.p0 if self.world is not None else self.data

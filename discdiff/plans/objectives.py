@@ -12,7 +12,7 @@ from torch import Tensor
 from discdiff.checks import real, seeded, shown, whole
 from discdiff.plans.matrices import Matrices
 from discdiff.samplers import Reveal
-from discdiff.sampling import Sampler
+from discdiff.sampling import Sampler, Step
 from discdiff.theory import Enumeration, MarkovChain, total_correlation
 from discdiff.theory import kl as divergence
 from discdiff.theory import law as law_of
@@ -28,8 +28,8 @@ class Objective(ABC):
     def score(self, sampler: Sampler) -> float:
         """Return the number of a sampler; infinity excludes its plan."""
 
-    def prepare(self, times: tuple[float, ...]) -> None:  # noqa: B027  # most objectives need nothing
-        """Prepare for plans whose times are among ``times``; a search calls it once."""
+    def prepare(self, times: tuple[float, ...], first: Step | None = None) -> None:  # noqa: B027  # most need nothing
+        """Prepare for plans whose times are among ``times``; a search calls it once, with its first choice."""
 
 
 class KL(Objective):

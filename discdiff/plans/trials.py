@@ -50,7 +50,7 @@ class Trials:
         self._known: dict[str, float] = {}
         self._tried: list[Trial] = []
         self._sampler = Sampler(space.process, space.models, plan=space.plan(((space.last, 0),)))
-        objective.prepare(space.times)
+        objective.prepare(space.times, space.choices[0])
 
     def score(self, plan: Plan | Gene) -> float:
         """Return the objective of a plan; raise ValueError if it is NaN."""

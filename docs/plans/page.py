@@ -51,7 +51,12 @@ def networks() -> dict[str, str]:
         judged, bound = figures["judge"], figures["bound"]
         base = judged["ancestral, 16"]
         rows = [
-            ["held-out data", f"{judged['held out']['nats'][0]:.3f}", f"{judged['held out']['entropy'][0]:.2f}", ""]
+            [
+                "the judge's own data",
+                f"{judged['held out']['nats'][0]:.3f}",
+                f"{judged['held out']['entropy'][0]:.2f}",
+                "",
+            ]
         ]
         for key, label in SHOWN.items():
             if key in judged:

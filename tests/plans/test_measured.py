@@ -1,7 +1,8 @@
 """Errors of single steps from data against the enumerated bound, and first states that are scored and used again."""
 
 import itertools
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -92,6 +93,49 @@ def test_the_bound_from_data_finds_the_parameterisation(process: dd.Process, of:
     assert len(kinds[0]) == 2  # at t = 1 nothing is known, so that D is O; a masked D at hidden sites is O as well
     assert process.masks or kinds[0][-1] == of
     assert kinds[1] == [], "planted: an exact network needs no temperature"
+
+
+class Stopping(P.KLUB):
+    """The bound from data, whose computation is killed after a number of terms."""
+
+    left = 10**9
+
+    def term(self, *arguments: Any) -> float:  # noqa: ANN401
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().term(*arguments)
+
+
+class Forgetful(Stopping):
+    """Planted: the reference is the step that this run measured first."""
+
+    def prepare(self, times: tuple[float, ...], first: dd.Step | None = None) -> None:
+        super().prepare(times)
+
+
+def resumed(kind: type[Stopping], method: "P.Method", folder: Path) -> list[bool]:
+    """Whether a search that was killed at each of ten places ends at the same plan and value."""
+    process, data = PROCESSES[1], rows(40)
+    model = WORLD.denoiser(process).guided(dd.Truncation(temperature=0.8))
+    steps = [dd.Step(S.Ancestral(), (dd.Truncation(temperature=warm),)) for warm in (1.0, 1.25, 1.5)]
+    options: dict[str, Any] = {"calls": 3, "times": 4, "operators": steps, "method": method}
+    whole, same = P.search(process, model, objective=kind(data=data), **options), []
+    for place in range(10):
+        stopped, file = kind(data=data), folder / f"{kind.__name__} {place}"
+        stopped.left = 1 + 3 * place
+        with pytest.raises(KeyboardInterrupt):
+            P.search(process, model, objective=stopped, file=file, **options)
+        again = P.search(process, model, objective=kind(data=data), file=file, **options)
+        same.append(again == whole and again.objective == whole.objective)
+    return same
+
+
+@pytest.mark.parametrize("method", [P.Dynamic(), P.Surrogate(14, 8, 2, 60)], ids=repr)
+def test_a_search_from_data_killed_at_ten_places_goes_on_to_the_same_plan(method: "P.Method", tmp_path: Path) -> None:
+    assert all(resumed(Stopping, method, tmp_path))
+    if isinstance(method, P.Dynamic):
+        assert not all(resumed(Forgetful, method, tmp_path)), "planted: the reference of a resumed run is another"
 
 
 def test_reused_noise_has_its_enumerated_law() -> None:

@@ -4,6 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from problems import dirichlet
@@ -149,6 +150,27 @@ def test_a_search_killed_at_ten_places_goes_on_to_the_same_plan(method: Method, 
     spent = Stopping(WORLD)
     spent.left = 0
     assert search(method, 3, objective=spent, file=tmp_path / "whole", **options) == whole  # type: ignore[arg-type]
+
+
+class Shifted(P.KL):
+    """The KL less a number, so that all values are below 0; the order of plans is that of the KL."""
+
+    def score(self, sampler: dd.Sampler) -> float:
+        return super().score(sampler) - 10
+
+
+def test_the_surrogate_learns_from_values_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that the predictor ranks best are better on average than plans of the same proposals in their order."""
+
+    def proposed() -> float:
+        values = [trial.objective for trial in search(P.Surrogate(40, 20, 2, 400), objective=Shifted(WORLD)).trials]
+        assert max(values) < 0
+        return sum(values[20:]) / len(values[20:]) + 10
+
+    found = proposed()
+    monkeypatch.setattr(P.Surrogate, "_predicted", lambda self, scored, offered, space: np.zeros(len(offered)))
+    blind = proposed()
+    assert found < 0.7 * blind, "planted: a predictor that has left out all values"
 
 
 def test_a_file_of_another_search_is_refused(tmp_path: Path) -> None:
