@@ -22,7 +22,7 @@ from discdiff.kernels.triton_language import columns, contest, group_lse, read, 
 
 __all__ = ["arguments", "contests", "largest", "race", "statistics"]
 
-_TILE = 2048  # columns that a program reads: two groups in two warps were fastest on an H200 (docs/bench.md)
+_TILE = 2048  # columns that a program reads: two groups in two warps were fastest on an H200
 
 
 @triton.jit(do_not_specialize=["temperature"])

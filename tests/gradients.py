@@ -260,7 +260,7 @@ def examine(operator: dd.Operator, process_name: str, predicts: str, clock: str)
 
 
 def rows(whole: bool, only: str | None = None) -> Iterator[tuple[dd.Operator, str, str, str]]:
-    """The rows of the table: all, or for an operator and some processes one kind of prediction and one clock, by turns.
+    """The rows of the table: all, or for an operator and a process one kind of prediction and one clock, by turns.
 
     ``only`` keeps the rows of the operator of that name.
     """
@@ -271,7 +271,7 @@ def rows(whole: bool, only: str | None = None) -> Iterator[tuple[dd.Operator, st
         for (v, operator), (p, process) in itertools.product(enumerate(variants), enumerate(PROCESSES)):
             if whole:
                 yield from ((operator, process, *pair) for pair in pairs)
-            elif (n + v + p) % (15 if v else 5) == 0:
+            elif (v == 0 and process in ("Masked", "Uniform")) or (n + v + p) % (5 if v else 3) == 0:
                 yield operator, process, *pairs[(n + 5 * v + 7 * p) % len(pairs)]
 
 

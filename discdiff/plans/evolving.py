@@ -132,7 +132,7 @@ class Surrogate(Method):
 
     def _predicted(self, scored: list[tuple[float, Gene]], offered: list[Gene], space: Space) -> np.ndarray:
         """Return the predicted objectives of the offered plans, or their logs if none is below 0."""
-        finite = [(value, gene) for value, gene in scored if value < math.inf]
+        finite = [(value, gene) for value, gene in scored if math.isfinite(value)]
         if len(finite) < 2:
             return np.zeros(len(offered))
         y = np.array([value for value, _ in finite])

@@ -101,13 +101,12 @@ def measure(
     asked = Sampler(process, model, plan=Plan([times[0], times[-1]], [step])).model
     path = [z.to(data.device) for z in noise_path(process, data.cpu(), times, seed)]
     last = len(times) - 1
-    parts = torch.full((last + 1, last + 1, len(data)), torch.nan, dtype=torch.float64)
+    parts = torch.full((last + 1, last + 1, len(data)), torch.nan, dtype=torch.float64, device=data.device)
     for i in range(last):
         said = asked(path[i], times[i])
         for j in range(i + 1, last + 1):
-            parts[i, j] = (
-                _forward(process, path[j], path[i], times[i], times[j]) - log_step(said, path[j], times[j])
-            ).cpu()
+            parts[i, j] = _forward(process, path[j], path[i], times[i], times[j]) - log_step(said, path[j], times[j])
+    parts = parts.cpu()
     finest = torch.cat([torch.zeros(1, len(data), dtype=torch.float64), parts.diagonal(1, 0, 1).T.cumsum(0)])
     errors = parts - (finest[None] - finest[:, None])
     spread = errors.std(-1) / len(data) ** 0.5

@@ -1,6 +1,6 @@
 """Plans for a trained antibody network: ``python docs/plans/antibody.py``; docs/plans/antibody.json.
 
-It takes a quarter of an hour on one core, after ``make antibody``. docs/antibodies.csv holds 47 natural
+It takes about ten minutes on one core, after ``make antibody``. docs/antibodies.csv holds 47 natural
 domains of 107 residues, all light chains. The grid is searched on half of them and scored on the other half with five
 seeds of noise. Samples of five seeds are scored by the share that has all the residues that hold a domain together.
 """

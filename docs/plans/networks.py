@@ -2,7 +2,7 @@
 
 Every network has seen one half of its data. The bound is searched on a part of the other half and scored on five more
 parts of it. The judge, an autoregressive network, was trained on the other half; a plan is searched with one seed and
-scored with five others. An hour on two cores; four minutes with ``--device cuda``.
+scored with five others. The five networks at once took two and a half minutes on an H100, with ``--device cuda``.
 """
 
 import argparse
@@ -138,10 +138,7 @@ def judged(name: str, model: dd.Denoiser, network: Judge, reference: Tensor, siz
 
 
 def corrected(model: dd.Denoiser, reference: Tensor) -> dict[str, dd.Sampler]:
-    """Eight steps, with eight calls of Gibbs at the four times of largest excess, or one behind each step but the last.
-
-    At time 0 a redraw of a uniform process is one of clean tokens; that is allowed for both.
-    """
+    """Eight steps, with two calls of Gibbs behind each of the four steps of largest excess, or of smallest excess."""
     plain = dd.Sampler(model.process, model, S.Ancestral(), steps=CALLS)
     measured = P.excess(plain, reference, seed=7)
     largest = measured.nats.argsort(descending=True)[: CALLS // 2].tolist()

@@ -79,5 +79,9 @@ def test_bad_input_is_refused() -> None:
     sampler = dd.Sampler(UNIFORM, WORLD.denoiser(UNIFORM), S.Ancestral(), steps=2)
     with pytest.raises(ValueError, match="excess: sites"):
         P.excess(sampler, rows(4), sites=0)
+    with pytest.raises(ValueError, match="begins at t = 1, got"):
+        P.excess(dd.Sampler(UNIFORM, WORLD.denoiser(UNIFORM), S.Ancestral(), grid=[0.6, 0.0]), rows(4))
+    with pytest.raises(TypeError, match="takes a Sampler"):
+        P.excess(S.Ancestral(), rows(4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="excess: data"):
         P.excess(sampler, rows(4) + 3)
