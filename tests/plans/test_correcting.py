@@ -75,6 +75,7 @@ def test_a_sampler_that_ends_at_data_has_no_excess() -> None:
     assert abs(float(found.nats[-1])) < 3 * float(found.standard_error[-1])
 
 
+@pytest.mark.usefixtures("as_user")
 def test_bad_input_is_refused() -> None:
     sampler = dd.Sampler(UNIFORM, WORLD.denoiser(UNIFORM), S.Ancestral(), steps=2)
     with pytest.raises(ValueError, match="excess: sites"):
