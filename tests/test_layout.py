@@ -35,7 +35,7 @@ STAIRS = {
     "plots": "checks process prediction sampling",
     "theory": "checks choices process prediction denoiser operator losses sampling",
     "plans": "checks kernels process prediction denoiser operator samplers sampling theory",
-    "learning": "checks process prediction denoiser losses",
+    "learning": "checks kernels choices process prediction denoiser losses sampling",
     "demo": "process prediction denoiser losses learning",
     "adapters": "checks plugins kernels choices process prediction denoiser operator samplers sampling demo",
     "command": "checks plugins kernels process prediction denoiser operator guidance losses samplers sampling plots "

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discdiff.checks import array, real, whole
+from discdiff.denoiser import Denoiser
 from discdiff.process import Interpolant, Process
 from discdiff.theory.log_sums import Listed
 from discdiff.theory.oracles import Oracle, pick, uniforms
@@ -255,6 +256,30 @@ class Coupling(Oracle):
         u = all_states(self.alphabet, self.length)
         law = torch.zeros(process.states**self.length, dtype=torch.float64)
         return law.index_add(0, state_index(process.join(u, u), process.states), self.source.p0)
+
+    def without_source(self, process: Process) -> Denoiser:
+        """Return the exact denoiser of p(x0_i | x_t) for a network that does not see the source.
+
+        x_t has the token of x0 with probability alpha(t) at each site, else that of the source. ``dd.learning.Reflow``
+        trains this denoiser on a process without pairs.
+
+        Raises:
+            ValueError: if the states of the process are not the V tokens.
+        """
+        if process.states != self.alphabet:
+            raise ValueError(f"without_source: takes a process of {self.alphabet} states, as Uniform, got {process}")
+        x, joint = all_states(self.alphabet, self.length), self.joint
+        clean = torch.nn.functional.one_hot(x, self.alphabet).double().flatten(1)
+
+        def log_d(z: Tensor, alpha: Tensor | None) -> Tensor:
+            assert alpha is not None
+            same = (z[:, None] == x).double()  # (B, N, L)
+            a = alpha[:, None, None, None]
+            law = (a * same[:, :, None] + (1 - a) * same[:, None]).prod(-1) * joint  # (B, data, source)
+            return (law.sum(-1) @ clean).log().unflatten(-1, (self.length, self.alphabet)).log_softmax(-1)
+
+        return Denoiser(log_d, process, "denoiser", time="alpha", scalar_time=True, length=self.length,
+                        time_dtype=torch.float64)  # fmt: skip
 
     def leave_one_out(self, evidence: Float[Tensor, "B L n"]) -> Float[Tensor, "B L n"]:
         return self.data.leave_one_out(evidence)

@@ -1,6 +1,8 @@
 """Which loss trains which prediction on which process."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +14,43 @@ from discdiff.losses import Objective
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
 
-__all__ = ["Loss", "held_out_loss", "nats_per_token", "predicted"]
+__all__ = ["Loss", "Staged", "held_out_loss", "predicted", "scaled", "updates_of"]
 
 Loss = Objective | Callable[[Denoiser, Tensor], Tensor]
+
+
+class Staged(ABC):
+    """A loss that follows the course of its training: it sees the averaged weights and the share of steps done.
+
+    ``Trainer`` asks it for the losses of a batch by ``updates``, and takes one step of the optimizer after each.
+
+    Attributes:
+        whole: whether the value is one of a sequence. Otherwise the trainer divides it by the number of tokens.
+    """
+
+    whole: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, model: Denoiser, x0: Tensor) -> Float[Tensor, " B"]:
+        """Return the loss (B,) of a batch (B, L) outside a training, as at its last step."""
+
+    @abstractmethod
+    def updates(self, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Float[Tensor, " B"]]:
+        """Yield losses (B,) of one batch, one for each step of the optimizer; weights change between two of them.
+
+        Args:
+            model: the denoiser that learns.
+            average: the denoiser with averaged weights, which gets no gradient.
+            x0: (B, L) data, or (B, L, 2) pairs.
+            done: the share of the training's steps that are done, in [0, 1).
+        """
+
+    def check(self, process: Process) -> None:  # noqa: B027  most apply to every process
+        """Raise ValueError if the loss does not apply to the process."""
+
+    def predicts(self, process: Process) -> Predicts:
+        """Return what a network trained by this loss predicts."""
+        return "denoiser"
 
 
 def predicted(loss: object, process: Process, predicts: Predicts | None) -> Predicts:
@@ -27,27 +63,37 @@ def predicted(loss: object, process: Process, predicts: Predicts | None) -> Pred
     if not callable(loss) or isinstance(loss, type):
         hint = f"; it is a class: write {loss.__name__}()" if isinstance(loss, type) else ""
         raise TypeError(f"Trainer: loss must be one of discdiff.losses or a function, got {shown(loss)}{hint}")
-    if isinstance(loss, Objective):
+    if isinstance(loss, Objective | Staged):
         loss.check(process)
     if predicts is not None:
         check_predicts(predicts)
         return predicts
-    if not isinstance(loss, Objective):
+    if not isinstance(loss, Objective | Staged):
         raise ValueError("Trainer: the loss is a function, so give predicts='denoiser', 'loo' or 'ratio'")
     return loss.predicts(process)
 
 
-def nats_per_token(loss: Loss, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, ""]:
-    """Return the mean loss of a batch (B, L), in nats a token.
+def updates_of(loss: Loss, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Float[Tensor, ""]]:
+    """Yield the losses of a batch (B, L), in the unit of the training's curve: one, or those of a ``Staged`` loss.
 
     Raises:
         TypeError: if the loss returns no floating tensor (B,) or ().
     """
-    value = loss(model, x0)
+    values = loss.updates(model, average, x0, done) if isinstance(loss, Staged) else iter((loss(model, x0),))
+    for value in values:
+        yield scaled(loss, value, x0)
+
+
+def scaled(loss: Loss, value: object, x0: Tensor) -> Float[Tensor, ""]:
+    """Return the mean of a loss over a batch (B, L), in nats a token; of a loss of whole sequences, the mean itself.
+
+    Raises:
+        TypeError: if the value is no floating tensor (B,) or ().
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((len(x0),), ()):
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
         raise TypeError(f"Trainer: the loss must return nats a sequence, a tensor (B,) = ({len(x0)},), got {got}")
-    return value.mean() / x0.shape[1]
+    return value.mean() / (1 if isinstance(loss, Staged) and loss.whole else x0.shape[1])
 
 
 @torch.no_grad()
@@ -56,4 +102,4 @@ def held_out_loss(loss: Loss, model: Denoiser, x0: Int[Tensor, "N L"], batch: in
     x0 = x0.to(model.device)
     with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
         torch.manual_seed(0)
-        return float(sum(len(part) * nats_per_token(loss, model, part) for part in x0.split(batch)) / len(x0))
+        return float(sum(len(part) * scaled(loss, loss(model, part), part) for part in x0.split(batch)) / len(x0))

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from discdiff.checks import decided, real, shown, whole
 from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.learning.batches import Rows, batches_of
-from discdiff.learning.objectives import Loss, held_out_loss, nats_per_token, predicted
+from discdiff.learning.objectives import Loss, held_out_loss, predicted, updates_of
 from discdiff.learning.optimizing import Optimizing, adamw, decayed
 from discdiff.learning.run import Run, bar, told
 from discdiff.prediction import Predicts
@@ -109,7 +109,7 @@ class Trainer:
             self.network.train()
             try:
                 while run.step < steps:
-                    self._update(run, device)
+                    self._update(run, device, steps)
                     if run.step % self._every == 0 or run.step == steps:
                         self._record(run)
                         run.save(self._folder, device)
@@ -118,17 +118,18 @@ class Trainer:
                 self.network.eval()
         return self.model
 
-    def _update(self, run: Run, device: torch.device) -> None:
-        """Take one step: draw a batch, follow the clipped gradient, average the weights."""
+    def _update(self, run: Run, device: torch.device, steps: int) -> None:
+        """Draw a batch, follow the clipped gradient of its loss, or of each of its losses, and average the weights."""
         x0 = self._data.draw(self._batch, run.generator) if isinstance(self._data, Rows) else self._data(run.generator)
-        value = nats_per_token(self.loss, self._learner, x0.to(device))
+        done, now = run.step / steps, math.nan
         run.step += 1
-        if not math.isfinite(now := value.item()):  # read from the device once a step
-            raise ValueError(f"fit: the loss is {now} at step {run.step}; a lower rate or clip may help")
-        run.optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
-        run.optimizer.step()
+        for value in updates_of(self.loss, self._learner, self.model, x0.to(device), done):
+            if not math.isfinite(now := value.item()):  # read from the device once an update
+                raise ValueError(f"fit: the loss is {now} at step {run.step}; a lower rate or clip may help")
+            run.optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
+            run.optimizer.step()
         run.schedule.step()
         run.average.update_parameters(self.network)
         run.smooth = now if run.step == 1 else 0.98 * run.smooth + 0.02 * now
