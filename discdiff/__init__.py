@@ -80,7 +80,7 @@ from discdiff.sampling import (
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from discdiff import plans, plots, theory
+    from discdiff import learning, plans, plots, theory
     from discdiff.adapters import diagnostics
     from discdiff.adapters.convention import Convention
     from discdiff.adapters.generation import generate
@@ -102,7 +102,7 @@ _LAZY = {
     "probe": "adapters.probing",
     "quantize": "adapters.int8",
 }
-_LAZY_ROOMS = {room: room for room in ("adapters", "demo", "plans", "plots", "theory")} | {
+_LAZY_ROOMS = {room: room for room in ("adapters", "demo", "learning", "plans", "plots", "theory")} | {
     "diagnostics": "adapters.diagnostics"
 }
 _RENAMED = {
@@ -127,8 +127,8 @@ __all__ = [
     "Prediction", "Predictor", "Process", "RankOne", "Ranking", "Reward", "Sampler", "Samples", "Schedule",
     "Sigmoid", "SplitGibbs", "State", "Step", "Subset", "TimeVarying", "Tokens", "Trainer", "Truncation", "Uniform",
     "after", "alone", "before", "best_of", "between", "bridge", "choose", "classifier_free", "diagnostics", "generate",
-    "grid", "kernels", "load", "losses", "mix", "plans", "plots", "predictor_corrector", "probe", "program",
-    "quantize", "samplers", "theory", "variational_posterior", "when",
+    "grid", "kernels", "learning", "load", "losses", "mix", "plans", "plots", "predictor_corrector", "probe",
+    "program", "quantize", "samplers", "theory", "variational_posterior", "when",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from discdiff.checks import decided, listing, real, seeded, shown, whole
 from discdiff.choices import Tokens
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.kernels.dispatch import Key
-from discdiff.learning.objectives import Staged
+from discdiff.learning.objectives import StagedLoss
 from discdiff.process import Process, Time, require_process
 
 __all__ = ["Consistency", "Divergence", "bridge_paths"]
@@ -120,7 +120,7 @@ def bridge_paths(
 
 
 @dataclass(frozen=True)
-class Consistency(Staged):
+class Consistency(StagedLoss):
     r"""Multi-path consistency loss with an anchor: mean_k div(f_s(x_s^k), f_t(x_t)), or -log f_t(x0) where s = 0.
 
     The time t is uniform in (0, 1] and stratified over the batch; s = max(t - step, 0). The predictions at s are those

@@ -14,12 +14,12 @@ from discdiff.losses import Objective
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
 
-__all__ = ["Loss", "Staged", "held_out_loss", "predicted", "scaled", "updates_of"]
+__all__ = ["Loss", "StagedLoss", "held_out_loss", "predicted", "scaled", "updates_of"]
 
 Loss = Objective | Callable[[Denoiser, Tensor], Tensor]
 
 
-class Staged(ABC):
+class StagedLoss(ABC):
     """A loss that follows the course of its training: it sees the averaged weights and the share of steps done.
 
     ``Trainer`` asks it for the losses of a batch by ``updates``, and takes one step of the optimizer after each.
@@ -63,23 +63,23 @@ def predicted(loss: object, process: Process, predicts: Predicts | None) -> Pred
     if not callable(loss) or isinstance(loss, type):
         hint = f"; it is a class: write {loss.__name__}()" if isinstance(loss, type) else ""
         raise TypeError(f"Trainer: loss must be one of discdiff.losses or a function, got {shown(loss)}{hint}")
-    if isinstance(loss, Objective | Staged):
+    if isinstance(loss, Objective | StagedLoss):
         loss.check(process)
     if predicts is not None:
         check_predicts(predicts)
         return predicts
-    if not isinstance(loss, Objective | Staged):
+    if not isinstance(loss, Objective | StagedLoss):
         raise ValueError("Trainer: the loss is a function, so give predicts='denoiser', 'loo' or 'ratio'")
     return loss.predicts(process)
 
 
 def updates_of(loss: Loss, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Float[Tensor, ""]]:
-    """Yield the losses of a batch (B, L), in the unit of the training's curve: one, or those of a ``Staged`` loss.
+    """Yield the losses of a batch (B, L), in the unit of the training's curve: one, or those of a ``StagedLoss`` loss.
 
     Raises:
         TypeError: if the loss returns no floating tensor (B,) or ().
     """
-    values = loss.updates(model, average, x0, done) if isinstance(loss, Staged) else iter((loss(model, x0),))
+    values = loss.updates(model, average, x0, done) if isinstance(loss, StagedLoss) else iter((loss(model, x0),))
     for value in values:
         yield scaled(loss, value, x0)
 
@@ -93,7 +93,7 @@ def scaled(loss: Loss, value: object, x0: Tensor) -> Float[Tensor, ""]:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((len(x0),), ()):
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
         raise TypeError(f"Trainer: the loss must return nats a sequence, a tensor (B,) = ({len(x0)},), got {got}")
-    return value.mean() / (1 if isinstance(loss, Staged) and loss.whole else x0.shape[1])
+    return value.mean() / (1 if isinstance(loss, StagedLoss) and loss.whole else x0.shape[1])
 
 
 @torch.no_grad()

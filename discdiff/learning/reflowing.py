@@ -23,7 +23,7 @@ from torch import Tensor
 
 from discdiff.checks import LAST_SEED, real, seeded, shown, token_ids, whole
 from discdiff.denoiser import Denoiser, check_denoiser
-from discdiff.learning.objectives import Staged
+from discdiff.learning.objectives import StagedLoss
 from discdiff.process import Process
 from discdiff.sampling import Sampler
 
@@ -110,7 +110,7 @@ def reflow(
 
 
 @dataclass(frozen=True)
-class Reflow(Staged):
+class Reflow(StagedLoss):
     r"""Cross-entropy of the data given a state between the two sequences of a pair; it trains a student.
 
     x_t has the token of x0 with probability alpha(t) at each site, else that of x1. On an ``Interpolant`` the network
@@ -141,7 +141,7 @@ class Reflow(Staged):
         return self.at(model, x0, 0.0)
 
     def at(self, model: Denoiser, pairs: Int[Tensor, "B L 2"], random: float) -> Float[Tensor, " B"]:
-        """Return a draw of the loss of pairs (B, L, 2), (B,) nats; a share ``random`` of the rows gets another's source.
+        """Return a draw of the loss of pairs (B, L, 2), (B,) nats; a share ``random`` of rows gets another's source.
 
         Raises:
             ValueError: if the pairs have another shape, or hold other ids than data tokens.

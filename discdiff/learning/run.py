@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from discdiff.learning.batches import Rows
-from discdiff.learning.objectives import Staged
+from discdiff.learning.objectives import StagedLoss
 from discdiff.losses import Objective
 
 __all__ = ["CHECKPOINT", "Run", "bar", "told"]
@@ -112,7 +112,7 @@ def told(value: object) -> str:
     if isinstance(value, nn.Module):
         shapes = repr([(name, tuple(part.shape)) for name, part in value.state_dict().items()])
         return f"{type(value).__name__} {hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
-    if callable(value) and not isinstance(value, Objective | Staged):
+    if callable(value) and not isinstance(value, Objective | StagedLoss):
         return str(getattr(value, "__qualname__", type(value).__name__))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 

@@ -317,25 +317,25 @@ class Sampler:
         vars(out)["_state"] = state
         return out
 
-    def log_prob(self, out: Samples, *, model: Denoiser | Mapping[str, Denoiser] | None = None) -> Float[Tensor, " B"]:
+    def log_prob(
+        self, out: Samples, *, model: Denoiser | Mapping[str, Denoiser] | None = None, since: SupportsIndex = 0,
+        by_step: bool = False,
+    ) -> Float[Tensor, "B *K"]:  # fmt: skip
         """Return the log-probability (B,) float64 of all choices of a recorded run, the prior's draw included.
 
-        It equals ``Samples.log_prob`` for the models that made the run. It is differentiable in the models' weights and
-        a learned schedule. Each step is computed a second time in the backward pass, so that memory holds one step.
+        It equals ``Samples.log_prob`` under the run's models. It has gradients, and memory holds one step at a time.
 
         Args:
             out: samples of this sampler with ``record="choices"``, whole or cut, from a fork or a file.
             model: a denoiser of the same process, or several by name; by default the sampler's own.
+            since: only the steps after this one count, given the run up to it; the prior's draw counts with 0 alone.
+            by_step: return (B, K), one column for each step that counts; the prior's draw is part of the first step's.
 
         Raises:
-            TypeError: if ``out`` is no ``Samples``, or a model no Denoiser.
-            ValueError: for a model of another process, samples without choices or of another grid, or a value that is
-                missing or impossible under the model; the error names the site and the row.
+            TypeError, ValueError: for what is no samples with choices on this grid or no denoiser of this process, no
+                step that counts, or a value missing or impossible under the model; it names the site and the row.
         """
-        if model is None:
-            return log_prob(self, out)
-        named_models(self.process, model, "log_prob")
-        return log_prob(Sampler(self.process, model, plan=self.plan), out)
+        return log_prob(self, out, model, since, by_step)
 
     def fork(
         self, out: Samples, *, step: SupportsIndex, copies: SupportsIndex = 1, seed: SupportsIndex | None = None

@@ -14,17 +14,18 @@ Reference: trading computation for memory, Chen et al. (2016, https://arxiv.org/
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from discdiff.checks import affordable, seeded, shown, whole
+from discdiff.checks import affordable, decided, seeded, shown, whole
 from discdiff.choices import Choice, Choices, narrowest, step_of
 from discdiff.denoiser import Denoiser
 from discdiff.operator import Asked, Calls, Run, State, choose, loaded, of_run, unloaded, watched
+from discdiff.sampling.planned import named_models
 from discdiff.sampling.samples import Samples
 
 if TYPE_CHECKING:
@@ -215,25 +216,40 @@ def _device(model: Denoiser, out: Samples) -> torch.device:
     return out.tokens.device if model.device.type == "cpu" else model.device
 
 
-def log_prob(sampler: "Sampler", out: Samples) -> Float[Tensor, " B"]:
-    """Return the log-probability (B,) of a recorded run, as ``Sampler.log_prob`` does.
+def log_prob(
+    sampler: "Sampler", out: Samples, model: object, since: SupportsIndex, by_step: bool
+) -> Float[Tensor, "B *K"]:
+    """Return the log-probability (B,) of a recorded run, or (B, K) by step, as ``Sampler.log_prob`` does.
+
+    A step may use the prediction of the one before it, so the step before the first that counts has a gradient too.
 
     Raises:
         TypeError, ValueError: as ``Sampler.log_prob``.
     """
+    if model is not None:
+        models = named_models(sampler.process, model, "log_prob")
+        sampler = type(sampler)(sampler.process, models, plan=sampler.plan)
     choices = _choices_of(sampler, out, "log_prob")
+    since = whole(since, "log_prob: since", 0, choices.steps - 1)
+    by_step, learns = decided(by_step, "log_prob: by_step"), torch.is_grad_enabled()
     replay = _Replay(sampler, choices, _device(sampler.model, out), "log_prob")
-    total, state = replay.start()
+    with torch.set_grad_enabled(learns and since == 0):
+        total, state = replay.start()
     asked: list[Asked | None] = []
-    for _ in range(choices.steps):
-        if torch.is_grad_enabled():
-            total, state, asked = checkpoint(replay.after, total, state, asked, use_reentrant=False)
-        else:
-            total, state, asked = replay.after(total, state, asked)
+    columns = []
+    for made in range(choices.steps):
+        if made and (by_step or made == since):
+            total = torch.zeros_like(total)
+        with torch.set_grad_enabled(learns and made >= since - 1):
+            if torch.is_grad_enabled():
+                total, state, asked = checkpoint(replay.after, total, state, asked, use_reentrant=False)
+            else:
+                total, state, asked = replay.after(total, state, asked)
+        columns.append(total)
     last = sampler.grid[-1] == 0 and choices.steps == len(times_of(sampler)) - 1
     tokens = sampler.process.column(state.tokens) if last else state.tokens
     replay.compare(tokens, out.tokens)
-    return total
+    return torch.stack(columns[since:], 1) if by_step else total
 
 
 # --- forks ------------------------------------------------------------------------------------------------------------

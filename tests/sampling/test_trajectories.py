@@ -554,3 +554,66 @@ def test_steps_that_keep_their_graph_or_their_logits_are_caught(monkeypatch: pyt
     monkeypatch.setattr(trajectory, "unloaded", lambda state, made: (state, []))
     eight, all_steps = peaks(*CASES[1])
     assert all_steps > 1.5 * eight, "planted: the logits that a state carries are kept"
+
+
+# --- by step, and of the later steps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", processes(), ids=repr)
+@pytest.mark.parametrize("operator", [S.Ancestral() >> S.Gibbs(), S.Multistep(), MIXED], ids=repr)
+def test_the_log_probabilities_of_the_steps_sum_to_the_runs(operator: dd.Operator, process: dd.Process) -> None:
+    sampler, out, network = run_of(operator, process, batch=6)
+    weights = [*network.parameters()]
+    every, plain = sampler.log_prob(out, by_step=True), sampler.log_prob(out)
+    assert every.shape == (6, N)
+    torch.testing.assert_close(every.sum(1), plain, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(sampler.log_prob(out, by_step=True), every)
+    for since in range(N):
+        columns, later = sampler.log_prob(out, since=since, by_step=True), sampler.log_prob(out, since=since)
+        assert torch.equal(columns, every[:, since:])
+        torch.testing.assert_close(later, every[:, since:].sum(1), rtol=0, atol=1e-12)
+        right = torch.autograd.grad(every[:, since:].sum(), weights, retain_graph=True)
+        for found in (torch.autograd.grad(later.sum(), weights), torch.autograd.grad(columns.sum(), weights)):
+            for one, other in zip(found, right, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        if since:
+            before = sampler.sample(6, seed=7, record="choices", until=since)
+            torch.testing.assert_close(later + sampler.log_prob(before), plain, rtol=0, atol=1e-12)
+            whole = torch.autograd.grad(plain.sum(), weights, retain_graph=True)
+            assert any(float((one - other).abs().max()) > 1e-3 for one, other in zip(whole, right, strict=True))
+
+
+@pytest.mark.parametrize("process", processes(), ids=repr)
+def test_the_gradient_of_later_steps_is_that_of_differences(process: dd.Process) -> None:
+    """Also through the prediction that a step takes from the one before it."""
+    sampler, out, network = run_of(S.Multistep(), process)
+    found, right = derivatives(lambda: sampler.log_prob(out, since=1).sum(), [*network.parameters()], 1e-4)
+    assert float((found - right).abs()) <= 1e-6 * (float(right.abs()) + 1e-2)
+
+
+def test_the_draw_from_the_prior_belongs_to_the_first_step() -> None:
+    process = dd.Uniform(V, dd.Linear())
+    sampler, out, _ = run_of(S.Ancestral(), process)
+    given = sampler.sample(initial=known(out)[0].start, seed=7, record="choices")
+    drawn = sampler.log_prob(out, by_step=True) - sampler.log_prob(
+        edited(out, replace(known(out)[0], drawn=False).without("0.0.prior")), by_step=True
+    )
+    torch.testing.assert_close(drawn[:, 0].exp(), torch.full((B,), 1 / V**L).double(), rtol=0, atol=1e-8)  # float32
+    assert not bool(drawn[:, 1:].any())
+    assert not known(given)[0].drawn
+
+
+@pytest.mark.usefixtures("as_user")
+def test_steps_that_are_not_there_are_refused() -> None:
+    sampler, out, _ = run_of(S.Ancestral(), dd.Uniform(V, dd.Linear()))
+    part = sampler.sample(B, seed=7, record="choices", until=1)
+    for call, error, text in (
+        (lambda: sampler.log_prob(out, since=N), ValueError, r"log_prob: since must lie in 0\.\.2"),
+        (lambda: sampler.log_prob(part, since=1), ValueError, r"log_prob: since must lie in 0\.\.0"),
+        (lambda: sampler.log_prob(out, since=-1), ValueError, "log_prob: since"),
+        (lambda: sampler.log_prob(out, since=0.5), TypeError, "log_prob: since"),
+        (lambda: sampler.log_prob(out, by_step=1), TypeError, "log_prob: by_step must be True or False"),
+    ):
+        with pytest.raises(error, match=text):
+            call()
