@@ -6,6 +6,8 @@ sampler have
     KL(runs p || runs q) = E_p[log p(run) - log q(run)] >= KL(samples p || samples q)
 
 because a sample is a function of its run.
+
+Reference for the one-step approximation: d1, diffu-GRPO (Zhao et al., 2025, https://arxiv.org/abs/2504.12216).
 """
 
 from typing import SupportsIndex
