@@ -1,4 +1,4 @@
-r"""Compute what a network's predictions at a time leave unexplained by its predictions at earlier times, exactly.
+r"""Compute, exactly, the mean of a network's predictions at earlier times less its prediction now.
 
     residual(x_t) = E[f_s(x_s) | x_t] - f_t(x_t),        x_t -> ... -> x_s by the exact reverse process
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discdiff.checks import listing, real
+from discdiff.checks import listing, real, shown
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.theory.world import Enumeration, all_states, check_size
 
@@ -54,11 +54,13 @@ def path_residual(
         (N, L, V) for the N = S**L states in the order of ``all_states``; 0 at states that x_t never has.
 
     Raises:
-        TypeError: if ``model`` is no Denoiser.
+        TypeError: if ``model`` is no Denoiser, or ``world`` no Enumeration.
         ValueError: if the times are not in [0, 1] or increase, or there are fewer than two; if the leave-one-out is
             undefined at some state; or the matrices are too large.
     """
     process = check_denoiser(model, "path_residual").process
+    if not isinstance(world, Enumeration):
+        raise TypeError(f"path_residual: world must be an Enumeration, got {shown(world)}")
     grid = [real(time, "path_residual: a time", "[0, 1]") for time in listing(times, "path_residual: times")]
     if len(grid) < 2 or any(late < early for late, early in itertools.pairwise(grid)):
         raise ValueError(f"path_residual: times must be at least two, none after the one before it, got {grid}")

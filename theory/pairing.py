@@ -35,7 +35,7 @@ def coupling(sampler: Sampler, *, length: int | None = None) -> Coupling:
         raise ValueError(f"coupling: takes a grid from 1 to 0, got one from {sampler.grid[0]} to {sampler.grid[-1]}")
     if process.columns != process.vocab_size or len(process.data_tokens) != process.vocab_size:
         raise ValueError(f"coupling: takes a process whose source has tokens, such as Uniform, got {process}")
-    check_size(process.vocab_size, size, "coupling", axes=2)
+    check_size(process.states, size, "coupling", axes=2)
     first = law_of_prior(process, size)
     states = all_states(process.states, size)
     source = state_index(states if process.pairs is None else process.pairs.split(states)[1], process.vocab_size)

@@ -264,10 +264,12 @@ class Coupling(Oracle):
         trains this denoiser on a process without pairs.
 
         Raises:
-            ValueError: if the states of the process are not the V tokens.
+            ValueError: if the states of the process are not the V tokens, or its noise law changes with time.
         """
-        if process.states != self.alphabet:
-            raise ValueError(f"without_source: takes a process of {self.alphabet} states, as Uniform, got {process}")
+        if process.states != self.alphabet or not process.one_noise_law:
+            raise ValueError(
+                f"without_source: takes a process of {self.alphabet} states with one noise law, as Uniform, got {process}"
+            )
         x, joint = all_states(self.alphabet, self.length), self.joint
         clean = torch.nn.functional.one_hot(x, self.alphabet).double().flatten(1)
 
@@ -276,7 +278,9 @@ class Coupling(Oracle):
             same = (z[:, None] == x).double()  # (B, N, L)
             a = alpha[:, None, None, None]
             law = (a * same[:, :, None] + (1 - a) * same[:, None]).prod(-1) * joint  # (B, data, source)
-            return (law.sum(-1) @ clean).log().unflatten(-1, (self.length, self.alphabet)).log_softmax(-1)
+            rows = (law.sum(-1) @ clean).unflatten(-1, (self.length, self.alphabet))
+            met = rows.sum(-1, keepdim=True) > 0
+            return torch.where(met, rows, 1.0).log().log_softmax(-1)  # uniform at states that never occur
 
         return Denoiser(log_d, process, "denoiser", time="alpha", scalar_time=True, length=self.length,
                         time_dtype=torch.float64)  # fmt: skip

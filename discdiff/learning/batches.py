@@ -66,6 +66,10 @@ def batches_of(data: object, length: int | None, process: Process, name: str) ->
             f"{name} must be an array of token ids or a function of a torch.Generator, got {shown(data)}; the place in "
             "an iterator cannot be kept in a checkpoint"
         )
+    if hasattr(data, "batches"):
+        raise TypeError(
+            f"{name} must be an array of token ids or a function, got {shown(data)}; give .batches(B) of it"
+        )
     tokens = token_ids(data, name, "token ids").to("cpu", torch.int64).contiguous()
     if tokens.ndim not in (1, 2) or tokens.numel() == 0:
         raise ValueError(f"{name} must have shape (N, L), or (N,) for one long row, got {tuple(tokens.shape)}")

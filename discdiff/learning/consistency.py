@@ -9,8 +9,11 @@ the prediction is the clean sequence itself; there the loss is the cross-entropy
 f has loss 0.
 
 For the forward divergence KL(f_s || f_t) the minimum over f_t is the mean of the f_s, so D is the fixed point at every
-step size. Reverse KL and the Jensen-Shannon divergence (JSD) have other minima, which approach D as s -> t: they are
-*locally* consistent. On noise that is not absorbing the rule holds for the denoiser D and fails for the leave-one-out.
+step size. Reverse KL and the Jensen-Shannon divergence (JSD) are only *locally* consistent: for exact f_s their minimum
+approaches D as s -> t. A training makes many such steps from s = 0 to t, and their errors add up. Only with an anchor
+at every t does a smaller step help; that is seen on small worlds, not proved. So these two need an anchor.
+
+The loss always uses the denoiser D. On noise that is not absorbing the rule fails for the leave-one-out.
 
 References: Consistent Diffusion Language Models (2026, https://arxiv.org/abs/2605.00161); SDTT (Deschenaux and
 Gulcehre, 2024, https://arxiv.org/abs/2410.21035); consistency distillation in Duo (Sahoo et al., 2025,
@@ -26,11 +29,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discdiff.checks import decided, listing, real, seeded, shown, whole
+from discdiff.checks import check_tokens, decided, listing, real, seeded, shown, whole
 from discdiff.choices import Tokens
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.kernels.dispatch import Key
-from discdiff.learning.objectives import StagedLoss
+from discdiff.learning.objectives import StagedLoss, evaluating, refuse_own
 from discdiff.process import Process, Time, require_process
 
 __all__ = ["Consistency", "Divergence", "bridge_paths"]
@@ -49,8 +52,13 @@ def forward_kl(log_p: Float[Tensor, "*N V"], log_q: Float[Tensor, "*N V"]) -> Fl
 
 
 def reverse_kl(log_p: Float[Tensor, "*N V"], log_q: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
-    """Return KL(q || p) with entries of p below 1e-6 raised to it; so p is not quite normalised."""
-    return forward_kl(log_q, log_p.clamp(min=FLOOR))
+    """Return KL(q || p) with entries of p below 1e-6 raised to it, so that the value is finite.
+
+    The sum of p may then exceed 1 by 1e-6 V.
+    """
+    here = log_q > -torch.inf  # masked before the product: its gradient would be NaN at q = 0
+    log_q = log_q.masked_fill(~here, 0.0)
+    return torch.where(here, log_q.exp() * (log_q - log_p.clamp(min=FLOOR)), 0.0).sum(-1)
 
 
 def jsd(log_p: Float[Tensor, "*N V"], log_q: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
@@ -103,6 +111,10 @@ def bridge_paths(
     times, count = listing(times, "bridge_paths: times"), whole(paths, "bridge_paths: paths", 1)
     seed, first = seeded(seed, "bridge_paths: seed"), whole(first_row, "bridge_paths: first_row", 0)
     chained = decided(chained, "bridge_paths: chained")
+    check_tokens(x_t, "bridge_paths: x_t")
+    check_tokens(x0, "bridge_paths: x0")
+    if first + len(x0) > 2**32:
+        raise ValueError(f"bridge_paths: row ids must lie in [0, 2**32), got first_row {first} for {len(x0)} rows")
     if not times:
         raise ValueError("bridge_paths: takes at least one time")
     ids, made = torch.arange(first, first + len(x0), device=x0.device), []
@@ -127,7 +139,7 @@ class Consistency(StagedLoss):
     of the averaged weights (EMA), without gradient. The value is in nats a sequence. ``dd.Sampler`` with
     ``S.Ancestral()`` is the few-step sampler of the trained network: x0 from f_t, then x_s from the bridge.
 
-    With forward KL the fixed point is the exact denoiser D. With the other two it is D only as step -> 0.
+    With forward KL and no teacher the fixed point is the exact denoiser D. The other two are biased, as said above.
 
     Args:
         process: the forward process, for a check that the trained network has it.
@@ -136,10 +148,10 @@ class Consistency(StagedLoss):
         times: M, the number of times of a path, at equal distances from t down to s; the loss is their mean.
         chained: whether a path is a chain, as in ``bridge_paths``.
         step: the largest t - s at the beginning and at the end of training; it changes linearly.
-        anchor: the share of rows that take s = 0 whatever t is. Rows with t < step take it too.
-        teacher: a denoiser that draws x_s from x_t by ``teacher_steps`` ancestral steps, in place of the exact bridge;
-            s = 0 then takes the tokens that it drew, but for the rows of ``anchor``, which take the data.
-        teacher_steps: the number of steps of the teacher from t to s.
+        anchor: the share of rows, chosen at random, that compare with the data (s = 0). So do all rows with t <= step.
+        teacher: a denoiser that draws x_s from x_t by ancestral steps, in place of the exact bridge. At s = 0 the
+            target is then what it drew, but for the rows of ``anchor``. Its sites move independently in a step.
+        teacher_steps: the number of steps of the teacher from one time of a path to the next.
 
     Raises:
         TypeError, ValueError: if an argument has a wrong type or is out of range.
@@ -162,18 +174,29 @@ class Consistency(StagedLoss):
             raise ValueError(f"Consistency: divergence must be one of {accepted}, got {self.divergence!r}")
         for name in ("paths", "times", "teacher_steps"):
             object.__setattr__(self, name, whole(getattr(self, name), f"Consistency: {name}", 1))
-        decided(self.chained, "Consistency: chained")
+        chained = decided(self.chained, "Consistency: chained")
+        if chained and (self.times == 1 or self.teacher is not None):
+            raise ValueError("Consistency: chained=True needs times= above 1, and no teacher, whose paths are chains")
+        if self.teacher is None and self.teacher_steps > 1:
+            raise ValueError("Consistency: teacher_steps= needs a teacher")
         step = listing(self.step, "Consistency: step")
         if len(step) != 2:
             raise ValueError(f"Consistency: step takes the first and the last step size, got {shown(self.step)}")
         object.__setattr__(self, "step", tuple(real(size, "Consistency: a step size", "(0, 1]") for size in step))
         object.__setattr__(self, "anchor", real(self.anchor, "Consistency: anchor", "[0, 1]"))
+        if self.anchor == 0 and self.divergence != "forward_kl":
+            raise ValueError(
+                f"Consistency: {self.divergence!r} needs an anchor above 0, as its errors add up without it"
+            )
         if self.teacher is not None and check_denoiser(self.teacher, "Consistency: teacher").process != self.process:
             raise ValueError(f"Consistency: the teacher's process is {self.teacher.process}, not {self.process}")
 
     def check(self, process: Process) -> None:
         if process != self.process:
             raise ValueError(f"Consistency: the loss is for {self.process}, and the network for {process}")
+
+    def details(self) -> tuple[object, ...]:
+        return () if self.teacher is None else (self.teacher,)
 
     def updates(self, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Tensor]:
         first, last = self.step
@@ -185,7 +208,16 @@ class Consistency(StagedLoss):
         return self.at(model, model, x0, self.step[1])
 
     def at(self, model: Denoiser, target: Denoiser, x0: Int[Tensor, "B L"], step: float) -> Float[Tensor, " B"]:
-        """Return a draw of the loss of each row of x0 (B, L), (B,) nats, for targets of a denoiser and a step size."""
+        """Return a draw of the loss of each row of x0 (B, L), (B,) nats, with targets at s = max(t - step, 0).
+
+        Raises:
+            ValueError: for a network of ratios on noise that is not a mask, or one that is its own teacher.
+        """
+        refuse_own(self.teacher, model, "Consistency: teacher")
+        if model.predicts == "ratio" and not self.process.masks:
+            raise ValueError(
+                "Consistency: a network of ratios gives no denoiser by itself on this noise; train it as D"
+            )
         process, rows = self.process, torch.arange(len(x0), dtype=torch.float64, device=x0.device)
         t = 1 - (torch.rand((), dtype=torch.float64, device=x0.device) + rows / len(x0)) % 1
         clean = torch.rand(len(x0), device=x0.device) < self.anchor
@@ -206,7 +238,8 @@ class Consistency(StagedLoss):
     ) -> Float[Tensor, " B"]:  # fmt: skip
         """Return the mean over paths and times of div(f_s(x_s), f_t(x_t)), summed over the sites, (B,) nats.
 
-        For the exact denoiser its mean over data is not 0 but what x_s tells more of x0 than x_t.
+        For the exact denoiser and forward KL its mean over data is not 0, but the mutual information of each token of
+        x0 and x_s given x_t, summed over the sites and averaged over the times.
 
         Args:
             log_f: (B, L, V) the prediction log f_t at x_t.
@@ -228,7 +261,8 @@ class Consistency(StagedLoss):
                 self.process, x_t, x0, t, grid, paths=self.paths, chained=self.chained, seed=seed
             ).flatten(0, 1)
         else:
-            drawn = torch.stack([x for path in range(self.paths) for x in self._taught(x_t, t, grid, seed, path)])
+            with evaluating(self.teacher):
+                drawn = torch.stack([x for path in range(self.paths) for x in self._taught(x_t, t, grid, seed, path)])
         total = torch.zeros(len(t), dtype=log_f.dtype, device=log_f.device)
         for x_s, time in zip(drawn, grid * self.paths, strict=True):
             total = total + div(self._known(target, x_s, time).to(log_f.dtype), log_f).sum(-1)
@@ -256,7 +290,7 @@ class Consistency(StagedLoss):
                 where = torch.ones_like(x, dtype=torch.bool)
                 if self.process.absorbing:
                     where = ~self.process.revealed(x, said.alpha)
-                law = Tokens(said[where].reverse(self.process.schedule.alpha(then)[:, None].expand(x.shape)), x)
+                law = Tokens(said[where].reverse(self.process.schedule.alpha(then[:, None]).expand(x.shape)), x)
                 law.key = Key(seed, ids, number, TEACHER, path, "path")
                 x, now, number = law.sample(), then, number + 1
             made.append(x)

@@ -29,7 +29,7 @@ def path_kl(
     sampler: Sampler, reference: Denoiser, *, batch: SupportsIndex, length: SupportsIndex | None = None,
     seed: SupportsIndex, prompt: Tensor | None = None, frozen: Tensor | None = None,
 ) -> Estimate:  # fmt: skip
-    """Estimate the KL divergence from a sampler's runs to those of the same sampler with another denoiser.
+    """Estimate KL(runs of p || runs of q) for one sampler with two denoisers.
 
     It is at least the KL divergence of the samples.
 

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from discdiff.checks import shown
 from discdiff.denoiser import Denoiser
@@ -14,7 +15,7 @@ from discdiff.losses import Objective
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
 
-__all__ = ["Loss", "StagedLoss", "held_out_loss", "predicted", "scaled", "updates_of"]
+__all__ = ["Loss", "StagedLoss", "evaluating", "held_out_loss", "predicted", "refuse_own", "scaled", "updates_of"]
 
 Loss = Objective | Callable[[Denoiser, Tensor], Tensor]
 
@@ -25,10 +26,12 @@ class StagedLoss(ABC):
     ``Trainer`` asks it for the losses of a batch by ``updates``, and takes one step of the optimizer after each.
 
     Attributes:
-        whole: whether the value is one of a sequence. Otherwise the trainer divides it by the number of tokens.
+        whole: whether the value is that of a sequence, as a reward is. Otherwise the trainer divides it by L.
+        rows: whether a batch holds rows of tokens (B, L), so that held-out data can be an array of them.
     """
 
     whole: ClassVar[bool] = False
+    rows: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, model: Denoiser, x0: Tensor) -> Float[Tensor, " B"]:
@@ -44,6 +47,10 @@ class StagedLoss(ABC):
             x0: (B, L) data, or (B, L, 2) pairs.
             done: the share of the training's steps that are done, in [0, 1).
         """
+
+    def details(self) -> tuple[object, ...]:
+        """Return what tells two losses apart beside their repr; of a denoiser the weights count."""
+        return ()
 
     def check(self, process: Process) -> None:  # noqa: B027  most apply to every process
         """Raise ValueError if the loss does not apply to the process."""
@@ -103,3 +110,23 @@ def held_out_loss(loss: Loss, model: Denoiser, x0: Int[Tensor, "N L"], batch: in
     with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
         torch.manual_seed(0)
         return float(sum(len(part) * scaled(loss, loss(model, part), part) for part in x0.split(batch)) / len(x0))
+
+
+@contextmanager
+def evaluating(*models: Denoiser | None) -> Iterator[None]:
+    """Hold the networks of denoisers in evaluation mode, and give each of their modules its own mode back."""
+    networks = [model.fn for model in models if model is not None and isinstance(model.fn, nn.Module)]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def refuse_own(other: Denoiser | None, model: Denoiser, name: str) -> None:
+    """Raise ValueError if another denoiser has the network that learns: it would change with it."""
+    if other is not None and other.fn is model.fn:
+        raise ValueError(f"{name}: is the network that learns itself; give a copy, copy.deepcopy(network)")

@@ -20,7 +20,6 @@ progressive training, B2-DiffuRL (Hu et al., 2025, https://arxiv.org/abs/2503.11
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import ClassVar, Literal, SupportsIndex
 
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from discdiff.checks import array, check_tokens, decided, real, shown, whole
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.learning.likelihoods import one_step_log_prob
-from discdiff.learning.objectives import StagedLoss
+from discdiff.learning.objectives import StagedLoss, evaluating, refuse_own
 from discdiff.learning.run import told
 from discdiff.prediction import Predicts
 from discdiff.process import Process
@@ -45,8 +44,8 @@ Likelihood = Literal["run", "one_step"]
 def advantages(reward: Float[Tensor, "B G"], normalise: bool = False) -> Float[Tensor, "B G"]:
     """Return the rewards (B, G) of B groups less the mean of the others in the group, (B, G).
 
-    With ``normalise`` they are divided by the group's standard deviation, as in GRPO, which has the mean of the whole
-    group as baseline, a factor of (G - 1) / G. The gradient is then one of another objective than the mean reward.
+    With ``normalise`` they are divided by the group's standard deviation, as in GRPO. GRPO subtracts the mean of the
+    whole group; its advantages are (G - 1) / G times these. The gradient is then not that of the mean reward.
     """
     others = (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
     return (reward - others) / (reward.std(1, keepdim=True) + 1e-6) if normalise else reward - others
@@ -65,7 +64,7 @@ class PolicyGradient(StagedLoss):
 
     With ``branch`` = k > 0 each row makes one run up to step k, the trunk, and the group are its branches. The gradient
     is that of the steps after k alone, for states at step k as the network itself makes them; its earlier steps get
-    none. The penalty is then that of these steps. k = 0 is the same as None.
+    none. The penalty then counts only the steps after k. k = 0 is the same as None.
 
     A network in training mode runs in evaluation mode meanwhile, because a run with dropout cannot be made again.
 
@@ -155,8 +154,12 @@ class PolicyGradient(StagedLoss):
             return max(0, steps - 1 - int(done * steps + 1e-9))
         return self._step(self.branch(done) if callable(self.branch) else self.branch or 0)
 
+    def details(self) -> tuple[object, ...]:
+        return self.reference, self.sampler.grid, self.reward
+
     def updates(self, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Float[Tensor, " B"]]:
-        with _evaluating(model):
+        refuse_own(self.reference, model, "PolicyGradient: reference")
+        with evaluating(model, self.reference):
             out = self.runs(model, x0, k := self.step(done))
             new = self.log_prob(model, out, k)
             old = new.detach()
@@ -168,6 +171,7 @@ class PolicyGradient(StagedLoss):
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Return the loss of one update, as at the end of a training, (B,), for the shape or prompts of x0 (B, L)."""
         self.check(check_denoiser(model, "PolicyGradient").process)
+        refuse_own(self.reference, model, "PolicyGradient: reference")
         out = self.runs(model, x0, k := self.step(1.0))
         new = self.log_prob(model, out, k)
         old = new.detach()
@@ -197,7 +201,7 @@ class PolicyGradient(StagedLoss):
     @torch.no_grad()
     def rewards(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """Return the rewards (N,) float64 of tokens (N, L); raise ValueError unless they are N finite numbers."""
-        found = self.reward(tokens)
+        found = self.reward(tokens.clone())
         if not isinstance(found, Tensor) or found.shape != (len(tokens),) or found.is_complex():
             got = tuple(found.shape) if isinstance(found, Tensor) else shown(found)
             raise ValueError(f"PolicyGradient: the reward must give ({len(tokens)},) numbers, one a row, got {got}")
@@ -208,10 +212,20 @@ class PolicyGradient(StagedLoss):
         return found
 
     def log_prob(self, model: Denoiser, out: Samples, k: int) -> Float[Tensor, "N K"]:
-        """Return the log-probabilities of runs, (N, K), one for each of the K steps that have a gradient."""
+        """Return the log-probabilities of runs, (N, K), one for each of the K steps that have a gradient.
+
+        Raises:
+            TypeError, ValueError: as ``Sampler.log_prob``; ValueError if no choice depends on the network's weights.
+        """
         if self.likelihood == "one_step":
             return one_step_log_prob(model, out.tokens, self.frozen)[:, None]
-        return self.policy(model).log_prob(out, since=k, by_step=True)
+        found = self.policy(model).log_prob(out, since=k, by_step=True)
+        if torch.is_grad_enabled() and not found.requires_grad:
+            if k == 0:
+                raise ValueError(f"PolicyGradient: no choice of {self.sampler} depends on the network's weights")
+            parts = model.fn.parameters() if isinstance(model.fn, nn.Module) else ()
+            return found + sum(0.0 * part.sum() for part in parts)  # late steps may find all tokens known already
+        return found
 
     @torch.no_grad()
     def penalty(self, out: Samples, own: Float[Tensor, "N K"], k: int) -> Float[Tensor, " N"]:
@@ -240,17 +254,3 @@ class PolicyGradient(StagedLoss):
             f"reference={self.reference}, kl={self.kl:g}, updates={self.count}, clip={self.clip}, "
             f"normalise={self.normalise}, branch={branch}, likelihood={self.likelihood!r})"
         )
-
-
-@contextmanager
-def _evaluating(model: Denoiser) -> Iterator[None]:
-    """Hold a denoiser's network in evaluation mode, and give each of its modules its own mode back."""
-    modules = [*model.fn.modules()] if isinstance(model.fn, nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode

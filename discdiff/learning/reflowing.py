@@ -5,17 +5,19 @@ A teacher that keeps what it can of its first state x1, such as ``S.MaximalCoupl
 draws all of them independently is nearer to the law of the data. The pairs are a coupling: x1 has the law of the first
 states and x0 the law of the teacher's samples.
 
-Two students learn from pairs. On an ``Interpolant`` the network sees x1 beside the tokens, and the pairs stay as they
-are. On ``Uniform`` noise it does not see x1, and its own samples are a new coupling: the next reflow. The gain of a
-reflow is due to this loss of memory; a student that sees x1 draws the pairs that it was trained on.
+Two students learn from pairs. On an ``Interpolant`` the network sees x1 beside the tokens. It reproduces its pairs, so
+a second reflow changes nothing. On ``Uniform`` noise it does not see x1, and its samples are a new coupling: the next
+reflow. Draw with ``S.MaximalCoupling``. Steps that convert the denoiser to a leave-one-out, such as ``S.Ancestral``,
+use the process's own noise, which pairs do not follow.
 
 References: rectified flow (Liu et al., 2022, https://arxiv.org/abs/2209.03003), here for tokens; random pairs first, as
 in SlimFlow (Zhu et al., 2024, https://arxiv.org/abs/2407.12718).
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +41,7 @@ class Pairs:
         x1: (N, L) source tokens, those of the first state.
 
     Raises:
-        TypeError, ValueError: if they are not token ids of one shape (N, L), N >= 1.
+        TypeError, ValueError: if they are not token ids, at least 0, of one shape (N, L), N >= 1.
     """
 
     x0: Int[Tensor, "N L"]
@@ -51,6 +53,8 @@ class Pairs:
         if self.x0.ndim != 2 or self.x0.numel() == 0 or self.x0.shape != self.x1.shape:
             got = f"{tuple(self.x0.shape)} and {tuple(self.x1.shape)}"
             raise ValueError(f"Pairs: x0 and x1 must have one shape (N, L) with a row and a site, got {got}")
+        if min(int(self.x0.min()), int(self.x1.min())) < 0:
+            raise ValueError("Pairs: token ids must be at least 0")
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -60,17 +64,46 @@ class Pairs:
         generator = torch.Generator().manual_seed(whole(seed, "shuffled: seed", 0, LAST_SEED))
         return Pairs(self.x0, self.x1[torch.randperm(len(self), generator=generator)])
 
-    def batches(self, batch: SupportsIndex) -> Callable[[torch.Generator], Int[Tensor, "B L 2"]]:
+    def batches(self, batch: SupportsIndex) -> "PairBatches":
         """Return a function that draws ``batch`` pairs, (B, L, 2), with a generator, for ``Trainer``.
 
         Raises:
             TypeError, ValueError: unless ``batch`` is a whole number of at least 1.
         """
-        count, both = whole(batch, "batches: batch", 1), torch.stack([self.x0, self.x1], -1)
-        return lambda generator: both[torch.randint(len(both), (count,), generator=generator)]
+        return PairBatches(torch.stack([self.x0, self.x1], -1), whole(batch, "batches: batch", 1))
 
     def __repr__(self) -> str:
         return f"Pairs({len(self)} of {self.x0.shape[1]} tokens)"
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatches:
+    """Random batches of pairs: called with a generator it returns (B, L, 2).
+
+    Attributes:
+        both: (N, L, 2) data and source tokens.
+        batch: B.
+    """
+
+    both: Int[Tensor, "N L 2"]
+    batch: int
+
+    def __call__(self, generator: torch.Generator) -> Int[Tensor, "B L 2"]:
+        return self.both[torch.randint(len(self.both), (self.batch,), generator=generator)]
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the pairs and the size of a batch, for the checkpoint of a training."""
+        return f"pairs {hashlib.sha256(self.both.numpy().tobytes()).hexdigest()[:16]}, {self.batch} a batch"
+
+
+def takes_pairs(process: Process, where: str) -> None:
+    """Raise ValueError unless a site between the two sequences of a pair holds the token of one of them."""
+    if process.mask_id is not None or (process.pairs is None and not process.one_noise_law):
+        raise ValueError(
+            f"{where}: takes a process whose source has tokens, and whose noise law does not change with time, such as "
+            f"Uniform, Marginal or Interpolant; got {process}"
+        )
 
 
 def reflow(
@@ -89,8 +122,8 @@ def reflow(
 
     Raises:
         TypeError: if ``sampler`` is no ``Sampler``.
-        ValueError: for a number out of range, a grid that does not end at 0, or a first state with masks, which tells
-            nothing; and as ``Sampler.sample``.
+        ValueError: for a number out of range, a grid that does not end at 0, or a process with a mask, whose first
+            states tell nothing, or with noise that changes with time; and as ``Sampler.sample``.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"reflow: sampler must be a Sampler, got {shown(sampler)}")
@@ -98,8 +131,7 @@ def reflow(
     seed, row = seeded(seed, "reflow: seed"), whole(first_row, "reflow: first_row", 0)
     if sampler.grid[-1] != 0:
         raise ValueError(f"reflow: the grid must end at 0, where the states are data; got {sampler.grid[-1]}")
-    if process.masks:
-        raise ValueError(f"reflow: takes a process whose first states differ, such as Uniform; {process} hides all")
+    takes_pairs(process, "reflow")
     x0, x1 = [], []
     for start in range(0, total, size):
         rows = min(size, total - start)
@@ -124,14 +156,14 @@ class Reflow(StagedLoss):
         TypeError, ValueError: if ``anneal`` is not in [0, 1].
     """
 
+    rows: ClassVar[bool] = False
     anneal: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "anneal", real(self.anneal, "Reflow: anneal", "[0, 1]"))
 
     def check(self, process: Process) -> None:
-        if process.masks:
-            raise ValueError(f"Reflow: takes a process whose source has tokens, such as Uniform, got {process}")
+        takes_pairs(process, "Reflow")
 
     def updates(self, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Tensor]:
         yield self.at(model, x0, 1 - done / self.anneal if done < self.anneal else 0.0)
@@ -152,7 +184,8 @@ class Reflow(StagedLoss):
         x0, x1 = pairs.unbind(-1)
         mixed = torch.rand(len(x0), device=device) < random
         rows = mixed.nonzero()[:, 0]
-        x1 = x1.index_copy(0, rows, x1[rows[torch.randperm(len(rows), device=device)]])
+        order = rows[torch.randperm(len(rows), device=device)]  # each row gets the source of the next in this order
+        x1 = x1.index_copy(0, order, x1[order.roll(1)])
         even = torch.arange(len(x0), dtype=torch.float64, device=device) / len(x0)
         t = 1 - (torch.rand((), dtype=torch.float64, device=device) + even) % 1
         if process.pairs is not None:
@@ -160,7 +193,7 @@ class Reflow(StagedLoss):
         else:
             process.check_data(x0, "x0")
             process.check_states(x1, "x1")
-            kept = torch.rand(x0.shape, dtype=torch.float64, device=device) < process.schedule.alpha(t)[:, None]
+            kept = torch.rand(x0.shape, dtype=torch.float64, device=device) < process.schedule.alpha(t[:, None])
             x_t = torch.where(kept, x0, x1)
         log_d = model.evaluate(x_t, t[:, None]).denoiser
         return -log_d.gather(-1, x0[..., None])[..., 0].double().sum(-1)

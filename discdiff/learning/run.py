@@ -112,8 +112,27 @@ def told(value: object) -> str:
     if isinstance(value, nn.Module):
         shapes = repr([(name, tuple(part.shape)) for name, part in value.state_dict().items()])
         return f"{type(value).__name__} {hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
-    if callable(value) and not isinstance(value, Objective | StagedLoss):
-        return str(getattr(value, "__qualname__", type(value).__name__))
+    if isinstance(value, StagedLoss):
+        more = "".join(_content(part) for part in value.details())
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value)) + (f" {_hash(more.encode())}" if more else "")
+    if callable(value) and not isinstance(value, Objective):
+        return str(getattr(value, "digest", getattr(value, "__qualname__", type(value).__name__)))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _content(value: object) -> str:
+    """Return a text that changes with the weights of a denoiser, the code of a function, or a value."""
+    network = getattr(value, "fn", None)
+    if isinstance(network, nn.Module):
+        parts = (part.detach().cpu().contiguous() for part in network.state_dict().values())
+        return "".join(_hash(part.flatten().view(torch.uint8).numpy().tobytes()) for part in parts if part.numel())
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        return told(value) + _hash(code.co_code) + re.sub(r" at 0x[0-9a-f]+", "", repr((code.co_consts, code.co_names)))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

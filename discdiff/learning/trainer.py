@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from discdiff.checks import decided, real, shown, whole
 from discdiff.denoiser import Denoiser, TimeArgument
 from discdiff.learning.batches import Rows, batches_of
-from discdiff.learning.objectives import Loss, held_out_loss, predicted, updates_of
+from discdiff.learning.objectives import Loss, StagedLoss, held_out_loss, predicted, updates_of
 from discdiff.learning.optimizing import Optimizing, adamw, decayed
 from discdiff.learning.run import Run, bar, told
 from discdiff.prediction import Predicts
@@ -74,6 +74,8 @@ class Trainer:
         self._optimizing = partial(adamw, rate=self._rate, warmup=self._warmup) if optimizer is None else optimizer
         self._data = data if callable(data) else batches_of(data, length, process, "Trainer: data")
         self._held_out = None if held_out is None else batches_of(held_out, length, process, "Trainer: held_out")
+        if held_out is not None and isinstance(loss, StagedLoss) and not loss.rows:
+            raise ValueError(f"Trainer: {type(loss).__name__} takes no held_out=, as its batches are no rows of tokens")
         self._progress = decided(progress, "Trainer: progress")
         self._learner = Denoiser(network, process, predicted(loss, process, predicts), time=time)
         self.curve: list[tuple[int, float]] = []
@@ -126,6 +128,8 @@ class Trainer:
         for value in updates_of(self.loss, self._learner, self.model, x0.to(device), done):
             if not math.isfinite(now := value.item()):  # read from the device once an update
                 raise ValueError(f"fit: the loss is {now} at step {run.step}; a lower rate or clip may help")
+            if not value.requires_grad:
+                raise ValueError(f"fit: the loss of step {run.step} does not depend on the network's weights")
             run.optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)

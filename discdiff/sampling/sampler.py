@@ -332,8 +332,8 @@ class Sampler:
             by_step: return (B, K), one column for each step that counts; the prior's draw is part of the first step's.
 
         Raises:
-            TypeError, ValueError: for what is no samples with choices on this grid or no denoiser of this process, no
-                step that counts, or a value missing or impossible under the model; it names the site and the row.
+            TypeError, ValueError: if ``out`` is no ``Samples`` with choices on this grid, a model no denoiser of this
+                process, or no step counts; if a value is missing or impossible under the model, with its site and row.
         """
         return log_prob(self, out, model, since, by_step)
 

@@ -18,6 +18,7 @@ from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.learning import Consistency, Trainer, bridge_paths
 from discdiff.learning.consistency import DIVERGENCES
+from discdiff.learning.run import told
 from discdiff.theory.consistency import exact_reverse
 
 UNIFORM, MASKED = dd.Uniform(3, dd.Linear()), dd.Masked(3, dd.Linear())
@@ -137,6 +138,52 @@ def test_the_other_divergences_are_biased_and_less_so_for_smaller_steps(divergen
     assert bias[-1] < 0.01 * bias[0]
 
 
+def accumulated(process: dd.Process, divergence: str, anchor: float, size: float) -> float:
+    """TV from D at t = .7 of the fixed point of a whole training, found step by step from s = 0; worst state."""
+    world, z = two_sites(2), states(process.states, 2)
+    model, count = world.denoiser(process), round(0.7 / size)
+
+    def exact(t: float) -> tuple[Tensor, Tensor]:
+        met = world.reachable(process, t)
+        return met, model(z[met], t).denoiser.double().exp()
+
+    met, f = exact(size)  # the first step is anchored
+    for n in range(2, count + 1):
+        sooner, (met, d) = met, exact(n * size)
+        weights = exact_reverse(world, model, n * size, (n - 1) * size)[met][:, sooner]
+        logits = d.clamp(min=1e-9).log().requires_grad_()
+        search = torch.optim.LBFGS([logits], max_iter=150, tolerance_grad=1e-11, tolerance_change=1e-15,
+                                   history_size=30, line_search_fn="strong_wolfe")  # fmt: skip
+
+        def loss(weights: Tensor = weights, f: Tensor = f, d: Tensor = d, logits: Tensor = logits) -> Tensor:
+            log_f = logits.log_softmax(-1)
+            each = DIVERGENCES[divergence](
+                f.log().expand(len(log_f), -1, -1, -1), log_f[:, None].expand(-1, len(f), -1, -1)
+            )
+            value = (1 - anchor) * (weights[..., None] * each).sum() - anchor * (d * log_f).sum()
+            logits.grad = None
+            value.backward()
+            return value
+
+        search.step(loss)
+        f = logits.detach().softmax(-1)
+    return float((f - exact(count * size)[1]).abs().sum(-1).max() / 2)
+
+
+def test_the_biases_of_small_steps_add_up_unless_there_is_an_anchor() -> None:
+    """Forward KL has none; JSD without an anchor gets worse with smaller steps, and better with one."""
+    assert accumulated(UNIFORM, "forward_kl", 0.0, 0.1) < 1e-6
+    free = [accumulated(UNIFORM, "jsd", 0.0, size) for size in (0.35, 0.1, 0.05)]
+    held = [accumulated(UNIFORM, "jsd", 0.25, size) for size in (0.35, 0.1, 0.05)]
+    print(
+        "jsd, steps of .35, .1, .05:", [f"{value:.3f}" for value in free], "with an anchor", [f"{v:.3f}" for v in held]
+    )
+    assert free == sorted(free)
+    assert free[-1] > 0.1
+    assert held == sorted(held, reverse=True)
+    assert held[-1] < 0.01
+
+
 def test_the_divergences_are_those_of_scipy() -> None:
     p, q = (torch.rand(5, 4, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (0, 1))
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
@@ -151,6 +198,10 @@ def test_the_divergences_are_those_of_scipy() -> None:
     for name, value in (("forward_kl", 0.0), ("reverse_kl", 0.0), ("jsd", 0.0)):
         assert float(DIVERGENCES[name](one, one).abs().max()) == value
     assert float(DIVERGENCES["jsd"](one, one.flip(0))[0]) == pytest.approx(math.log(2))
+    for name in ("reverse_kl", "jsd"):  # q has a 0, as where the mask is a token
+        log_q = torch.tensor([[0.3, -0.2, -torch.inf]], requires_grad=True)
+        DIVERGENCES[name](torch.tensor([[0.5, 0.5, 0.0]]).log(), log_q.log_softmax(-1)).sum().backward()
+        assert bool(torch.isfinite(log_q.grad).all())  # type: ignore[arg-type]
     for name in expected:  # gradients are finite where probabilities are 0
         log_q = torch.tensor([[0.3, -0.2]]).log_softmax(-1).requires_grad_()
         DIVERGENCES[name](one[:1], log_q).sum().backward()
@@ -378,6 +429,11 @@ def test_a_killed_training_resumes_to_the_same_weights(place: int, tmp_path: obj
                          time="alpha", batch=8, every=3, progress=False, folder=tmp_path)  # type: ignore[arg-type]  # fmt: skip
     with pytest.raises(ValueError, match="another run: loss"):
         other_loss.fit(12)
+    one, two = Consistency(MASKED, teacher=network(MASKED)), Consistency(MASKED, teacher=two_sites(2).denoiser(MASKED))
+    three = Consistency(MASKED, teacher=network(MASKED))
+    assert told(one) == told(three)  # the same weights
+    next(three.teacher.fn.parameters()).data.add_(1e-3)  # type: ignore[union-attr]
+    assert len({told(one), told(two), told(three)}) == 3
 
 
 def test_few_steps_of_the_trained_network_are_ancestral_steps() -> None:
@@ -408,6 +464,9 @@ def test_bad_arguments_are_refused() -> None:
         ({"paths": 0}, "paths must be at least 1"),
         ({"step": (0.5,)}, "step takes the first and the last step size"),
         ({"step": (0.5, 0.0)}, r"a step size must lie in \(0, 1\]"),
+        ({"anchor": 0.0, "divergence": "jsd"}, "'jsd' needs an anchor above 0"),
+        ({"teacher_steps": 2}, "teacher_steps= needs a teacher"),
+        ({"chained": True}, "chained=True needs times= above 1"),
         ({"anchor": 1.5}, r"anchor must lie in \[0, 1\]"),
         ({"teacher": two_sites(2).denoiser(UNIFORM)}, "the teacher's process is Uniform"),
     ):
@@ -424,6 +483,14 @@ def test_bad_arguments_are_refused() -> None:
         bridge_paths(UNIFORM, x0, x0, 0.5, [0.6], seed=0)
     with pytest.raises(ValueError, match="at least one time"):
         bridge_paths(UNIFORM, x0, x0, 0.5, [], seed=0)
+    with pytest.raises(ValueError, match=r"row ids must lie in \[0, 2\*\*32\)"):
+        bridge_paths(UNIFORM, x0, x0, 0.5, [0.2], seed=0, first_row=2**32)
+    ratios = dd.Denoiser(Pairs(UNIFORM, 2), UNIFORM, "ratio", time="alpha", scalar_time=True, length=2)
+    with pytest.raises(ValueError, match="a network of ratios gives no denoiser"):
+        Consistency(UNIFORM)(ratios, x0)
+    own = network(MASKED)
+    with pytest.raises(ValueError, match="is the network that learns itself"):
+        Consistency(MASKED, teacher=own)(own, x0)
     with pytest.raises(ValueError, match="times must be at least two"):
         T.path_residual(two_sites(2), network(UNIFORM), [0.5])
     with pytest.raises(ValueError, match="none after the one before it"):

@@ -625,3 +625,46 @@ def test_what_cannot_be_is_refused() -> None:
     for call, error, text in bad():
         with pytest.raises(error, match=text):
             call()
+
+
+def test_late_steps_without_a_choice_have_a_gradient_of_zero() -> None:
+    """All tokens may be revealed before the last step; a sampler that never draws from the network is refused."""
+    sampler = dd.Sampler(MASKED, denoiser(Small(MASKED.states), MASKED), S.Unmask(), steps=4)
+    loss = PolicyGradient(sampler, reward, copies=2, branch=3)
+    (value,) = loss.updates(sampler.model, sampler.model, EMPTY, 0.0)
+    value.sum().backward()
+    assert float(sampler.model.fn.theta.grad.abs().max()) == 0  # type: ignore[union-attr]
+    greedy = PolicyGradient(dd.Sampler(MASKED, sampler.model, S.Greedy(), steps=1), reward)
+    with pytest.raises(ValueError, match=r"no choice of .* depends on the network's weights"):
+        greedy(sampler.model, EMPTY)
+
+
+def test_a_reward_that_changes_its_tokens_changes_nothing_else() -> None:
+    sampler, _ = sampler_of(MASKED)
+
+    def careless(tokens: Tensor) -> Tensor:
+        found = reward(tokens)
+        tokens.zero_()
+        return found
+
+    values = []
+    for one in (reward, careless):
+        torch.manual_seed(3)
+        loss = PolicyGradient(sampler, one, reference=denoiser(Small(MASKED.states, 2), MASKED), kl=0.5,
+                              likelihood="one_step")  # fmt: skip
+        values.append(loss(sampler.model, EMPTY.expand(6, -1)).detach())
+    assert torch.equal(*values)
+
+
+def test_another_reward_reference_or_grid_is_another_run() -> None:
+    sampler, _ = sampler_of(MASKED)
+    other = dd.Sampler(MASKED, sampler.model, S.Ancestral(), grid=[1.0, 0.7, 0.3, 0.0])
+    references = [denoiser(Small(MASKED.states, seed), MASKED) for seed in (2, 3)]
+    losses = [
+        PolicyGradient(sampler, lambda x: x.sum(1).double()), PolicyGradient(sampler, lambda x: x.prod(1).double()),
+        PolicyGradient(other, lambda x: x.sum(1).double()),
+        *(PolicyGradient(sampler, lambda x: x.sum(1).double(), reference=one, kl=0.1) for one in references),
+    ]  # fmt: skip
+    assert len({run_module.told(loss) for loss in losses}) == len(losses)
+    with pytest.raises(ValueError, match="is the network that learns itself"):
+        PolicyGradient(sampler, reward, reference=sampler.model, kl=0.1)(sampler.model, EMPTY)

@@ -17,6 +17,7 @@ import discdiff as dd
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.learning import Pairs, Reflow, Trainer, reflow
+from discdiff.learning.run import told
 
 UNIFORM, BETWEEN = dd.Uniform(3, dd.Linear()), dd.Interpolant(3, dd.Linear())
 STEPS = 32
@@ -119,6 +120,11 @@ def test_the_denoiser_without_source_is_the_conditional_law() -> None:
             assert float((model(z, t).denoiser[:, site].exp() - law).abs().max()) < 1e-12
     with pytest.raises(ValueError, match="takes a process of 3 states"):
         pairs.without_source(dd.Masked(3, dd.Linear()))
+    certain = torch.zeros(9, 9, dtype=torch.float64)
+    certain[4, 4] = 1.0  # most states never occur; there the law is uniform
+    rows = T.Coupling(certain, vocab_size=3, length=2).without_source(UNIFORM)(z, 0.5).denoiser.exp()
+    assert torch.allclose(rows[0], torch.tensor(1 / 3, dtype=torch.float64))
+    assert float(rows[4, 0, 1]) == 1
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -228,6 +234,14 @@ def test_random_pairs_give_way_to_the_teachers() -> None:
         foreign.append(int((~own.all(-1)).sum()))
     assert foreign[0] == 0 < foreign[1]
     assert foreign[2] / foreign[1] == pytest.approx(2, abs=0.1)
+    clocks = dd.Uniform(3, dd.PerSite(dd.Linear(), torch.tensor([-9.0, 9.0])))  # the first site is noise early, late
+    rows.clear()
+    Reflow().at(dd.Denoiser(keep, clocks, "denoiser", time=None), pairs, 0.0)
+    kept = (rows[0] == pairs[..., 0]).double().mean(0)
+    alpha = clocks.schedule.alpha(torch.linspace(0, 1, 999, dtype=torch.float64)[:, None]).mean(0)
+    assert (kept[0] > kept[1]) == (alpha[0] > alpha[1])
+    assert abs(float(kept[0] - kept[1])) > 0.2
+    assert len({told(drawn().batches(4)), told(drawn().batches(8)), told(drawn().shuffled(0).batches(8))}) == 3
 
 
 def training(folder: object, process: dd.Process = UNIFORM) -> Trainer:
@@ -283,8 +297,21 @@ def test_bad_arguments_are_refused() -> None:
     sampler = teacher(random_pairs(two_sites(2)), 2)
     masked = dd.Masked(3, dd.Linear())
     other = dd.Sampler(masked, two_sites(2).denoiser(masked), S.Ancestral(), steps=2)
-    with pytest.raises(ValueError, match="hides all"):
+    with pytest.raises(ValueError, match="source has tokens"):
         reflow(other, 3, seed=0)
+    for process in (dd.Hybrid(3, dd.Linear()), dd.Ordinal(3, dd.Linear())):
+        with pytest.raises(ValueError, match="noise law does not change with time"):
+            reflow(dd.Sampler(process, two_sites(2).denoiser(process), S.Ancestral(), steps=2), 3, seed=0)
+        with pytest.raises(ValueError, match="noise law does not change with time"):
+            Reflow().check(process)
+    with pytest.raises(ValueError, match="takes a process of 3 states with one noise law"):
+        random_pairs(two_sites(2)).without_source(dd.Ordinal(3, dd.Linear()))
+    with pytest.raises(TypeError, match=r"give .batches\(B\) of it"):
+        Trainer(Network(UNIFORM, 2), UNIFORM, Reflow(), drawn())
+    with pytest.raises(ValueError, match="Reflow takes no held_out="):
+        Trainer(Network(UNIFORM, 2), UNIFORM, Reflow(), drawn().batches(4), held_out=drawn().x0)
+    with pytest.raises(ValueError, match="token ids must be at least 0"):
+        Pairs(torch.tensor([[-1]]), torch.tensor([[0]]))
     with pytest.raises(ValueError, match="the grid must end at 0"):
         reflow(sampler.on_grid([1.0, 0.5]), 3, seed=0)
     with pytest.raises(TypeError, match="must be a Sampler"):
