@@ -14,7 +14,7 @@ from discdiff.theory.catalogue import KINDS
 GUIDE = sorted(
     str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "guide").glob("*.md") if page.name != "plots.md"
 )
-REPORTS = ["docs/guidance.md", "docs/steering.md", "docs/theory.md"]
+REPORTS = ["docs/guidance.md", "docs/learning.md", "docs/plans.md", "docs/steering.md", "docs/theory.md"]
 WITHOUT_CODE = {"docs/guide/papers.md"}
 
 
@@ -55,6 +55,16 @@ def test_code_blocks_run(page: str, capfd: pytest.CaptureFixture[str]) -> None:
         assert re.sub(r"[\d.]+", "", capfd.readouterr().out).startswith(re.sub(r"[\d.]+", "", said[1]))
     if page == "docs/guide/words.md":
         assert "[[[0.5000, 0.0625, 0.4375]]]" in capfd.readouterr().out
+    if page == "docs/plans.md":
+        assert capfd.readouterr().out == "equal steps 0.0669, found 0.0152 nats\n"
+    if page == "docs/learning.md":
+        printed = capfd.readouterr().out
+        assert float(printed.split()[0]) < 1e-15
+        nats = [float(found) for found in re.findall(r"([\d.]+) nats", printed)]
+        assert nats == pytest.approx([0.032, 0.027, 0.089, 0.060, 0.040, 0.05], abs=0.015)
+        before, after = re.findall(r"([\d.]+), then ([\d.]+)", printed)[0]
+        assert float(before) == pytest.approx(0.38, abs=0.02)
+        assert float(after) > 0.42
     if page == "docs/guide/choose.md":
         assert capfd.readouterr().out == "1.0 3.0\n"
     if page == "docs/guidance.md":

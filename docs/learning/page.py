@@ -1,5 +1,6 @@
 """Write the tables and the picture of docs/learning.md from stored figures: ``python docs/learning/page.py``."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -53,15 +54,17 @@ def networks() -> dict[str, str]:
     for data, quality in DATA.items():
         rows = [line(label, found[f"{data}: {kind}"]["seeds"], quality)
                 for kind, label in KINDS.items() if f"{data}: {kind}" in found]  # fmt: skip
-        tables[data] = table(head, rows)
+        if rows:
+            tables[data] = table(head, rows)
     return tables
 
 
 def few() -> dict[str, str]:
     """Four calls of a consistent network less sixteen calls of the plain one at the same entropy."""
-    rows = []
-    for name, one in figures()["compared"].items():
-        data, _, kind = name.partition(": ")
+    found, rows = figures()["compared"], []
+    for data, kind in itertools.product(DATA, KINDS):
+        if (one := found.get(f"{data}: {kind}")) is None:
+            continue
         cells = (one["minus plain at 16 calls, equal entropy"], one["minus plain at 4 calls"])
         what = "nats a token, less is better" if one["figure"] == "nats" else "share solved, more is better"
         rows.append([data, KINDS[kind], what, *(shown(cell["values"], 3) for cell in cells)])
@@ -107,17 +110,19 @@ def rewards() -> dict[str, str]:
 def picture() -> None:
     """Quality and entropy against calls."""
     found = figures()
-    figure = Figure(figsize=(14, 6.5), layout="constrained")
-    axes = figure.subplots(2, len(DATA))
-    for column, (data, quality) in enumerate(DATA.items()):
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    kept = {data: quality for data, quality in DATA.items() if f"{data}: plain" in found}
+    axes = figure.subplots(2, len(kept))
+    for column, (data, quality) in enumerate(kept.items()):
         for row, key in enumerate((quality, "entropy")):
             ax = axes[row, column]
             for kind, label in KINDS.items():
                 if (job := found.get(f"{data}: {kind}")) is None:
                     continue
-                values = [[one["calls"][str(calls)][key] for one in job["seeds"]] for calls in CALLS]
+                shown_calls = CALLS[2:] if (key, quality) == ("entropy", "solved") else CALLS  # of too few solved grids
+                values = [[one["calls"][str(calls)][key] for one in job["seeds"]] for calls in shown_calls]
                 half = [t.ppf(0.975, len(one) - 1) * np.std(one, ddof=1) / len(one) ** 0.5 for one in values]
-                ax.errorbar(CALLS, np.mean(values, axis=1), half, label=label, capsize=2, marker=".",
+                ax.errorbar(shown_calls, np.mean(values, axis=1), half, label=label, capsize=2, marker=".",
                             color="black" if kind == "plain" else None)  # fmt: skip
             ax.set_xscale("log", base=2)
             ax.set_xticks(CALLS, map(str, CALLS))
