@@ -1,6 +1,7 @@
 """The trainer against formulas by hand: averages, clipping, rates, curves, modes, and the loss that it ends with."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from discdiff import losses
 from discdiff import samplers as S
 from discdiff import theory as T
 from discdiff.demo.transformer import Transformer
-from discdiff.learning import Trainer
+from discdiff.learning import StagedLoss, Trainer
 from discdiff.learning.objectives import scaled
 from discdiff.learning.optimizing import adamw
 
@@ -312,3 +313,42 @@ def test_progress_is_shown_on_standard_error(capfd: pytest.CaptureFixture[str]) 
     assert "3/3" in said.err
     assert "loss" in said.err
     assert said.out == ""
+
+
+class Twice(StagedLoss):
+    """Two updates a batch, the second with a tenth of the loss; it keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, bool]] = []
+
+    def __call__(self, model: dd.Denoiser, x0: Tensor) -> Tensor:
+        return losses.MaskedNELBO()(model, x0)
+
+    def updates(self, model: dd.Denoiser, average: dd.Denoiser, x0: Tensor, done: float) -> Iterator[Tensor]:
+        for factor in (1.0, 0.1):
+            before = [part.clone() for part in model.fn.parameters()]  # type: ignore[union-attr]
+            yield factor * self(model, x0)
+            moved = any(not torch.equal(one, part) for one, part in zip(before, model.fn.parameters(), strict=True))  # type: ignore[union-attr]
+            self.seen.append((done, moved and not any(part.requires_grad for part in average.fn.parameters())))  # type: ignore[union-attr]
+
+    def __repr__(self) -> str:
+        return "Twice()"
+
+
+def test_a_staged_loss_follows_the_training_and_updates_twice() -> None:
+    loss = Twice()
+    trainer = Trainer(Dropping(), MASKED, loss, ROWS, time=None, batch=8, every=2, progress=False)
+    trainer.fit(4)
+    assert loss.seen == [(n / 4, True) for n in range(4) for _ in range(2)]
+    assert trainer.model.predicts == "denoiser"
+    assert [step for step, _ in trainer.curve] == [2, 4]
+
+    class Whole(Twice):
+        whole = True
+
+    value = torch.tensor([2.0, 4.0])
+    assert float(scaled(loss, value, ROWS[:2])) == 3 / 4
+    assert float(scaled(Whole(), value, ROWS[:2])) == 3
+    with pytest.raises(ValueError, match="the loss of step 1 does not depend on the network's weights"):
+        Trainer(Dropping(), MASKED, lambda model, x0: x0.sum(1).double(), ROWS, predicts="denoiser", time=None,
+                progress=False).fit(2)  # fmt: skip
