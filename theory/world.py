@@ -268,7 +268,8 @@ class Coupling(Oracle):
         """
         if process.states != self.alphabet or not process.one_noise_law:
             raise ValueError(
-                f"without_source: takes a process of {self.alphabet} states with one noise law, as Uniform, got {process}"
+                f"without_source: takes a process of {self.alphabet} states with one noise law, such as Uniform, "
+                f"got {process}"
             )
         x, joint = all_states(self.alphabet, self.length), self.joint
         clean = torch.nn.functional.one_hot(x, self.alphabet).double().flatten(1)

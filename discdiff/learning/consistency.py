@@ -139,7 +139,8 @@ class Consistency(StagedLoss):
     of the averaged weights (EMA), without gradient. The value is in nats a sequence. ``dd.Sampler`` with
     ``S.Ancestral()`` is the few-step sampler of the trained network: x0 from f_t, then x_s from the bridge.
 
-    With forward KL and no teacher the fixed point is the exact denoiser D. The other two are biased, as said above.
+    With forward KL and no teacher the fixed point is the exact denoiser D. The other two are biased, the
+    less so the smaller the step, as long as there is an anchor.
 
     Args:
         process: the forward process, for a check that the trained network has it.
