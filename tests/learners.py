@@ -13,7 +13,7 @@ import discdiff as dd
 from discdiff import losses
 from discdiff.learning import Trainer
 
-__all__ = ["MASKED", "ROWS", "Dropping", "Pairs", "killed", "stopping", "weights"]
+__all__ = ["MASKED", "ROWS", "Dropping", "Pairs", "ends_alike_if_killed", "killed", "stopping", "weights"]
 
 MASKED = dd.Masked(3, dd.Linear())
 ROWS = torch.randint(3, (40, 4), generator=torch.Generator().manual_seed(1))
@@ -81,3 +81,29 @@ def killed(work: Callable[[], object]) -> int:
 def kill_self(*_: object, **__: object) -> None:
     """End this process at once, as SIGKILL does."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ends_alike_if_killed(
+    training: Callable[[Path | None], Trainer], owner: type, method: str, place: int, folder: Path
+) -> None:
+    """Kill a training of 12 steps in a call of a method, resume it, and compare the weights with an unstopped one's."""
+
+    def die() -> None:
+        calls, plain = [], getattr(owner, method)
+
+        def counted(*arguments: object, **named: object) -> object:
+            calls.append(0)
+            if len(calls) == place:
+                kill_self()
+            return plain(*arguments, **named)
+
+        setattr(owner, method, counted)
+        training(folder).fit(12)
+
+    assert killed(die) == signal.SIGKILL
+    torch.manual_seed(99)  # the random state must come from the checkpoint
+    resumed, whole = training(folder), training(None)
+    resumed.fit(12)
+    whole.fit(12)
+    for one, other in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(one, other)

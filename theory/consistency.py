@@ -18,24 +18,33 @@ from torch import Tensor
 
 from discdiff.checks import listing, real, shown
 from discdiff.denoiser import Denoiser, check_denoiser
+from discdiff.process import Process
 from discdiff.theory.world import Enumeration, all_states, check_size
 
-__all__ = ["exact_reverse", "path_residual"]
+__all__ = ["exact_reverse", "joint_of_times", "path_residual"]
 
 
-def exact_reverse(world: Enumeration, model: Denoiser, t: float, s: float) -> Float[Tensor, "N N"]:
-    """Compute p(x_s | x_t) of the exact reverse process of all sites together, (N, N) with N = S**L.
-
-    p(x_s | x_t) = q_{t|s}(x_t | x_s) p_s(x_s) / p_t(x_t), by Bayes' rule. Rows of states with p_t = 0 are 0.
+def joint_of_times(world: Enumeration, process: Process, t: float, s: float) -> Float[Tensor, "N N"]:
+    """Compute p(x_t, x_s) = p_s(x_s) q_{t|s}(x_t | x_s) for s <= t, (N, N) with N = S**L; row x_t, column x_s.
 
     Raises:
         ValueError: if s > t, or the matrix is too large.
     """
-    process = model.process
-    check_size(process.states, world.length, "path_residual", axes=2)
+    check_size(process.states, world.length, "the joint law of two times", axes=2)
     forward = functools.reduce(torch.kron, [process.kernel(t, s)] * world.length)
-    p_t, p_s = world.marginal(process, t), world.marginal(process, s)
-    return torch.where(p_t[:, None] > 0, (p_s[:, None] * forward).T / p_t[:, None], 0.0)
+    return (world.marginal(process, s)[:, None] * forward).T
+
+
+def exact_reverse(world: Enumeration, process: Process, t: float, s: float) -> Float[Tensor, "N N"]:
+    """Compute p(x_s | x_t) of the exact reverse process of all sites together, (N, N) with N = S**L.
+
+    Rows of states with p_t = 0 are 0.
+
+    Raises:
+        ValueError: if s > t, or the matrix is too large.
+    """
+    joint, p_t = joint_of_times(world, process, t, s), world.marginal(process, t)[:, None]
+    return torch.where(p_t > 0, joint / p_t, 0.0)
 
 
 @torch.no_grad()
@@ -64,7 +73,7 @@ def path_residual(
     grid = [real(time, "path_residual: a time", "[0, 1]") for time in listing(times, "path_residual: times")]
     if len(grid) < 2 or any(late < early for late, early in itertools.pairwise(grid)):
         raise ValueError(f"path_residual: times must be at least two, none after the one before it, got {grid}")
-    steps = [exact_reverse(world, model, late, early) for late, early in itertools.pairwise(grid)]
+    steps = [exact_reverse(world, process, late, early) for late, early in itertools.pairwise(grid)]
     states = all_states(process.states, world.length)
 
     def known(time: float) -> Tensor:

@@ -40,8 +40,9 @@ def coupling(sampler: Sampler, *, length: int | None = None) -> Coupling:
     states = all_states(process.states, size)
     source = state_index(states if process.pairs is None else process.pairs.split(states)[1], process.vocab_size)
     met = first.nonzero()[:, 0]
-    begun = torch.eye(len(first), dtype=torch.float64)[met]
-    if any(operator.remembers for *_, operator, _ in sampler.parts()):
+    begun = torch.zeros(len(met), len(first), dtype=torch.float64)
+    begun[torch.arange(len(met)), met] = 1.0
+    if len(sampler.models) > 1 or any(operator.remembers for *_, operator, _ in sampler.parts()):
         data = torch.stack([law(sampler, row, length=length) for row in begun])
     else:
         for _, t, s, operator, model in sampler.parts():

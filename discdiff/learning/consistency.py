@@ -33,7 +33,8 @@ from discdiff.checks import check_tokens, decided, listing, real, seeded, shown,
 from discdiff.choices import Tokens
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.kernels.dispatch import Key
-from discdiff.learning.objectives import StagedLoss, evaluating, refuse_own
+from discdiff.learning.objectives import StagedLoss, evaluating, refuse_own, surprise
+from discdiff.learning.objectives import times as drawn_times
 from discdiff.process import Process, Time, require_process
 
 __all__ = ["Consistency", "Divergence", "bridge_paths"]
@@ -139,8 +140,8 @@ class Consistency(StagedLoss):
     of the averaged weights (EMA), without gradient. The value is in nats a sequence. ``dd.Sampler`` with
     ``S.Ancestral()`` is the few-step sampler of the trained network: x0 from f_t, then x_s from the bridge.
 
-    With forward KL and no teacher the fixed point is the exact denoiser D. The other two are biased, the
-    less so the smaller the step, as long as there is an anchor.
+    With forward KL and no teacher the fixed point is the exact denoiser D. The other two have a bias, which gets
+    smaller with the step as long as there is an anchor.
 
     Args:
         process: the forward process, for a check that the trained network has it.
@@ -219,15 +220,14 @@ class Consistency(StagedLoss):
             raise ValueError(
                 "Consistency: a network of ratios gives no denoiser by itself on this noise; train it as D"
             )
-        process, rows = self.process, torch.arange(len(x0), dtype=torch.float64, device=x0.device)
-        t = 1 - (torch.rand((), dtype=torch.float64, device=x0.device) + rows / len(x0)) % 1
+        t = drawn_times(x0)
         clean = torch.rand(len(x0), device=x0.device) < self.anchor
         s = torch.where(clean, 0.0, (t - step).clamp(min=0))
-        x_t = process.marginal(x0, t).sample()
+        x_t = self.process.marginal(x0, t).sample()
         log_f = model.evaluate(x_t, t[:, None]).denoiser
         value = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         anchored = clean if self.teacher is not None else s == 0
-        value = value.masked_scatter(anchored, _surprise(log_f[anchored], x0[anchored]).double())
+        value = value.masked_scatter(anchored, surprise(log_f[anchored], x0[anchored]))
         if bool((~anchored).any()):
             part = [known[~anchored] for known in (log_f, x_t, x0, t, s)]
             value = value.masked_scatter(~anchored, self.residual(*part, target=target).double())
@@ -296,8 +296,3 @@ class Consistency(StagedLoss):
                 x, now, number = law.sample(), then, number + 1
             made.append(x)
         return made
-
-
-def _surprise(log_f: Float[Tensor, "B L V"], x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-    """Return -log f(x0) summed over the sites."""
-    return -log_f.gather(-1, x0[..., None])[..., 0].sum(-1)

@@ -74,7 +74,7 @@ def one_step_log_prob(
 
     Raises:
         TypeError: if ``model`` is no Denoiser.
-        ValueError: if its process has no mask, or the tokens or sites are none.
+        ValueError: if its process has no mask, the tokens are no data, or ``frozen`` is no mask of their sites.
     """
     process = check_denoiser(model, "one_step_log_prob").process
     if not process.masks:

@@ -15,7 +15,18 @@ from discdiff.losses import Objective
 from discdiff.prediction import Predicts, check_predicts
 from discdiff.process import Process
 
-__all__ = ["Loss", "StagedLoss", "evaluating", "held_out_loss", "predicted", "refuse_own", "scaled", "updates_of"]
+__all__ = [
+    "Loss",
+    "StagedLoss",
+    "evaluating",
+    "held_out_loss",
+    "predicted",
+    "refuse_own",
+    "scaled",
+    "surprise",
+    "times",
+    "updates_of",
+]
 
 Loss = Objective | Callable[[Denoiser, Tensor], Tensor]
 
@@ -81,7 +92,7 @@ def predicted(loss: object, process: Process, predicts: Predicts | None) -> Pred
 
 
 def updates_of(loss: Loss, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Float[Tensor, ""]]:
-    """Yield the losses of a batch (B, L), in the unit of the training's curve: one, or those of a ``StagedLoss`` loss.
+    """Yield the losses of a batch (B, L), in the unit of the training's curve: one, or those of a ``StagedLoss``.
 
     Raises:
         TypeError: if the loss returns no floating tensor (B,) or ().
@@ -112,6 +123,17 @@ def held_out_loss(loss: Loss, model: Denoiser, x0: Int[Tensor, "N L"], batch: in
         return float(sum(len(part) * scaled(loss, loss(model, part), part) for part in x0.split(batch)) / len(x0))
 
 
+def times(x0: Tensor) -> Float[Tensor, " B"]:
+    """Draw a time in (0, 1] for each row of a batch, (B,); together the times are spread evenly (stratified)."""
+    even = torch.arange(len(x0), dtype=torch.float64, device=x0.device) / len(x0)
+    return 1 - (torch.rand((), dtype=torch.float64, device=x0.device) + even) % 1
+
+
+def surprise(log_d: Float[Tensor, "B L V"], x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+    """Return -log D(x0) summed over the sites, (B,) float64, for log D (B, L, V) and data (B, L)."""
+    return -log_d.gather(-1, x0[..., None])[..., 0].double().sum(-1)
+
+
 @contextmanager
 def evaluating(*models: Denoiser | None) -> Iterator[None]:
     """Hold the networks of denoisers in evaluation mode, and give each of their modules its own mode back."""
@@ -129,4 +151,4 @@ def evaluating(*models: Denoiser | None) -> Iterator[None]:
 def refuse_own(other: Denoiser | None, model: Denoiser, name: str) -> None:
     """Raise ValueError if another denoiser has the network that learns: it would change with it."""
     if other is not None and other.fn is model.fn:
-        raise ValueError(f"{name}: is the network that learns itself; give a copy, copy.deepcopy(network)")
+        raise ValueError(f"{name} has the network that is trained, and would change with it; give it a copy")

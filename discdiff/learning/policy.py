@@ -158,24 +158,25 @@ class PolicyGradient(StagedLoss):
         return self.reference, self.sampler.grid, self.reward
 
     def updates(self, model: Denoiser, average: Denoiser, x0: Tensor, done: float) -> Iterator[Float[Tensor, " B"]]:
-        refuse_own(self.reference, model, "PolicyGradient: reference")
-        with evaluating(model, self.reference):
-            out = self.runs(model, x0, k := self.step(done))
-            new = self.log_prob(model, out, k)
-            old = new.detach()
-            reward = self.rewards(out.tokens) - self.penalty(out, old, k)
-            yield self.objective(reward, new, old)
-            for _ in range(1, self.count):
-                yield self.objective(reward, self.log_prob(model, out, k), old)
+        with evaluating(model):
+            yield from self._updates(model, x0, self.step(done))
 
     def __call__(self, model: Denoiser, x0: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Return the loss of one update, as at the end of a training, (B,), for the shape or prompts of x0 (B, L)."""
         self.check(check_denoiser(model, "PolicyGradient").process)
+        return next(self._updates(model, x0, self.step(1.0)))
+
+    def _updates(self, model: Denoiser, x0: Tensor, k: int) -> Iterator[Tensor]:
+        """Draw runs once, and yield the loss (B,) of each update."""
         refuse_own(self.reference, model, "PolicyGradient: reference")
-        out = self.runs(model, x0, k := self.step(1.0))
+        out = self.runs(model, x0, k)
         new = self.log_prob(model, out, k)
         old = new.detach()
-        return self.objective(self.rewards(out.tokens) - self.penalty(out, old, k), new, old)
+        with evaluating(self.reference):
+            reward = self.rewards(out.tokens) - self.penalty(out, old, k)
+        yield self.objective(reward, new, old)
+        for _ in range(1, self.count):
+            yield self.objective(reward, self.log_prob(model, out, k), old)
 
     def policy(self, model: Denoiser) -> Sampler:
         """Return the sampler with a denoiser in place of its own."""

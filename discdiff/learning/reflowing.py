@@ -25,7 +25,7 @@ from torch import Tensor
 
 from discdiff.checks import LAST_SEED, real, seeded, shown, token_ids, whole
 from discdiff.denoiser import Denoiser, check_denoiser
-from discdiff.learning.objectives import StagedLoss
+from discdiff.learning.objectives import StagedLoss, surprise, times
 from discdiff.process import Process
 from discdiff.sampling import Sampler
 
@@ -186,8 +186,7 @@ class Reflow(StagedLoss):
         rows = mixed.nonzero()[:, 0]
         order = rows[torch.randperm(len(rows), device=device)]  # each row gets the source of the next in this order
         x1 = x1.index_copy(0, order, x1[order.roll(1)])
-        even = torch.arange(len(x0), dtype=torch.float64, device=device) / len(x0)
-        t = 1 - (torch.rand((), dtype=torch.float64, device=device) + even) % 1
+        t = times(x0)
         if process.pairs is not None:
             x_t = process.pairs.noised_pair(x0, x1, t).sample()
         else:
@@ -195,5 +194,4 @@ class Reflow(StagedLoss):
             process.check_states(x1, "x1")
             kept = torch.rand(x0.shape, dtype=torch.float64, device=device) < process.schedule.alpha(t[:, None])
             x_t = torch.where(kept, x0, x1)
-        log_d = model.evaluate(x_t, t[:, None]).denoiser
-        return -log_d.gather(-1, x0[..., None])[..., 0].double().sum(-1)
+        return surprise(model.evaluate(x_t, t[:, None]).denoiser, x0)

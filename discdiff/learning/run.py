@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -105,18 +106,24 @@ class Run:
 def told(value: object) -> str:
     """Return a description of a setting that is the same in another process.
 
-    Data have a fingerprint, a network its class and a fingerprint of its shapes, and a function its name.
+    Data have a fingerprint, a network its class and a fingerprint of its shapes, and a function its name. A staged loss
+    has its repr and a fingerprint of its ``details``.
     """
     if isinstance(value, Rows):
         return value.digest
     if isinstance(value, nn.Module):
         shapes = repr([(name, tuple(part.shape)) for name, part in value.state_dict().items()])
-        return f"{type(value).__name__} {hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
+        return f"{type(value).__name__} {_hash(shapes.encode())}"
     if isinstance(value, StagedLoss):
-        more = "".join(_content(part) for part in value.details())
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(value)) + (f" {_hash(more.encode())}" if more else "")
+        more = "".join(map(_content, value.details()))
+        return _bare(value) + (f" {_hash(more.encode())}" if more else "")
     if callable(value) and not isinstance(value, Objective):
         return str(getattr(value, "digest", getattr(value, "__qualname__", type(value).__name__)))
+    return _bare(value)
+
+
+def _bare(value: object) -> str:
+    """Return a repr without addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
@@ -126,14 +133,18 @@ def _hash(content: bytes) -> str:
 
 def _content(value: object) -> str:
     """Return a text that changes with the weights of a denoiser, the code of a function, or a value."""
-    network = getattr(value, "fn", None)
+    network, code = getattr(value, "fn", None), getattr(value, "__code__", None)
     if isinstance(network, nn.Module):
         parts = (part.detach().cpu().contiguous() for part in network.state_dict().values())
         return "".join(_hash(part.flatten().view(torch.uint8).numpy().tobytes()) for part in parts if part.numel())
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        return told(value) + _hash(code.co_code) + re.sub(r" at 0x[0-9a-f]+", "", repr((code.co_consts, code.co_names)))
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return _bare(value) if code is None else told(value) + _code(code)
+
+
+def _code(code: CodeType) -> str:
+    """Return a text of the instructions, names and numbers of a function, and of functions in it."""
+    inner = [_code(one) for one in code.co_consts if isinstance(one, CodeType)]
+    numbers = [one for one in code.co_consts if isinstance(one, int | float | str | bytes | tuple)]
+    return _hash(code.co_code) + repr((code.co_names, inner)) + _bare(numbers)
 
 
 def bar(visible: bool) -> Progress:

@@ -23,7 +23,7 @@ https://arxiv.org/abs/2107.03006).
 from typing import SupportsIndex
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from discdiff.checks import seeded, shown
@@ -33,6 +33,7 @@ from discdiff.plans.objectives import Objective
 from discdiff.process import Process
 from discdiff.sampling import Sampler, Step
 from discdiff.theory import Enumeration
+from discdiff.theory.consistency import joint_of_times
 from discdiff.theory.world import law_of_prior
 
 __all__ = ["KLUB"]
@@ -108,18 +109,11 @@ class KLUB(Objective):
         if step.operator.remembers:
             raise TypeError(f"KLUB: {step.operator} uses the step before it, so its bound is no sum over steps")
         assert self._matrices is not None
-        matrix, joint = self._matrices.of(sampler, step, t, s), self._reverse(sampler.process, t, s)
+        assert self.world is not None
+        matrix, joint = self._matrices.of(sampler, step, t, s), joint_of_times(self.world, sampler.process, t, s)
         held = joint > 0
         given = (joint / joint.sum(1, keepdim=True))[held]
         return max(0.0, float((joint[held] * (given / matrix[held]).log()).sum()))
-
-    def _reverse(self, process: Process, t: float, s: float) -> Float[Tensor, "N N"]:
-        """Return the joint law of (z_t, z_s), by the definition."""
-        assert self.world is not None
-        forward = torch.ones(1, 1, dtype=torch.float64)
-        for _ in range(self.world.length):
-            forward = torch.kron(forward, process.kernel(t, s))
-        return (self.world.marginal(process, s)[:, None] * forward).T
 
     def _estimated(self, sampler: Sampler, step: Step, t: float, s: float) -> float:
         if t not in self._times or s not in self._times:

@@ -3,11 +3,12 @@
 import functools
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
-from learners import Pairs, kill_self, killed
+from learners import Pairs, ends_alike_if_killed
 from problems import families, joint, states, two_sites
 from scipy import stats
 from strategies import any_process, worlds
@@ -74,7 +75,7 @@ def bridged(world: T.Enumeration, process: dd.Process, f: Tensor, times: tuple[f
 def test_a_chain_of_bridges_has_the_law_of_the_reverse_process(process: dd.Process) -> None:
     world, model = two_sites(2), two_sites(2).denoiser(process)
     f = torch.rand(process.states**2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    direct = exact_reverse(world, model, 0.8, 0.3) @ f
+    direct = exact_reverse(world, model.process, 0.8, 0.3) @ f
     for times in ((0.8, 0.3), (0.8, 0.6, 0.3), (0.8, 0.7, 0.5, 0.3)):
         assert float((bridged(world, process, f, times) - direct).abs().max()) < 1e-12
 
@@ -87,7 +88,7 @@ def fixed_point(process: dd.Process, divergence: str, t: float, s: float) -> Ten
     world = two_sites(2)
     model, z = world.denoiser(process), states(process.states, 2)
     met, sooner = world.reachable(process, t), world.reachable(process, s)
-    weights = exact_reverse(world, model, t, s)[met][:, sooner]
+    weights = exact_reverse(world, model.process, t, s)[met][:, sooner]
     target = model(z[sooner], s).denoiser.double()  # (M, 2, 3)
     exact = model(z[met], t).denoiser.double()
     logits = exact.clamp(min=-40).clone().requires_grad_()
@@ -120,7 +121,7 @@ def test_the_mean_of_the_targets_is_the_minimum_of_forward_kl_exactly() -> None:
         world, model, z = two_sites(2), two_sites(2).denoiser(process), states(process.states, 2)
         for t, s in ((0.7, 0.1), (0.7, 0.4), (0.95, 0.3)):
             met, sooner = world.reachable(process, t), world.reachable(process, s)
-            weights = exact_reverse(world, model, t, s)[met][:, sooner]
+            weights = exact_reverse(world, model.process, t, s)[met][:, sooner]
             target, exact = model(z[sooner], s).denoiser.double(), model(z[met], t).denoiser.double()
             logits = exact.clone().requires_grad_()
             log_f = logits.log_softmax(-1)[:, None].expand(-1, len(target), -1, -1)
@@ -150,7 +151,7 @@ def accumulated(process: dd.Process, divergence: str, anchor: float, size: float
     met, f = exact(size)  # the first step is anchored
     for n in range(2, count + 1):
         sooner, (met, d) = met, exact(n * size)
-        weights = exact_reverse(world, model, n * size, (n - 1) * size)[met][:, sooner]
+        weights = exact_reverse(world, model.process, n * size, (n - 1) * size)[met][:, sooner]
         logits = d.clamp(min=1e-9).log().requires_grad_()
         search = torch.optim.LBFGS([logits], max_iter=150, tolerance_grad=1e-11, tolerance_change=1e-15,
                                    history_size=30, line_search_fn="strong_wolfe")  # fmt: skip
@@ -324,7 +325,7 @@ def test_the_mean_of_the_loss_is_the_enumerated_one(process: dd.Process, diverge
     with torch.no_grad():
         p_t, sooner, met = world.marginal(process, t), world.reachable(process, s), world.reachable(process, t)
         log_f, log_p = model(z[met], t).denoiser.double(), target(z[sooner], s).denoiser.double()
-        move = exact_reverse(world, world.denoiser(process), t, s)[met][:, sooner]
+        move = exact_reverse(world, process, t, s)[met][:, sooner]
         shape = (len(log_f), len(log_p), 2, 3)
         each = DIVERGENCES[divergence](log_p.expand(shape), log_f[:, None].expand(shape)).sum(-1)
         exact = float((p_t[met] * torch.where(move > 0, move * each, 0.0).sum(-1)).sum())
@@ -350,10 +351,10 @@ def test_a_teacher_that_is_exact_draws_paths_of_the_reverse_process() -> None:
         for steps in (1, 3):
             loss = Consistency(process, teacher=model, teacher_steps=steps)
             (x_s,) = loss._taught(x_t, 0.8 * one, [0.3 * one], 11, 0)
-            law = exact_reverse(world, model, 0.8, 0.3)[int(x_t[0])]
+            law = exact_reverse(world, model.process, 0.8, 0.3)[int(x_t[0])]
             seen = torch.bincount(x_s[:, 0], minlength=process.states).double()
             assert chi_square(seen, law) > 1e-7
-            assert chi_square(seen, exact_reverse(world, model, 0.8, 0.4)[int(x_t[0])]) < 1e-7
+            assert chi_square(seen, exact_reverse(world, model.process, 0.8, 0.4)[int(x_t[0])]) < 1e-7
 
 
 @pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -398,7 +399,7 @@ def test_the_step_falls_and_the_targets_are_the_averaged_weights(monkeypatch: py
     assert all(averaged for _, averaged in seen)
 
 
-def training(folder: object) -> Trainer:
+def training(folder: Path | None) -> Trainer:
     torch.manual_seed(5)
     loss = Consistency(MASKED, "jsd", paths=2, times=2, chained=True)
     return Trainer(Pairs(MASKED, 2, width=8), MASKED, loss, world_rows()[:64], time="alpha", batch=8, every=3,
@@ -406,24 +407,8 @@ def training(folder: object) -> Trainer:
 
 
 @pytest.mark.parametrize("place", [2, 7, 11])
-def test_a_killed_training_resumes_to_the_same_weights(place: int, tmp_path: object) -> None:
-    def die() -> None:
-        calls, plain = [], Consistency.residual
-
-        def residual(*arguments: object, **named: object) -> Tensor:
-            calls.append(0)
-            return kill_self() if len(calls) == place else plain(*arguments, **named)  # type: ignore[arg-type, func-returns-value, return-value]
-
-        Consistency.residual = residual  # type: ignore[method-assign]
-        training(tmp_path).fit(12)
-
-    assert killed(die) == 9
-    torch.manual_seed(99)
-    resumed, whole = training(tmp_path), training(None)
-    resumed.fit(12)
-    whole.fit(12)
-    for one, other in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
-        assert torch.equal(one, other)
+def test_a_killed_training_resumes_to_the_same_weights(place: int, tmp_path: Path) -> None:
+    ends_alike_if_killed(training, Consistency, "residual", place, tmp_path)
     torch.manual_seed(5)
     other_loss = Trainer(Pairs(MASKED, 2, width=8), MASKED, Consistency(MASKED, "jsd", paths=1), world_rows()[:64],
                          time="alpha", batch=8, every=3, progress=False, folder=tmp_path)  # type: ignore[arg-type]  # fmt: skip
@@ -489,7 +474,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="a network of ratios gives no denoiser"):
         Consistency(UNIFORM)(ratios, x0)
     own = network(MASKED)
-    with pytest.raises(ValueError, match="is the network that learns itself"):
+    with pytest.raises(ValueError, match="has the network that is trained"):
         Consistency(MASKED, teacher=own)(own, x0)
     with pytest.raises(ValueError, match="times must be at least two"):
         T.path_residual(two_sites(2), network(UNIFORM), [0.5])

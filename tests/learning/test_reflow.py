@@ -3,12 +3,13 @@
 import functools
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from learners import Pairs as Network
-from learners import kill_self, killed
+from learners import ends_alike_if_killed
 from problems import dirichlet, states, two_sites
 from scipy import stats
 from torch import Tensor
@@ -244,31 +245,15 @@ def test_random_pairs_give_way_to_the_teachers() -> None:
     assert len({told(drawn().batches(4)), told(drawn().batches(8)), told(drawn().shuffled(0).batches(8))}) == 3
 
 
-def training(folder: object, process: dd.Process = UNIFORM) -> Trainer:
+def training(folder: Path | None, process: dd.Process = UNIFORM) -> Trainer:
     torch.manual_seed(5)
     return Trainer(Network(process, 2, 8), process, Reflow(anneal=0.5), drawn().batches(8), time="alpha", every=3,
                    progress=False, folder=folder)  # type: ignore[arg-type]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [2, 7, 11])
-def test_a_killed_training_resumes_to_the_same_weights(place: int, tmp_path: object) -> None:
-    def die() -> None:
-        calls, plain = [], Reflow.at
-
-        def at(*arguments: object) -> Tensor:
-            calls.append(0)
-            return kill_self() if len(calls) == place else plain(*arguments)  # type: ignore[arg-type, func-returns-value, return-value]
-
-        Reflow.at = at  # type: ignore[method-assign, assignment]
-        training(tmp_path).fit(12)
-
-    assert killed(die) == 9
-    torch.manual_seed(99)
-    resumed, whole = training(tmp_path), training(None)
-    resumed.fit(12)
-    whole.fit(12)
-    for one, other in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
-        assert torch.equal(one, other)
+def test_a_killed_training_resumes_to_the_same_weights(place: int, tmp_path: Path) -> None:
+    ends_alike_if_killed(training, Reflow, "at", place, tmp_path)
 
 
 @pytest.mark.slow
