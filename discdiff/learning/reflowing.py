@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discdiff.checks import LAST_SEED, real, seeded, shown, token_ids, whole
+from discdiff.choices import Coins
 from discdiff.denoiser import Denoiser, check_denoiser
 from discdiff.learning.objectives import StagedLoss, surprise, times
 from discdiff.process import Process
@@ -172,8 +173,8 @@ class Reflow(StagedLoss):
         self.check(check_denoiser(model, "Reflow").process)
         return self.at(model, x0, 0.0)
 
-    def at(self, model: Denoiser, pairs: Int[Tensor, "B L 2"], random: float) -> Float[Tensor, " B"]:
-        """Return a draw of the loss of pairs (B, L, 2), (B,) nats; a share ``random`` of rows gets another's source.
+    def at(self, model: Denoiser, pairs: Int[Tensor, "B L 2"], share: float) -> Float[Tensor, " B"]:
+        """Return a draw of the loss of pairs (B, L, 2), (B,) nats; a ``share`` of rows gets another's source.
 
         Raises:
             ValueError: if the pairs have another shape, or hold other ids than data tokens.
@@ -182,7 +183,7 @@ class Reflow(StagedLoss):
             raise ValueError(f"Reflow: takes pairs (B, L, 2) of Pairs.batches(B), got shape {tuple(pairs.shape)}")
         process, device = model.process, pairs.device
         x0, x1 = pairs.unbind(-1)
-        mixed = torch.rand(len(x0), device=device) < random
+        mixed = torch.rand(len(x0), device=device) < share
         rows = mixed.nonzero()[:, 0]
         order = rows[torch.randperm(len(rows), device=device)]  # each row gets the source of the next in this order
         x1 = x1.index_copy(0, order, x1[order.roll(1)])
@@ -192,6 +193,6 @@ class Reflow(StagedLoss):
         else:
             process.check_data(x0, "x0")
             process.check_states(x1, "x1")
-            kept = torch.rand(x0.shape, dtype=torch.float64, device=device) < process.schedule.alpha(t[:, None])
+            kept = Coins(process.schedule.alpha(t[:, None]).expand(x0.shape)).sample()
             x_t = torch.where(kept, x0, x1)
         return surprise(model.evaluate(x_t, t[:, None]).denoiser, x0)

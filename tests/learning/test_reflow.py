@@ -212,9 +212,9 @@ def test_random_pairs_give_way_to_the_teachers() -> None:
     seen: list[float] = []
 
     class Watched(Reflow):
-        def at(self, model: dd.Denoiser, pairs: Tensor, random: float) -> Tensor:
-            seen.append(random)
-            return super().at(model, pairs, random)
+        def at(self, model: dd.Denoiser, pairs: Tensor, share: float) -> Tensor:
+            seen.append(share)
+            return super().at(model, pairs, share)
 
     trainer = Trainer(Network(UNIFORM, 2, 8), UNIFORM, Watched(anneal=0.5), drawn().batches(8), time="alpha",
                       progress=False)  # fmt: skip

@@ -138,6 +138,7 @@ MAY = {
     "data.py": {"Generator", "randint"}, "guide.py": {"random"}, "guiding.py": {"random"},
     "reward.py": {"random"},  # a guide declares it
     "blocks.py": {"Generator"},  # the type of a Python generator
+    "consistency.py": {"rand"}, "reflowing.py": {"Generator", "rand", "randint", "randperm"},  # rows of a batch
     "demo_command.py": {"Generator"}, "doctor.py": {"Generator", "randn"},  # which examples, which logits to read
 }  # fmt: skip
 WHOLLY = (
